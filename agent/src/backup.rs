@@ -1,0 +1,175 @@
+//! One volume, from its source to a finished map at the coordinator. In reading order:
+//!
+//! 1. [`image`] walks the regions of a device or image, several at once, in order at the end; [`stream`] walks a stream
+//! 2. [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
+//! 3. [`claims`] lets one run upload a chunk once; the coordinator says what is known
+//! 4. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
+//! 5. [`checkpoint`] hands over regions in order once all their packs are sealed
+
+pub mod checkpoint;
+pub mod claims;
+pub mod cut;
+pub mod image;
+pub mod lanes;
+pub mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use milkrun_repository::chunk::codec::Level;
+use milkrun_repository::chunk::page_cutter::PageCutter;
+use milkrun_repository::chunk::stream_cutter::StreamCutter;
+use milkrun_repository::id::ChunkId;
+use milkrun_repository::keys::DomainKey;
+
+use crate::budget::Budget;
+use crate::buffer::BufferPool;
+use crate::device::SourceError;
+use crate::rpc::{CallError, Coordinator};
+use crate::workers::Workers;
+
+/// What all volumes of an agent share.
+pub struct Engine {
+    /// CPU work.
+    pub cpu: Workers,
+    /// Device I/O.
+    pub io: Workers,
+    /// Bytes in flight.
+    pub budget: Budget,
+    /// Buffers of one region each.
+    pub regions: BufferPool,
+    /// Bytes of a region.
+    pub region_bytes: u64,
+}
+
+/// One volume's backup.
+pub struct VolumeJob {
+    /// What all share.
+    pub engine: Arc<Engine>,
+    /// The coordinator, for this assignment.
+    pub coordinator: Coordinator,
+    /// Open packs and claims of the run on this agent.
+    pub run: Arc<lanes::RunPacks>,
+    /// Identifies chunks.
+    pub domain: DomainKey,
+    /// For images.
+    pub pages: PageCutter,
+    /// For streams.
+    pub streams: StreamCutter,
+    /// Compression.
+    pub level: Level,
+    /// Whether the coordinator has a parent to predict from.
+    pub has_parent: bool,
+    /// What was done so far.
+    pub counters: Arc<Counters>,
+}
+
+/// Counters of one volume, for progress and the result.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Bytes of the volume that are dealt with.
+    pub done: AtomicU64,
+    /// Bytes in all (0: not known).
+    pub total: AtomicU64,
+    /// Bytes that were really read.
+    pub read: AtomicU64,
+    /// Plaintext that was not known before.
+    pub new: AtomicU64,
+    /// Bytes that were stored for it.
+    pub stored: AtomicU64,
+}
+
+impl Counters {
+    /// Adds to a counter.
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Reads a counter.
+    pub fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+}
+
+/// What is known of a volume when all of it was read.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Its bytes.
+    pub len: u64,
+    /// Its sector size.
+    pub sector_bytes: u32,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// A run of a region, as it goes to the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// Zeros.
+    Hole {
+        /// Bytes.
+        len: u32,
+    },
+    /// A part of a chunk, or all of it.
+    Chunk {
+        /// Bytes.
+        len: u32,
+        /// The chunk.
+        id: ChunkId,
+        /// Where they begin in it.
+        chunk_offset: u32,
+        /// Bytes of the chunk.
+        chunk_len: u32,
+    },
+}
+
+impl Run {
+    /// Bytes covered.
+    pub fn len(&self) -> u32 {
+        match *self {
+            Self::Hole { len } | Self::Chunk { len, .. } => len,
+        }
+    }
+
+    /// Never true.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Why a volume's backup failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The source can't be used, or changed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A read failed.
+    #[error("read error at byte {offset} of {length}")]
+    Read {
+        /// Where the part that failed begins.
+        offset: u64,
+        /// The volume's length.
+        length: u64,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The coordinator refused, or is gone.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A pack could not be stored.
+    #[error("can't store pack {pack}")]
+    Store {
+        /// Which one.
+        pack: milkrun_repository::id::PackId,
+        /// Why.
+        #[source]
+        source: milkrun_repository::store::CreateError,
+    },
+    /// A pack could not be made.
+    #[error("can't make a pack: {0}")]
+    Pack(String),
+    /// Another part of the run failed first.
+    #[error("stopped, because {0}")]
+    Stopped(String),
+}

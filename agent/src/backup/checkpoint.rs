@@ -1,0 +1,116 @@
+//! Handing finished regions to the coordinator: in the order of the volume, each only once all its packs are sealed.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::claims::Settled;
+use super::{BackupError, Run, VolumeJob};
+use crate::rpc::Region;
+
+/// Regions that wait for their packs. More, and open packs are sent early (see [`Checkpoints::push`]).
+const WAITING: usize = 2048;
+/// Regions and runs in one call.
+const BATCH_REGIONS: usize = 256;
+const BATCH_RUNS: usize = 16 * 1024;
+
+/// A region that was dealt with.
+pub struct Done {
+    /// What it is.
+    pub region: Region,
+    /// What must be settled before the coordinator may hear of it.
+    pub wanted: Vec<Settled>,
+}
+
+/// The way in.
+pub struct Checkpoints {
+    sender: mpsc::Sender<Done>,
+    task: tokio::task::JoinHandle<Result<(), BackupError>>,
+}
+
+impl Checkpoints {
+    /// Starts handing over.
+    pub fn start(job: &Arc<VolumeJob>) -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        Self { sender, task: tokio::spawn(hand_over(job.clone(), receiver)) }
+    }
+
+    /// Adds the next region in order.
+    ///
+    /// # Errors
+    /// Why handing over stopped.
+    pub async fn push(&mut self, job: &Arc<VolumeJob>, done: Done) -> Result<(), BackupError> {
+        match self.sender.try_send(done) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(done)) => {
+                // Many regions wait for few new chunks: send their packs now rather than to hold the regions.
+                job.run.flush(job).await;
+                match self.sender.send(done).await {
+                    Ok(()) => Ok(()),
+                    Err(_) => self.why().await,
+                }
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => self.why().await,
+        }
+    }
+
+    async fn why(&mut self) -> Result<(), BackupError> {
+        match (&mut self.task).await {
+            Ok(Err(e)) => Err(e),
+            _ => Err(BackupError::Stopped("handing over regions ended".into())),
+        }
+    }
+
+    /// All regions were added: waits until the coordinator has them.
+    ///
+    /// # Errors
+    /// Why handing over stopped.
+    pub async fn finish(self) -> Result<(), BackupError> {
+        let Self { sender, task } = self;
+        drop(sender);
+        match task.await {
+            Ok(result) => result,
+            Err(_) => Err(BackupError::Stopped("handing over regions was stopped".into())),
+        }
+    }
+}
+
+async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> Result<(), BackupError> {
+    let mut batch: Vec<Region> = Vec::new();
+    let mut runs = 0;
+    loop {
+        let next = match receiver.try_recv() {
+            Ok(done) => Some(done),
+            Err(_) => {
+                // Nothing waits: hand over what there is before waiting for more.
+                send(&job, &mut batch, &mut runs).await?;
+                receiver.recv().await
+            }
+        };
+        let Some(Done { region, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
+        job.run.claims.wait(&wanted, || job.run.failed()).await?;
+        runs += region.runs.len();
+        match (batch.last_mut(), region.is_hole()) {
+            // Terabytes of holes are one entry.
+            (Some(last), true) if last.is_hole() && last.offset + last.len == region.offset => last.len += region.len,
+            _ => batch.push(region),
+        }
+        if batch.len() >= BATCH_REGIONS || runs >= BATCH_RUNS {
+            send(&job, &mut batch, &mut runs).await?;
+        }
+    }
+}
+
+async fn send(job: &VolumeJob, batch: &mut Vec<Region>, runs: &mut usize) -> Result<(), BackupError> {
+    *runs = 0;
+    if batch.is_empty() {
+        return Ok(());
+    }
+    Ok(job.coordinator.checkpoint(std::mem::take(batch)).await?)
+}
+
+impl Region {
+    fn is_hole(&self) -> bool {
+        !self.unchanged && self.runs.iter().all(|r| matches!(r, Run::Hole { .. }))
+    }
+}

@@ -1,0 +1,242 @@
+//! Open packs of a run on this agent. CPU jobs fill them, full ones are uploaded by grant and sealed.
+//!
+//! A pack is either idle, in one CPU job's hands, or on its way. The last two hold a permit of the budget; an idle one holds
+//! none, lest who waits for a permit wait for packs that nobody fills. Their number is bounded all the same: a new pack is
+//! made only when none is idle, so that all packs together are never more than the permits.
+
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use milkrun_repository::chunk::codec::{Compressor, Level};
+use milkrun_repository::id::ChunkId;
+use milkrun_repository::pack::{PackBuilder, PackTarget, Place};
+use milkrun_repository::point::catalog::chain;
+use milkrun_repository::store::grant::Redeem;
+use tokio::task::JoinSet;
+
+use super::claims::{Claim, Claims, Settled};
+use super::{BackupError, Counters, VolumeJob};
+use crate::budget::Permit;
+use crate::buffer::Buffer;
+use crate::rpc::{Coordinator, SealedClaim};
+
+thread_local! {
+    /// One set of zstd tables per worker thread.
+    static COMPRESSOR: RefCell<Option<(i32, Compressor)>> = const { RefCell::new(None) };
+}
+
+struct OpenPack {
+    builder: PackBuilder,
+    entries: Vec<(ChunkId, Place)>,
+}
+
+/// The packs of one run on this agent, and the claims on its chunks.
+pub struct RunPacks {
+    target: PackTarget,
+    redeem: Arc<dyn Redeem>,
+    /// Who uploads what.
+    pub claims: Claims,
+    idle: Mutex<Vec<OpenPack>>,
+    buffers: Mutex<Vec<Vec<u8>>>,
+    uploads: tokio::sync::Mutex<JoinSet<()>>,
+    failed: Mutex<Option<String>>,
+    failure: Mutex<Option<BackupError>>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Chunks of a region that are to be stored: the region's bytes and where the chunks lie in them.
+struct Batch {
+    bytes: Arc<Buffer>,
+    chunks: std::collections::VecDeque<(usize, usize, ChunkId)>,
+}
+
+impl RunPacks {
+    /// For one run.
+    pub fn new(target: PackTarget, redeem: Arc<dyn Redeem>) -> Self {
+        Self {
+            target,
+            redeem,
+            claims: Claims::default(),
+            idle: Mutex::default(),
+            buffers: Mutex::default(),
+            uploads: tokio::sync::Mutex::default(),
+            failed: Mutex::default(),
+            failure: Mutex::default(),
+        }
+    }
+
+    /// Why the run's packs can't be stored, if they can't.
+    pub fn failed(&self) -> Option<BackupError> {
+        let why = lock(&self.failed).clone()?;
+        // The first to ask gets the error itself, the others its text.
+        Some(lock(&self.failure).take().unwrap_or(BackupError::Stopped(why)))
+    }
+
+    fn fail(&self, e: BackupError) {
+        let mut failed = lock(&self.failed);
+        if failed.is_none() {
+            *failed = Some(chain(&e));
+            *lock(&self.failure) = Some(e);
+        }
+        drop(failed);
+        self.claims.ring();
+    }
+
+    /// Stores those of a region's fresh chunks that are not known yet. Returns what must be settled before the region may
+    /// be named in a checkpoint.
+    ///
+    /// # Errors
+    /// [`BackupError`].
+    pub async fn store(
+        self: &Arc<Self>,
+        job: &VolumeJob,
+        bytes: Arc<Buffer>,
+        fresh: Vec<(usize, usize, ChunkId)>,
+    ) -> Result<Vec<Settled>, BackupError> {
+        let mut wanted = Vec::new();
+        let mut mine = Vec::new();
+        for chunk in fresh {
+            match self.claims.claim(chunk.2) {
+                Claim::Mine(settled) => {
+                    wanted.push(settled);
+                    mine.push(chunk);
+                }
+                Claim::Theirs(settled) => wanted.push(settled),
+            }
+        }
+        if mine.is_empty() {
+            return Ok(wanted);
+        }
+        let ids: Vec<ChunkId> = mine.iter().map(|c| c.2).collect();
+        let known = job.coordinator.lookup(&ids).await.inspect_err(|e| self.fail(BackupError::Stopped(chain(e))))?;
+        self.claims.settle(ids.iter().zip(&known).filter(|&(_, &known)| known).map(|(&id, _)| id));
+        let chunks = mine.into_iter().zip(known).filter(|&(_, known)| !known).map(|(c, _)| c).collect();
+        self.fill(job, Batch { bytes, chunks }).await?;
+        Ok(wanted)
+    }
+
+    async fn fill(self: &Arc<Self>, job: &VolumeJob, mut batch: Batch) -> Result<(), BackupError> {
+        while !batch.chunks.is_empty() {
+            if let Some(e) = self.failed() {
+                return Err(e);
+            }
+            let (open, permit) = self.take(job).await;
+            let (level, counters) = (job.level, job.counters.clone());
+            let (open, rest, full) = job.engine.cpu.run(move || fill_now(open, batch, level, &counters)).await?;
+            batch = rest;
+            if full {
+                self.dispatch(job, open, permit).await;
+            } else {
+                lock(&self.idle).push(open);
+                drop(permit);
+            }
+        }
+        Ok(())
+    }
+
+    /// An idle pack, or a new one when there is none and the budget has room.
+    async fn take(&self, job: &VolumeJob) -> (OpenPack, Permit) {
+        let permit = job.engine.budget.pack().await;
+        if let Some(open) = lock(&self.idle).pop() {
+            return (open, permit);
+        }
+        let capacity = job.engine.budget.pack_bytes();
+        let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
+        buffer.resize(capacity, 0);
+        (OpenPack { builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit)
+    }
+
+    /// Finishes a pack and sends it on its way.
+    async fn dispatch(self: &Arc<Self>, job: &VolumeJob, open: OpenPack, permit: Permit) {
+        let (this, engine, coordinator) = (self.clone(), job.engine.clone(), job.coordinator.clone());
+        let mut uploads = self.uploads.lock().await;
+        while uploads.try_join_next().is_some() {}
+        uploads.spawn(async move {
+            let OpenPack { builder, entries } = open;
+            let finished = engine.cpu.run(move || builder.finish()).await;
+            let result = match finished {
+                Ok(pack) => this.upload(&coordinator, pack, entries).await,
+                Err(e) => Err(BackupError::Pack(e.to_string())),
+            };
+            if let Err(e) = result {
+                this.fail(e);
+            }
+            drop(permit);
+        });
+    }
+
+    async fn upload(
+        &self,
+        coordinator: &Coordinator,
+        pack: milkrun_repository::pack::SealedPack,
+        entries: Vec<(ChunkId, Place)>,
+    ) -> Result<(), BackupError> {
+        let claim = SealedClaim {
+            id: pack.id,
+            length: pack.bytes.len() as u64,
+            crc32: pack.crc32,
+            digest: pack.digest,
+            key: pack.key,
+        };
+        let grant = coordinator.grant(&claim).await?;
+        let body = Bytes::from(pack.bytes);
+        let stored = self.redeem.put(&grant, body.clone()).await;
+        stored.map_err(|source| BackupError::Store { pack: claim.id, source })?;
+        if let Ok(buffer) = body.try_into_mut() {
+            lock(&self.buffers).push(buffer.into());
+        }
+        coordinator.seal(&claim, &entries).await?;
+        self.claims.settle(entries.into_iter().map(|(id, _)| id));
+        Ok(())
+    }
+
+    /// Sends all open packs on their way, full or not.
+    pub async fn flush(self: &Arc<Self>, job: &VolumeJob) {
+        loop {
+            let permit = job.engine.budget.pack().await;
+            let Some(open) = lock(&self.idle).pop() else { return };
+            if !open.builder.is_empty() {
+                self.dispatch(job, open, permit).await;
+            }
+        }
+    }
+
+    /// Stops what is on its way.
+    pub async fn abort(&self) {
+        self.uploads.lock().await.shutdown().await;
+        lock(&self.idle).clear();
+    }
+}
+
+/// Fills a pack with as much of the batch as fits.
+fn fill_now(
+    mut open: OpenPack,
+    mut batch: Batch,
+    level: Level,
+    counters: &Counters,
+) -> Result<(OpenPack, Batch, bool), BackupError> {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let compressor = match slot {
+            Some((l, compressor)) if *l == level.get() => compressor,
+            _ => {
+                let fresh = Compressor::new(level).map_err(|e| BackupError::Pack(e.to_string()))?;
+                &mut slot.insert((level.get(), fresh)).1
+            }
+        };
+        while let Some(&(offset, len, id)) = batch.chunks.front() {
+            if !open.builder.fits(len) {
+                return Ok((open, batch, true));
+            }
+            let place = open.builder.append(&id, &batch.bytes[offset..offset + len], compressor);
+            open.entries.push((id, place));
+            Counters::add(&counters.new, len as u64);
+            Counters::add(&counters.stored, u64::from(place.sealed_len));
+            batch.chunks.pop_front();
+        }
+        Ok((open, batch, false))
+    })
+}

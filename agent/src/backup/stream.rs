@@ -1,0 +1,87 @@
+//! Walking a byte stream: read in order, cut by content, packed like a volume.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+
+use milkrun_repository::chunk::Piece;
+
+use super::checkpoint::{Checkpoints, Done};
+use super::cut::whole_chunk;
+use super::{BackupError, Counters, Outcome, VolumeJob};
+use crate::buffer::Buffer;
+use crate::rpc::Region;
+
+/// Backs up a stream to its end.
+///
+/// # Errors
+/// [`BackupError`].
+pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupError> {
+    let mut checkpoints = Checkpoints::start(&job);
+    let mut file = Some(file);
+    let mut rest: Vec<u8> = Vec::new();
+    let mut offset = 0;
+    loop {
+        let permit = job.engine.budget.transfer(job.engine.region_bytes).await;
+        let size = usize::try_from(job.engine.region_bytes).unwrap_or(usize::MAX);
+        let buffer = job.engine.regions.take(size);
+        let Some(reader) = file.take() else { break };
+        let carried = std::mem::take(&mut rest);
+        let (reader, buffer, filled, carried) = job
+            .engine
+            .io
+            .run(move || fill(reader, buffer, &carried))
+            .await
+            .map_err(|e| BackupError::Read { offset, length: 0, source: e })?;
+        let last = filled < size;
+        Counters::add(&job.counters.read, (filled - carried) as u64);
+        let (cutter, domain) = (job.streams, job.domain.clone());
+        let buffer = Arc::new(buffer);
+        let bytes = buffer.clone();
+        let (used, fresh) = job
+            .engine
+            .cpu
+            .run(move || {
+                let mut pieces = Vec::new();
+                let used = cutter.cut(domain.cut_seed(), &bytes[..filled], last, &mut pieces);
+                let chunks = pieces.into_iter().filter_map(|p| match p {
+                    Piece::Data { offset, len } => Some((offset, len, domain.identify(&bytes[offset..offset + len]))),
+                    Piece::Hole { .. } => None,
+                });
+                (used, chunks.collect::<Vec<_>>())
+            })
+            .await;
+        rest.extend_from_slice(&buffer[used..filled]);
+        if used > 0 {
+            let runs = fresh.iter().map(|&(_, len, id)| whole_chunk(id, len)).collect();
+            let region = Region { offset, len: used as u64, unchanged: false, runs };
+            let wanted = job.run.store(&job, buffer, fresh).await?;
+            Counters::add(&job.counters.done, used as u64);
+            offset += used as u64;
+            checkpoints.push(&job, Done { region, wanted }).await?;
+        }
+        drop(permit);
+        if last {
+            break;
+        }
+        file = Some(reader);
+    }
+    job.run.flush(&job).await;
+    checkpoints.finish().await?;
+    Ok(Outcome { len: offset, sector_bytes: 0, notes: Vec::new() })
+}
+
+/// What came over from the last buffer, then the stream, until the buffer is full or the stream ends.
+fn fill(mut file: File, mut buffer: Buffer, carried: &[u8]) -> std::io::Result<(File, Buffer, usize, usize)> {
+    buffer[..carried.len()].copy_from_slice(carried);
+    let mut at = carried.len();
+    while at < buffer.len() {
+        match file.read(&mut buffer[at..]) {
+            Ok(0) => break,
+            Ok(n) => at += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((file, buffer, at, carried.len()))
+}

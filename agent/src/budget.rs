@@ -1,0 +1,73 @@
+//! The budget of bytes in flight. Half of it is for regions of volumes (on restore, for ranges of packs), half for packs on
+//! their way; each buffer holds a permit for as long as it lives. The halves are apart, so that neither can starve the
+//! other: a region that waits for room in a pack never holds what the pack needs to leave.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+const MIB: u64 = 1 << 20;
+
+/// The least that works: two regions and two packs.
+pub const LEAST: u64 = 64 * MIB;
+/// Unless `--memory` says otherwise.
+pub const DEFAULT: u64 = 256 * MIB;
+/// Packs are no larger, however large the budget.
+const PACK_BYTES_MAX: u64 = 32 * MIB;
+
+/// The budget.
+#[derive(Clone)]
+pub struct Budget {
+    transfers: Arc<Semaphore>,
+    transfer_mib: u32,
+    packs: Arc<Semaphore>,
+    pack_bytes: usize,
+    pack_count: usize,
+}
+
+/// Room for one buffer; dropping it gives the room back.
+#[derive(Debug)]
+pub struct Permit(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+
+impl Budget {
+    /// Divides `bytes` (at least [`LEAST`]).
+    pub fn new(bytes: u64) -> Self {
+        let bytes = bytes.max(LEAST);
+        let pack = (bytes / 8).min(PACK_BYTES_MAX);
+        let transfer_mib = u32::try_from(bytes / 2 / MIB).unwrap_or(u32::MAX).min(1 << 20);
+        let pack_count = usize::try_from(bytes / 2 / pack).unwrap_or(2).min(256);
+        Self {
+            transfers: Arc::new(Semaphore::new(transfer_mib as usize)),
+            transfer_mib,
+            packs: Arc::new(Semaphore::new(pack_count)),
+            pack_bytes: usize::try_from(pack).unwrap_or(usize::MAX),
+            pack_count,
+        }
+    }
+
+    /// Waits for room for `bytes` of a volume or of ranges. What is larger than all there is gets all there is.
+    pub async fn transfer(&self, bytes: u64) -> Permit {
+        let mib = u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, self.transfer_mib);
+        Self::acquire(&self.transfers, mib).await
+    }
+
+    /// Waits for room for a pack.
+    pub async fn pack(&self) -> Permit {
+        Self::acquire(&self.packs, 1).await
+    }
+
+    #[expect(clippy::expect_used, reason = "the semaphores are never closed")]
+    async fn acquire(semaphore: &Arc<Semaphore>, n: u32) -> Permit {
+        Permit(semaphore.clone().acquire_many_owned(n).await.expect("never closed"))
+    }
+
+    /// Bytes of a pack: an eighth of the budget, at most 32 MiB.
+    pub fn pack_bytes(&self) -> usize {
+        self.pack_bytes
+    }
+
+    /// How many packs may be open or on their way at once.
+    pub fn pack_count(&self) -> usize {
+        self.pack_count
+    }
+}

@@ -1,0 +1,47 @@
+//! Where volumes come from and go to: block devices, image files, byte streams.
+
+mod block;
+pub mod mounts;
+#[cfg(any(test, feature = "test-util"))]
+pub mod scripted;
+mod source;
+mod target;
+
+pub use source::{SourceError, SourceOptions, open_source, open_stream};
+pub use target::{StreamTarget, TargetError, TargetOptions, VolumeTarget};
+
+use std::io;
+
+/// A volume that can be read anywhere, from several threads at once.
+pub trait Source: Send + Sync {
+    /// Its bytes.
+    fn len(&self) -> u64;
+
+    /// Whether it has none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its logical sector size; 0 for files.
+    fn sector_bytes(&self) -> u32;
+
+    /// Fills `buf` from `offset`, all of it or an error. Offset and address are page-aligned.
+    ///
+    /// # Errors
+    /// What the system says; a volume that ends early is `UnexpectedEof`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The first range at or after `offset` that may hold anything but zeros: (start, end). `None`: zeros to the end.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        Ok((offset < self.len()).then(|| (offset, self.len())))
+    }
+
+    /// After the last read: did it stay as it was? Returns what a person should know though it did not fail.
+    ///
+    /// # Errors
+    /// [`SourceError::Changed`] when it did not.
+    fn finish(&self) -> Result<Vec<String>, SourceError>;
+}

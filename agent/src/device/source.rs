@@ -1,0 +1,203 @@
+//! Opening what is backed up, always read-only.
+//!
+//! A block device is read with O_DIRECT. A device that is mounted read-write is refused: what is read would be neither
+//! before nor after. A file that changes while it is read fails. Both can be overridden, and the point then says so.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::unistd::{Whence, lseek64};
+
+use super::{Source, block, mounts};
+
+/// What is allowed against advice.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceOptions {
+    /// Read a device that is mounted read-write.
+    pub allow_mounted: bool,
+    /// Accept a file that changed while it was read.
+    pub allow_changing: bool,
+}
+
+/// Why a source can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It can't be opened or asked.
+    #[error("can't open {path:?}")]
+    Open {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither device nor file.
+    #[error("{path:?} is {what}; a volume is a block device or an image file (for a byte stream use --stream)")]
+    Kind {
+        /// Which one.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Somebody writes to it.
+    #[error("{path:?} is mounted read-write at {at}: freeze or snapshot it, or pass --allow-mounted to read it as it is")]
+    Mounted {
+        /// Which one.
+        path: PathBuf,
+        /// Where.
+        at: String,
+    },
+    /// It is not what it was when the backup began.
+    #[error("{path:?} changed while it was read ({what}): back up a snapshot, or pass --allow-changing")]
+    Changed {
+        /// Which one.
+        path: PathBuf,
+        /// What changed.
+        what: &'static str,
+    },
+}
+
+/// A device or an image file.
+#[derive(Debug)]
+struct FileSource {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    sector: u32,
+    device: bool,
+    options: SourceOptions,
+    notes: Vec<String>,
+    /// Modification and change time and size of a file when it was opened.
+    stamp: (i64, i64, i64, i64, u64),
+}
+
+fn stamp(m: &std::fs::Metadata) -> (i64, i64, i64, i64, u64) {
+    (m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec(), m.len())
+}
+
+/// Opens a device or an image file.
+///
+/// # Errors
+/// [`SourceError`].
+pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source>, SourceError> {
+    let fail = |source| SourceError::Open { path: path.to_owned(), source };
+    let kind = std::fs::metadata(path).map_err(fail)?.file_type();
+    let what = match () {
+        () if kind.is_dir() => "a folder",
+        () if kind.is_char_device() => "a character device",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "",
+    };
+    if !what.is_empty() {
+        return Err(SourceError::Kind { path: path.to_owned(), what });
+    }
+    let mut notes = Vec::new();
+    for mount in mounts::mounts_of(path).map_err(fail)?.into_iter().filter(|m| m.writable) {
+        if !options.allow_mounted {
+            return Err(SourceError::Mounted { path: path.to_owned(), at: mount.at });
+        }
+        notes.push(format!("read while mounted read-write at {}", mount.at));
+    }
+    let device = kind.is_block_device();
+    let open = |flags: OFlag| OpenOptions::new().read(true).custom_flags((flags | OFlag::O_CLOEXEC).bits()).open(path);
+    let (file, len, sector) = if device {
+        // Not every device takes O_DIRECT; without it the page cache is dropped first, lest it serve stale pages.
+        let file = match open(OFlag::O_DIRECT) {
+            Err(e) if e.kind() == ErrorKind::InvalidInput => {
+                let file = open(OFlag::empty()).map_err(fail)?;
+                block::flush_buffers(&file).map_err(fail)?;
+                file
+            }
+            other => other.map_err(fail)?,
+        };
+        let (len, sector) = (block::size(&file).map_err(fail)?, block::sector_bytes(&file).map_err(fail)?);
+        (file, len, sector)
+    } else {
+        let file = open(OFlag::empty()).map_err(fail)?;
+        let len = file.metadata().map_err(fail)?.len();
+        (file, len, 0)
+    };
+    let stamp = stamp(&file.metadata().map_err(fail)?);
+    Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp }))
+}
+
+impl Source for FileSource {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn sector_bytes(&self) -> u32 {
+        self.sector
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        if offset >= self.len {
+            return Ok(None);
+        }
+        if self.device {
+            return Ok(Some((offset, self.len)));
+        }
+        let seek = |from: u64, whence| {
+            let from = i64::try_from(from).map_err(io::Error::other)?;
+            lseek64(&self.file, from, whence).map_err(io::Error::from)
+        };
+        match seek(offset, Whence::SeekData) {
+            Ok(start) => {
+                let start = u64::try_from(start).map_err(io::Error::other)?;
+                let end = u64::try_from(seek(start, Whence::SeekHole)?).map_err(io::Error::other)?;
+                Ok((start < self.len).then(|| (start, end.min(self.len))))
+            }
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENXIO) => Ok(None),
+            // A file system that can't tell: everything may be data.
+            Err(_) => Ok(Some((offset, self.len))),
+        }
+    }
+
+    fn finish(&self) -> Result<Vec<String>, SourceError> {
+        let fail = |source| SourceError::Open { path: self.path.clone(), source };
+        let mut notes = self.notes.clone();
+        if self.device {
+            if block::size(&self.file).map_err(fail)? != self.len {
+                return Err(SourceError::Changed { path: self.path.clone(), what: "its size" });
+            }
+            return Ok(notes);
+        }
+        if stamp(&self.file.metadata().map_err(fail)?) != self.stamp {
+            if !self.options.allow_changing {
+                return Err(SourceError::Changed { path: self.path.clone(), what: "its times or its size" });
+            }
+            notes.push("changed while it was read".into());
+        }
+        Ok(notes)
+    }
+}
+
+/// Opens a byte stream: a file, a pipe, or `-` for standard input.
+///
+/// # Errors
+/// [`SourceError`].
+pub fn open_stream(path: &str) -> Result<File, SourceError> {
+    let open = if path == "-" {
+        // A duplicate, so that closing it does not close ours.
+        nix::unistd::dup(std::io::stdin()).map(File::from).map_err(io::Error::from)
+    } else {
+        match std::fs::metadata(path) {
+            Ok(m) if m.is_dir() => return Err(SourceError::Kind { path: path.into(), what: "a folder" }),
+            _ => File::open(path),
+        }
+    };
+    let file = open.map_err(|source| SourceError::Open { path: path.into(), source })?;
+    // A larger pipe means fewer switches between us and who writes; that it is refused does not matter.
+    let _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+    let _ = file.as_raw_fd();
+    Ok(file)
+}

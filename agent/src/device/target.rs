@@ -1,0 +1,325 @@
+//! Where a volume is restored to. Everything that can be refused is refused before a byte is written.
+//!
+//! A new file is written beside its name and renamed when it is whole and durable, so that a crash leaves nothing that
+//! could be taken for the volume. A device, or an existing file with `--force`, is written in place.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use milkrun_repository::chunk::is_zero;
+use milkrun_repository::crash;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::{block, mounts};
+
+/// How a volume is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TargetOptions {
+    /// Write to a device that is mounted or not empty, or over an existing file.
+    pub force: bool,
+    /// Zero what a larger target has behind the volume.
+    pub discard_rest: bool,
+}
+
+/// Why a target can't be used, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// It can't be opened or asked.
+    #[error("can't open {path:?}")]
+    Open {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither device nor file.
+    #[error("{path:?} is neither a block device nor a regular file")]
+    Kind {
+        /// Which one.
+        path: PathBuf,
+    },
+    /// Too small.
+    #[error("{path:?} has {found} bytes, the volume {wanted}: choose a target of at least that size")]
+    Small {
+        /// Which one.
+        path: PathBuf,
+        /// Its size.
+        found: u64,
+        /// The volume's.
+        wanted: u64,
+    },
+    /// In use.
+    #[error("{path:?} is mounted at {at}: unmount it, or pass --force")]
+    Mounted {
+        /// Which one.
+        path: PathBuf,
+        /// Where.
+        at: String,
+    },
+    /// There is something on it.
+    #[error("{path:?} is not empty: pass --force to write over it")]
+    NotEmpty {
+        /// Which one.
+        path: PathBuf,
+    },
+    /// A write failed.
+    #[error("can't write {path:?} at byte {offset}")]
+    Write {
+        /// Which one.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What was written could not be made durable.
+    #[error("can't make {path:?} durable")]
+    Sync {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A device or file that is being written.
+#[derive(Debug)]
+pub struct VolumeTarget {
+    path: PathBuf,
+    file: File,
+    /// Written here, renamed to `path` at the end.
+    partial: Option<PathBuf>,
+    len: u64,
+    capacity: u64,
+    /// All zeros until written: holes need nothing.
+    fresh: bool,
+    options: TargetOptions,
+    done: AtomicBool,
+}
+
+/// How much of a device is looked at, at its start and its end, to tell whether it is empty: file systems, partition
+/// tables and volume managers all keep something there.
+const LOOK: u64 = 4 << 20;
+
+impl VolumeTarget {
+    /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn open(path: &Path, len: u64, options: TargetOptions) -> Result<Self, TargetError> {
+        let fail = |source| TargetError::Open { path: path.to_owned(), source };
+        let base = |file, partial, capacity, fresh| Self {
+            path: path.to_owned(),
+            file,
+            partial,
+            len,
+            capacity,
+            fresh,
+            options,
+            done: AtomicBool::new(false),
+        };
+        let kind = match fs::metadata(path) {
+            Ok(m) => m.file_type(),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let (partial, file) = create_partial(path).map_err(fail)?;
+                file.set_len(len).map_err(fail)?;
+                return Ok(base(file, Some(partial), len, true));
+            }
+            Err(e) => return Err(fail(e)),
+        };
+        let write = || OpenOptions::new().read(true).write(true).open(path).map_err(fail);
+        if !options.force
+            && let Some(mount) = mounts::mounts_of(path).map_err(fail)?.into_iter().next()
+        {
+            return Err(TargetError::Mounted { path: path.to_owned(), at: mount.at });
+        }
+        if kind.is_file() {
+            let file = write()?;
+            let capacity = file.metadata().map_err(fail)?.len();
+            if capacity > 0 && !options.force {
+                return Err(TargetError::NotEmpty { path: path.to_owned() });
+            }
+            // A file grows; what it has beyond the volume stays, as on a larger device.
+            if capacity < len {
+                file.set_len(len).map_err(fail)?;
+            }
+            return Ok(base(file, None, capacity.max(len), capacity == 0));
+        }
+        if !kind.is_block_device() {
+            return Err(TargetError::Kind { path: path.to_owned() });
+        }
+        let file = write()?;
+        let capacity = block::size(&file).map_err(fail)?;
+        if capacity < len {
+            return Err(TargetError::Small { path: path.to_owned(), found: capacity, wanted: len });
+        }
+        if !options.force {
+            let mut look = vec![0; usize::try_from(LOOK.min(capacity)).unwrap_or(0)];
+            for at in [0, capacity - look.len() as u64] {
+                file.read_exact_at(&mut look, at).map_err(fail)?;
+                if !is_zero(&look) {
+                    return Err(TargetError::NotEmpty { path: path.to_owned() });
+                }
+            }
+        }
+        Ok(base(file, None, capacity, false))
+    }
+
+    /// Writes bytes of the volume.
+    ///
+    /// # Errors
+    /// [`TargetError::Write`].
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TargetError> {
+        self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(offset, e))
+    }
+
+    fn write_error(&self, offset: u64, source: io::Error) -> TargetError {
+        TargetError::Write { path: self.path.clone(), offset, source }
+    }
+
+    /// Makes a range read as zeros: by punching or zeroing out where the target can, else by writing.
+    ///
+    /// # Errors
+    /// [`TargetError::Write`].
+    pub fn zero(&self, offset: u64, len: u64) -> Result<(), TargetError> {
+        if self.fresh || len == 0 {
+            return Ok(());
+        }
+        let range = || Some((i64::try_from(offset).ok()?, i64::try_from(len).ok()?));
+        if let Some((at, n)) = range() {
+            // On a block device both are done by the kernel with the device's own zeroing, and read as zeros after it.
+            let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            if [punch, zero].into_iter().any(|mode| fallocate(&self.file, mode, at, n).is_ok()) {
+                return Ok(());
+            }
+        }
+        let zeros = vec![0; 1 << 20];
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let n = (end - at).min(zeros.len() as u64);
+            self.write_at(&zeros[..usize::try_from(n).unwrap_or(0)], at)?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Finishes: the rest as asked, durable, under its name.
+    ///
+    /// # Errors
+    /// [`TargetError`]; the volume is then not whole.
+    pub fn finish(&self) -> Result<(), TargetError> {
+        if self.options.discard_rest && self.capacity > self.len {
+            self.zero(self.len, self.capacity - self.len)?;
+        }
+        let fail = |source| TargetError::Sync { path: self.path.clone(), source };
+        crash::point("before fsync of the target");
+        self.file.sync_all().map_err(fail)?;
+        crash::point("after fsync of the target");
+        if let Some(partial) = &self.partial {
+            fs::rename(partial, &self.path).map_err(fail)?;
+            crash::point("after rename of the target");
+            let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(folder).and_then(|f| f.sync_all()).map_err(fail)?;
+        }
+        self.done.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Drop for VolumeTarget {
+    fn drop(&mut self) {
+        if let (Some(partial), false) = (&self.partial, self.done.load(Ordering::Acquire)) {
+            // Half a volume is worth nothing under any name.
+            let _ = fs::remove_file(partial);
+        }
+    }
+}
+
+fn create_partial(path: &Path) -> io::Result<(PathBuf, File)> {
+    let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?;
+    let mut partial = name.to_os_string();
+    partial.push(".milkrun-partial");
+    let partial = path.with_file_name(partial);
+    // Left over from a crash: nobody else writes under this name.
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&partial)?;
+    Ok((partial, file))
+}
+
+/// A stream that is written in order: a file, a pipe, or `-` for standard output.
+#[derive(Debug)]
+pub struct StreamTarget {
+    path: PathBuf,
+    file: File,
+    partial: Option<PathBuf>,
+    offset: u64,
+}
+
+impl StreamTarget {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn open(path: &str, options: TargetOptions) -> Result<Self, TargetError> {
+        let fail = |source| TargetError::Open { path: path.into(), source };
+        let whole = |file, partial| Self { path: path.into(), file, partial, offset: 0 };
+        if path == "-" {
+            let file = nix::unistd::dup(io::stdout()).map(File::from).map_err(|e| fail(e.into()))?;
+            return Ok(whole(file, None));
+        }
+        match fs::metadata(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let (partial, file) = create_partial(Path::new(path)).map_err(fail)?;
+                Ok(whole(file, Some(partial)))
+            }
+            Err(e) => Err(fail(e)),
+            Ok(m) if m.is_dir() => Err(TargetError::Kind { path: path.into() }),
+            Ok(m) if m.is_file() && m.len() > 0 && !options.force => Err(TargetError::NotEmpty { path: path.into() }),
+            Ok(m) if m.is_file() => {
+                let (partial, file) = create_partial(Path::new(path)).map_err(fail)?;
+                Ok(whole(file, Some(partial)))
+            }
+            Ok(_) => Ok(whole(OpenOptions::new().write(true).open(path).map_err(fail)?, None)),
+        }
+    }
+
+    /// Writes what comes next.
+    ///
+    /// # Errors
+    /// [`TargetError::Write`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), TargetError> {
+        self.file
+            .write_all(bytes)
+            .map_err(|source| TargetError::Write { path: self.path.clone(), offset: self.offset, source })?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Finishes: durable, under its name.
+    ///
+    /// # Errors
+    /// [`TargetError::Sync`].
+    pub fn finish(mut self) -> Result<(), TargetError> {
+        let Some(partial) = self.partial.take() else { return Ok(()) };
+        let fail = |source| TargetError::Sync { path: self.path.clone(), source };
+        crash::point("before fsync of the target");
+        self.file.sync_all().map_err(fail)?;
+        fs::rename(&partial, &self.path).map_err(fail)?;
+        crash::point("after rename of the target");
+        Ok(())
+    }
+}
+
+impl Drop for StreamTarget {
+    fn drop(&mut self) {
+        if let Some(partial) = &self.partial {
+            let _ = fs::remove_file(partial);
+        }
+    }
+}

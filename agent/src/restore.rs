@@ -1,0 +1,331 @@
+//! One volume, from a plan back to a device, a file or a stream.
+//!
+//! Ranges are fetched side by side and written as they arrive (for a stream: in order). Every chunk's id is checked before a
+//! byte of it is written; at the end the target is made durable, and only then it counts.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use milkrun_repository::id::{PackId, RepositoryId};
+use milkrun_repository::keys::DomainKey;
+use milkrun_repository::pack::{OpenError, SlotOpener};
+use milkrun_repository::store::GetError;
+use milkrun_repository::store::grant::Redeem;
+use tokio::task::JoinSet;
+
+use crate::backup::Engine;
+use crate::budget::Permit;
+use crate::device::{StreamTarget, TargetError, VolumeTarget};
+use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
+
+/// One volume's restore.
+pub struct RestoreJob {
+    /// What all share.
+    pub engine: Arc<Engine>,
+    /// The coordinator, for this assignment.
+    pub coordinator: Coordinator,
+    /// Uses grants.
+    pub redeem: Arc<dyn Redeem>,
+    /// Bound into every slot.
+    pub repository: RepositoryId,
+    /// Checks ids.
+    pub domain: DomainKey,
+    /// What was done so far.
+    pub tally: Arc<Tally>,
+    /// Bytes of the volume.
+    pub len: u64,
+}
+
+/// Counters of one restore.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Bytes written.
+    pub written: AtomicU64,
+    /// Bytes of holes.
+    pub holes: AtomicU64,
+    /// Bytes fetched.
+    pub fetched: AtomicU64,
+    /// Ranged reads.
+    pub requests: AtomicU64,
+}
+
+impl Tally {
+    fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// Why a restore failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The coordinator.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A pack could not be read.
+    #[error("can't read pack {pack}, bytes {start}..{end}")]
+    Fetch {
+        /// Which one.
+        pack: PackId,
+        /// From.
+        start: u64,
+        /// To.
+        end: u64,
+        /// Why.
+        #[source]
+        source: GetError,
+    },
+    /// A chunk is not what it must be; nothing of it was written.
+    #[error("pack {pack}, slot {slot} (needed at byte {offset} of the volume)")]
+    Damaged {
+        /// Which pack.
+        pack: PackId,
+        /// Which slot.
+        slot: u32,
+        /// Where it should have gone.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// The plan does not cover the volume.
+    #[error("the plan covers {covered} bytes of a volume of {len}")]
+    Incomplete {
+        /// What it covers.
+        covered: u64,
+        /// What it should.
+        len: u64,
+    },
+    /// zstd or the like could not start.
+    #[error("can't set up decompression")]
+    Setup(#[source] std::io::Error),
+}
+
+thread_local! {
+    static OPENER: RefCell<Option<(RepositoryId, SlotOpener, Vec<u8>)>> = const { RefCell::new(None) };
+}
+
+/// An opened range: parts of the volume, in the order of the plan.
+type Parts = Vec<(u64, Vec<u8>)>;
+
+impl RestoreJob {
+    /// Restores to a device or file.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub async fn to_volume(self: Arc<Self>, target: Arc<VolumeTarget>) -> Result<(), RestoreError> {
+        let mut pages = self.coordinator.plan(false).await?;
+        let mut tasks: JoinSet<Result<(), RestoreError>> = JoinSet::new();
+        while let Some(Page { holes, ranges }) = pages.next().await? {
+            for (offset, len) in holes {
+                let target = target.clone();
+                self.engine.io.run(move || target.zero(offset, len)).await?;
+                Tally::add(&self.tally.holes, len);
+            }
+            for range in ranges {
+                let permit = self.engine.budget.transfer(Self::cost(&range)).await;
+                while let Some(done) = tasks.try_join_next() {
+                    Self::joined(done)?;
+                }
+                tasks.spawn(self.clone().range_to_volume(range, target.clone(), permit));
+            }
+        }
+        while let Some(done) = tasks.join_next().await {
+            Self::joined(done)?;
+        }
+        self.check_coverage()?;
+        let finishing = target.clone();
+        Ok(self.engine.io.run(move || finishing.finish()).await?)
+    }
+
+    /// Restores to a stream, in order.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub async fn to_stream(self: Arc<Self>, target: StreamTarget) -> Result<(), RestoreError> {
+        let mut pages = self.coordinator.plan(true).await?;
+        let mut target = target;
+        let mut in_flight = FuturesOrdered::new();
+        let mut at = 0;
+        loop {
+            let page = pages.next().await?;
+            let ended = page.is_none();
+            for range in page.into_iter().flat_map(|p| p.ranges) {
+                let permit = self.engine.budget.transfer(Self::cost(&range)).await;
+                in_flight.push_back(tokio::spawn(self.clone().open_parts(range, permit)));
+                while in_flight.len() > self.engine.cpu.count() * 2 {
+                    target = self.next_parts(&mut in_flight, target, &mut at).await?;
+                }
+            }
+            // Before the next page too: what is in flight holds the budget that the next page needs.
+            while !in_flight.is_empty() {
+                target = self.next_parts(&mut in_flight, target, &mut at).await?;
+            }
+            if ended {
+                break;
+            }
+        }
+        let rest = self.len.saturating_sub(at);
+        target = self.zeros(target, rest).await?;
+        self.check_coverage()?;
+        Ok(self.engine.io.run(move || target.finish()).await?)
+    }
+
+    /// What a range holds while it is in flight: its sealed bytes and, in order, what they open to.
+    fn cost(range: &GrantedRange) -> u64 {
+        range.end - range.start
+    }
+
+    fn joined(done: Result<Result<(), RestoreError>, tokio::task::JoinError>) -> Result<(), RestoreError> {
+        match done {
+            Ok(result) => result,
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        }
+    }
+
+    fn check_coverage(&self) -> Result<(), RestoreError> {
+        let covered = self.tally.written.load(Ordering::Relaxed) + self.tally.holes.load(Ordering::Relaxed);
+        if covered == self.len { Ok(()) } else { Err(RestoreError::Incomplete { covered, len: self.len }) }
+    }
+
+    async fn fetch(&self, range: &GrantedRange) -> Result<Vec<u8>, RestoreError> {
+        let (start, end) = (range.start, range.end);
+        let body = self.redeem.get(&range.grant, start..end).await;
+        let body = body.map_err(|source| RestoreError::Fetch { pack: range.pack, start, end, source })?;
+        Tally::add(&self.tally.fetched, end - start);
+        Tally::add(&self.tally.requests, 1);
+        Ok(body.into())
+    }
+
+    async fn range_to_volume(
+        self: Arc<Self>,
+        range: GrantedRange,
+        target: Arc<VolumeTarget>,
+        permit: Permit,
+    ) -> Result<(), RestoreError> {
+        let body = self.fetch(&range).await?;
+        let this = self.clone();
+        self.engine
+            .cpu
+            .run(move || {
+                this.open_slots(&range, body, |plain, write| {
+                    let from = write.chunk_offset as usize;
+                    let part = &plain[from..from + write.len as usize];
+                    target.write_at(part, write.volume_offset)?;
+                    Tally::add(&this.tally.written, part.len() as u64);
+                    Ok(())
+                })
+            })
+            .await?;
+        drop(permit);
+        Ok(())
+    }
+
+    async fn open_parts(self: Arc<Self>, range: GrantedRange, permit: Permit) -> Result<(Parts, Permit), RestoreError> {
+        let body = self.fetch(&range).await?;
+        let this = self.clone();
+        let parts = self.engine.cpu.run(move || {
+            let mut parts = Parts::new();
+            this.open_slots(&range, body, |plain, write| {
+                let from = write.chunk_offset as usize;
+                parts.push((write.volume_offset, plain[from..from + write.len as usize].to_vec()));
+                Ok(())
+            })?;
+            Ok::<_, RestoreError>(parts)
+        });
+        Ok((parts.await?, permit))
+    }
+
+    async fn next_parts(
+        &self,
+        in_flight: &mut FuturesOrdered<tokio::task::JoinHandle<Result<(Parts, Permit), RestoreError>>>,
+        mut target: StreamTarget,
+        at: &mut u64,
+    ) -> Result<StreamTarget, RestoreError> {
+        let Some(joined) = in_flight.next().await else { return Ok(target) };
+        let (parts, permit) = match joined {
+            Ok(result) => result?,
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        };
+        for (offset, bytes) in parts {
+            // Between parts there are holes, which a stream spells out.
+            target = self.zeros(target, offset.saturating_sub(*at)).await?;
+            let len = bytes.len() as u64;
+            target = self
+                .engine
+                .io
+                .run(move || {
+                    target.write(&bytes)?;
+                    Ok::<_, RestoreError>(target)
+                })
+                .await?;
+            Tally::add(&self.tally.written, len);
+            *at = offset + len;
+        }
+        drop(permit);
+        Ok(target)
+    }
+
+    async fn zeros(&self, mut target: StreamTarget, len: u64) -> Result<StreamTarget, RestoreError> {
+        if len == 0 {
+            return Ok(target);
+        }
+        Tally::add(&self.tally.holes, len);
+        self.engine
+            .io
+            .run(move || {
+                let zeros = vec![0; 1 << 20];
+                let mut left = len;
+                while left > 0 {
+                    let n = left.min(zeros.len() as u64);
+                    target.write(&zeros[..usize::try_from(n).unwrap_or(0)])?;
+                    left -= n;
+                }
+                Ok(target)
+            })
+            .await
+    }
+
+    /// Opens each slot, checks its id, and only then passes its plaintext on.
+    fn open_slots(
+        &self,
+        range: &GrantedRange,
+        mut body: Vec<u8>,
+        mut put: impl FnMut(&[u8], &milkrun_repository::restore_plan::Write) -> Result<(), RestoreError>,
+    ) -> Result<(), RestoreError> {
+        OPENER.with_borrow_mut(|cell| {
+            let (_, opener, plain) = match cell {
+                Some(kept) if kept.0 == self.repository => kept,
+                _ => {
+                    let opener = SlotOpener::new(self.repository).map_err(RestoreError::Setup)?;
+                    cell.insert((self.repository, opener, Vec::new()))
+                }
+            };
+            for slot in &range.slots {
+                let from = usize::try_from(u64::from(slot.place.offset) - range.start).unwrap_or(usize::MAX);
+                let sealed = &mut body[from..from + slot.place.sealed_len as usize];
+                let need = slot.place.plain_len as usize;
+                if plain.len() < need {
+                    plain.resize(need, 0);
+                }
+                opener
+                    .open(&slot.id, &slot.place, &slot.key, sealed, &mut plain[..need], |b| self.domain.identify(b))
+                    .map_err(|source| RestoreError::Damaged {
+                        pack: range.pack,
+                        slot: slot.place.slot,
+                        offset: slot.writes.first().map_or(0, |w| w.volume_offset),
+                        source,
+                    })?;
+                for write in &slot.writes {
+                    put(&plain[..need], write)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,360 @@
+//! The agent's side of the wire: calls for one assignment, and the only place of this crate that names proto types
+//! besides [`crate::session`].
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_proto::agent::v1::download_client::DownloadClient;
+use milkrun_proto::agent::v1::session_client::SessionClient;
+use milkrun_proto::agent::v1::upload_client::UploadClient;
+use milkrun_proto::MESSAGE_BYTES_MAX;
+use milkrun_repository::chunk::codec::Codec;
+use milkrun_repository::clock::Moment;
+use milkrun_repository::id::{ChunkId, PackId};
+use milkrun_repository::pack::{Place, SealedKey, SlotKey};
+use milkrun_repository::restore_plan::Write;
+use milkrun_repository::store::grant::{GetGrant, PutGrant};
+use milkrun_repository::store::{Firmness, Key, Lock};
+use tonic::transport::Channel;
+
+use crate::backup::{Outcome, Run};
+
+/// A call that the coordinator refused, or that did not reach it.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It answered with a status.
+    #[error("the coordinator refuses: {}", .0.message())]
+    Refused(Box<tonic::Status>),
+    /// Its answer makes no sense.
+    #[error("the coordinator's answer makes no sense: {0}")]
+    Nonsense(&'static str),
+}
+
+impl From<tonic::Status> for CallError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+/// A pack as it is announced to the coordinator.
+#[derive(Clone, Debug)]
+pub struct SealedClaim {
+    /// Its id.
+    pub id: PackId,
+    /// Bytes.
+    pub length: u64,
+    /// CRC-32.
+    pub crc32: u32,
+    /// BLAKE3.
+    pub digest: [u8; 32],
+    /// The sealed key.
+    pub key: SealedKey,
+}
+
+/// A finished region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where it begins.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// It is the parent's, to the byte.
+    pub unchanged: bool,
+    /// What it is made of; nothing, unless unchanged: a hole.
+    pub runs: Vec<Run>,
+}
+
+/// A run of the parent's volume.
+#[derive(Clone, Debug)]
+pub struct ParentRange {
+    /// Where it begins.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// Its runs; none: a hole.
+    pub runs: Vec<Run>,
+}
+
+/// The stream of them.
+pub struct ParentRanges(tonic::Streaming<wire::ParentRange>);
+
+impl ParentRanges {
+    /// The next one.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn next(&mut self) -> Result<Option<ParentRange>, CallError> {
+        let Some(range) = self.0.message().await? else { return Ok(None) };
+        let runs = range.extents.iter().map(run_from_wire).collect::<Result<_, _>>()?;
+        Ok(Some(ParentRange { offset: range.offset, len: range.length, runs }))
+    }
+}
+
+/// Calls of one assignment.
+#[derive(Clone)]
+pub struct Coordinator {
+    upload: UploadClient<Channel>,
+    download: DownloadClient<Channel>,
+    assignment: wire::Assignment,
+}
+
+/// A client of the session service.
+pub fn session_client(channel: Channel) -> SessionClient<Channel> {
+    SessionClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+impl Coordinator {
+    /// For one assignment.
+    pub fn new(channel: Channel, assignment: wire::Assignment) -> Self {
+        let upload = UploadClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let download = DownloadClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Self { upload, download, assignment }
+    }
+
+    fn assignment(&self) -> Option<wire::Assignment> {
+        Some(self.assignment.clone())
+    }
+
+    /// The parent's runs.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn parent(&self) -> Result<ParentRanges, CallError> {
+        let request = wire::ParentRequest { assignment: self.assignment() };
+        Ok(ParentRanges(self.upload.clone().parent(request).await?.into_inner()))
+    }
+
+    /// Which of these chunks are known.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<bool>, CallError> {
+        let mut bytes = Vec::with_capacity(ids.len() * ChunkId::LEN);
+        for id in ids {
+            bytes.extend_from_slice(id.as_bytes());
+        }
+        let request = wire::LookupRequest { assignment: self.assignment(), ids: bytes.into() };
+        let known = self.upload.clone().lookup(request).await?.into_inner().known;
+        if known.len() != ids.len() {
+            return Err(CallError::Nonsense("as many answers as ids"));
+        }
+        Ok(known.iter().map(|&k| k == 1).collect())
+    }
+
+    /// Leave to store a pack.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn grant(&self, pack: &SealedClaim) -> Result<PutGrant, CallError> {
+        let request = wire::GrantRequest {
+            assignment: self.assignment(),
+            pack: pack.id.as_bytes().to_vec().into(),
+            length: pack.length,
+            crc32: pack.crc32,
+        };
+        let reply = self.upload.clone().grant(request).await?.into_inner();
+        put_grant(reply.grant).ok_or(CallError::Nonsense("a grant"))
+    }
+
+    /// Has a stored pack checked and made known.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn seal(&self, pack: &SealedClaim, entries: &[(ChunkId, Place)]) -> Result<(), CallError> {
+        let mut bytes = Vec::with_capacity(entries.len() * 45);
+        for (id, place) in entries {
+            bytes.extend_from_slice(id.as_bytes());
+            bytes.extend_from_slice(&place.offset.to_le_bytes());
+            bytes.extend_from_slice(&place.sealed_len.to_le_bytes());
+            bytes.extend_from_slice(&place.plain_len.to_le_bytes());
+            bytes.push(place.codec as u8);
+        }
+        let sealed_key = [pack.key.encapsulated.as_slice(), &pack.key.ciphertext].concat();
+        let request = wire::SealRequest {
+            assignment: self.assignment(),
+            pack: pack.id.as_bytes().to_vec().into(),
+            length: pack.length,
+            crc32: pack.crc32,
+            digest: pack.digest.to_vec().into(),
+            sealed_key: sealed_key.into(),
+            slots: pack.key.slots,
+            directory_length: pack.key.directory_len,
+            entries: bytes.into(),
+        };
+        self.upload.clone().seal(request).await?;
+        Ok(())
+    }
+
+    /// Hands over finished regions.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn checkpoint(&self, regions: Vec<Region>) -> Result<(), CallError> {
+        let regions = regions
+            .into_iter()
+            .map(|r| wire::Region {
+                offset: r.offset,
+                length: r.len,
+                unchanged: r.unchanged,
+                extents: r.runs.iter().map(run_to_wire).collect(),
+            })
+            .collect();
+        self.upload.clone().checkpoint(wire::CheckpointRequest { assignment: self.assignment(), regions }).await?;
+        Ok(())
+    }
+
+    /// The volume is done.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn finish(&self, outcome: &Outcome, read: u64, new: u64, stored: u64) -> Result<(), CallError> {
+        let request = wire::FinishRequest {
+            assignment: self.assignment(),
+            length: outcome.len,
+            sector_bytes: outcome.sector_bytes,
+            read_bytes: read,
+            new_bytes: new,
+            stored_bytes: stored,
+            notes: outcome.notes.clone(),
+        };
+        self.upload.clone().finish(request).await?;
+        Ok(())
+    }
+
+    /// The plan of a restore.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn plan(&self, in_order: bool) -> Result<Pages, CallError> {
+        let request = wire::PlanRequest { assignment: self.assignment(), in_order };
+        Ok(Pages(self.download.clone().plan(request).await?.into_inner()))
+    }
+}
+
+fn run_to_wire(run: &Run) -> wire::Extent {
+    match *run {
+        Run::Hole { len } => wire::Extent { length: len, ..Default::default() },
+        Run::Chunk { len, id, chunk_offset, chunk_len } => wire::Extent {
+            length: len,
+            chunk: id.as_bytes().to_vec().into(),
+            chunk_offset,
+            chunk_length: chunk_len,
+        },
+    }
+}
+
+fn run_from_wire(e: &wire::Extent) -> Result<Run, CallError> {
+    if e.chunk.is_empty() {
+        return Ok(Run::Hole { len: e.length });
+    }
+    let id = ChunkId::try_from(&e.chunk[..]).map_err(|_| CallError::Nonsense("a chunk id"))?;
+    Ok(Run::Chunk { len: e.length, id, chunk_offset: e.chunk_offset, chunk_len: e.chunk_length })
+}
+
+fn lock(l: Option<wire::Lock>) -> Option<Lock> {
+    l.map(|l| Lock {
+        firmness: if l.compliance { Firmness::Compliance } else { Firmness::Governance },
+        until: Moment::from_millis(l.until_ms),
+    })
+}
+
+fn put_grant(grant: Option<wire::Grant>) -> Option<PutGrant> {
+    Some(match grant?.kind? {
+        wire::grant::Kind::Presigned(p) => PutGrant::Presigned {
+            url: p.url,
+            headers: p.headers.into_iter().map(|h| (h.name, h.value)).collect(),
+        },
+        wire::grant::Kind::File(f) => {
+            PutGrant::File { root: f.root.into(), key: Key::new(f.key), lock: lock(f.lock) }
+        }
+    })
+}
+
+fn get_grant(grant: Option<wire::Grant>) -> Option<GetGrant> {
+    Some(match grant?.kind? {
+        wire::grant::Kind::Presigned(p) => GetGrant::Presigned {
+            url: p.url,
+            headers: p.headers.into_iter().map(|h| (h.name, h.value)).collect(),
+        },
+        wire::grant::Kind::File(f) => GetGrant::File { root: f.root.into(), key: Key::new(f.key) },
+    })
+}
+
+/// A page of a restore plan.
+#[derive(Debug)]
+pub struct Page {
+    /// Holes: (offset, bytes).
+    pub holes: Vec<(u64, u64)>,
+    /// Ranges to read.
+    pub ranges: Vec<GrantedRange>,
+}
+
+/// One ranged read with leave for it.
+#[derive(Debug)]
+pub struct GrantedRange {
+    /// The pack.
+    pub pack: PackId,
+    /// Leave to read it.
+    pub grant: GetGrant,
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// What to open in it.
+    pub slots: Vec<GrantedSlot>,
+}
+
+/// A chunk to open, with the key of its slot alone.
+#[derive(Debug)]
+pub struct GrantedSlot {
+    /// Its id.
+    pub id: ChunkId,
+    /// Where it is.
+    pub place: Place,
+    /// Its key.
+    pub key: SlotKey,
+    /// Where its parts go.
+    pub writes: Vec<Write>,
+}
+
+/// The stream of pages.
+pub struct Pages(tonic::Streaming<wire::PlanPage>);
+
+impl Pages {
+    /// The next page.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn next(&mut self) -> Result<Option<Page>, CallError> {
+        let Some(page) = self.0.message().await? else { return Ok(None) };
+        let holes = page.holes.iter().map(|h| (h.offset, h.length)).collect();
+        let ranges = page.ranges.into_iter().map(range).collect::<Option<_>>();
+        Ok(Some(Page { holes, ranges: ranges.ok_or(CallError::Nonsense("a planned range"))? }))
+    }
+}
+
+fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
+    let pack = PackId::try_from(&r.pack[..]).ok()?;
+    let slots = r.slots.into_iter().map(|s| {
+        let place = Place {
+            pack,
+            slot: s.slot,
+            offset: s.offset,
+            sealed_len: s.sealed_length,
+            plain_len: s.plain_length,
+            codec: Codec::from_u8(u8::try_from(s.codec).ok()?)?,
+        };
+        // Everything lies inside the range, and each write inside its chunk: nothing below has to check again.
+        let inside = u64::from(place.offset) >= r.start && place.end() <= r.end;
+        let sound = s.writes.iter().all(|w| w.chunk_offset.checked_add(w.length).is_some_and(|e| e <= s.plain_length));
+        let writes = s.writes.iter().map(|w| Write {
+            volume_offset: w.volume_offset,
+            chunk_offset: w.chunk_offset,
+            len: w.length,
+        });
+        (inside && sound).then_some(())?;
+        let key: [u8; 32] = s.key[..].try_into().ok()?;
+        Some(GrantedSlot { id: ChunkId::try_from(&s.chunk[..]).ok()?, place, key: key.into(), writes: writes.collect() })
+    });
+    let slots = slots.collect::<Option<Vec<_>>>()?;
+    (r.start < r.end).then_some(())?;
+    Some(GrantedRange { pack, grant: get_grant(r.grant)?, start: r.start, end: r.end, slots })
+}

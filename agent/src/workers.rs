@@ -1,0 +1,53 @@
+//! Threads for CPU work and for device I/O, apart from tokio's.
+
+use tokio::sync::oneshot;
+
+/// A fixed number of threads for one kind of work.
+pub struct Workers {
+    pool: rayon::ThreadPool,
+}
+
+/// The threads could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("can't start {count} {name} threads")]
+pub struct StartError {
+    name: &'static str,
+    count: usize,
+    #[source]
+    source: rayon::ThreadPoolBuildError,
+}
+
+impl Workers {
+    /// Starts `count` threads (at least one).
+    ///
+    /// # Errors
+    /// [`StartError`] when the system refuses.
+    pub fn new(name: &'static str, count: usize) -> Result<Self, StartError> {
+        let count = count.max(1);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(move |i| format!("milkrun-{name}-{i}"))
+            .build()
+            .map_err(|source| StartError { name, count, source })?;
+        Ok(Self { pool })
+    }
+
+    /// Runs `job` on one of the threads.
+    ///
+    /// # Panics
+    /// If the job panicked.
+    #[expect(clippy::expect_used, reason = "a job that panicked has logged why; its result can't be made up")]
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = oneshot::channel();
+        self.pool.spawn(move || {
+            // Nobody waits any more: the assignment was cancelled.
+            let _ = done.send(job());
+        });
+        result.await.expect("the job ended")
+    }
+
+    /// How many threads.
+    pub fn count(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+}

@@ -1,0 +1,237 @@
+//! What a person can type.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use milkrun_repository::id::{AppName, VolumeName};
+use milkrun_repository::store::StoreUrl;
+
+use crate::units;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 damage found, 4 could not ask (the store does not answer, so nothing is known).";
+
+/// Backs up whole applications: volumes and manifests as one restore point, in a directory or in object-locked S3.
+#[derive(Debug, Parser)]
+#[command(name = "milkrun", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Global {
+    /// Print one JSON document on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print no progress
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Threads for CPU work [default: as many as there are cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Bytes in flight at most
+    #[arg(long, global = true, value_name = "SIZE", default_value = "256MiB", value_parser = units::size)]
+    pub(crate) memory: u64,
+    /// Upload at most so many bytes per second
+    #[arg(long, global = true, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) limit_upload: Option<u64>,
+    /// A private CA in PEM, trusted besides the system's (also: AWS_CA_BUNDLE)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// How an S3 bucket is addressed: by path when an endpoint is set, else by host
+    #[arg(long, global = true, value_enum, default_value_t = Addressing::Auto)]
+    pub(crate) s3_addressing: Addressing,
+    /// Where opened index segments are cached [default: $XDG_CACHE_HOME/milkrun or ~/.cache/milkrun]
+    #[arg(long, global = true, value_name = "DIR", env = "MILKRUN_CACHE")]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Addressing {
+    Auto,
+    Path,
+    Host,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Repository {
+    /// The repository: file:///path or s3://bucket/prefix
+    #[arg(long, short, env = "MILKRUN_REPOSITORY", value_name = "URL")]
+    pub(crate) repository: StoreUrl,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a repository
+    #[command(after_help = "Examples:\n  milkrun init -r file:///srv/backups\n  milkrun init -r s3://backups/shop --lock compliance --lock-for 30d --write-public-key shop.pub\n\nThe secret comes from MILKRUN_PASSWORD_FILE, MILKRUN_PASSWORD, or a prompt. Without it nothing can ever be restored.")]
+    Init(Init),
+    /// Back up an application as one restore point
+    #[command(after_help = "Examples:\n  milkrun backup -r file:///srv/backups shop --volume data=/dev/vg/shop-snap --manifests k8s/\n  pg_dump shop | milkrun backup -r s3://backups/shop shop --stream dump=-")]
+    Backup(Backup),
+    /// List restore points
+    Points(Points),
+    /// Show what a restore point holds
+    Show(Show),
+    /// Restore volumes, streams and manifests
+    #[command(after_help = "Examples:\n  milkrun restore -r file:///srv/backups shop                               (says which volumes there are)\n  milkrun restore -r file:///srv/backups shop --volume data=/dev/vg/new --manifests out/\n  milkrun restore -r file:///srv/backups shop@2026-11-22T14:30:00Z --volume data=data.img\n  milkrun restore -r file:///srv/backups shop --stream dump=- | psql shop")]
+    Restore(Restore),
+    /// Prove that restore points are whole
+    #[command(after_help = "Examples:\n  milkrun verify -r file:///srv/backups                  structure and locks of everything\n  milkrun verify -r file:///srv/backups shop --data=10   and read a tenth of the data\n  milkrun verify -r s3://backups/shop --public-key shop.pub   every stored byte, without the secret")]
+    Verify(Verify),
+    /// Try it on a sample application, or (read-only) on your own devices and files
+    Try(Try),
+    /// Print a completion script for your shell
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Lock {
+    /// Nothing is locked
+    None,
+    /// Locked; a principal with the bypass right may still delete
+    Governance,
+    /// Locked; nobody may delete before the time
+    Compliance,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Init {
+    #[command(flatten)]
+    pub(crate) repository: Repository,
+    /// Whether and how objects are locked
+    #[arg(long, value_enum, default_value_t = Lock::None)]
+    pub(crate) lock: Lock,
+    /// How long restore points stay locked unless a backup says otherwise
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = units::duration)]
+    pub(crate) lock_for: Duration,
+    /// Write the public key to this file; keep it outside of the bucket
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_public_key: Option<PathBuf>,
+    /// Accept a lock beyond a year without asking
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// `NAME=PATH`
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) name: VolumeName,
+    pub(crate) path: String,
+}
+
+fn named(text: &str) -> Result<Named, String> {
+    let (name, path) = text.split_once('=').ok_or("write NAME=PATH")?;
+    if path.is_empty() {
+        return Err("the path is missing; write NAME=PATH".into());
+    }
+    Ok(Named { name: name.parse().map_err(|e: milkrun_repository::id::NameError| e.to_string())?, path: path.into() })
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Backup {
+    #[command(flatten)]
+    pub(crate) repository: Repository,
+    /// The application's name
+    #[arg(value_name = "APP")]
+    pub(crate) application: AppName,
+    /// A block device or image file
+    #[arg(long, value_name = "NAME=PATH", value_parser = named)]
+    pub(crate) volume: Vec<Named>,
+    /// A byte stream: a file, a pipe, or - for standard input
+    #[arg(long, value_name = "NAME=PATH|-", value_parser = named)]
+    pub(crate) stream: Vec<Named>,
+    /// Kubernetes manifests: YAML or JSON files, or folders of them
+    #[arg(long, value_name = "DIR-OR-FILE")]
+    pub(crate) manifests: Vec<PathBuf>,
+    /// How long the point stays locked [default: as the repository says]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) lock_for: Option<Duration>,
+    /// Which point predicts what is unchanged: auto, none, or a point's id
+    #[arg(long, value_name = "auto|none|POINT", default_value = "auto")]
+    pub(crate) parent: String,
+    /// zstd level, -7 to 19
+    #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    pub(crate) level: i32,
+    /// Read devices that are mounted read-write (the point says so)
+    #[arg(long)]
+    pub(crate) allow_mounted: bool,
+    /// Accept files that change while they are read (the point says so)
+    #[arg(long)]
+    pub(crate) allow_changing: bool,
+    /// Accept a lock beyond a year without asking
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Points {
+    #[command(flatten)]
+    pub(crate) repository: Repository,
+    /// Only of this application
+    #[arg(value_name = "APP")]
+    pub(crate) application: Option<AppName>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    pub(crate) repository: Repository,
+    /// POINT, APP, APP@latest or APP@TIME
+    #[arg(value_name = "POINT")]
+    pub(crate) point: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Restore {
+    #[command(flatten)]
+    pub(crate) repository: Repository,
+    /// POINT, APP, APP@latest or APP@TIME (the last point at or before it)
+    #[arg(value_name = "POINT|APP[@TIME]")]
+    pub(crate) point: String,
+    /// Restore a volume to a block device or image file
+    #[arg(long, value_name = "NAME=PATH", value_parser = named)]
+    pub(crate) volume: Vec<Named>,
+    /// Restore in order, to a file, a pipe, or - for standard output
+    #[arg(long, value_name = "NAME=PATH|-", value_parser = named)]
+    pub(crate) stream: Vec<Named>,
+    /// Write the manifests here, a file for each object
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
+    /// Write over what is there: devices that are mounted or not empty, existing files
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Zero what a larger target has beyond the volume
+    #[arg(long)]
+    pub(crate) discard_rest: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) repository: Repository,
+    /// Only these points or applications
+    #[arg(value_name = "POINT|APP")]
+    pub(crate) which: Vec<String>,
+    /// Read and open all data, or a share of it
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) data: Option<u8>,
+    /// Prove every stored byte with the public key alone, without the secret
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub(crate) public_key: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Try {
+    /// Devices or image files to try it on; they are only read
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Work here instead of in a new temporary folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+}

@@ -1,0 +1,123 @@
+//! One file per verb. Each returns what it did; printing is beside it.
+
+pub(crate) mod backup;
+mod init;
+mod points;
+pub(crate) mod restore;
+mod show;
+mod try_it;
+pub(crate) mod verify;
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use milkrun_proto::control::v1::{CancelRequest, control_client::ControlClient};
+use tonic::transport::Channel;
+
+use crate::args::{Args, Command};
+use crate::output::{self, CliError, Exit};
+
+/// Threads that wait for the network; CPU work has its own.
+const ASYNC_THREADS: usize = 2;
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MILKRUN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+    if let Command::Completion { shell } = args.command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Args::command(), "milkrun", &mut script);
+        output::print(&String::from_utf8_lossy(&script));
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(ASYNC_THREADS).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return output::fail(&CliError::failed(format!("can't start: {e}")), args.global.json),
+    };
+    let json = args.global.json;
+    let result = runtime.block_on(dispatch(args));
+    // Threads that still wait for a pipe must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(e) => output::fail(&e, json),
+    }
+}
+
+async fn dispatch(args: Args) -> Result<Exit, CliError> {
+    let global = args.global;
+    match args.command {
+        Command::Init(a) => init::run(a, &global).await,
+        Command::Backup(a) => backup::run(a, &global).await,
+        Command::Points(a) => points::run(a, &global).await,
+        Command::Show(a) => show::run(a, &global).await,
+        Command::Restore(a) => restore::run(a, &global).await,
+        Command::Verify(a) => verify::run(a, &global).await,
+        Command::Try(a) => try_it::run(a, &global).await,
+        Command::Completion { .. } => Ok(Exit::Done),
+    }
+}
+
+/// Stops a run cleanly at the first Ctrl-C, at once at the second. Ends when dropped.
+struct Interrupt(tokio::task::JoinHandle<()>);
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Interrupt {
+    fn watch(control: ControlClient<Channel>, run: tokio::sync::watch::Receiver<Vec<u8>>) -> Self {
+        Self(tokio::spawn(async move {
+            let mut control = control;
+            if interrupted().await.is_err() {
+                return;
+            }
+            output::note("milkrun: stopping; once more to stop at once");
+            let run = run.borrow().clone();
+            if run.is_empty() {
+                // Nothing was begun that could be stopped cleanly.
+                std::process::exit(Exit::Failed as i32);
+            }
+            // A run that ended in this moment needs no stopping.
+            let _ = control.cancel(CancelRequest { run: run.into() }).await;
+            if interrupted().await.is_ok() {
+                std::process::exit(Exit::Failed as i32);
+            }
+        }))
+    }
+}
+
+/// Ctrl-C, or a polite kill.
+async fn interrupted() -> std::io::Result<()> {
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        c = tokio::signal::ctrl_c() => c,
+        _ = term.recv() => Ok(()),
+    }
+}
+
+/// Asks a yes-or-no question at the terminal; without one the answer is no.
+fn confirm(question: &str) -> bool {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() {
+        return false;
+    }
+    output::note(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
+/// A lock beyond a year is asked for: compliance can't be taken back.
+fn check_lock_for(lock_for: std::time::Duration, yes: bool) -> Result<(), CliError> {
+    const YEAR: u64 = 365 * 86400;
+    if lock_for.as_secs() <= YEAR || yes {
+        return Ok(());
+    }
+    let time = crate::units::time(lock_for);
+    if confirm(&format!("Lock for {time}? A compliance lock can't be taken back by anybody.")) {
+        return Ok(());
+    }
+    Err(CliError::usage(format!("a lock of {time} is beyond a year: pass --yes if you mean it")))
+}

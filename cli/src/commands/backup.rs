@@ -1,0 +1,189 @@
+//! `milkrun backup`
+
+use std::collections::HashMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::time::Duration;
+
+use milkrun_coordinator::manifests;
+use milkrun_proto::control::v1 as control;
+use milkrun_repository::clock::Moment;
+use milkrun_repository::config::LockMode;
+use serde_json::{Value, json};
+use tokio_stream::StreamExt;
+
+use super::{Interrupt, check_lock_for};
+use crate::args::{self, Global, Named};
+use crate::embedded::{Embedded, host};
+use crate::output::{CliError, Exit, note, print, print_json, table};
+use crate::progress::Progress;
+use crate::{place, units};
+
+/// Bytes of manifests in one message.
+const MANIFEST_PIECE: usize = 1 << 20;
+
+pub(crate) async fn run(a: args::Backup, global: &Global) -> Result<Exit, CliError> {
+    check_sources(&a)?;
+    if let Some(lock_for) = a.lock_for {
+        check_lock_for(lock_for, a.yes)?;
+    }
+    // Before a byte is moved: what can't be understood is refused.
+    let mut objects = manifests::load_paths(&a.manifests).map_err(|e| CliError::from_error(&e))?;
+    let lines = manifests::encode(&mut objects);
+    let (repository, place) = place::open(&a.repository.repository, global).await?;
+    if a.lock_for.is_some() && repository.config.lock.mode == LockMode::None {
+        return Err(CliError::usage("the repository was made without locks: --lock-for can't be kept"));
+    }
+    let order = order(&a, objects.len());
+    let embedded = Embedded::start(repository, &place, global).await?;
+    let done = drive(embedded, order, lines, global).await?;
+    report(&a, &done, global);
+    Ok(Exit::Done)
+}
+
+pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
+    let source = |n: &Named, stream| control::Source { name: n.name.to_string(), path: n.path.clone(), stream };
+    let volumes = a.volume.iter().map(|n| source(n, false));
+    control::BackupOrder {
+        application: a.application.to_string(),
+        sources: volumes.chain(a.stream.iter().map(|n| source(n, true))).collect(),
+        manifest_objects: u32::try_from(objects).unwrap_or(u32::MAX),
+        lock_seconds: a.lock_for.map_or(0, |d| d.as_secs()),
+        parent: a.parent.clone(),
+        level: a.level,
+        host: host(),
+        allow_mounted: a.allow_mounted,
+        allow_changing: a.allow_changing,
+    }
+}
+
+/// Names and paths that can't be meant: one name twice, one device under two names, standard input twice.
+fn check_sources(a: &args::Backup) -> Result<(), CliError> {
+    let mut names = HashMap::new();
+    let mut things: HashMap<String, &Named> = HashMap::new();
+    for named in a.volume.iter().chain(&a.stream) {
+        if names.insert(&named.name, &named.path).is_some() {
+            return Err(CliError::usage(format!("{} is named twice", named.name)));
+        }
+        if let Some(first) = things.insert(thing(&named.path), named) {
+            let what = format!("{} and {} are the same: {}", first.name, named.name, named.path);
+            return Err(CliError::usage(what));
+        }
+    }
+    if let Some(v) = a.volume.iter().find(|v| v.path == "-") {
+        return Err(CliError::usage(format!("a volume can't be read from standard input: --stream {}=-", v.name)));
+    }
+    if a.volume.is_empty() && a.stream.is_empty() && a.manifests.is_empty() {
+        return Err(CliError::usage("nothing to back up: name at least one --volume, --stream or --manifests"));
+    }
+    Ok(())
+}
+
+/// What tells one device or file from another, whatever path it goes by.
+fn thing(path: &str) -> String {
+    match std::fs::metadata(path) {
+        Ok(m) if m.file_type().is_block_device() => format!("device {}", m.rdev()),
+        Ok(m) => format!("file {} {}", m.dev(), m.ino()),
+        Err(_) => path.to_owned(),
+    }
+}
+
+/// Orders a backup and waits for its end.
+pub(crate) async fn drive(
+    embedded: Embedded,
+    order: control::BackupOrder,
+    manifests: Vec<u8>,
+    global: &Global,
+) -> Result<control::BackupDone, CliError> {
+    let mut control = embedded.control;
+    let (started, run) = tokio::sync::watch::channel(Vec::new());
+    let interrupt = Interrupt::watch(control.clone(), run);
+    let first = control::BackupRequest { message: Some(control::backup_request::Message::Order(order)) };
+    let pieces: Vec<control::BackupRequest> = manifests
+        .chunks(MANIFEST_PIECE)
+        .map(|p| control::BackupRequest {
+            message: Some(control::backup_request::Message::Manifests(p.to_vec().into())),
+        })
+        .collect();
+    let requests = tokio_stream::iter(std::iter::once(first).chain(pieces));
+    let mut events = control.backup(requests).await?.into_inner();
+    let mut progress = Progress::new(global.quiet);
+    let result = loop {
+        match events.next().await {
+            Some(Ok(control::BackupEvent { event: Some(event) })) => match event {
+                control::backup_event::Event::Started(s) => {
+                    started.send_replace(s.run.to_vec());
+                }
+                control::backup_event::Event::Progress(p) => progress.update(&p),
+                control::backup_event::Event::Done(done) => break Ok(done),
+            },
+            Some(Ok(_)) => {}
+            Some(Err(status)) => break Err(CliError::from(status)),
+            None => break Err(CliError::failed("the coordinator ended without a result")),
+        }
+    };
+    progress.finish();
+    drop(interrupt);
+    result
+}
+
+pub(crate) fn volumes_json(done: &control::BackupDone) -> Vec<Value> {
+    let volume = |v: &control::VolumeResult| {
+        json!({
+            "name": v.name,
+            "size_bytes": v.size_bytes,
+            "read_bytes": v.read_bytes,
+            "hole_bytes": v.hole_bytes,
+            "new_bytes": v.new_bytes,
+            "stored_bytes": v.stored_bytes,
+            "notes": v.notes,
+        })
+    };
+    done.volumes.iter().map(volume).collect()
+}
+
+fn report(a: &args::Backup, done: &control::BackupDone, global: &Global) {
+    #[expect(clippy::cast_precision_loss, reason = "seconds for people and scripts")]
+    let seconds = done.duration_ms as f64 / 1000.0;
+    let lock_until = (done.lock_until_ms != 0).then(|| Moment::from_millis(done.lock_until_ms).to_string());
+    if global.json {
+        print_json(json!({
+            "point": done.point,
+            "application": a.application.as_str(),
+            "time": Moment::from_millis(done.moment_ms).to_string(),
+            "seconds": seconds,
+            "stored_bytes": done.stored_bytes,
+            "locked_until": lock_until,
+            "manifests": done.manifest_objects,
+            "packs_reused": done.packs_reused,
+            "locks_extended": done.locks_extended,
+            "volumes": volumes_json(done),
+        }));
+        return;
+    }
+    for v in &done.volumes {
+        for n in &v.notes {
+            note(&format!("milkrun: {}: {n}", v.name));
+        }
+    }
+    print(&format!("{}  {} in {}\n", done.point, a.application, units::time(Duration::from_millis(done.duration_ms))));
+    print(&volume_table(done));
+    if done.manifest_objects > 0 {
+        print(&format!("{} manifests\n", done.manifest_objects));
+    }
+    print(&format!("The repository grew by {}.\n", units::bytes(done.stored_bytes)));
+    if let Some(until) = lock_until {
+        print(&format!("Locked until {until}.\n"));
+    }
+}
+
+pub(crate) fn volume_table(done: &control::BackupDone) -> String {
+    if done.volumes.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![["VOLUME", "SIZE", "READ", "HOLES", "NEW", "STORED"].map(str::to_owned).to_vec()];
+    for v in &done.volumes {
+        let sizes = [v.size_bytes, v.read_bytes, v.hole_bytes, v.new_bytes, v.stored_bytes];
+        rows.push(std::iter::once(v.name.clone()).chain(sizes.map(units::bytes)).collect());
+    }
+    table(&rows)
+}

@@ -1,0 +1,106 @@
+//! `milkrun init`
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use milkrun_repository::chunk::page_cutter::PageCutter;
+use milkrun_repository::chunk::stream_cutter::StreamCutter;
+use milkrun_repository::config::{LockMode, LockPolicy};
+use milkrun_repository::keys::wrapped::Cost;
+use milkrun_repository::point::catalog::chain;
+use milkrun_repository::repository::{InitError, InitOptions, init, role_policies};
+use milkrun_repository::store::StoreUrl;
+use serde_json::json;
+
+use super::check_lock_for;
+use crate::args::{self, Global, Lock};
+use crate::output::{CliError, Exit, print, print_json};
+use crate::{place, secret, units};
+
+pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError> {
+    let mode = match a.lock {
+        Lock::None => LockMode::None,
+        Lock::Governance => LockMode::Governance,
+        Lock::Compliance => LockMode::Compliance,
+    };
+    if mode != LockMode::None {
+        check_lock_for(a.lock_for, a.yes)?;
+    }
+    let lock = LockPolicy { mode, period: a.lock_for };
+    if let Some(path) = &a.write_public_key
+        && path.exists()
+    {
+        return Err(CliError::usage(format!("{path:?} exists already; the public key is not written over it")));
+    }
+    let url = &a.repository.repository;
+    let place = place::connect(url, global).await?;
+    let password = secret::password(true)?;
+    let options = InitOptions {
+        lock,
+        pages: PageCutter::DEFAULT,
+        streams: StreamCutter::DEFAULT,
+        cost: Cost::RECOMMENDED,
+    };
+    let made = init(place.store, &password, options).await.map_err(explain)?;
+    let config = &made.repository.config;
+    let public_key = hex::encode(config.keys.signing.as_bytes());
+    if let Some(path) = &a.write_public_key {
+        write_key(path, &public_key)
+            .map_err(|e| CliError::failed(format!("the repository is made; can't write {path:?}: {e}; its public key is {public_key}")))?;
+    }
+    let policies = match url {
+        StoreUrl::S3 { bucket, prefix } => role_policies(bucket, prefix).to_vec(),
+        StoreUrl::Directory(_) => Vec::new(),
+    };
+    if global.json {
+        let policies: serde_json::Map<String, serde_json::Value> = policies
+            .into_iter()
+            .map(|(role, text)| (role.to_owned(), serde_json::from_str(&text).unwrap_or_default()))
+            .collect();
+        print_json(json!({
+            "repository": config.id.hex(),
+            "url": url.to_string(),
+            "public_key": public_key,
+            "lock": mode.to_string(),
+            "lock_seconds": if mode == LockMode::None { 0 } else { lock.period.as_secs() },
+            "lock_enforced": made.enforced && mode != LockMode::None,
+            "policies": policies,
+        }));
+        return Ok(Exit::Done);
+    }
+    print(&format!("Repository {} is made at {url}.\nPublic key: {public_key}\n", config.id));
+    print(match &a.write_public_key {
+        Some(_) => "  Keep its file outside of the repository: `milkrun verify --public-key FILE` proves every byte with it.\n",
+        None => "  Write it to a file outside of the repository: `milkrun verify --public-key FILE` proves every byte with it.\n",
+    });
+    match (mode, made.enforced) {
+        (LockMode::None, _) => print("Locks: none. Whoever may write there may delete.\n"),
+        (mode, true) => print(&format!(
+            "Locks: {mode}, for {}; tried on a probe object that can neither be deleted nor shortened.\n",
+            units::time(lock.period)
+        )),
+        (mode, false) => print(&format!(
+            "Locks: {mode}, for {}, honoured by milkrun. It is a directory: root on this machine can still delete.\n",
+            units::time(lock.period)
+        )),
+    }
+    for (role, policy) in policies {
+        print(&format!("\nPolicy of the {role}:\n{policy}\n"));
+    }
+    print("\nWithout the password nothing can be restored. Keep it where this repository is not.\n");
+    Ok(Exit::Done)
+}
+
+fn explain(e: InitError) -> CliError {
+    match e {
+        InitError::Store(f) => f.into(),
+        e => CliError::failed(chain(&e)),
+    }
+}
+
+fn write_key(path: &Path, key: &str) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    writeln!(file, "{key}")?;
+    file.sync_all()
+}

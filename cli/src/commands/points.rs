@@ -1,0 +1,68 @@
+//! `milkrun points`
+
+use milkrun_repository::clock::Moment;
+use milkrun_repository::point::catalog::chain;
+use serde_json::json;
+
+use crate::args::{self, Global};
+use crate::output::{CliError, Exit, note, print, print_json, table};
+use crate::{place, units};
+
+pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliError> {
+    let (repository, _) = place::open(&a.repository.repository, global).await?;
+    let app = a.application.as_ref().map(|app| repository.ring.app_hash(app));
+    let listing = repository.catalog().list(app.as_ref()).await?;
+    let mut documents = Vec::new();
+    let mut rows = vec![["POINT", "APPLICATION", "TIME", "VOLUMES", "SIZE", "GREW BY", "LOCKED UNTIL"].map(str::to_owned).to_vec()];
+    let mut damaged = Vec::new();
+    for found in listing.points.iter().filter(|f| !f.root.tombstone) {
+        let id = found.root.id();
+        let body = match found.open(&repository.ring) {
+            Ok(body) => body,
+            Err(e) => {
+                damaged.push((found.root.key().to_string(), chain(&e)));
+                continue;
+            }
+        };
+        let size: u64 = body.volumes.iter().map(|v| v.map.len).sum();
+        let locked = found.root.lock_until.map(|l| l.to_string());
+        documents.push(json!({
+            "point": id.to_string(),
+            "application": body.application.as_str(),
+            "time": found.root.moment.to_string(),
+            "locked_until": locked,
+            "size_bytes": size,
+            "stored_bytes": body.stored_bytes,
+            "volumes": body.volumes.iter().map(|v| v.name.as_str()).collect::<Vec<_>>(),
+            "manifests": body.manifests.map_or(0, |m| m.objects),
+            "host": body.host,
+            "hidden": found.hidden,
+        }));
+        rows.push(vec![
+            id.to_string(),
+            body.application.to_string(),
+            Moment::to_string(&found.root.moment),
+            body.volumes.len().to_string(),
+            units::bytes(size),
+            units::bytes(body.stored_bytes),
+            locked.unwrap_or_else(|| "not locked".into()),
+        ]);
+        if found.hidden {
+            note(&format!("milkrun: {id} is hidden by a delete marker; it is still there and locked"));
+        }
+    }
+    let refused = listing.refused.into_iter().map(|r| (format!("{} version {}", r.key, r.version), r.reason));
+    let refused: Vec<(String, String)> = refused.chain(damaged).collect();
+    for (object, reason) in &refused {
+        note(&format!("milkrun: not listed: {object}: {reason}"));
+    }
+    if global.json {
+        let refused: Vec<_> = refused.iter().map(|(o, r)| json!({ "object": o, "reason": r })).collect();
+        print_json(json!({ "points": documents, "refused": refused }));
+    } else if rows.len() > 1 {
+        print(&table(&rows));
+    } else {
+        note("There are no restore points yet.");
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,181 @@
+//! `milkrun restore`
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use milkrun_coordinator::manifests;
+use milkrun_proto::control::v1 as control;
+use serde_json::json;
+use tokio_stream::StreamExt;
+
+use super::Interrupt;
+use crate::args::{self, Global, Named};
+use crate::embedded::Embedded;
+use crate::output::{CliError, Exit, note, print, print_json, table};
+use crate::progress::Progress;
+use crate::{place, units};
+
+/// What came back.
+pub(crate) struct Restored {
+    pub(crate) done: control::RestoreDone,
+    left_out: Vec<String>,
+    manifests: Vec<u8>,
+}
+
+impl Restored {
+    /// The manifests, as JSON lines.
+    pub(crate) fn manifests(&self) -> &[u8] {
+        &self.manifests
+    }
+}
+
+pub(crate) async fn run(a: args::Restore, global: &Global) -> Result<Exit, CliError> {
+    check_targets(&a)?;
+    let (repository, place) = place::open(&a.repository.repository, global).await?;
+    let embedded = Embedded::start(repository, &place, global).await?;
+    let restored = drive(embedded, request(&a), global).await?;
+    let written = match &a.manifests {
+        Some(folder) => write_manifests(folder, &restored.manifests)?,
+        None => 0,
+    };
+    report(&a, &restored, written, global);
+    Ok(Exit::Done)
+}
+
+fn request(a: &args::Restore) -> control::RestoreRequest {
+    let target = |n: &Named, stream| control::Target { name: n.name.to_string(), path: n.path.clone(), stream };
+    let volumes = a.volume.iter().map(|n| target(n, false));
+    control::RestoreRequest {
+        selector: a.point.clone(),
+        targets: volumes.chain(a.stream.iter().map(|n| target(n, true))).collect(),
+        manifests: a.manifests.is_some(),
+        force: a.force,
+        discard_rest: a.discard_rest,
+    }
+}
+
+fn check_targets(a: &args::Restore) -> Result<(), CliError> {
+    if let Some(v) = a.volume.iter().find(|v| v.path == "-") {
+        return Err(CliError::usage(format!("standard output takes bytes in order: --stream {}=-", v.name)));
+    }
+    let mut names = HashSet::new();
+    if let Some(twice) = a.volume.iter().chain(&a.stream).find(|n| !names.insert(&n.name)) {
+        return Err(CliError::usage(format!("{} is named twice", twice.name)));
+    }
+    if a.stream.iter().filter(|s| s.path == "-").count() > 1 {
+        return Err(CliError::usage("only one stream can go to standard output"));
+    }
+    if let Some(folder) = &a.manifests {
+        let used = std::fs::read_dir(folder).is_ok_and(|mut d| d.next().is_some());
+        if used && !a.force {
+            return Err(CliError::usage(format!("the folder {folder:?} is not empty: choose another, or pass --force")));
+        }
+        if folder.exists() && !folder.is_dir() {
+            return Err(CliError::usage(format!("{folder:?} is no folder")));
+        }
+    }
+    Ok(())
+}
+
+fn to_stdout(a: &args::Restore) -> bool {
+    a.stream.iter().any(|s| s.path == "-")
+}
+
+/// Orders a restore and waits for its end.
+pub(crate) async fn drive(
+    embedded: Embedded,
+    request: control::RestoreRequest,
+    global: &Global,
+) -> Result<Restored, CliError> {
+    let mut control = embedded.control;
+    let (started, run) = tokio::sync::watch::channel(Vec::new());
+    let interrupt = Interrupt::watch(control.clone(), run);
+    let mut events = control.restore(request).await?.into_inner();
+    let mut progress = Progress::new(global.quiet);
+    let (mut left_out, mut manifests) = (Vec::new(), Vec::new());
+    let result = loop {
+        match events.next().await {
+            Some(Ok(control::RestoreEvent { event: Some(event) })) => match event {
+                control::restore_event::Event::Started(s) => {
+                    started.send_replace(s.run.to_vec());
+                    left_out = s.left_out;
+                }
+                control::restore_event::Event::Progress(p) => progress.update(&p),
+                control::restore_event::Event::Manifests(piece) => manifests.extend_from_slice(&piece),
+                control::restore_event::Event::Done(done) => break Ok(done),
+            },
+            Some(Ok(_)) => {}
+            Some(Err(status)) => break Err(CliError::from(status)),
+            None => break Err(CliError::failed("the coordinator ended without a result")),
+        }
+    };
+    progress.finish();
+    drop(interrupt);
+    Ok(Restored { done: result?, left_out, manifests })
+}
+
+/// Writes one file per object; each is whole under its name.
+pub(crate) fn write_manifests(folder: &Path, lines: &[u8]) -> Result<usize, CliError> {
+    let objects = manifests::decode(lines).map_err(|line| CliError {
+        exit: Exit::Damage,
+        message: format!("line {line} of the stored manifests is no Kubernetes object"),
+        advice: None,
+    })?;
+    let fail = |what: &Path, e: std::io::Error| CliError::failed(format!("can't write {what:?}: {e}"));
+    std::fs::create_dir_all(folder).map_err(|e| fail(folder, e))?;
+    for object in &objects {
+        let path = folder.join(object.identity.file_name());
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(folder, e))?;
+        writeln!(file, "{:#}", object.value).map_err(|e| fail(&path, e))?;
+        file.as_file().sync_all().map_err(|e| fail(&path, e))?;
+        file.persist(&path).map_err(|e| fail(&path, e.error))?;
+    }
+    Ok(objects.len())
+}
+
+fn report(a: &args::Restore, restored: &Restored, manifests: usize, global: &Global) {
+    let done = &restored.done;
+    // Standard output may be the restored stream itself.
+    let say = |text: &str| if to_stdout(a) { note(text.trim_end()) } else { print(text) };
+    if global.json && !to_stdout(a) {
+        let volumes: Vec<_> = done
+            .volumes
+            .iter()
+            .map(|v| {
+                json!({
+                    "name": v.name,
+                    "size_bytes": v.size_bytes,
+                    "written_bytes": v.written_bytes,
+                    "hole_bytes": v.hole_bytes,
+                    "fetched_bytes": v.fetched_bytes,
+                    "requests": v.requests,
+                })
+            })
+            .collect();
+        print_json(json!({
+            "point": done.point,
+            "seconds": Duration::from_millis(done.duration_ms).as_secs_f64(),
+            "volumes": volumes,
+            "manifests": manifests,
+            "left_out": restored.left_out,
+        }));
+        return;
+    }
+    say(&format!("{} restored in {}\n", done.point, units::time(Duration::from_millis(done.duration_ms))));
+    if !done.volumes.is_empty() {
+        let mut rows = vec![["VOLUME", "SIZE", "WRITTEN", "HOLES", "FETCHED"].map(str::to_owned).to_vec()];
+        for v in &done.volumes {
+            let sizes = [v.size_bytes, v.written_bytes, v.hole_bytes, v.fetched_bytes].map(units::bytes);
+            rows.push(std::iter::once(v.name.clone()).chain(sizes).collect());
+        }
+        say(&table(&rows));
+    }
+    if let (Some(folder), 1..) = (&a.manifests, manifests) {
+        say(&format!("{manifests} manifests in {}\n", folder.display()));
+    }
+    if !restored.left_out.is_empty() {
+        say(&format!("Left out: {}\n", restored.left_out.join(", ")));
+    }
+}

@@ -1,0 +1,135 @@
+//! `milkrun show`
+
+use std::time::Duration;
+
+use milkrun_coordinator::manifests;
+use milkrun_repository::metadata::MetadataError;
+use milkrun_repository::point::Selector;
+use milkrun_repository::point::catalog::{FindError, PlaceError, chain};
+use milkrun_repository::point::root::VolumeKind;
+use milkrun_repository::repository::PointError;
+use serde_json::json;
+
+use crate::args::{self, Global};
+use crate::output::{CliError, Exit, print, print_json, table};
+use crate::{place, units};
+
+pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError> {
+    let selector: Selector = a.point.parse().map_err(|e: milkrun_repository::point::catalog::BadSelector| CliError::usage(e.to_string()))?;
+    let (repository, _) = place::open(&a.repository.repository, global).await?;
+    let found = repository.catalog().select(&selector, &repository.ring).await.map_err(|e| find_error(&a.point, e))?;
+    let point = repository.open_point(found).await.map_err(point_error)?;
+    let lines = repository.manifests(&point).await.map_err(metadata_error)?;
+    let objects = manifests::decode(&lines)
+        .map_err(|line| damage(format!("line {line} of the stored manifests is no Kubernetes object")))?;
+    let (root, body) = (&point.found.root, &point.body);
+    let packs = &point.placement.packs;
+    let pack_bytes: u64 = packs.iter().map(|p| p.length).sum();
+    if global.json {
+        let volumes: Vec<_> = body
+            .volumes
+            .iter()
+            .map(|v| {
+                json!({
+                    "name": v.name.as_str(),
+                    "kind": kind(v.kind),
+                    "size_bytes": v.map.len,
+                    "hole_bytes": v.hole_bytes,
+                    "new_bytes": v.new_bytes,
+                    "stored_bytes": v.stored_bytes,
+                    "sector_bytes": v.sector_bytes,
+                    "notes": v.notes,
+                })
+            })
+            .collect();
+        let objects: Vec<_> = objects
+            .iter()
+            .map(|o| {
+                let id = &o.identity;
+                json!({ "kind": id.kind, "group": id.group, "namespace": id.namespace, "name": id.name })
+            })
+            .collect();
+        print_json(json!({
+            "point": root.id().to_string(),
+            "application": body.application.as_str(),
+            "time": root.moment.to_string(),
+            "locked_until": root.lock_until.map(|l| l.to_string()),
+            "host": body.host,
+            "writer": body.writer,
+            "parent": body.parent.map(|p| p.to_string()),
+            "seconds": Duration::from_millis(body.duration_ms).as_secs_f64(),
+            "stored_bytes": body.stored_bytes,
+            "packs": packs.len(),
+            "pack_bytes": pack_bytes,
+            "volumes": volumes,
+            "manifests": objects,
+        }));
+        return Ok(Exit::Done);
+    }
+    print(&format!("{}\n", root.id()));
+    let mut facts = vec![
+        ("application", body.application.to_string()),
+        ("time", root.moment.to_string()),
+        ("locked until", root.lock_until.map_or_else(|| "not locked".into(), |l| l.to_string())),
+        ("made by", format!("{} on {}, in {}", body.writer, body.host, units::time(Duration::from_millis(body.duration_ms)))),
+        ("grew by", units::bytes(body.stored_bytes)),
+        ("needs", format!("{} packs of {} in all", packs.len(), units::bytes(pack_bytes))),
+    ];
+    facts.extend(body.parent.map(|p| ("parent", p.to_string())));
+    for (name, value) in facts {
+        print(&format!("  {name:<13} {value}\n"));
+    }
+    if !body.volumes.is_empty() {
+        let mut rows = vec![["VOLUME", "KIND", "SIZE", "HOLES", "NEW", "STORED"].map(str::to_owned).to_vec()];
+        for v in &body.volumes {
+            let sizes = [v.map.len, v.hole_bytes, v.new_bytes, v.stored_bytes].map(units::bytes);
+            rows.push([v.name.to_string(), kind(v.kind).into()].into_iter().chain(sizes).collect());
+        }
+        print(&format!("\n{}", table(&rows)));
+    }
+    for v in &body.volumes {
+        for n in &v.notes {
+            print(&format!("  note on {}: {n}\n", v.name));
+        }
+    }
+    if !objects.is_empty() {
+        print(&format!("\n{} MANIFESTS\n", objects.len()));
+        for o in &objects {
+            print(&format!("{}\n", o.identity));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn kind(kind: VolumeKind) -> &'static str {
+    match kind {
+        VolumeKind::Image => "image",
+        VolumeKind::Stream => "stream",
+    }
+}
+
+fn damage(message: String) -> CliError {
+    CliError { exit: Exit::Damage, message, advice: Some("Run `milkrun verify` to see how far it goes.") }
+}
+
+pub(crate) fn find_error(what: &str, e: FindError) -> CliError {
+    match e {
+        FindError::Store(f) => f.into(),
+        FindError::None => CliError::failed(format!("{what}: there is no such restore point")).with("`milkrun points` lists what there is."),
+        e @ FindError::Refused { .. } => damage(format!("{what}: {}", chain(&e))),
+    }
+}
+
+fn point_error(e: PointError) -> CliError {
+    match e {
+        PointError::Placement(PlaceError::Store(f)) => f.into(),
+        e => damage(chain(&e)),
+    }
+}
+
+fn metadata_error(e: MetadataError) -> CliError {
+    match e {
+        MetadataError::Store(f) => f.into(),
+        e => damage(chain(&e)),
+    }
+}

@@ -1,0 +1,125 @@
+//! `milkrun verify`
+
+use std::path::Path;
+
+use milkrun_repository::keys::VerifyingKey;
+use milkrun_repository::point::Selector;
+use milkrun_repository::point::catalog::chain;
+use milkrun_repository::verify::{self, Options, PublicError, Report};
+use serde_json::json;
+
+use crate::args::{self, Global};
+use crate::output::{CliError, Exit, print, print_json};
+use crate::{place, units};
+
+/// Packs read at once.
+const PARALLEL: usize = 4;
+
+pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliError> {
+    let url = &a.repository.repository;
+    let report = match &a.public_key {
+        Some(file) => {
+            let options = public_options(&a)?;
+            let place = place::connect(url, global).await?;
+            let key = read_key(file)?;
+            let verified = verify::verify_public(&*place.store, key, &options).await;
+            verified.map_err(public_error)?.1
+        }
+        None => {
+            let (repository, _) = place::open(url, global).await?;
+            let mut options = Options { data_percent: a.data.unwrap_or(0), parallel: PARALLEL, ..Options::default() };
+            for text in &a.which {
+                match text.parse() {
+                    Ok(Selector::Point(id)) => options.points.push(id),
+                    Ok(Selector::Latest(app)) if !text.contains('@') => options.apps.push(repository.ring.app_hash(&app)),
+                    Ok(selector) => {
+                        let found = repository.catalog().select(&selector, &repository.ring).await;
+                        options.points.push(found.map_err(|e| super::show::find_error(text, e))?.root.id());
+                    }
+                    Err(e) => return Err(CliError::usage(e.to_string())),
+                }
+            }
+            let cache = place::cache(&repository, global)?;
+            let report = verify::verify(&repository, &cache, &options).await?;
+            if report.points == 0 && report.findings.is_empty() && !a.which.is_empty() {
+                return Err(CliError::failed("there is no such restore point").with("`milkrun points` lists what there is."));
+            }
+            report
+        }
+    };
+    Ok(print_report(&report, a.data.is_some() || a.public_key.is_some(), global))
+}
+
+fn public_options(a: &args::Verify) -> Result<Options, CliError> {
+    let mut options = Options { parallel: PARALLEL, ..Options::default() };
+    for text in &a.which {
+        let no_names = "without the secret, applications have no names: name restore points, or nothing for all";
+        options.points.push(text.parse().map_err(|_| CliError::usage(no_names))?);
+    }
+    Ok(options)
+}
+
+fn read_key(path: &Path) -> Result<VerifyingKey, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|e| CliError::failed(format!("can't read {path:?}: {e}")))?;
+    let mut key = [0; 32];
+    hex::decode_to_slice(text.trim(), &mut key)
+        .map_err(|_| CliError::usage(format!("{path:?} holds no public key (64 hexadecimal digits)")))?;
+    Ok(VerifyingKey::from_bytes(key))
+}
+
+fn public_error(e: PublicError) -> CliError {
+    match e {
+        PublicError::Store(f) => f.into(),
+        PublicError::Open(e) => e.into(),
+        e @ PublicError::Stranger => CliError { exit: Exit::Damage, message: chain(&e), advice: None },
+    }
+}
+
+fn print_report(report: &Report, data: bool, global: &Global) -> Exit {
+    let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Damage };
+    if global.json {
+        let findings: Vec<_> = report
+            .findings
+            .iter()
+            .map(|f| {
+                let points: Vec<String> = f.points.iter().map(ToString::to_string).collect();
+                json!({ "object": f.object, "reason": f.reason, "points": points })
+            })
+            .collect();
+        print_json(json!({
+            "checked": {
+                "points": report.points,
+                "tombstones": report.tombstones,
+                "packs": report.packs,
+                "map_chunks": report.map_chunks,
+                "extents": report.extents,
+                "index_entries": report.index_entries,
+                "packs_read": report.packs_read,
+                "bytes_read": report.bytes_read,
+                "chunks_opened": report.chunks_opened,
+            },
+            "findings": findings,
+        }));
+        return exit;
+    }
+    print(&format!(
+        "Checked {} restore points, {} packs, {} map chunks with {} extents.\n",
+        report.points, report.packs, report.map_chunks, report.extents
+    ));
+    if data {
+        print(&format!("Read {} in {} packs", units::bytes(report.bytes_read), report.packs_read));
+        print(&if report.chunks_opened > 0 { format!(" and opened {} chunks.\n", report.chunks_opened) } else { ".\n".into() });
+    }
+    if report.findings.is_empty() {
+        print("Nothing is wrong.\n");
+        return exit;
+    }
+    print(&format!("{} findings:\n", report.findings.len()));
+    for f in &report.findings {
+        print(&format!("  {}: {}\n", f.object, f.reason));
+        for point in &f.points {
+            print(&format!("    touches {point}\n"));
+        }
+    }
+    exit
+}

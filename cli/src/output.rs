@@ -1,0 +1,169 @@
+//! What people and scripts see: tables, JSON documents, exit codes, errors with advice.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use milkrun_repository::point::catalog::chain;
+use milkrun_repository::repository::OpenError;
+use milkrun_repository::store::{Failure, Trouble};
+use serde_json::{Value, json};
+
+/// The version of the JSON documents. Fields are added within one version, never changed or removed.
+const SCHEMA: u32 = 1;
+
+/// How a command ends. Scripts rely on the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed.
+    Failed = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// Damage found.
+    Damage = 3,
+    /// The store could not be asked: nothing is known.
+    Unknown = 4,
+}
+
+/// An error for a person: what happened, and what to do next.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    pub(crate) exit: Exit,
+    pub(crate) message: String,
+    pub(crate) advice: Option<&'static str>,
+}
+
+impl CliError {
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Failed, message: message.into(), advice: None }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, message: message.into(), advice: None }
+    }
+
+    pub(crate) fn with(mut self, advice: &'static str) -> Self {
+        self.advice = Some(advice);
+        self
+    }
+
+    /// From any error, with all its causes.
+    pub(crate) fn from_error(e: &dyn std::error::Error) -> Self {
+        Self::failed(chain(e))
+    }
+}
+
+const ADVICE_UNREACHABLE: &str = "Nothing is known about the repository. Check network, endpoint (AWS_ENDPOINT_URL) and proxy, or whether the directory is mounted; then try again.";
+const ADVICE_DENIED: &str = "Check the credentials and the bucket policy; `milkrun init` prints the policies of the three roles.";
+const ADVICE_SKEW: &str = "Set the clock of this host right (NTP): S3 refuses requests that are off by 15 minutes, and locks would be wrong.";
+const ADVICE_FULL: &str = "Make room where the repository is. What was written stays and is reused; nothing half done is listed.";
+const ADVICE_DAMAGE: &str = "Run `milkrun verify --data` to see how far it goes; restore from another copy or an earlier point.";
+
+impl From<Failure> for CliError {
+    fn from(f: Failure) -> Self {
+        let (exit, advice) = match f.trouble {
+            Trouble::Unreachable | Trouble::Busy => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
+            Trouble::Denied => (Exit::Failed, Some(ADVICE_DENIED)),
+            Trouble::Skewed => (Exit::Failed, Some(ADVICE_SKEW)),
+            Trouble::Full => (Exit::Failed, Some(ADVICE_FULL)),
+            Trouble::Garbled => (Exit::Unknown, None),
+            Trouble::Refused => (Exit::Failed, None),
+        };
+        Self { exit, message: chain(&f), advice }
+    }
+}
+
+impl From<OpenError> for CliError {
+    fn from(e: OpenError) -> Self {
+        let advice = match &e {
+            OpenError::Store(_) => {
+                let OpenError::Store(f) = e else { unreachable!("matched above") };
+                return f.into();
+            }
+            OpenError::None(_) => Some("Make one with `milkrun init`, or check the URL."),
+            OpenError::Config(milkrun_repository::config::ConfigError::Newer { .. }) => {
+                Some("Use a newer release of milkrun.")
+            }
+            OpenError::Password { .. } => {
+                Some("Give the right secret by MILKRUN_PASSWORD_FILE, MILKRUN_PASSWORD, or at the prompt.")
+            }
+            OpenError::Config(_) | OpenError::NoKeys | OpenError::Tampered => Some(
+                "On a versioned bucket an older version may be sound: look at the object's versions before anything else.",
+            ),
+        };
+        let exit = match &e {
+            OpenError::Config(milkrun_repository::config::ConfigError::Newer { .. })
+            | OpenError::None(_)
+            | OpenError::Password { .. } => Exit::Failed,
+            _ => Exit::Damage,
+        };
+        Self { exit, message: chain(&e), advice }
+    }
+}
+
+impl From<tonic::Status> for CliError {
+    fn from(s: tonic::Status) -> Self {
+        let message = s.message().to_owned();
+        let (exit, advice) = match s.code() {
+            tonic::Code::Unavailable => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
+            tonic::Code::DataLoss => (Exit::Damage, Some(ADVICE_DAMAGE)),
+            tonic::Code::InvalidArgument => (Exit::Usage, None),
+            tonic::Code::NotFound => (Exit::Failed, Some("`milkrun points` lists what there is.")),
+            _ if message.contains("no space left") => (Exit::Failed, Some(ADVICE_FULL)),
+            _ if message.contains("access denied") => (Exit::Failed, Some(ADVICE_DENIED)),
+            _ => (Exit::Failed, None),
+        };
+        Self { exit, message, advice }
+    }
+}
+
+/// Prints a document, with the schema's version.
+pub(crate) fn print_json(mut document: Value) {
+    if let Value::Object(map) = &mut document {
+        map.insert("schema".into(), SCHEMA.into());
+    }
+    print(&format!("{document:#}\n"));
+}
+
+/// Prints to standard output. A reader that went away ends nothing.
+pub(crate) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Prints a line to standard error.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Ends with an error.
+pub(crate) fn fail(e: &CliError, json: bool) -> ExitCode {
+    if json {
+        print_json(json!({ "error": e.message, "advice": e.advice, "exit": e.exit as u8 }));
+    }
+    note(&format!("milkrun: {}", e.message));
+    if let Some(advice) = e.advice {
+        note(&format!("  {advice}"));
+    }
+    ExitCode::from(e.exit as u8)
+}
+
+/// Lines of cells, padded to columns. The first line is the head.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().enumerate().map(|(c, cell)| {
+            let pad = widths[c].saturating_sub(cell.chars().count());
+            // Numbers line up at their right.
+            let number = cell.starts_with(|c: char| c.is_ascii_digit()) && !cell.contains('-');
+            if number { format!("{}{cell}", " ".repeat(pad)) } else { format!("{cell}{}", " ".repeat(pad)) }
+        });
+        out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}

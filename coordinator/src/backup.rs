@@ -1,0 +1,269 @@
+//! Backup runs: what the upload service works on ([`Run`]), and the run itself, from the order to the commit
+//! ([`execute`]).
+
+mod execute;
+mod parent;
+mod volume;
+
+pub(crate) use execute::execute;
+pub use execute::{Order, SourceSpec};
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::Repository;
+use milkrun_repository::id::{ChunkId, PackId, SegmentId};
+use milkrun_repository::index::{CacheError, ChunkIndex, IndexCache};
+use milkrun_repository::keys::envelope::{self, Kind};
+use milkrun_repository::keys::hybrid::HybridError;
+use milkrun_repository::metadata::{MetadataError, MetadataWriter};
+use milkrun_repository::pack::{PackKind, Place};
+use milkrun_repository::point::Root;
+use milkrun_repository::point::commit::{self, Claim, CommitError, Locks, StoredPack};
+use milkrun_repository::repository::PointError;
+use milkrun_repository::store::grant::{PutGrant, PutTerms};
+use milkrun_repository::store::{CreateError, Failure, GetError, Key};
+use milkrun_repository::volume_map::MapRef;
+
+use crate::runs::RefusedCall;
+use volume::VolumeBuild;
+
+/// Entries that are kept in memory before they become a segment: 512 Ki entries are about 60 MB.
+const SEGMENT_ENTRIES: usize = 512 * 1024;
+
+/// Why a backup failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The order makes no sense.
+    #[error("{0}")]
+    Order(String),
+    /// A volume failed at its agent.
+    #[error("volume {volume}: {reason}")]
+    Volume {
+        /// Which one.
+        volume: String,
+        /// All that is known.
+        reason: String,
+        /// Kind.
+        kind: wire::failed::Kind,
+    },
+    /// An agent named what it was not told of, or out of order.
+    #[error("volume {volume}: the agent's report makes no sense: {what}")]
+    Nonsense {
+        /// Which volume.
+        volume: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Somebody stopped it.
+    #[error("stopped; nothing was committed")]
+    Cancelled,
+    /// No agent works on it any more.
+    #[error("the agent is gone; nothing was committed")]
+    AgentGone,
+    /// The parent can't be read.
+    #[error("can't use the parent restore point")]
+    Parent(#[source] PointError),
+    /// A map of the parent can't be read.
+    #[error("can't read the parent's map")]
+    Map(#[from] MetadataError),
+    /// Committing failed.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// An object could not be stored.
+    #[error("can't store {0}")]
+    Create(Key, #[source] CreateError),
+    /// The local cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A public key can't be used.
+    #[error(transparent)]
+    Key(#[from] HybridError),
+    /// Memory for compression.
+    #[error("can't set up compression")]
+    Setup(#[source] std::io::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] Failure),
+}
+
+/// A backup run, as the upload service sees it.
+pub struct Run {
+    repository: Arc<Repository>,
+    cache: IndexCache,
+    root: Root,
+    locks: Locks,
+    index: Mutex<ChunkIndex>,
+    metadata: tokio::sync::Mutex<MetadataWriter>,
+    volumes: HashMap<String, tokio::sync::Mutex<VolumeBuild>>,
+    stored: Mutex<Vec<StoredPack>>,
+    /// Packs that maps of this run name.
+    referenced: Mutex<HashSet<PackId>>,
+    /// Packs that the store was asked for: whether they are there.
+    present: tokio::sync::Mutex<HashMap<PackId, bool>>,
+    /// Where the parent's maps are.
+    parent_packs: Mutex<Vec<milkrun_repository::index::PackInfo>>,
+    stored_bytes: AtomicU64,
+    attempt: u32,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Run {
+    /// Whether an assignment is one of this run's.
+    ///
+    /// # Errors
+    /// [`RefusedCall`].
+    pub fn check(&self, a: &wire::Assignment) -> Result<(), RefusedCall> {
+        if !self.volumes.contains_key(&a.volume) {
+            return Err(RefusedCall::NoVolume(a.volume.clone()));
+        }
+        if a.attempt == self.attempt { Ok(()) } else { Err(RefusedCall::Stale) }
+    }
+
+    /// Bytes that the repository grew by so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
+    }
+
+    fn grew(&self, bytes: usize) {
+        self.stored_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Which chunks are known and really there.
+    ///
+    /// # Errors
+    /// [`BackupError::Store`] when the store can't be asked for a pack.
+    pub async fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<bool>, BackupError> {
+        let places: Vec<Option<Place>> = {
+            let index = lock(&self.index);
+            ids.iter().map(|id| index.find(id)).collect()
+        };
+        let packs: HashSet<PackId> = places.iter().flatten().map(|p| p.pack).collect();
+        let gone = self.missing(packs).await?;
+        Ok(places.iter().map(|p| p.is_some_and(|p| !gone.contains(&p.pack))).collect())
+    }
+
+    /// Asks the store once per run whether packs are there, so that a lost pack is uploaded again instead of referred to.
+    async fn missing(&self, packs: HashSet<PackId>) -> Result<HashSet<PackId>, BackupError> {
+        let mut present = self.present.lock().await;
+        let own: HashSet<PackId> = lock(&self.stored).iter().map(|s| s.info().id).collect();
+        let unknown: Vec<PackId> =
+            packs.iter().filter(|p| !present.contains_key(p) && !own.contains(p)).copied().collect();
+        let asks = unknown.into_iter().map(|id| {
+            let info = lock(&self.index).pack(&id).cloned();
+            async move {
+                let Some(info) = info else { return Ok((id, false)) };
+                match self.repository.store.head(&Key::pack(&id), Some(&info.version)).await {
+                    Ok(head) => Ok((id, head.length == info.length)),
+                    Err(GetError::NotFound(_)) => Ok((id, false)),
+                    Err(GetError::Failed(f)) => Err(f),
+                }
+            }
+        });
+        let mut asks = futures::stream::iter(asks).buffer_unordered(32);
+        while let Some(answer) = asks.next().await {
+            let (id, there) = answer?;
+            if !there {
+                tracing::warn!(pack = %id, "a pack that the index names is gone; its chunks are stored again");
+            }
+            present.insert(id, there);
+        }
+        Ok(packs.into_iter().filter(|p| present.get(p) == Some(&false)).collect())
+    }
+
+    /// Leave to store one pack.
+    ///
+    /// # Errors
+    /// [`BackupError::Store`].
+    pub async fn grant(&self, pack: PackId, length: u64, crc32: u32) -> Result<PutGrant, BackupError> {
+        let terms = PutTerms { key: Key::pack(&pack), length, crc32, lock: self.locks.packs };
+        Ok(self.repository.store.grant_put(&terms).await?)
+    }
+
+    /// Asks the store what a pack really is, and makes its chunks known.
+    ///
+    /// # Errors
+    /// [`BackupError`] unless it is there, whole and locked.
+    pub async fn seal(&self, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
+        let length = claim.length;
+        let stored = commit::seal(&*self.repository.store, claim, self.locks.packs).await?;
+        self.grew(usize::try_from(length).unwrap_or(usize::MAX));
+        let full = {
+            let mut index = lock(&self.index);
+            index.add(stored.info().clone(), entries);
+            index.fresh_len() >= SEGMENT_ENTRIES
+        };
+        lock(&self.stored).push(stored);
+        if full {
+            self.write_segment(false).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what this run sealed to the repository's index.
+    async fn write_segment(&self, merge: bool) -> Result<(), BackupError> {
+        let Some(segment) = lock(&self.index).unwritten(merge) else { return Ok(()) };
+        let id = SegmentId::random();
+        let (repository, key) = (&self.repository, Key::segment(&self.root.app, &id));
+        let body = segment.encode();
+        let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::IndexSegment, &body);
+        let size = object.len();
+        let created = repository.store.create(&key, object.into(), None).await;
+        created.map_err(|e| BackupError::Create(key, e))?;
+        self.grew(size);
+        let mapped = self.cache.store(&id, &body)?;
+        lock(&self.index).written(id, mapped);
+        Ok(())
+    }
+
+    /// Stores a map chunk (or finds that it is stored already).
+    async fn put_metadata(&self, bytes: &[u8]) -> Result<MapRef, BackupError> {
+        let mut writer = self.metadata.lock().await;
+        let reference = writer.put(bytes)?;
+        let full = writer.take_full();
+        drop(writer);
+        lock(&self.referenced).insert(reference.place.pack);
+        self.store_metadata(full).await?;
+        Ok(reference)
+    }
+
+    async fn store_metadata(
+        &self,
+        full: Vec<milkrun_repository::metadata::FinishedMetadata>,
+    ) -> Result<(), BackupError> {
+        for finished in full {
+            let pack = finished.pack;
+            let claim = Claim {
+                id: pack.id,
+                kind: PackKind::Metadata,
+                length: pack.bytes.len() as u64,
+                digest: pack.digest,
+                crc32: pack.crc32,
+                key: pack.key,
+            };
+            let key = Key::pack(&pack.id);
+            let created = self.repository.store.create(&key, Bytes::from(pack.bytes), self.locks.packs).await;
+            created.map_err(|e| BackupError::Create(key, e))?;
+            // Map chunks are found by their places; the index need not know them.
+            self.seal(claim, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes the last metadata pack.
+    async fn close_metadata(&self) -> Result<(), BackupError> {
+        let full = {
+            let mut writer = self.metadata.lock().await;
+            writer.close()?;
+            writer.take_full()
+        };
+        self.store_metadata(full).await
+    }
+}

@@ -1,0 +1,432 @@
+//! A backup run, from the order to the commit.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_proto::control::v1 as control;
+use milkrun_repository::chunk::Piece;
+use milkrun_repository::clock::Moment;
+use milkrun_repository::id::{AppName, RunId, VolumeName};
+use milkrun_repository::index::{ChunkIndex, PackInfo};
+use milkrun_repository::keys::envelope::{self, Kind};
+use milkrun_repository::metadata::MetadataWriter;
+use milkrun_repository::pack::PackKind;
+use milkrun_repository::point::commit::{Commit, CommitError, Committed, Locks, check_store_clock};
+use milkrun_repository::point::lease::Lease;
+use milkrun_repository::point::root::{ManifestEntry, MapId, VolumeKind};
+use milkrun_repository::point::{Root, RootBody};
+use milkrun_repository::repository::OpenPoint;
+use milkrun_repository::store::{CreateError, Key, Version};
+use milkrun_repository::volume_map::{Child, Extent, Leaf, MapBuilder, MapRoot};
+use tokio::sync::mpsc;
+use wire::from_agent::Message as FromAgent;
+use wire::to_agent::Message as ToAgent;
+
+use super::parent::{self, Choice};
+use super::volume::{Finished, VolumeBuild};
+use super::{BackupError, Run, lock};
+use crate::agents::Link;
+use crate::runs::{self, RunEvent};
+use crate::{Coordinator, EPOCH};
+
+/// Bytes of manifests that one leaf covers.
+const MANIFEST_LEAF: usize = 16 << 20;
+
+/// What to back up.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The application.
+    pub application: AppName,
+    /// Volumes and streams.
+    pub sources: Vec<SourceSpec>,
+    /// Manifests as JSON lines, and how many.
+    pub manifests: Vec<u8>,
+    /// How many objects that is.
+    pub manifest_objects: u32,
+    /// How long the point stays locked; `None`: as the repository says.
+    pub lock_for: Option<Duration>,
+    /// `auto`, `none` or an id.
+    pub parent: String,
+    /// zstd level.
+    pub level: i32,
+    /// Who coordinates, for people.
+    pub host: String,
+    /// Read devices that are mounted read-write.
+    pub allow_mounted: bool,
+    /// Accept files that change.
+    pub allow_changing: bool,
+}
+
+/// A volume or stream to back up.
+#[derive(Clone, Debug)]
+pub struct SourceSpec {
+    /// Its name.
+    pub name: VolumeName,
+    /// Where it is.
+    pub path: String,
+    /// Whether it is a stream.
+    pub stream: bool,
+}
+
+/// The way to who ordered.
+pub(crate) type Events = mpsc::Sender<Result<control::BackupEvent, tonic::Status>>;
+
+/// Runs a backup to its end.
+///
+/// # Errors
+/// [`BackupError`]; then no restore point exists (unless it says that this is not known).
+pub(crate) async fn execute(
+    coordinator: &Coordinator,
+    order: Order,
+    events: &Events,
+) -> Result<control::BackupDone, BackupError> {
+    let began = tokio::time::Instant::now();
+    check_names(&order)?;
+    let choice: Choice = order.parent.parse()?;
+    let repository = &coordinator.repository;
+    let app = repository.ring.app_hash(&order.application);
+    let moment = Moment::now();
+    let locks = Locks::of(&repository.config, moment, order.lock_for.unwrap_or(repository.config.lock.period));
+    let root = Root {
+        tombstone: false,
+        repository: repository.config.id,
+        app,
+        run: RunId::random(),
+        moment,
+        lock_until: locks.point.map(|l| l.until),
+    };
+    let (lease_key, lease_version) = take_lease(coordinator, &root, &order.host).await?;
+    let result = run(coordinator, &order, root, choice, locks, events, began).await;
+    // The run is over and this process will not commit it any more: nobody needs its lease. One that can't be deleted
+    // (a writer without that right) is ended by the collector.
+    if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {
+        tracing::debug!(error = %e, "the lease stays for the collector");
+    }
+    result
+}
+
+fn check_names(order: &Order) -> Result<(), BackupError> {
+    let mut names = HashSet::new();
+    if let Some(twice) = order.sources.iter().find(|s| !names.insert(&s.name)) {
+        return Err(BackupError::Order(format!("two sources are called {}", twice.name)));
+    }
+    if order.sources.is_empty() && order.manifests.is_empty() {
+        return Err(BackupError::Order("nothing to back up: name at least one volume, stream or manifest".into()));
+    }
+    Ok(())
+}
+
+async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<(Key, Version), BackupError> {
+    let repository = &coordinator.repository;
+    let key = Key::lease(&root.run);
+    let body = Lease::of(root, host).encode();
+    let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Lease, &body);
+    let version = match repository.store.create(&key, object.into(), None).await {
+        Ok(version) => version,
+        Err(CreateError::Failed(f)) => return Err(f.into()),
+        Err(e) => return Err(BackupError::Create(key, e)),
+    };
+    check_store_clock(&*repository.store, &key).await?;
+    Ok((key, version))
+}
+
+async fn run(
+    coordinator: &Coordinator,
+    order: &Order,
+    root: Root,
+    choice: Choice,
+    locks: Locks,
+    events: &Events,
+    began: tokio::time::Instant,
+) -> Result<control::BackupDone, BackupError> {
+    let repository = &coordinator.repository;
+    let parent = parent::open(repository, root.app, choice).await?;
+    let (ring, config) = (&repository.ring, &repository.config);
+    let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
+    if let Some(parent) = &parent {
+        parent::complete_index(repository, parent, &mut index).await?;
+    }
+    let metadata = MetadataWriter::new(repository.target(PackKind::Metadata), ring.domain(root.app))
+        .map_err(BackupError::Setup)?;
+    let volumes = order.sources.iter().map(|s| (s.name.to_string(), build(s, parent.as_ref()))).collect();
+    let run = Arc::new(Run {
+        repository: repository.clone(),
+        cache: coordinator.cache.clone(),
+        root,
+        locks,
+        index: Mutex::new(index),
+        metadata: tokio::sync::Mutex::new(metadata),
+        volumes,
+        stored: Mutex::default(),
+        referenced: Mutex::default(),
+        present: tokio::sync::Mutex::default(),
+        parent_packs: Mutex::new(parent.as_ref().map(|p| p.placement.packs.clone()).unwrap_or_default()),
+        stored_bytes: AtomicU64::new(0),
+        attempt: 1,
+    });
+    let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()));
+    let started = control::RunStarted {
+        run: root.run.as_bytes().to_vec().into(),
+        point: root.id().to_string(),
+        parent: parent.as_ref().map(|p| p.found.root.id().to_string()).unwrap_or_default(),
+    };
+    tell(events, control::backup_event::Event::Started(started)).await;
+    let moved = move_volumes(coordinator, order, &run, &mut inbox, events).await;
+    let result = match moved {
+        Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
+        Err(e) => Err(e),
+    };
+    coordinator.runs.end(&root.run);
+    result
+}
+
+async fn tell(events: &Events, event: control::backup_event::Event) {
+    // Who ordered may have stopped listening; the run goes on.
+    let _ = events.send(Ok(control::BackupEvent { event: Some(event) })).await;
+}
+
+fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {
+    let kind = if source.stream { VolumeKind::Stream } else { VolumeKind::Image };
+    // Only images are predicted: a stream's bytes shift.
+    let map = parent.and_then(|p| {
+        let i = p.body.volumes.iter().position(|v| v.name == source.name && v.kind == kind && !source.stream)?;
+        Some(p.map(i, &p.body.volumes[i].map))
+    });
+    tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, map))
+}
+
+/// Gives the assignments and waits until all are finished, or one failed.
+async fn move_volumes(
+    coordinator: &Coordinator,
+    order: &Order,
+    run: &Arc<Run>,
+    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
+    events: &Events,
+) -> Result<(), BackupError> {
+    if order.sources.is_empty() {
+        return Ok(());
+    }
+    let agent = coordinator.agents.any().await;
+    let mut open: HashSet<String> = HashSet::new();
+    for source in &order.sources {
+        let has_parent = run.volumes[source.name.as_str()].lock().await.parent.is_some();
+        open.insert(source.name.to_string());
+        if !agent.send(ToAgent::Backup(assignment(order, run, source, has_parent))).await {
+            return Err(BackupError::AgentGone);
+        }
+    }
+    let result = loop {
+        if open.is_empty() {
+            break Ok(());
+        }
+        let Some(event) = inbox.recv().await else { break Err(BackupError::AgentGone) };
+        match apply(event, &mut open, events).await {
+            Ok(()) => {}
+            Err(e) => break Err(e),
+        }
+    };
+    if result.is_err() {
+        cancel(&agent, run, &open).await;
+    }
+    result
+}
+
+/// Applies one event to the set of open volumes.
+async fn apply(event: RunEvent, open: &mut HashSet<String>, events: &Events) -> Result<(), BackupError> {
+    match event {
+        RunEvent::Finished(volume) => {
+            open.remove(&volume);
+            Ok(())
+        }
+        RunEvent::Agent(FromAgent::Progress(p)) => {
+            let progress = control::VolumeProgress {
+                volume: p.assignment.map(|a| a.volume).unwrap_or_default(),
+                done_bytes: p.done_bytes,
+                total_bytes: p.total_bytes,
+                new_bytes: p.new_bytes,
+                stored_bytes: p.stored_bytes,
+            };
+            tell(events, control::backup_event::Event::Progress(progress)).await;
+            Ok(())
+        }
+        RunEvent::Agent(FromAgent::Failed(f)) => {
+            let kind = f.kind();
+            let volume = f.assignment.map(|a| a.volume).unwrap_or_default();
+            open.remove(&volume);
+            Err(BackupError::Volume { volume, reason: f.reason, kind })
+        }
+        RunEvent::Agent(_) => Ok(()),
+        RunEvent::Cancel => Err(BackupError::Cancelled),
+        RunEvent::AgentGone => Err(BackupError::AgentGone),
+    }
+}
+
+fn assignment_of(run: &Run, volume: &str) -> wire::Assignment {
+    wire::Assignment {
+        run: run.root.run.as_bytes().to_vec().into(),
+        volume: volume.to_owned(),
+        attempt: run.attempt,
+        epoch: EPOCH,
+    }
+}
+
+fn assignment(order: &Order, run: &Run, source: &SourceSpec, has_parent: bool) -> wire::BackupVolume {
+    let config = &run.repository.config;
+    let kind = if source.stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
+    wire::BackupVolume {
+        assignment: Some(assignment_of(run, source.name.as_str())),
+        kind: kind.into(),
+        path: source.path.clone(),
+        repository: config.id.as_bytes().to_vec().into(),
+        domain_key: run.repository.ring.domain(run.root.app).as_bytes().to_vec().into(),
+        data_key: config.keys.data.as_bytes().to_vec().into(),
+        cutters: Some(wire::Cutters {
+            min_pages: config.pages.min_pages,
+            avg_pages: config.pages.avg_pages,
+            max_pages: config.pages.max_pages,
+            hole_pages: config.pages.hole_pages,
+            stream_min: config.streams.min,
+            stream_avg: config.streams.avg,
+            stream_max: config.streams.max,
+        }),
+        level: order.level,
+        region_bytes: milkrun_repository::config::REGION_BYTES,
+        has_parent,
+        allow_mounted: order.allow_mounted,
+        allow_changing: order.allow_changing,
+    }
+}
+
+async fn cancel(agent: &Link, run: &Run, open: &HashSet<String>) {
+    for volume in open {
+        agent.send(ToAgent::Cancel(assignment_of(run, volume))).await;
+    }
+}
+
+/// Everything is moved: manifests, index, and the commit.
+async fn commit(
+    order: &Order,
+    run: &Arc<Run>,
+    parent: Option<&OpenPoint>,
+    began: tokio::time::Instant,
+    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
+) -> Result<control::BackupDone, BackupError> {
+    let mut finished: Vec<Finished> = Vec::new();
+    for source in &order.sources {
+        finished.extend(run.volumes[source.name.as_str()].lock().await.finished.clone());
+    }
+    let mut maps: Vec<MapRoot> = finished.iter().map(|f| f.map).collect();
+    let mut manifests = None;
+    if order.manifest_objects > 0 {
+        let map = run.put_manifests(&order.manifests).await?;
+        let id = MapId { len: map.len, level: map.level, chunk: map.chunk.map(|c| c.id) };
+        manifests = Some(ManifestEntry { objects: order.manifest_objects, map: id });
+        maps.push(map);
+    }
+    run.close_metadata().await?;
+    run.write_segment(true).await?;
+    let repository = &run.repository;
+    repository.lock_config(run.locks).await?;
+    while let Ok(event) = inbox.try_recv() {
+        if matches!(event, RunEvent::Cancel) {
+            return Err(BackupError::Cancelled);
+        }
+    }
+    let (stored, reused) = run.receipts()?;
+    let packs_reused = reused.len() as u64;
+    let body = RootBody {
+        application: order.application.clone(),
+        host: order.host.clone(),
+        writer: format!("milkrun {}", env!("CARGO_PKG_VERSION")),
+        parent: parent.map(|p| p.found.root.id()),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        stored_bytes: run.stored_bytes(),
+        volumes: finished.iter().map(|f| f.entry.clone()).collect(),
+        manifests,
+    };
+    let committed: Committed = Commit {
+        store: &*repository.store,
+        config: &repository.config,
+        ring: &repository.ring,
+        root: run.root,
+        body,
+        maps: maps.iter().map(|m| m.chunk.map(|c| c.place)).collect(),
+        locks: run.locks,
+        stored,
+        reused,
+    }
+    .run()
+    .await?;
+    run.grew(usize::try_from(committed.stored_bytes).unwrap_or(usize::MAX));
+    Ok(control::BackupDone {
+        point: run.root.id().to_string(),
+        moment_ms: run.root.moment.millis(),
+        lock_until_ms: run.root.lock_until.map_or(0, Moment::millis),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        stored_bytes: run.stored_bytes(),
+        volumes: finished.into_iter().map(result).collect(),
+        manifest_objects: order.manifest_objects,
+        packs_reused,
+        locks_extended: committed.locks_extended,
+    })
+}
+
+fn result(f: Finished) -> control::VolumeResult {
+    control::VolumeResult {
+        name: f.entry.name.to_string(),
+        size_bytes: f.entry.map.len,
+        read_bytes: f.read_bytes,
+        hole_bytes: f.entry.hole_bytes,
+        new_bytes: f.entry.new_bytes,
+        stored_bytes: f.entry.stored_bytes,
+        notes: f.entry.notes,
+    }
+}
+
+impl Run {
+    /// Stores the manifests as a stream in metadata packs.
+    async fn put_manifests(self: &Arc<Self>, bytes: &[u8]) -> Result<MapRoot, BackupError> {
+        let cutter = self.repository.config.streams;
+        let seed = self.repository.ring.domain(self.root.app).cut_seed();
+        let mut pieces = Vec::new();
+        cutter.cut(seed, bytes, true, &mut pieces);
+        let mut builder = MapBuilder::new();
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
+        let mut leaf = Leaf::default();
+        for piece in pieces {
+            let Piece::Data { offset, len } = piece else { continue };
+            if leaf.len() as usize + len > MANIFEST_LEAF {
+                let full = std::mem::take(&mut leaf);
+                let chunk = Some(self.put_metadata(&full.encode()).await?);
+                builder.push(Child { len: full.len(), chunk }, &mut put).await?;
+            }
+            let reference = self.put_metadata(&bytes[offset..offset + len]).await?;
+            let place = reference.place;
+            leaf.extents.push(Extent::Data { len: place.plain_len, chunk_offset: 0, id: reference.id, place });
+        }
+        if !leaf.is_empty() {
+            let chunk = Some(self.put_metadata(&leaf.encode()).await?);
+            builder.push(Child { len: leaf.len(), chunk }, &mut put).await?;
+        }
+        builder.finish(&mut put).await
+    }
+
+    /// Receipts of what this run stored and its maps name, and what they reuse.
+    fn receipts(
+        &self,
+    ) -> Result<(Vec<milkrun_repository::point::StoredPack>, Vec<PackInfo>), BackupError> {
+        let referenced = lock(&self.referenced).clone();
+        let stored: HashMap<_, _> = lock(&self.stored).drain(..).map(|s| (s.info().id, s)).collect();
+        let index = lock(&self.index);
+        let mut reused = Vec::new();
+        for id in referenced.iter().filter(|id| !stored.contains_key(*id)) {
+            reused.push(index.pack(id).cloned().ok_or(CommitError::Unknown(*id))?);
+        }
+        let stored = stored.into_iter().filter(|(id, _)| referenced.contains(id)).map(|(_, s)| s).collect();
+        Ok((stored, reused))
+    }
+}

@@ -1,0 +1,187 @@
+//! The parent restore point: choosing it, and telling the agent what a volume was.
+
+use std::collections::HashSet;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::Repository;
+use milkrun_repository::id::{AppHash, PackId};
+use milkrun_repository::index::ChunkIndex;
+use milkrun_repository::pack::PackKind;
+use milkrun_repository::point::catalog::FindError;
+use milkrun_repository::repository::{OpenPoint, PointError};
+use milkrun_repository::volume_map::{Extent, MapCursor, Step};
+
+use super::{BackupError, Run};
+
+/// Which point predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The newest of the application.
+    Auto,
+    /// None: everything is read and looked up.
+    None,
+    /// This one.
+    Point(milkrun_repository::id::PointId),
+}
+
+impl std::str::FromStr for Choice {
+    type Err = BackupError;
+    fn from_str(s: &str) -> Result<Self, BackupError> {
+        match s {
+            "" | "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            id => {
+                let bad = |_| BackupError::Order(format!("{id:?} is no parent: auto, none, or a restore point's id"));
+                Ok(Self::Point(id.parse().map_err(bad)?))
+            }
+        }
+    }
+}
+
+/// Finds and opens the parent.
+pub(super) async fn open(
+    repository: &Repository,
+    app: AppHash,
+    choice: Choice,
+) -> Result<Option<OpenPoint>, BackupError> {
+    let catalog = repository.catalog();
+    let found = match choice {
+        Choice::None => return Ok(None),
+        Choice::Point(id) => match catalog.point(&id).await {
+            Ok(found) if found.root.app == app => found,
+            Ok(_) => return Err(BackupError::Order(format!("{id} is a restore point of another application"))),
+            Err(FindError::Store(f)) => return Err(f.into()),
+            Err(e) => return Err(BackupError::Order(format!("the parent {id}: {e}"))),
+        },
+        Choice::Auto => {
+            let listing = catalog.list(Some(&app)).await?;
+            for refused in &listing.refused {
+                tracing::warn!(object = %refused.key, reason = refused.reason, "not used as a parent");
+            }
+            match listing.points.into_iter().rfind(|f| !f.root.tombstone) {
+                Some(found) => found,
+                None => return Ok(None),
+            }
+        }
+    };
+    match (repository.open_point(found).await, choice) {
+        (Ok(point), _) => Ok(Some(point)),
+        (Err(e), Choice::Auto) if !milkrun_repository::repository::is_unreachable(&e) => {
+            // A damaged parent must not keep new backups from being made.
+            tracing::warn!(reason = milkrun_repository::repository::describe(&e), "the parent is not used");
+            Ok(None)
+        }
+        (Err(PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f))), _) => Err(f.into()),
+        (Err(e), _) => Err(BackupError::Parent(e)),
+    }
+}
+
+/// Learns what the index lacks of the parent: its packs, and, if segments were lost, its chunks.
+pub(super) async fn complete_index(
+    repository: &Repository,
+    parent: &OpenPoint,
+    index: &mut ChunkIndex,
+) -> Result<(), BackupError> {
+    let packs = &parent.placement.packs;
+    let lost: HashSet<PackId> =
+        packs.iter().filter(|p| p.kind == PackKind::Data && index.pack(&p.id).is_none()).map(|p| p.id).collect();
+    let mut entries: std::collections::HashMap<PackId, Vec<_>> = std::collections::HashMap::new();
+    if !lost.is_empty() {
+        tracing::warn!(packs = lost.len(), "the index is incomplete; it is rebuilt from the parent's maps");
+        let reader = repository.reader(parent.found.root.app, packs.iter().cloned());
+        for (_, map) in parent.maps() {
+            let mut cursor = MapCursor::new(map);
+            while let Some(step) = cursor.next(&reader).await? {
+                let Step::Leaf { leaf, .. } = step else { continue };
+                for extent in leaf.extents {
+                    if let Extent::Data { id, place, .. } = extent
+                        && lost.contains(&place.pack)
+                    {
+                        entries.entry(place.pack).or_default().push((id, place));
+                    }
+                }
+            }
+        }
+    }
+    for pack in packs {
+        match entries.remove(&pack.id) {
+            Some(entries) => index.add(pack.clone(), entries),
+            None => index.note_pack(pack.clone()),
+        }
+    }
+    Ok(())
+}
+
+impl Run {
+    /// The next run of a volume's parent; `None` at its end.
+    ///
+    /// # Errors
+    /// [`BackupError`] when the parent's map can't be read.
+    pub async fn next_parent(
+        &self,
+        volume: &str,
+        reader: &milkrun_repository::metadata::MetadataReader<'_>,
+    ) -> Result<Option<wire::ParentRange>, BackupError> {
+        let Some(build) = self.volumes.get(volume) else { return Ok(None) };
+        loop {
+            let mut guard = build.lock().await;
+            let build = &mut *guard;
+            let Some(root) = build.parent else { return Ok(None) };
+            let cursor = build.cursor.get_or_insert_with(|| MapCursor::new(root));
+            let step = match cursor.next(reader).await {
+                Ok(Some(step)) => step,
+                Ok(None) => {
+                    build.parent = None;
+                    return Ok(None);
+                }
+                Err(e) if e.is_damage() => {
+                    // The rest of the parent can't predict; the volume is read and looked up without it.
+                    tracing::warn!(volume, reason = %e, "the parent's map is damaged from here on");
+                    build.parent = None;
+                    return Ok(None);
+                }
+                Err(e) => return Err(e.into()),
+            };
+            let visited = cursor.take_visited();
+            let mut writer = self.metadata.lock().await;
+            for reference in visited {
+                writer.note(reference);
+            }
+            drop(writer);
+            match step {
+                Step::Hole { offset, len } => {
+                    return Ok(Some(wire::ParentRange { offset, length: len, extents: Vec::new() }));
+                }
+                Step::Leaf { offset, reference, leaf } => {
+                    let mut packs: HashSet<PackId> = leaf.packs().into_iter().collect();
+                    packs.insert(reference.place.pack);
+                    if !self.missing(packs).await?.is_empty() {
+                        continue;
+                    }
+                    let extents = leaf.extents.iter().map(to_wire).collect();
+                    let range = wire::ParentRange { offset, length: leaf.len(), extents };
+                    build.told.insert(offset, (reference, leaf));
+                    return Ok(Some(range));
+                }
+            }
+        }
+    }
+
+    /// Reads the parent's maps.
+    pub fn parent_reader(&self) -> milkrun_repository::metadata::MetadataReader<'_> {
+        let packs = super::lock(&self.parent_packs).clone();
+        self.repository.reader(self.root.app, packs)
+    }
+}
+
+fn to_wire(e: &Extent) -> wire::Extent {
+    match *e {
+        Extent::Hole { len } => wire::Extent { length: len, ..Default::default() },
+        Extent::Data { len, chunk_offset, id, place } => wire::Extent {
+            length: len,
+            chunk: id.as_bytes().to_vec().into(),
+            chunk_offset,
+            chunk_length: place.plain_len,
+        },
+    }
+}

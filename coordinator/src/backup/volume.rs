@@ -1,0 +1,191 @@
+//! The map of one volume as its regions come in: in order, each extent checked, and placed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::config::REGION_BYTES;
+use milkrun_repository::id::{ChunkId, VolumeName};
+use milkrun_repository::pack::Place;
+use milkrun_repository::point::root::{MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
+
+use super::{BackupError, Run, lock};
+
+/// What is known of a volume while it is backed up.
+pub(super) struct VolumeBuild {
+    pub(super) name: VolumeName,
+    pub(super) kind: VolumeKind,
+    builder: MapBuilder,
+    next: u64,
+    hole_bytes: u64,
+    /// The parent's map, until it was handed out.
+    pub(super) parent: Option<MapRoot>,
+    pub(super) cursor: Option<MapCursor>,
+    /// Leaves of the parent that the agent was told of and did not report on yet.
+    pub(super) told: BTreeMap<u64, (MapRef, Leaf)>,
+    pub(super) finished: Option<Finished>,
+}
+
+/// A volume whose map is complete.
+#[derive(Clone)]
+pub(super) struct Finished {
+    pub(super) entry: VolumeEntry,
+    pub(super) read_bytes: u64,
+    pub(super) map: MapRoot,
+}
+
+impl VolumeBuild {
+    pub(super) fn new(name: VolumeName, kind: VolumeKind, parent: Option<MapRoot>) -> Self {
+        Self {
+            name,
+            kind,
+            builder: MapBuilder::new(),
+            next: 0,
+            hole_bytes: 0,
+            parent,
+            cursor: None,
+            told: BTreeMap::new(),
+            finished: None,
+        }
+    }
+}
+
+impl Run {
+    /// Takes finished regions of a volume, in order.
+    ///
+    /// # Errors
+    /// [`BackupError::Nonsense`] for regions out of order, or extents of chunks that nobody was told of.
+    pub async fn checkpoint(&self, volume: &str, regions: Vec<wire::Region>) -> Result<(), BackupError> {
+        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
+        let mut build = build.lock().await;
+        for region in regions {
+            let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
+            if region.offset != build.next || region.length == 0 || build.finished.is_some() {
+                return Err(nonsense("a region out of order"));
+            }
+            let end = region.offset.checked_add(region.length).ok_or_else(|| nonsense("a region without end"))?;
+            self.take_region(&mut build, &region, nonsense).await?;
+            build.next = end;
+            // What the parent had up to here is of no use any more.
+            build.told = build.told.split_off(&end);
+        }
+        Ok(())
+    }
+
+    async fn take_region(
+        &self,
+        build: &mut VolumeBuild,
+        region: &wire::Region,
+        nonsense: impl Fn(&'static str) -> BackupError,
+    ) -> Result<(), BackupError> {
+        let told = build.told.get(&region.offset).filter(|(_, leaf)| leaf.len() == region.length);
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
+        if region.unchanged {
+            if let Some((reference, leaf)) = told {
+                build.hole_bytes += hole_bytes(leaf);
+                lock(&self.referenced).extend(leaf.packs().into_iter().chain([reference.place.pack]));
+                let child = Child { len: region.length, chunk: Some(*reference) };
+                return build.builder.push(child, &mut put).await;
+            }
+            // An unchanged hole has no leaf; the agent need not know.
+            let hole = build.told.range(..=region.offset).next_back().is_none_or(|(at, (_, leaf))| {
+                at + leaf.len() <= region.offset
+            });
+            if !hole || !region.extents.is_empty() {
+                return Err(nonsense("an unchanged region that the parent does not have"));
+            }
+        }
+        if region.extents.is_empty() {
+            build.hole_bytes += region.length;
+            let mut left = region.length;
+            while left > 0 {
+                let len = left.min(REGION_BYTES);
+                build.builder.push(Child { len, chunk: None }, &mut put).await?;
+                left -= len;
+            }
+            return Ok(());
+        }
+        let leaf = self.place(build, region, &nonsense)?;
+        build.hole_bytes += hole_bytes(&leaf);
+        if leaf.is_hole() {
+            return build.builder.push(Child { len: region.length, chunk: None }, &mut put).await;
+        }
+        lock(&self.referenced).extend(leaf.packs());
+        let reference = self.put_metadata(&leaf.encode()).await?;
+        build.builder.push(Child { len: region.length, chunk: Some(reference) }, &mut put).await
+    }
+
+    /// Finds the place of every extent's chunk. Invariant 10: only what is known, or was sealed.
+    fn place(
+        &self,
+        build: &VolumeBuild,
+        region: &wire::Region,
+        nonsense: impl Fn(&'static str) -> BackupError,
+    ) -> Result<Leaf, BackupError> {
+        if region.length > LEAF_BYTES_MAX {
+            return Err(nonsense("a region longer than a leaf"));
+        }
+        let mut parents: HashMap<ChunkId, Place> = HashMap::new();
+        for (_, leaf) in build.told.range(region.offset..region.offset + region.length).map(|(_, told)| told) {
+            parents.extend(leaf.extents.iter().filter_map(|e| match *e {
+                Extent::Data { id, place, .. } => Some((id, place)),
+                Extent::Hole { .. } => None,
+            }));
+        }
+        let index = lock(&self.index);
+        let mut leaf = Leaf { extents: Vec::with_capacity(region.extents.len()) };
+        for e in &region.extents {
+            if e.length == 0 {
+                return Err(nonsense("an empty extent"));
+            }
+            if e.chunk.is_empty() {
+                leaf.extents.push(Extent::Hole { len: e.length });
+                continue;
+            }
+            let id = ChunkId::try_from(&e.chunk[..]).map_err(|_| nonsense("a chunk id of another length"))?;
+            let place = index.find(&id).or_else(|| parents.get(&id).copied());
+            let place = place.ok_or_else(|| nonsense("a chunk that nobody knows"))?;
+            let end = e.chunk_offset.checked_add(e.length);
+            if place.plain_len != e.chunk_length || end.is_none_or(|end| end > place.plain_len) {
+                return Err(nonsense("an extent outside of its chunk"));
+            }
+            leaf.extents.push(Extent::Data { len: e.length, chunk_offset: e.chunk_offset, id, place });
+        }
+        if leaf.len() != region.length {
+            return Err(nonsense("extents that do not fill their region"));
+        }
+        Ok(leaf)
+    }
+
+    /// All regions were taken: completes the map.
+    ///
+    /// # Errors
+    /// [`BackupError::Nonsense`] when they do not fill the volume.
+    pub async fn finish(&self, volume: &str, done: wire::FinishRequest) -> Result<(), BackupError> {
+        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
+        let mut build = build.lock().await;
+        if done.length != build.next || build.finished.is_some() {
+            let what = "regions that do not fill the volume";
+            return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
+        }
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
+        let map = std::mem::take(&mut build.builder).finish(&mut put).await?;
+        let entry = VolumeEntry {
+            name: build.name.clone(),
+            kind: build.kind,
+            sector_bytes: done.sector_bytes,
+            map: MapId { len: map.len, level: map.level, chunk: map.chunk.map(|c| c.id) },
+            hole_bytes: build.hole_bytes,
+            new_bytes: done.new_bytes,
+            stored_bytes: done.stored_bytes,
+            notes: done.notes,
+        };
+        build.finished = Some(Finished { entry, read_bytes: done.read_bytes, map });
+        Ok(())
+    }
+}
+
+fn hole_bytes(leaf: &Leaf) -> u64 {
+    let holes = leaf.extents.iter().filter(|e| matches!(e, Extent::Hole { .. }));
+    holes.map(|e| u64::from(e.len())).sum()
+}

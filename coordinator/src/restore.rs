@@ -1,0 +1,92 @@
+//! Restore runs: what the download service works on ([`Run`]), and the run itself ([`execute`]).
+
+mod execute;
+mod plan;
+
+pub(crate) use execute::execute;
+pub use execute::{Order, TargetSpec};
+pub use plan::PageStream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::Repository;
+use milkrun_repository::id::PackId;
+use milkrun_repository::keys::hybrid::HybridError;
+use milkrun_repository::metadata::MetadataError;
+use milkrun_repository::pack::PackKey;
+use milkrun_repository::point::catalog::FindError;
+use milkrun_repository::repository::{OpenPoint, PointError};
+use milkrun_repository::store::{Failure, Key};
+
+use crate::runs::RefusedCall;
+
+/// Why a restore failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The order makes no sense.
+    #[error("{0}")]
+    Order(String),
+    /// There is no such point.
+    #[error("{selector}: {source}")]
+    Find {
+        /// What was asked for.
+        selector: String,
+        /// Why.
+        source: FindError,
+    },
+    /// The point can't be read.
+    #[error(transparent)]
+    Point(#[from] PointError),
+    /// A map can't be read.
+    #[error("can't read the map")]
+    Map(#[from] MetadataError),
+    /// A pack that a map needs is not in the placement.
+    #[error("{0} is needed by a map and is not in the placement")]
+    Unplaced(Key),
+    /// A pack's key does not open.
+    #[error("the key of {0}")]
+    PackKey(Key, #[source] HybridError),
+    /// A volume failed at its agent.
+    #[error("volume {volume}: {reason}")]
+    Volume {
+        /// Which one.
+        volume: String,
+        /// All that is known.
+        reason: String,
+        /// Kind.
+        kind: wire::failed::Kind,
+    },
+    /// Somebody stopped it.
+    #[error("stopped; the targets are not complete")]
+    Cancelled,
+    /// No agent works on it any more.
+    #[error("the agent is gone; the targets are not complete")]
+    AgentGone,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] Failure),
+}
+
+/// A restore run, as the download service sees it.
+pub struct Run {
+    repository: Arc<Repository>,
+    point: OpenPoint,
+    /// Volume names to their number in the point.
+    volumes: HashMap<String, usize>,
+    keys: tokio::sync::Mutex<HashMap<PackId, PackKey>>,
+    attempt: u32,
+}
+
+impl Run {
+    /// Whether an assignment is one of this run's; which volume it is.
+    ///
+    /// # Errors
+    /// [`RefusedCall`].
+    pub fn check(&self, a: &wire::Assignment) -> Result<usize, RefusedCall> {
+        let volume = self.volumes.get(&a.volume).copied();
+        let volume = volume.ok_or_else(|| RefusedCall::NoVolume(a.volume.clone()))?;
+        if a.attempt == self.attempt { Ok(volume) } else { Err(RefusedCall::Stale) }
+    }
+}

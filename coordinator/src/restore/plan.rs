@@ -1,0 +1,156 @@
+//! Turning a volume's map into pages of granted ranges, window by window. The agent gets the keys of the slots that it
+//! needs, never a pack's key.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::id::PackId;
+use milkrun_repository::metadata::MetadataReader;
+use milkrun_repository::pack::{PackKey, slot_key};
+use milkrun_repository::restore_plan::{Limits, PlannedRange, plan};
+use milkrun_repository::store::Key;
+use milkrun_repository::store::grant::GetGrant;
+use milkrun_repository::volume_map::{Extent, MapCursor, Step};
+
+use super::{RestoreError, Run};
+use crate::rpc::convert;
+
+/// Leaves that are planned together: 512 MiB of volume. More finds more neighbours in packs and needs more memory.
+const WINDOW_LEAVES: usize = 32;
+/// Ranges in one message.
+const PAGE_RANGES: usize = 32;
+
+/// The pages of one volume's plan.
+pub struct PageStream<'a> {
+    run: &'a Run,
+    reader: MetadataReader<'a>,
+    cursor: MapCursor,
+    in_order: bool,
+    ready: std::collections::VecDeque<wire::PlanPage>,
+    ended: bool,
+}
+
+impl Run {
+    /// The plan of a volume.
+    pub fn pages(self: &Arc<Self>, volume: usize, in_order: bool) -> PageStream<'_> {
+        let entry = &self.point.body.volumes[volume];
+        let reader = self.repository.reader(self.point.found.root.app, self.point.placement.packs.iter().cloned());
+        let cursor = MapCursor::new(self.point.map(volume, &entry.map));
+        PageStream { run: self, reader, cursor, in_order, ready: std::collections::VecDeque::new(), ended: false }
+    }
+
+    async fn pack_key(&self, pack: &PackId) -> Result<PackKey, RestoreError> {
+        let mut keys = self.keys.lock().await;
+        if let Some(key) = keys.get(pack) {
+            return Ok(key.clone());
+        }
+        let info = self.point.placement.pack(pack).ok_or_else(|| RestoreError::Unplaced(Key::pack(pack)))?;
+        let id = &self.repository.config.id;
+        let opened = info.key.open(self.repository.ring.data(), id, pack, info.kind);
+        let key = opened.map_err(|e| RestoreError::PackKey(Key::pack(pack), e))?;
+        keys.insert(*pack, key.clone());
+        Ok(key)
+    }
+}
+
+impl PageStream<'_> {
+    /// The next page; `None` at the end.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub async fn next(&mut self) -> Result<Option<wire::PlanPage>, RestoreError> {
+        loop {
+            if let Some(page) = self.ready.pop_front() {
+                return Ok(Some(page));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            self.plan_window().await?;
+        }
+    }
+
+    async fn plan_window(&mut self) -> Result<(), RestoreError> {
+        let mut extents: Vec<(u64, Extent)> = Vec::new();
+        let mut holes: Vec<wire::plan_page::Hole> = Vec::new();
+        for _ in 0..WINDOW_LEAVES {
+            match self.cursor.next(&self.reader).await? {
+                None => {
+                    self.ended = true;
+                    break;
+                }
+                Some(Step::Hole { offset, len }) => add_hole(&mut holes, offset, len),
+                Some(Step::Leaf { offset, leaf, .. }) => {
+                    let mut at = offset;
+                    for extent in leaf.extents {
+                        if let Extent::Hole { len } = extent {
+                            add_hole(&mut holes, at, u64::from(len));
+                        }
+                        extents.push((at, extent));
+                        at += u64::from(extent.len());
+                    }
+                }
+            }
+        }
+        self.cursor.take_visited();
+        let ranges = plan(&extents, Limits::DEFAULT, self.in_order);
+        let mut grants: HashMap<PackId, (PackKey, GetGrant)> = HashMap::new();
+        for range in &ranges {
+            if !grants.contains_key(&range.pack) {
+                let info = self.run.point.placement.pack(&range.pack);
+                let info = info.ok_or_else(|| RestoreError::Unplaced(Key::pack(&range.pack)))?;
+                let grant = self.run.repository.store.grant_get(&Key::pack(&range.pack), &info.version).await?;
+                grants.insert(range.pack, (self.run.pack_key(&range.pack).await?, grant));
+            }
+        }
+        let mut pages: Vec<wire::PlanPage> = ranges
+            .chunks(PAGE_RANGES)
+            .map(|part| wire::PlanPage {
+                holes: Vec::new(),
+                ranges: part.iter().map(|r| to_wire(r, &grants[&r.pack])).collect(),
+            })
+            .collect();
+        // In order, holes are what lies between parts.
+        if !self.in_order && !holes.is_empty() {
+            pages.insert(0, wire::PlanPage { holes, ranges: Vec::new() });
+        }
+        self.ready.extend(pages);
+        Ok(())
+    }
+}
+
+fn add_hole(holes: &mut Vec<wire::plan_page::Hole>, offset: u64, length: u64) {
+    match holes.last_mut() {
+        Some(last) if last.offset + last.length == offset => last.length += length,
+        _ => holes.push(wire::plan_page::Hole { offset, length }),
+    }
+}
+
+fn to_wire(range: &PlannedRange, (key, grant): &(PackKey, GetGrant)) -> wire::plan_page::Range {
+    let slots = range.chunks.iter().map(|c| wire::plan_page::Slot {
+        chunk: c.id.as_bytes().to_vec().into(),
+        key: slot_key(key, c.place.slot).to_vec().into(),
+        slot: c.place.slot,
+        offset: c.place.offset,
+        sealed_length: c.place.sealed_len,
+        plain_length: c.place.plain_len,
+        codec: c.place.codec as u32,
+        writes: c
+            .writes
+            .iter()
+            .map(|w| wire::plan_page::Write {
+                volume_offset: w.volume_offset,
+                chunk_offset: w.chunk_offset,
+                length: w.len,
+            })
+            .collect(),
+    });
+    wire::plan_page::Range {
+        pack: range.pack.as_bytes().to_vec().into(),
+        grant: Some(convert::get_grant(grant)),
+        start: range.start,
+        end: range.end,
+        slots: slots.collect(),
+    }
+}

@@ -1,0 +1,53 @@
+//! The services, and the one place where errors become gRPC statuses.
+
+pub mod control;
+pub mod convert;
+pub mod download;
+pub mod session;
+pub mod status;
+pub mod upload;
+
+use milkrun_proto::MESSAGE_BYTES_MAX;
+use milkrun_proto::agent::v1::download_server::DownloadServer;
+use milkrun_proto::agent::v1::session_server::SessionServer;
+use milkrun_proto::agent::v1::upload_server::UploadServer;
+use milkrun_proto::control::v1::control_server::ControlServer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_stream::Stream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use crate::Coordinator;
+
+/// Serves agents on these connections until they end.
+///
+/// # Errors
+/// When the transport fails.
+pub async fn serve_agents<I, IO>(coordinator: Coordinator, connections: I) -> Result<(), tonic::transport::Error>
+where
+    I: Stream<Item = std::io::Result<IO>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let session = SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let upload = UploadServer::new(upload::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let download = DownloadServer::new(download::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    server().add_service(session).add_service(upload).add_service(download).serve_with_incoming(connections).await
+}
+
+/// Serves whoever drives, on these connections. Agents are not served here.
+///
+/// # Errors
+/// When the transport fails.
+pub async fn serve_control<I, IO>(coordinator: Coordinator, connections: I) -> Result<(), tonic::transport::Error>
+where
+    I: Stream<Item = std::io::Result<IO>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    server().add_service(control).serve_with_incoming(connections).await
+}
+
+fn server() -> Server {
+    // The default window of 64 KiB would make every page of a plan wait for several round trips.
+    Server::builder().initial_stream_window_size(4 << 20).initial_connection_window_size(16 << 20)
+}

@@ -1,0 +1,96 @@
+//! Domain types to the wire and back.
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::chunk::codec::Codec;
+use milkrun_repository::id::{ChunkId, PackId};
+use milkrun_repository::pack::{HEADER_LEN, PackKind, Place, SealedKey};
+use milkrun_repository::point::commit::Claim;
+use milkrun_repository::store::grant::{GetGrant, PutGrant};
+use milkrun_repository::store::{Firmness, Lock};
+
+fn presigned(url: &str, headers: &[(String, String)]) -> wire::grant::Kind {
+    let headers = headers.iter().map(|(name, value)| wire::grant::Header { name: name.clone(), value: value.clone() });
+    wire::grant::Kind::Presigned(wire::grant::Presigned { url: url.to_owned(), headers: headers.collect() })
+}
+
+fn lock(l: Lock) -> wire::Lock {
+    wire::Lock { compliance: l.firmness == Firmness::Compliance, until_ms: l.until.millis() }
+}
+
+/// A grant to store.
+pub fn put_grant(g: &PutGrant) -> wire::Grant {
+    let kind = match g {
+        PutGrant::Presigned { url, headers } => presigned(url, headers),
+        PutGrant::File { root, key, lock: l } => wire::grant::Kind::File(wire::grant::File {
+            root: root.display().to_string(),
+            key: key.to_string(),
+            lock: l.map(lock),
+        }),
+    };
+    wire::Grant { kind: Some(kind) }
+}
+
+/// A grant to read.
+pub fn get_grant(g: &GetGrant) -> wire::Grant {
+    let kind = match g {
+        GetGrant::Presigned { url, headers } => presigned(url, headers),
+        GetGrant::File { root, key } => wire::grant::Kind::File(wire::grant::File {
+            root: root.display().to_string(),
+            key: key.to_string(),
+            lock: None,
+        }),
+    };
+    wire::Grant { kind: Some(kind) }
+}
+
+/// Ids from their concatenation.
+pub fn ids(bytes: &[u8]) -> Option<Vec<ChunkId>> {
+    let (chunks, rest) = bytes.as_chunks::<{ ChunkId::LEN }>();
+    rest.is_empty().then(|| chunks.iter().map(|c| ChunkId::from_bytes(*c)).collect())
+}
+
+const ENTRY: usize = 45;
+
+/// What an agent says of a pack: the claim, and its slots. `None` for what contradicts itself.
+pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
+    let id = PackId::try_from(&r.pack[..]).ok()?;
+    let (encapsulated, ciphertext) = r.sealed_key.split_at_checked(32)?;
+    let key = SealedKey {
+        encapsulated: encapsulated.try_into().ok()?,
+        ciphertext: ciphertext.try_into().ok()?,
+        slots: r.slots,
+        directory_len: r.directory_length,
+    };
+    let claim = Claim {
+        id,
+        kind: PackKind::Data,
+        length: r.length,
+        digest: r.digest[..].try_into().ok()?,
+        crc32: r.crc32,
+        key,
+    };
+    let (raw, rest) = r.entries.as_chunks::<ENTRY>();
+    if !rest.is_empty() || raw.len() != r.slots as usize {
+        return None;
+    }
+    let mut entries = Vec::with_capacity(raw.len());
+    let mut at = HEADER_LEN as u64;
+    for (slot, e) in raw.iter().enumerate() {
+        let number = |from: usize| Some(u32::from_le_bytes(e[from..from + 4].try_into().ok()?));
+        let place = Place {
+            pack: id,
+            slot: u32::try_from(slot).ok()?,
+            offset: number(32)?,
+            sealed_len: number(36)?,
+            plain_len: number(40)?,
+            codec: Codec::from_u8(e[44])?,
+        };
+        // Back to back, as the pack's directory has it.
+        if u64::from(place.offset) != at || place.end() > r.length {
+            return None;
+        }
+        at = place.end();
+        entries.push((ChunkId::try_from(&e[..32]).ok()?, place));
+    }
+    Some((claim, entries))
+}

@@ -1,0 +1,96 @@
+//! Errors to gRPC statuses: the one place. The code says what kind of failure it was, the message everything that is known.
+//!
+//! | code | means |
+//! |---|---|
+//! | `UNAVAILABLE` | the store can't be asked: nothing is known |
+//! | `DATA_LOSS` | stored bytes are not what they must be |
+//! | `INVALID_ARGUMENT` | the order makes no sense |
+//! | `CANCELLED` | somebody stopped it |
+//! | `FAILED_PRECONDITION` | anything else that failed |
+
+use milkrun_proto::agent::v1::failed::Kind;
+use milkrun_repository::metadata::MetadataError;
+use milkrun_repository::point::catalog::{FindError, chain};
+use milkrun_repository::point::commit::CommitError;
+use milkrun_repository::repository::{PointError, is_unreachable};
+use milkrun_repository::store::{CreateError, Failure, Trouble};
+use tonic::{Code, Status};
+
+use crate::backup::BackupError;
+use crate::restore::RestoreError;
+use crate::runs::RefusedCall;
+
+fn of_failure(f: &Failure) -> Code {
+    match f.trouble {
+        Trouble::Unreachable | Trouble::Busy => Code::Unavailable,
+        _ => Code::FailedPrecondition,
+    }
+}
+
+fn of_metadata(e: &MetadataError) -> Code {
+    match e {
+        MetadataError::Store(f) => of_failure(f),
+        _ => Code::DataLoss,
+    }
+}
+
+fn of_point(e: &PointError) -> Code {
+    if is_unreachable(e) { Code::Unavailable } else { Code::DataLoss }
+}
+
+fn of_kind(kind: Kind) -> Code {
+    match kind {
+        Kind::Unreachable => Code::Unavailable,
+        Kind::Damaged => Code::DataLoss,
+        Kind::Cancelled => Code::Cancelled,
+        Kind::Source | Kind::Target | Kind::Store | Kind::Unspecified => Code::FailedPrecondition,
+    }
+}
+
+/// A failed backup.
+pub fn backup(e: &BackupError) -> Status {
+    let code = match e {
+        BackupError::Order(_) => Code::InvalidArgument,
+        BackupError::Volume { kind, .. } => of_kind(*kind),
+        BackupError::Cancelled => Code::Cancelled,
+        BackupError::Parent(e) => of_point(e),
+        BackupError::Map(e) => of_metadata(e),
+        BackupError::Commit(CommitError::Store(f) | CommitError::Unknowable(f)) | BackupError::Store(f) => of_failure(f),
+        BackupError::Create(_, CreateError::Failed(f)) => of_failure(f),
+        BackupError::Nonsense { .. }
+        | BackupError::AgentGone
+        | BackupError::Commit(_)
+        | BackupError::Create(..)
+        | BackupError::Cache(_)
+        | BackupError::Key(_)
+        | BackupError::Setup(_) => Code::FailedPrecondition,
+    };
+    Status::new(code, chain(e))
+}
+
+/// A failed restore.
+pub fn restore(e: &RestoreError) -> Status {
+    let code = match e {
+        RestoreError::Order(_) => Code::InvalidArgument,
+        RestoreError::Find { source: FindError::Refused { .. }, .. } => Code::DataLoss,
+        RestoreError::Find { source: FindError::Store(f), .. } | RestoreError::Store(f) => of_failure(f),
+        RestoreError::Find { .. } => Code::NotFound,
+        RestoreError::Point(e) => of_point(e),
+        RestoreError::Map(e) => of_metadata(e),
+        RestoreError::Unplaced(_) | RestoreError::PackKey(..) => Code::DataLoss,
+        RestoreError::Volume { kind, .. } => of_kind(*kind),
+        RestoreError::Cancelled => Code::Cancelled,
+        RestoreError::AgentGone => Code::FailedPrecondition,
+    };
+    Status::new(code, chain(e))
+}
+
+/// A call that names no assignment of ours.
+pub fn refused(e: &RefusedCall) -> Status {
+    Status::new(Code::FailedPrecondition, e.to_string())
+}
+
+/// A request that can't be understood.
+pub fn nonsense(what: &'static str) -> Status {
+    Status::new(Code::InvalidArgument, what)
+}

@@ -1,0 +1,45 @@
+//! Points at which a test may stop the whole process, as `kill -9` does.
+//!
+//! The points are not listed anywhere: the faulty store and every fsync call [`point`], and a test first counts them
+//! (`MILKRUN_CRASH_LOG`), then runs once per point (`MILKRUN_CRASH_AT`). Without the feature `test-util` this is nothing.
+
+/// A moment before or after something that outlives the process.
+#[inline]
+pub fn point(name: &str) {
+    #[cfg(any(test, feature = "test-util"))]
+    counted::hit(name);
+    #[cfg(not(any(test, feature = "test-util")))]
+    let _ = name;
+}
+
+#[cfg(any(test, feature = "test-util"))]
+mod counted {
+    use std::io::Write;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static HITS: AtomicU64 = AtomicU64::new(0);
+    static AT: OnceLock<Option<u64>> = OnceLock::new();
+    static LOG: OnceLock<Option<std::path::PathBuf>> = OnceLock::new();
+
+    pub(super) fn hit(name: &str) {
+        let at = *AT.get_or_init(|| std::env::var("MILKRUN_CRASH_AT").ok()?.parse().ok());
+        let log = LOG.get_or_init(|| std::env::var_os("MILKRUN_CRASH_LOG").map(Into::into));
+        if at.is_none() && log.is_none() {
+            return;
+        }
+        let n = HITS.fetch_add(1, Ordering::SeqCst) + 1;
+        if let Some(path) = log
+            && let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path)
+        {
+            let _ = writeln!(file, "{n} {name}");
+        }
+        if at == Some(n) {
+            let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);
+            // The signal may need a moment to arrive; nothing may happen in between.
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}

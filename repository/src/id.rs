@@ -1,0 +1,287 @@
+//! Ids and names. Each kind is its own type; there is no conversion between them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::clock::{Moment, entropy};
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident: $len:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; $len]);
+
+        impl $name {
+            /// Width in bytes.
+            pub const LEN: usize = $len;
+
+            /// From raw bytes.
+            pub const fn from_bytes(b: [u8; $len]) -> Self {
+                Self(b)
+            }
+
+            /// The raw bytes.
+            pub const fn as_bytes(&self) -> &[u8; $len] {
+                &self.0
+            }
+
+            /// Lower-case hexadecimal.
+            pub fn hex(&self) -> String {
+                hex::encode(self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), hex::encode(self.0))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NotAnId;
+            fn from_str(s: &str) -> Result<Self, NotAnId> {
+                let mut out = [0; $len];
+                // Only the canonical (lower-case) form: two spellings of one id would be two object keys.
+                if s.bytes().any(|b| b.is_ascii_uppercase()) || hex::decode_to_slice(s, &mut out).is_err() {
+                    return Err(NotAnId { kind: stringify!($name), text: s.to_owned() });
+                }
+                Ok(Self(out))
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = NotAnId;
+            fn try_from(b: &[u8]) -> Result<Self, NotAnId> {
+                b.try_into().map(Self).map_err(|_| NotAnId { kind: stringify!($name), text: hex::encode(b) })
+            }
+        }
+    )*};
+}
+
+ids! {
+    /// Names one repository for ever; part of every AAD.
+    RepositoryId: 16;
+    /// Keyed BLAKE3 of a chunk's plaintext, under the key of its dedup domain.
+    ChunkId: 32;
+    /// Random name of a pack.
+    PackId: 16;
+    /// Random name of an index segment.
+    SegmentId: 16;
+    /// Random name of a run.
+    RunId: 8;
+    /// Keyed hash of an application's name, as it stands in object keys.
+    AppHash: 16;
+    /// Random name of a wrapped secret.
+    KeyId: 8;
+}
+
+macro_rules! random {
+    ($($name:ident)*) => {$(
+        impl $name {
+            /// A fresh random id.
+            pub fn random() -> Self {
+                Self(entropy())
+            }
+        }
+    )*};
+}
+
+random! { RepositoryId PackId SegmentId RunId KeyId }
+
+/// Text or bytes that are no id of the wanted kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a {kind}")]
+pub struct NotAnId {
+    kind: &'static str,
+    text: String,
+}
+
+/// Names a restore point: when its run started, and which run. Shown as `rp-20261122t143000z-0123456789abcdef`,
+/// a shape that [`AppName`] refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PointId {
+    second: i64,
+    run: RunId,
+}
+
+impl PointId {
+    /// The id of the point that `run` makes, of the moment `moment` (to the second).
+    pub fn new(moment: Moment, run: RunId) -> Self {
+        Self { second: moment.seconds(), run }
+    }
+
+    /// The run that made it.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// The second of its moment.
+    pub fn second(&self) -> Moment {
+        Moment::from_millis(self.second.saturating_mul(1000))
+    }
+
+    /// `<time>-<run>`, the last part of the root's object key.
+    pub fn key_part(&self) -> String {
+        format!("{}-{}", self.second().compact(), self.run)
+    }
+}
+
+impl fmt::Display for PointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rp-{}", self.key_part())
+    }
+}
+
+impl FromStr for PointId {
+    type Err = NotAnId;
+
+    fn from_str(s: &str) -> Result<Self, NotAnId> {
+        let bad = || NotAnId { kind: "restore point id", text: s.to_owned() };
+        let (time, run) = s.strip_prefix("rp-").and_then(|r| r.split_once('-')).ok_or_else(bad)?;
+        let run: RunId = run.parse().map_err(|_| bad())?;
+        let digits: Vec<&str> = match time.as_bytes() {
+            [d @ .., b'z'] if d.len() == 15 && d[8] == b't' && time.is_ascii() => {
+                vec![&time[..4], &time[4..6], &time[6..8], &time[9..11], &time[11..13], &time[13..15]]
+            }
+            _ => return Err(bad()),
+        };
+        let text = format!("{}-{}-{}T{}:{}:{}Z", digits[0], digits[1], digits[2], digits[3], digits[4], digits[5]);
+        let point = Self::new(Moment::parse(&text).map_err(|_| bad())?, run);
+        if point.to_string() == s { Ok(point) } else { Err(bad()) }
+    }
+}
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing in it.
+    #[error("a {kind} needs a name of at least one character")]
+    Empty {
+        /// Application or volume.
+        kind: &'static str,
+    },
+    /// Too long.
+    #[error("the {kind} name has {bytes} bytes; the most is {most}")]
+    Long {
+        /// Application or volume.
+        kind: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The bound.
+        most: usize,
+    },
+    /// A character that has a meaning elsewhere.
+    #[error("the {kind} name {name:?} contains {found:?}, which is not allowed in names")]
+    Character {
+        /// Application or volume.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// The character.
+        found: char,
+    },
+    /// It looks like the id of a restore point.
+    #[error("{name:?} has the shape of a restore point id; an application can't be called that")]
+    PointShape {
+        /// The name.
+        name: String,
+    },
+}
+
+const NAME_BYTES_MAX: usize = 1024;
+
+fn check_name(kind: &'static str, name: &str, banned: &[char]) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty { kind });
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(NameError::Long { kind, bytes: name.len(), most: NAME_BYTES_MAX });
+    }
+    if let Some(found) = name.chars().find(|c| c.is_control() || banned.contains(c)) {
+        return Err(NameError::Character { kind, name: name.to_owned(), found });
+    }
+    Ok(())
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident($kind:literal, $banned:expr);)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )*};
+}
+
+names! {
+    /// What is protected as one thing. Up to 1024 bytes of any Unicode but control characters and `@`; slashes
+    /// and dots are fine, since object keys carry only a keyed hash of it.
+    AppName("application", &['@']);
+    /// A volume or stream of an application: as [`AppName`], and without `=`, which separates it from its path.
+    VolumeName("volume", &['@', '=']);
+}
+
+impl FromStr for AppName {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        check_name("application", s, &['@'])?;
+        if s.parse::<PointId>().is_ok() {
+            return Err(NameError::PointShape { name: s.to_owned() });
+        }
+        Ok(Self(s.to_owned()))
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        check_name("volume", s, &['@', '='])?;
+        Ok(Self(s.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn point_ids_round_trip_and_are_no_application_names() {
+        let p = PointId::new(Moment::parse("2026-11-22T14:30:00Z").unwrap(), RunId::from_bytes([7; 8]));
+        let text = p.to_string();
+        assert_eq!(text, "rp-20261122t143000z-0707070707070707");
+        assert_eq!(text.parse::<PointId>().unwrap(), p);
+        assert!(matches!(text.parse::<AppName>(), Err(NameError::PointShape { .. })));
+        for bad in ["rp-", "rp-20261322t143000z-0707070707070707", "rp-20261122t143000z-07", "rp-20261122T143000Z-0707070707070707", "rp-ääääääää-0707070707070707"] {
+            assert!(bad.parse::<PointId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_take_slashes_dots_unicode_and_300_characters() {
+        for good in ["shop", "a/b/../c", "...", "名前", &"x".repeat(300)] {
+            assert_eq!(good.parse::<AppName>().unwrap().as_str(), good);
+            assert!(good.parse::<VolumeName>().is_ok());
+        }
+        for bad in ["", "a@b", "a\nb", &"x".repeat(1025)] {
+            assert!(bad.parse::<AppName>().is_err(), "{bad:?}");
+        }
+        assert!("a=b".parse::<VolumeName>().is_err());
+    }
+}

@@ -1,0 +1,193 @@
+//! The chunks of one domain that are known: segments of the repository through a local cache, and what this run sealed.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt;
+
+use super::{MappedSegment, PackInfo, Segment};
+use crate::id::{AppHash, ChunkId, PackId, RepositoryId, SegmentId};
+use crate::keys::KeyRing;
+use crate::keys::envelope::{self, Kind};
+use crate::pack::Place;
+use crate::store::{Failure, GetError, Key, Store, list};
+
+/// The local cache of opened segments: `<folder>/<repository id>/<segment id>`.
+#[derive(Clone, Debug)]
+pub struct IndexCache {
+    folder: PathBuf,
+}
+
+/// The cache's folder can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("can't use the cache folder {folder:?}; choose another with --cache")]
+pub struct CacheError {
+    folder: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+impl IndexCache {
+    /// Uses `<folder>/<repository>`, made if missing.
+    ///
+    /// # Errors
+    /// [`CacheError`] when it can't be made.
+    pub fn new(folder: &Path, repository: &RepositoryId) -> Result<Self, CacheError> {
+        let folder = folder.join(repository.hex());
+        std::fs::create_dir_all(&folder).map_err(|source| CacheError { folder: folder.clone(), source })?;
+        Ok(Self { folder })
+    }
+
+    fn path(&self, id: &SegmentId) -> PathBuf {
+        self.folder.join(id.hex())
+    }
+
+    /// Puts an authenticated body into the cache and maps it.
+    ///
+    /// # Errors
+    /// [`CacheError`] when it can't be written, or the body is no segment.
+    pub fn store(&self, id: &SegmentId, body: &[u8]) -> Result<MappedSegment, CacheError> {
+        let fail = |source| CacheError { folder: self.folder.clone(), source };
+        let bytes = MappedSegment::cache_file(body).map_err(|e| fail(std::io::Error::other(e)))?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(fail)?;
+        file.write_all(&bytes).map_err(fail)?;
+        file.persist(self.path(id)).map_err(|e| fail(e.error))?;
+        MappedSegment::open(&self.path(id)).ok_or_else(|| fail(std::io::Error::other("changed while it was written")))
+    }
+}
+
+/// Everything that is known of one domain.
+#[derive(Default)]
+pub struct ChunkIndex {
+    segments: Vec<(SegmentId, MappedSegment)>,
+    packs: HashMap<PackId, PackInfo>,
+    fresh: HashMap<ChunkId, Place>,
+    /// Packs whose entries are in no segment yet.
+    unwritten: Vec<PackId>,
+}
+
+impl ChunkIndex {
+    /// Loads the segments of `domain`. One that is missing, damaged or forged is left out with a warning: what it knew
+    /// is uploaded again, or [rebuilt](crate::metadata::Maps::rebuild_index).
+    ///
+    /// # Errors
+    /// [`Failure`] when the store can't be asked.
+    pub async fn load(
+        store: &dyn Store,
+        ring: &KeyRing,
+        repository: &RepositoryId,
+        domain: &AppHash,
+        cache: &IndexCache,
+    ) -> Result<Self, Failure> {
+        let listed = list(store, &Key::segments(domain)).await?;
+        let named: Vec<(SegmentId, Key)> =
+            listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?.1, l.key))).collect();
+        let loads = named.into_iter().map(|(id, key)| async move {
+            let key = &key;
+            if let Some(mapped) = MappedSegment::open(&cache.path(&id)) {
+                return Ok(Some((id, mapped)));
+            }
+            let object = match store.get(key, None, None).await {
+                Ok(object) => object,
+                Err(GetError::NotFound(_)) => return Ok(None),
+                Err(GetError::Failed(f)) => return Err(f),
+            };
+            let opened = envelope::open(ring, repository, key, Kind::IndexSegment, &object);
+            let mapped = match opened {
+                Ok(body) => cache.store(&id, &body).map_err(|e| e.to_string()),
+                Err(e) => Err(e.to_string()),
+            };
+            match mapped {
+                Ok(mapped) => Ok(Some((id, mapped))),
+                Err(why) => {
+                    tracing::warn!(segment = %key, why, "an index segment is left out; its chunks are not reused");
+                    Ok(None)
+                }
+            }
+        });
+        let mut loads = futures::stream::iter(loads).buffered(8);
+        let mut segments = Vec::new();
+        while let Some(loaded) = loads.next().await {
+            segments.extend(loaded?);
+        }
+        drop(loads);
+        let replaced: HashSet<SegmentId> = segments.iter().flat_map(|(_, s)| s.replaces().iter().copied()).collect();
+        segments.retain(|(id, _)| !replaced.contains(id));
+        let packs = segments.iter().flat_map(|(_, s)| s.packs()).map(|p| (p.id, p.clone())).collect();
+        Ok(Self { segments, packs, fresh: HashMap::new(), unwritten: Vec::new() })
+    }
+
+    /// Where a chunk is.
+    pub fn find(&self, id: &ChunkId) -> Option<Place> {
+        self.fresh.get(id).copied().or_else(|| self.segments.iter().rev().find_map(|(_, s)| s.find(id)))
+    }
+
+    /// What is known of a pack.
+    pub fn pack(&self, id: &PackId) -> Option<&PackInfo> {
+        self.packs.get(id)
+    }
+
+    /// How many segments there are.
+    pub fn segment_count(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// How many entries are in no segment yet.
+    pub fn fresh_len(&self) -> usize {
+        self.fresh.len()
+    }
+
+    /// All entries of all segments.
+    pub fn entries(&self) -> impl Iterator<Item = (ChunkId, Place)> + '_ {
+        self.segments.iter().flat_map(|(_, s)| s.entries())
+    }
+
+    /// Makes a sealed pack's chunks known. Only after the store was asked that the pack is really there.
+    pub fn add(&mut self, pack: PackInfo, entries: impl IntoIterator<Item = (ChunkId, Place)>) {
+        self.unwritten.push(pack.id);
+        self.packs.insert(pack.id, pack);
+        self.fresh.extend(entries);
+    }
+
+    /// Learns of a pack without its entries.
+    pub fn note_pack(&mut self, pack: PackInfo) {
+        self.packs.entry(pack.id).or_insert(pack);
+    }
+
+    /// What isn't in the repository's index yet, as a segment; `None` when there is nothing. With many small segments
+    /// the result merges them. The caller stores it and hands it back to [`ChunkIndex::written`].
+    pub fn unwritten(&self, merge: bool) -> Option<Segment> {
+        if self.unwritten.is_empty() {
+            return None;
+        }
+        let mut packs: Vec<PackInfo> = self.unwritten.iter().filter_map(|id| self.packs.get(id)).cloned().collect();
+        let mut entries: Vec<(ChunkId, Place)> = self.fresh.iter().map(|(&id, &place)| (id, place)).collect();
+        let mut replaces = Vec::new();
+        if merge && self.segments.len() >= Self::MERGE_FROM {
+            for (id, segment) in self.segments.iter().filter(|(_, s)| s.len() <= Self::MERGE_ENTRIES_MAX) {
+                replaces.push(*id);
+                packs.extend_from_slice(segment.packs());
+                entries.extend(segment.entries());
+            }
+        }
+        let mut segment = Segment::new(packs, entries);
+        replaces.sort_unstable();
+        segment.replaces = replaces;
+        Some(segment)
+    }
+
+    /// Segments before they are merged: each lookup of an unknown chunk asks as many filters.
+    const MERGE_FROM: usize = 24;
+    /// Larger segments stay as they are.
+    const MERGE_ENTRIES_MAX: usize = 256 * 1024;
+
+    /// A segment from [`ChunkIndex::unwritten`] is stored and mapped.
+    pub fn written(&mut self, id: SegmentId, mapped: MappedSegment) {
+        let replaced: HashSet<SegmentId> = mapped.replaces().iter().copied().collect();
+        self.segments.retain(|(id, _)| !replaced.contains(id));
+        self.segments.push((id, mapped));
+        self.fresh.clear();
+        self.unwritten.clear();
+    }
+}

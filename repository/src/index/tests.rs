@@ -1,0 +1,63 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn pack(n: u8) -> PackInfo {
+    PackInfo {
+        id: PackId::from_bytes([n; 16]),
+        kind: PackKind::Data,
+        length: 1000,
+        digest: [n; 32],
+        version: Version(format!("v{n}")),
+        key: SealedKey { encapsulated: [n; 32], ciphertext: [n; 48], slots: 3, directory_len: 148 },
+        locked_until: (n % 2 == 0).then(|| Moment::from_millis(1 + i64::from(n) * 1000)),
+    }
+}
+
+fn entry(id: [u8; 32], pack: u8, slot: u32) -> (ChunkId, Place) {
+    let pack = PackId::from_bytes([pack; 16]);
+    (ChunkId::from_bytes(id), Place { pack, slot, offset: 64, sealed_len: 100, plain_len: 200, codec: Codec::Zstd })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn mapped_segments_find_what_is_in_them_and_nothing_else(
+        ids in proptest::collection::hash_set(any::<[u8; 32]>(), 0..600),
+        others in proptest::collection::vec(any::<[u8; 32]>(), 0..100),
+    ) {
+        let entries: Vec<_> = ids.iter().enumerate().map(|(i, &id)| entry(id, (i % 5) as u8, i as u32)).collect();
+        let mut segment = Segment::new((0..5).map(pack).collect(), entries.clone());
+        segment.replaces = vec![SegmentId::from_bytes([1; 16])];
+        let body = segment.encode();
+        prop_assert_eq!(&Segment::decode(&body).unwrap(), &segment);
+        let folder = tempfile::tempdir().unwrap();
+        let cache = IndexCache::new(folder.path(), &crate::id::RepositoryId::from_bytes([0; 16])).unwrap();
+        let mapped = cache.store(&SegmentId::from_bytes([2; 16]), &body).unwrap();
+        for (id, place) in &entries {
+            prop_assert_eq!(mapped.find(id), Some(*place));
+        }
+        for other in others.iter().filter(|o| !ids.contains(*o)) {
+            prop_assert_eq!(mapped.find(&ChunkId::from_bytes(*other)), None);
+        }
+        prop_assert_eq!(mapped.entries().collect::<Vec<_>>(), segment.entries);
+    }
+}
+
+#[test]
+fn a_damaged_cache_file_is_noticed() {
+    let segment = Segment::new(vec![pack(1)], (0..200).map(|i| entry([i; 32], 1, u32::from(i))).collect());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let good = MappedSegment::cache_file(&segment.encode()).unwrap();
+    std::fs::write(&path, &good).unwrap();
+    assert!(MappedSegment::open(&path).is_some());
+    for at in (0..good.len()).step_by(good.len() / 50) {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        assert!(MappedSegment::open(&path).is_none(), "byte {at}");
+        std::fs::write(&path, &good[..at]).unwrap();
+        assert!(MappedSegment::open(&path).is_none(), "cut at {at}");
+    }
+}

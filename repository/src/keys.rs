@@ -1,0 +1,236 @@
+//! Keys: what each is for, how it comes from the one secret, and who may hold it.
+//!
+//! ```text
+//! secret (32 random bytes; wrapped in keys/<id>)
+//!   ├─ signing    Ed25519 seed: roots, placements, repository.json
+//!   ├─ metadata   X25519: opens metadata packs and the sealed part of roots
+//!   ├─ data       X25519: opens data packs; only who restores needs it
+//!   ├─ names      keyed hash of application names in object keys
+//!   ├─ domains    parent of the dedup domains' chunk-id keys
+//!   └─ envelope   seals unlocked objects (index, leases)
+//! ```
+//! A node gets a [`DomainKey`] and the public keys, nothing else: it can write and cannot read.
+
+pub mod envelope;
+pub mod hybrid;
+pub mod wrapped;
+
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use zeroize::Zeroizing;
+
+use crate::clock::entropy;
+use crate::id::{AppHash, AppName, ChunkId};
+use hybrid::{HybridPublic, HybridSecret};
+
+/// Length of an Ed25519 signature.
+pub const SIGNATURE_LEN: usize = 64;
+
+/// The one secret of a repository.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<[u8; 32]>);
+
+impl Secret {
+    /// A fresh one.
+    pub fn generate() -> Self {
+        Self(Zeroizing::new(entropy()))
+    }
+
+    /// From raw bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    fn derive(&self, context: &str) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(blake3::derive_key(context, self.0.as_slice()))
+    }
+}
+
+/// The public halves, as they stand in `repository.json`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKeys {
+    /// Checks roots and placements. This is what an auditor keeps outside the bucket.
+    pub signing: VerifyingKey,
+    /// Data packs are sealed to it.
+    pub data: HybridPublic,
+    /// Metadata packs are sealed to it.
+    pub metadata: HybridPublic,
+}
+
+/// Everything that follows from the secret.
+pub struct KeyRing {
+    signing: Ed25519KeyPair,
+    metadata: HybridSecret,
+    data: HybridSecret,
+    names: Zeroizing<[u8; 32]>,
+    domains: Zeroizing<[u8; 32]>,
+    envelope: Zeroizing<[u8; 32]>,
+}
+
+impl KeyRing {
+    /// Derives all keys.
+    #[expect(clippy::expect_used, reason = "every 32 bytes are a valid Ed25519 seed")]
+    pub fn from_secret(secret: &Secret) -> Self {
+        let seed = secret.derive("milkrun v1 signing ed25519 seed");
+        Self {
+            signing: Ed25519KeyPair::from_seed_unchecked(seed.as_slice()).expect("32 bytes are a seed"),
+            metadata: HybridSecret::derive(&secret.derive("milkrun v1 metadata x25519")),
+            data: HybridSecret::derive(&secret.derive("milkrun v1 data x25519")),
+            names: secret.derive("milkrun v1 application names"),
+            domains: secret.derive("milkrun v1 dedup domains"),
+            envelope: secret.derive("milkrun v1 unlocked objects"),
+        }
+    }
+
+    /// The public halves.
+    pub fn public(&self) -> PublicKeys {
+        let mut signing = [0; 32];
+        signing.copy_from_slice(self.signing.public_key().as_ref());
+        PublicKeys { signing: VerifyingKey(signing), data: self.data.public(), metadata: self.metadata.public() }
+    }
+
+    /// The hash that stands for an application in object keys.
+    pub fn app_hash(&self, app: &AppName) -> AppHash {
+        let full = blake3::keyed_hash(&self.names, app.as_str().as_bytes());
+        let mut out = [0; AppHash::LEN];
+        out.copy_from_slice(&full.as_bytes()[..AppHash::LEN]);
+        AppHash::from_bytes(out)
+    }
+
+    /// The dedup domain of an application: its own.
+    pub fn domain(&self, app: AppHash) -> DomainKey {
+        DomainKey(Zeroizing::new(*blake3::keyed_hash(&self.domains, app.as_bytes()).as_bytes()))
+    }
+
+    /// Opens what was sealed to the metadata key.
+    pub fn metadata(&self) -> &HybridSecret {
+        &self.metadata
+    }
+
+    /// Opens what was sealed to the data key.
+    pub fn data(&self) -> &HybridSecret {
+        &self.data
+    }
+
+    pub(crate) fn envelope_key(&self) -> &[u8; 32] {
+        &self.envelope
+    }
+
+    /// Signs `message`; the label keeps one kind of object from passing for another.
+    pub fn sign(&self, label: Label, message: &[u8]) -> [u8; SIGNATURE_LEN] {
+        let mut out = [0; SIGNATURE_LEN];
+        out.copy_from_slice(self.signing.sign(&label.message(message)).as_ref());
+        out
+    }
+}
+
+/// What a signature is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Label {
+    /// `repository.json`
+    Config,
+    /// A root or a tombstone.
+    Root,
+    /// A placement.
+    Placement,
+}
+
+impl Label {
+    // The digest first, so that signing needs no copy of a placement of megabytes.
+    fn message(self, body: &[u8]) -> [u8; 64] {
+        let label = match self {
+            Self::Config => "milkrun v1 signature repository.json",
+            Self::Root => "milkrun v1 signature root",
+            Self::Placement => "milkrun v1 signature placement",
+        };
+        let mut out = [0; 64];
+        out[..32].copy_from_slice(blake3::hash(label.as_bytes()).as_bytes());
+        out[32..].copy_from_slice(blake3::hash(body).as_bytes());
+        out
+    }
+}
+
+/// Checks signatures of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyingKey([u8; 32]);
+
+/// A signature that does not belong to the message and the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the signature is not by this repository's key")]
+pub struct BadSignature;
+
+impl VerifyingKey {
+    /// From its 32 bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 32 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Checks one signature.
+    ///
+    /// # Errors
+    /// [`BadSignature`] unless this key's owner signed exactly this.
+    pub fn verify(&self, label: Label, message: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
+        UnparsedPublicKey::new(&ED25519, &self.0).verify(&label.message(message), signature).map_err(|_| BadSignature)
+    }
+}
+
+/// The chunk-id key of one dedup domain. What a node holds for the volumes that it reads.
+#[derive(Clone)]
+pub struct DomainKey(Zeroizing<[u8; 32]>);
+
+impl DomainKey {
+    /// From its bytes, as an agent receives them.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Its bytes, to hand to an agent.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The id of a plaintext.
+    pub fn identify(&self, plain: &[u8]) -> ChunkId {
+        ChunkId::from_bytes(*blake3::keyed_hash(&self.0, plain).as_bytes())
+    }
+
+    /// The seed that moves cut points, so that chunk lengths of known content tell an outsider nothing.
+    pub fn cut_seed(&self) -> u64 {
+        let full = blake3::derive_key("milkrun v1 cut seed", self.0.as_slice());
+        u64::from_le_bytes([full[0], full[1], full[2], full[3], full[4], full[5], full[6], full[7]])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signatures_bind_label_and_message() {
+        let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));
+        let public = ring.public().signing;
+        let sig = ring.sign(Label::Root, b"x");
+        assert!(public.verify(Label::Root, b"x", &sig).is_ok());
+        assert!(public.verify(Label::Placement, b"x", &sig).is_err());
+        assert!(public.verify(Label::Root, b"y", &sig).is_err());
+        let other = KeyRing::from_secret(&Secret::from_bytes([2; 32])).public().signing;
+        assert!(other.verify(Label::Root, b"x", &sig).is_err());
+    }
+
+    #[test]
+    fn domains_give_different_ids_for_the_same_bytes() {
+        let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));
+        let a = ring.domain(ring.app_hash(&"a".parse().unwrap()));
+        let b = ring.domain(ring.app_hash(&"b".parse().unwrap()));
+        assert_ne!(a.identify(b"same"), b.identify(b"same"));
+        assert_ne!(a.cut_seed(), b.cut_seed());
+    }
+}

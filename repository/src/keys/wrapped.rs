@@ -1,0 +1,159 @@
+//! `keys/<id>`: the secret wrapped for one password. Canonical JSON; create-only, so that keys can be added and
+//! retired. The wrap is bound to the bytes of `repository.json`: a swapped configuration doesn't open.
+
+use argon2::{Algorithm, Argon2, Params, Version};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::clock::entropy;
+use crate::id::KeyId;
+use crate::keys::Secret;
+
+const VERSION: u16 = 1;
+/// More than this is refused: a planted key file must not make us allocate without bound.
+const MEMORY_KIB_MAX: u32 = 4 * 1024 * 1024;
+const PASSES_MAX: u32 = 64;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFile {
+    milkrun: String,
+    version: u16,
+    id: String,
+    kdf: String,
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+    salt: String,
+    wrapped: String,
+}
+
+/// What Argon2id costs: memory in KiB, passes, lanes.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes over the memory.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+impl Cost {
+    /// RFC 9106, second recommended option (64 MiB, 3 passes, 4 lanes).
+    pub const RECOMMENDED: Self = Self { memory_kib: 64 * 1024, passes: 3, lanes: 4 };
+    /// For tests only: as little as Argon2 allows.
+    pub const TEST: Self = Self { memory_kib: 8, passes: 1, lanes: 1 };
+}
+
+/// Why a key file did not give the secret.
+#[derive(Debug, thiserror::Error)]
+pub enum UnwrapError {
+    /// Not a key file.
+    #[error("the key file is damaged or not one of milkrun's")]
+    Malformed,
+    /// Of a later release.
+    #[error("the key file has format version {0}, which this release does not know")]
+    Newer(u16),
+    /// It parses, and still does not open.
+    #[error("wrong password (or repository.json was replaced)")]
+    WrongPassword,
+}
+
+/// Wraps `secret` under `password`, bound to the bytes of the configuration. Returns the id and the object.
+#[expect(clippy::expect_used, reason = "parameters are ours and JSON of plain fields cannot fail")]
+pub fn wrap(secret: &Secret, password: &[u8], config: &[u8], cost: Cost) -> (KeyId, Vec<u8>) {
+    let id = KeyId::random();
+    let salt = entropy::<32>();
+    let key = stretch(password, &salt, cost).expect("cost within Argon2's limits");
+    let mut wrapped = secret.as_bytes().to_vec();
+    let tag = cipher(&key)
+        .seal_in_place_separate_tag(nonce(), Aad::from(aad(&id, config)), &mut wrapped)
+        .expect("32 bytes fit AES-GCM");
+    wrapped.extend_from_slice(tag.as_ref());
+    let file = KeyFile {
+        milkrun: "key".into(),
+        version: VERSION,
+        id: id.hex(),
+        kdf: "argon2id".into(),
+        memory_kib: cost.memory_kib,
+        passes: cost.passes,
+        lanes: cost.lanes,
+        salt: hex::encode(salt),
+        wrapped: hex::encode(&wrapped),
+    };
+    (id, serde_json::to_vec(&file).expect("plain JSON"))
+}
+
+/// Opens a key file.
+///
+/// # Errors
+/// [`UnwrapError::WrongPassword`] when it is sound and the password isn't its own.
+pub fn unwrap(object: &[u8], password: &[u8], config: &[u8]) -> Result<Secret, UnwrapError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u16,
+    }
+    let head: Head = serde_json::from_slice(object).map_err(|_| UnwrapError::Malformed)?;
+    if head.version > VERSION {
+        return Err(UnwrapError::Newer(head.version));
+    }
+    let file: KeyFile = serde_json::from_slice(object).map_err(|_| UnwrapError::Malformed)?;
+    let cost = Cost { memory_kib: file.memory_kib, passes: file.passes, lanes: file.lanes };
+    let salt = hex::decode(&file.salt).map_err(|_| UnwrapError::Malformed)?;
+    let mut wrapped = Zeroizing::new(hex::decode(&file.wrapped).map_err(|_| UnwrapError::Malformed)?);
+    let id: KeyId = file.id.parse().map_err(|_| UnwrapError::Malformed)?;
+    if file.milkrun != "key" || file.kdf != "argon2id" {
+        return Err(UnwrapError::Malformed);
+    }
+    let key = stretch(password, &salt, cost).ok_or(UnwrapError::Malformed)?;
+    let plain = cipher(&key)
+        .open_in_place(nonce(), Aad::from(aad(&id, config)), &mut wrapped)
+        .map_err(|_| UnwrapError::WrongPassword)?;
+    let bytes: [u8; 32] = (&*plain).try_into().map_err(|_| UnwrapError::Malformed)?;
+    Ok(Secret::from_bytes(bytes))
+}
+
+fn stretch(password: &[u8], salt: &[u8], cost: Cost) -> Option<Zeroizing<[u8; 32]>> {
+    if cost.memory_kib > MEMORY_KIB_MAX || cost.passes > PASSES_MAX {
+        return None;
+    }
+    let params = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).ok()?;
+    let mut out = Zeroizing::new([0; 32]);
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password_into(password, salt, out.as_mut_slice())
+        .ok()?;
+    Some(out)
+}
+
+// The key comes from a fresh salt and seals once, so that the nonce may be fixed.
+fn nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; 12])
+}
+
+fn aad(id: &KeyId, config: &[u8]) -> Vec<u8> {
+    [id.as_bytes().as_slice(), blake3::hash(config).as_bytes()].concat()
+}
+
+#[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key")]
+fn cipher(key: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_with_its_password_and_configuration_only() {
+        let secret = Secret::from_bytes([5; 32]);
+        let (_, object) = wrap(&secret, b"correct horse", b"config", Cost::TEST);
+        assert_eq!(unwrap(&object, b"correct horse", b"config").unwrap().as_bytes(), secret.as_bytes());
+        assert!(matches!(unwrap(&object, b"wrong", b"config"), Err(UnwrapError::WrongPassword)));
+        assert!(matches!(unwrap(&object, b"correct horse", b"other"), Err(UnwrapError::WrongPassword)));
+        assert!(matches!(unwrap(b"{}", b"x", b"config"), Err(UnwrapError::Malformed)));
+        let greedy = String::from_utf8(object).unwrap().replace("\"memory_kib\":8", "\"memory_kib\":4294967295");
+        assert!(matches!(unwrap(greedy.as_bytes(), b"correct horse", b"config"), Err(UnwrapError::Malformed)));
+    }
+}

@@ -1,0 +1,235 @@
+//! Map and manifest chunks: writing them into packs of their own, and reading them back.
+
+use std::collections::{HashMap, VecDeque};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Mutex;
+
+use crate::chunk::codec::{Compressor, Level};
+use crate::id::{ChunkId, PackId, RepositoryId};
+use crate::index::PackInfo;
+use crate::keys::hybrid::HybridError;
+use crate::keys::{DomainKey, KeyRing};
+use crate::pack::{PackBuilder, PackKey, PackTarget, Place, SealedPack, SlotOpener, slot_key};
+use crate::point::catalog::chain;
+use crate::store::{Failure, GetError, Key, Store};
+use crate::volume_map::{MapRef, MapSource};
+
+/// What a metadata pack may hold.
+const PACK_BYTES: usize = 8 << 20;
+/// How much is read at once: neighbouring leaves are wanted next.
+const WINDOW: u64 = 512 << 10;
+/// Windows kept.
+const WINDOWS: usize = 24;
+
+/// Fills metadata packs. No I/O: full packs are handed out to be stored.
+pub struct MetadataWriter {
+    target: PackTarget,
+    domain: DomainKey,
+    compressor: Compressor,
+    open: Option<PackBuilder>,
+    open_entries: Vec<(ChunkId, Place)>,
+    /// What this run wrote, so that equal leaves are stored once.
+    written: HashMap<ChunkId, Place>,
+    full: Vec<FinishedMetadata>,
+}
+
+/// A metadata pack and what is in it.
+pub struct FinishedMetadata {
+    /// The pack.
+    pub pack: SealedPack,
+    /// Its chunks.
+    pub entries: Vec<(ChunkId, Place)>,
+}
+
+impl MetadataWriter {
+    /// For one domain.
+    ///
+    /// # Errors
+    /// When zstd can't get its memory.
+    pub fn new(target: PackTarget, domain: DomainKey) -> std::io::Result<Self> {
+        let compressor = Compressor::new(Level::DEFAULT)?;
+        let (open_entries, full) = (Vec::new(), Vec::new());
+        Ok(Self { target, domain, compressor, open: None, open_entries, written: HashMap::new(), full })
+    }
+
+    /// Adds a chunk, unless this run has it already.
+    ///
+    /// # Errors
+    /// When the repository's public key can't be used.
+    pub fn put(&mut self, plain: &[u8]) -> Result<MapRef, HybridError> {
+        let id = self.domain.identify(plain);
+        if let Some(&place) = self.written.get(&id) {
+            return Ok(MapRef { id, place });
+        }
+        if self.open.as_ref().is_some_and(|p| !p.fits(plain.len())) {
+            self.close()?;
+        }
+        let builder = match &mut self.open {
+            Some(open) => open,
+            // A chunk larger than a pack gets one of its own size.
+            None => self.open.insert(PackBuilder::new(self.target, vec![0; PACK_BYTES.max(plain.len() + 4096)])),
+        };
+        let place = builder.append(&id, plain, &mut self.compressor);
+        self.open_entries.push((id, place));
+        self.written.insert(id, place);
+        Ok(MapRef { id, place })
+    }
+
+    /// Learns of a chunk that is stored already, so that an unchanged part of a map is named instead of written.
+    pub fn note(&mut self, known: MapRef) {
+        self.written.entry(known.id).or_insert(known.place);
+    }
+
+    /// Closes the open pack.
+    ///
+    /// # Errors
+    /// As [`MetadataWriter::put`].
+    pub fn close(&mut self) -> Result<(), HybridError> {
+        if let Some(open) = self.open.take() {
+            let pack = open.finish()?;
+            self.full.push(FinishedMetadata { pack, entries: std::mem::take(&mut self.open_entries) });
+        }
+        Ok(())
+    }
+
+    /// Packs to be stored now.
+    pub fn take_full(&mut self) -> Vec<FinishedMetadata> {
+        std::mem::take(&mut self.full)
+    }
+}
+
+/// Why a metadata chunk could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    /// The placement does not list its pack.
+    #[error("pack {0} is needed and not in the placement")]
+    Unplaced(PackId),
+    /// The pack isn't in the store.
+    #[error("{0} is missing")]
+    Missing(Key),
+    /// It is damaged.
+    #[error("{key}, slot {slot}: {reason}")]
+    Damaged {
+        /// The pack's key.
+        key: Key,
+        /// The slot.
+        slot: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The store can't be asked.
+    #[error(transparent)]
+    Store(#[from] Failure),
+}
+
+impl MetadataError {
+    /// Whether it is damage (and not that nothing could be asked).
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Store(_))
+    }
+
+    /// The object that it is about.
+    pub fn object(&self) -> Option<Key> {
+        match self {
+            Self::Unplaced(id) => Some(Key::pack(id)),
+            Self::Missing(key) | Self::Damaged { key, .. } => Some(key.clone()),
+            Self::Store(_) => None,
+        }
+    }
+}
+
+/// Reads metadata chunks of one point: a small cache of windows, pack keys opened once.
+pub struct MetadataReader<'a> {
+    store: &'a dyn Store,
+    ring: &'a KeyRing,
+    repository: RepositoryId,
+    domain: DomainKey,
+    packs: HashMap<PackId, PackInfo>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    keys: HashMap<PackId, PackKey>,
+    windows: VecDeque<Window>,
+}
+
+struct Window {
+    pack: PackId,
+    start: u64,
+    bytes: Bytes,
+}
+
+impl<'a> MetadataReader<'a> {
+    /// Reads with these packs known.
+    pub fn new(
+        store: &'a dyn Store,
+        ring: &'a KeyRing,
+        repository: RepositoryId,
+        domain: DomainKey,
+        packs: impl IntoIterator<Item = PackInfo>,
+    ) -> Self {
+        let packs = packs.into_iter().map(|p| (p.id, p)).collect();
+        Self { store, ring, repository, domain, packs, state: Mutex::default() }
+    }
+
+    async fn sealed(&self, state: &mut State, info: &PackInfo, place: &Place) -> Result<Vec<u8>, MetadataError> {
+        let (start, end) = (u64::from(place.offset), place.end());
+        let hit = state.windows.iter().find(|w| {
+            w.pack == info.id && w.start <= start && end <= w.start + w.bytes.len() as u64
+        });
+        let key = Key::pack(&info.id);
+        let damaged = || MetadataError::Damaged { key: key.clone(), slot: place.slot, reason: "cut short".into() };
+        if let Some(w) = hit {
+            let at = usize::try_from(start - w.start).map_err(|_| damaged())?;
+            return Ok(w.bytes[at..at + place.sealed_len as usize].to_vec());
+        }
+        let range = start..end.max((start + WINDOW).min(info.length));
+        let bytes = match self.store.get(&key, Some(&info.version), Some(range)).await {
+            Ok(bytes) => bytes,
+            Err(GetError::NotFound(_)) => return Err(MetadataError::Missing(key)),
+            Err(GetError::Failed(f)) => return Err(f.into()),
+        };
+        let sealed = bytes.get(..place.sealed_len as usize).ok_or_else(damaged)?.to_vec();
+        if state.windows.len() >= WINDOWS {
+            state.windows.pop_front();
+        }
+        state.windows.push_back(Window { pack: info.id, start, bytes });
+        Ok(sealed)
+    }
+}
+
+#[async_trait]
+impl MapSource for MetadataReader<'_> {
+    type Error = MetadataError;
+
+    async fn chunk(&self, r: &MapRef) -> Result<Bytes, MetadataError> {
+        let info = self.packs.get(&r.place.pack).ok_or(MetadataError::Unplaced(r.place.pack))?;
+        let mut state = self.state.lock().await;
+        let damaged = |reason: String| MetadataError::Damaged { key: Key::pack(&info.id), slot: r.place.slot, reason };
+        let key = match state.keys.get(&info.id) {
+            Some(key) => key.clone(),
+            None => {
+                let opened = info.key.open(self.ring.metadata(), &self.repository, &info.id, info.kind);
+                let key = opened.map_err(|e| damaged(chain(&e)))?;
+                state.keys.insert(info.id, key.clone());
+                key
+            }
+        };
+        let mut sealed = self.sealed(&mut state, info, &r.place).await?;
+        drop(state);
+        let mut out = vec![0; r.place.plain_len as usize];
+        SlotOpener::new(self.repository)
+            .map_err(|e| damaged(chain(&e)))?
+            .open(&r.id, &r.place, &slot_key(&key, r.place.slot), &mut sealed, &mut out, |b| self.domain.identify(b))
+            .map_err(|e| damaged(chain(&e)))?;
+        Ok(out.into())
+    }
+
+    fn malformed(&self, r: &MapRef, what: &'static str) -> MetadataError {
+        let reason = format!("the map is malformed: {what}");
+        MetadataError::Damaged { key: Key::pack(&r.place.pack), slot: r.place.slot, reason }
+    }
+}

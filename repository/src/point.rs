@@ -1,0 +1,13 @@
+//! Restore points: the signed root, the placement that says where its packs are, the catalog that finds them, and the
+//! commit that makes one.
+
+pub mod catalog;
+pub mod commit;
+pub mod lease;
+pub mod placement;
+pub mod root;
+
+pub use catalog::{Catalog, Found, Selector};
+pub use commit::{CommitError, StoredPack};
+pub use placement::Placement;
+pub use root::{Root, RootBody, VolumeEntry, VolumeKind};

@@ -1,0 +1,277 @@
+//! Finding restore points: by id, by application and time. Only what is authentic is listed.
+//!
+//! Whoever may write to the bucket can put a delete marker on a root or another version beside it. So all versions are
+//! looked at, oldest first, and the first that is authentic counts; markers and strangers are reported.
+
+use futures::StreamExt;
+
+use super::placement::{Placement, PlacementError};
+use super::root::{Root, RootBody, RootError};
+use crate::clock::Moment;
+use crate::id::{AppHash, AppName, PointId, RepositoryId};
+use crate::keys::{KeyRing, VerifyingKey};
+use crate::store::{Failure, GetError, Key, Listed, Store, Version};
+
+/// Reads roots and placements; needs only the public key.
+pub struct Catalog<'a> {
+    /// The store.
+    pub store: &'a dyn Store,
+    /// The repository.
+    pub repository: RepositoryId,
+    /// Who must have signed.
+    pub signer: VerifyingKey,
+}
+
+/// An authentic root.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The readable part.
+    pub root: Root,
+    /// The version that holds it.
+    pub version: Version,
+    /// All its bytes.
+    pub bytes: bytes::Bytes,
+    /// Hidden by a delete marker: somebody tried to make it disappear.
+    pub hidden: bool,
+}
+
+/// Something under `points/` that is no authentic root.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The key.
+    pub key: Key,
+    /// The version.
+    pub version: Version,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a listing found.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Authentic points and tombstones, oldest first.
+    pub points: Vec<Found>,
+    /// What was refused.
+    pub refused: Vec<Refused>,
+}
+
+/// Which point a person means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// That very point.
+    Point(PointId),
+    /// The newest of an application.
+    Latest(AppName),
+    /// The last of an application at or before a time.
+    At(AppName, Moment),
+}
+
+/// Text that selects nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither a restore point id, nor APP, APP@latest or APP@TIME (RFC 3339)")]
+pub struct BadSelector(String);
+
+impl std::str::FromStr for Selector {
+    type Err = BadSelector;
+
+    fn from_str(s: &str) -> Result<Self, BadSelector> {
+        if let Ok(point) = s.parse() {
+            return Ok(Self::Point(point));
+        }
+        let bad = || BadSelector(s.to_owned());
+        let (app, time) = s.split_once('@').map_or((s, None), |(app, time)| (app, Some(time)));
+        let app: AppName = app.parse().map_err(|_| bad())?;
+        match time {
+            None | Some("latest") => Ok(Self::Latest(app)),
+            Some(time) => Ok(Self::At(app, Moment::parse(time).map_err(|_| bad())?)),
+        }
+    }
+}
+
+/// Why a point was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// There is none.
+    #[error("there is no such restore point")]
+    None,
+    /// There is something in its place that is not it.
+    #[error("{key} is refused: {reason}")]
+    Refused {
+        /// The key.
+        key: Key,
+        /// Why.
+        reason: String,
+    },
+    /// The store can't be asked.
+    #[error(transparent)]
+    Store(#[from] Failure),
+}
+
+/// Why a point has no usable placement.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// None is there.
+    #[error("the placement of {0} is missing")]
+    Missing(PointId),
+    /// None that is there is authentic.
+    #[error("{key} is refused")]
+    Refused {
+        /// The newest one.
+        key: Key,
+        /// Why.
+        #[source]
+        reason: PlacementError,
+    },
+    /// The store can't be asked.
+    #[error(transparent)]
+    Store(#[from] Failure),
+}
+
+impl Catalog<'_> {
+    /// All points (and tombstones) of an application, or of all.
+    ///
+    /// # Errors
+    /// [`Failure`] when the store can't be asked: then nothing is known.
+    pub async fn list(&self, app: Option<&AppHash>) -> Result<Listing, Failure> {
+        self.look(self.store.versions(&Key::points(app)).await?).await
+    }
+
+    async fn look(&self, versions: Vec<Listed>) -> Result<Listing, Failure> {
+        let mut by_key: Vec<(Key, Vec<Listed>)> = Vec::new();
+        for v in versions {
+            match by_key.last_mut() {
+                Some((key, of_key)) if *key == v.key => of_key.push(v),
+                _ => by_key.push((v.key.clone(), vec![v])),
+            }
+        }
+        let mut looks = futures::stream::iter(by_key.into_iter().map(|(key, of_key)| self.look_at(key, of_key))).buffered(16);
+        let mut listing = Listing::default();
+        while let Some(result) = looks.next().await {
+            let (found, refused) = result?;
+            listing.points.extend(found);
+            listing.refused.extend(refused);
+        }
+        listing.points.sort_by_key(|f| (f.root.moment, f.root.run));
+        Ok(listing)
+    }
+
+    /// The oldest authentic version of one root.
+    async fn look_at(&self, key: Key, of_key: Vec<Listed>) -> Result<(Option<Found>, Vec<Refused>), Failure> {
+        let hidden = of_key.first().is_some_and(|v| v.delete_marker);
+        let mut refused = Vec::new();
+        let mut found: Option<Found> = None;
+        // Listed newest first; the oldest authentic one counts.
+        for v in of_key.iter().rev().filter(|v| !v.delete_marker) {
+            let mut refuse = |reason: String| {
+                refused.push(Refused { key: key.clone(), version: v.version.clone(), reason });
+            };
+            if found.is_some() {
+                refuse("a second version beside the authentic one".into());
+                continue;
+            }
+            let bytes = match self.store.get(&key, Some(&v.version), None).await {
+                Ok(bytes) => bytes,
+                Err(GetError::NotFound(_)) => {
+                    // Listed and gone a moment later: deleted meanwhile.
+                    refuse("listed, and not there".into());
+                    continue;
+                }
+                Err(GetError::Failed(f)) => return Err(f),
+            };
+            match Root::decode(&bytes, &key, &self.repository, &self.signer) {
+                Ok(root) => found = Some(Found { root, version: v.version.clone(), bytes, hidden }),
+                Err(e) => refuse(chain(&e)),
+            }
+        }
+        Ok((found, refused))
+    }
+
+    /// One point by id.
+    ///
+    /// # Errors
+    /// [`FindError`].
+    pub async fn point(&self, id: &PointId) -> Result<Found, FindError> {
+        // Its application is not known: the id is the last part of the key.
+        let suffix = format!("/{}", id.key_part());
+        let mut versions = self.store.versions(&Key::points(None)).await?;
+        versions.retain(|v| v.key.as_str().ends_with(&suffix));
+        Self::only(self.look(versions).await?)
+    }
+
+    fn only(mut listing: Listing) -> Result<Found, FindError> {
+        if let Some(at) = listing.points.iter().position(|f| !f.root.tombstone) {
+            return Ok(listing.points.swap_remove(at));
+        }
+        match listing.refused.pop() {
+            Some(Refused { key, reason, .. }) => Err(FindError::Refused { key, reason }),
+            None => Err(FindError::None),
+        }
+    }
+
+    /// The point that a selector means. `ring` hashes the application's name.
+    ///
+    /// # Errors
+    /// [`FindError`].
+    pub async fn select(&self, selector: &Selector, ring: &KeyRing) -> Result<Found, FindError> {
+        let (app, at) = match selector {
+            Selector::Point(id) => return self.point(id).await,
+            Selector::Latest(app) => (app, None),
+            Selector::At(app, at) => (app, Some(*at)),
+        };
+        let listing = self.list(Some(&ring.app_hash(app))).await?;
+        let mut points = listing.points.into_iter().filter(|f| !f.root.tombstone);
+        let last = points.rfind(|f| at.is_none_or(|at| f.root.moment <= at));
+        last.ok_or(FindError::None)
+    }
+
+    /// The newest authentic placement of a root.
+    ///
+    /// # Errors
+    /// [`PlaceError`].
+    pub async fn placement(&self, found: &Found) -> Result<Placement, PlaceError> {
+        let point = found.root.id();
+        let digest = *blake3::hash(&found.bytes).as_bytes();
+        let mut versions = self.store.versions(&Key::placements(&point)).await?;
+        versions.retain(|v| !v.delete_marker);
+        // Highest number first; within one number the oldest version first.
+        versions.sort_by(|a, b| b.key.cmp(&a.key).then(a.modified.cmp(&b.modified)));
+        let mut worst = None;
+        for v in versions {
+            let bytes = match self.store.get(&v.key, Some(&v.version), None).await {
+                Ok(bytes) => bytes,
+                Err(GetError::NotFound(_)) => continue,
+                Err(GetError::Failed(f)) => return Err(f.into()),
+            };
+            match Placement::decode(&bytes, &v.key, &point, &digest, &self.repository, &self.signer) {
+                Ok(placement) => return Ok(placement),
+                Err(reason) => worst = worst.or(Some(PlaceError::Refused { key: v.key, reason })),
+            }
+        }
+        Err(worst.unwrap_or(PlaceError::Missing(point)))
+    }
+}
+
+impl Found {
+    /// Opens the sealed part.
+    ///
+    /// # Errors
+    /// [`RootError`].
+    pub fn open(&self, ring: &KeyRing) -> Result<RootBody, RootError> {
+        Root::open(&self.bytes, ring.metadata())
+    }
+}
+
+/// An error with all its causes, in one line.
+pub fn chain(e: &dyn std::error::Error) -> String {
+    let mut out = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        let text = s.to_string();
+        // `#[error(transparent)]` shows its cause already.
+        if !out.ends_with(&text) {
+            out = format!("{out}: {text}");
+        }
+        source = s.source();
+    }
+    out
+}

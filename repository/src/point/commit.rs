@@ -1,0 +1,328 @@
+//! The commit: the one moment at which a restore point begins to exist.
+//!
+//! Order (design section 6, invariants 1 and 2): extend the locks of reused packs, look at every pack by version id,
+//! create the placement, create the root. A pack gets in only as a [`StoredPack`], which [`seal`] alone makes, after
+//! asking the store.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::placement::Placement;
+use super::root::{Root, RootBody};
+use crate::clock::Moment;
+use crate::config::{Config, LockMode};
+use crate::id::PackId;
+use crate::index::PackInfo;
+use crate::keys::KeyRing;
+use crate::keys::hybrid::HybridError;
+use crate::pack::{Place, SealedKey};
+use crate::store::{CreateError, Failure, Firmness, GetError, Happened, Head, Key, Lock, Operation, Store, Trouble};
+
+/// Calls in flight while packs are looked at and extended.
+const PARALLEL: usize = 64;
+
+/// How much the store's clock and ours may differ.
+pub const SKEW_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// A receipt: this pack is durable, whole and locked. Only [`seal`] makes one, and [`commit`] consumes it.
+#[derive(Debug)]
+#[must_use]
+pub struct StoredPack {
+    info: PackInfo,
+}
+
+impl StoredPack {
+    /// What is known of it.
+    pub fn info(&self) -> &PackInfo {
+        &self.info
+    }
+}
+
+/// What an uploader says of the pack that it stored.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The pack; its version is filled in from the store.
+    pub id: PackId,
+    /// What it holds.
+    pub kind: crate::pack::PackKind,
+    /// Bytes.
+    pub length: u64,
+    /// BLAKE3 of the bytes.
+    pub digest: [u8; 32],
+    /// CRC-32 of the bytes.
+    pub crc32: u32,
+    /// The sealed key.
+    pub key: SealedKey,
+}
+
+/// Why a pack, or a point, is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The store answered success, and the object isn't there.
+    #[error("{0} is not in the store although the upload was reported as done")]
+    Vanished(Key),
+    /// It is there, and not what was uploaded.
+    #[error("{key} is not what was uploaded: {what} is {found}, not {wanted}")]
+    Differs {
+        /// The key.
+        key: Key,
+        /// Length or checksum.
+        what: &'static str,
+        /// As the store says.
+        found: u64,
+        /// As it should be.
+        wanted: u64,
+    },
+    /// The lock isn't there, or ends too early.
+    #[error("{key} is not locked until {wanted}: {}", found.map_or_else(|| "it has no lock".to_owned(), |l| format!("its {:?} lock ends at {}", l.firmness, l.until)))]
+    Lock {
+        /// The key.
+        key: Key,
+        /// Until when it must be locked.
+        wanted: Moment,
+        /// The lock that it has.
+        found: Option<Lock>,
+    },
+    /// A map names a pack that nobody vouches for.
+    #[error("pack {0} is named by a map and is neither stored by this run nor known")]
+    Unknown(PackId),
+    /// Another run, or a tombstone, holds the root's key.
+    #[error("the run was ended by somebody else: {0} is taken")]
+    Ended(Key),
+    /// It is not known whether the point exists.
+    #[error("it is not known whether the point was committed; `milkrun points` will tell")]
+    Unknowable(#[source] Failure),
+    /// A public key of the repository can't be used.
+    #[error(transparent)]
+    Key(#[from] HybridError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] Failure),
+    /// The store's clock is off.
+    #[error("the store's clock says {store}, ours says {ours}: locks would be wrong; set the clock right")]
+    Skew {
+        /// The store's.
+        store: Moment,
+        /// Ours.
+        ours: Moment,
+    },
+}
+
+/// The lock for a point's objects, and the later one that packs get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Locks {
+    /// What the root promises.
+    pub point: Option<Lock>,
+    /// Rounded up to the quantum.
+    pub packs: Option<Lock>,
+}
+
+impl Locks {
+    /// For a point of `moment` that stays locked for `period`.
+    pub fn of(config: &Config, moment: Moment, period: Duration) -> Self {
+        let firmness = match config.lock.mode {
+            LockMode::None => return Self { point: None, packs: None },
+            LockMode::Governance => Firmness::Governance,
+            LockMode::Compliance => Firmness::Compliance,
+        };
+        let policy = crate::config::LockPolicy { period, ..config.lock };
+        let until = moment.plus(period).ceil(Duration::from_secs(1));
+        Self {
+            point: Some(Lock { firmness, until }),
+            packs: Some(Lock { firmness, until: until.ceil(policy.quantum()) }),
+        }
+    }
+}
+
+/// Invariant 1, for one object: locked at least as firmly and as long as wanted.
+pub fn locked_enough(found: Option<Lock>, wanted: Option<Lock>) -> bool {
+    wanted.is_none_or(|w| found.is_some_and(|f| f.until >= w.until && f.firmness >= w.firmness))
+}
+
+fn check_lock(key: &Key, head: &Head, wanted: Option<Lock>) -> Result<(), CommitError> {
+    match wanted {
+        Some(w) if !locked_enough(head.lock, wanted) => {
+            Err(CommitError::Lock { key: key.clone(), wanted: w.until, found: head.lock })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Asks the store what it really holds, and gives the receipt.
+///
+/// # Errors
+/// [`CommitError`] unless the object is there, whole and locked.
+pub async fn seal(store: &dyn Store, claim: Claim, lock: Option<Lock>) -> Result<StoredPack, CommitError> {
+    let key = Key::pack(&claim.id);
+    let head = match store.head(&key, None).await {
+        Ok(head) => head,
+        Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key)),
+        Err(GetError::Failed(f)) => return Err(f.into()),
+    };
+    if head.length != claim.length {
+        return Err(CommitError::Differs { key, what: "length", found: head.length, wanted: claim.length });
+    }
+    if let Some(crc) = head.crc32.filter(|&c| c != claim.crc32) {
+        return Err(CommitError::Differs { key, what: "CRC-32", found: crc.into(), wanted: claim.crc32.into() });
+    }
+    check_lock(&key, &head, lock)?;
+    let Claim { id, kind, length, digest, key: sealed, .. } = claim;
+    let locked_until = head.lock.map(|l| l.until);
+    Ok(StoredPack { info: PackInfo { id, kind, length, digest, version: head.version, key: sealed, locked_until } })
+}
+
+/// Everything that a commit needs.
+pub struct Commit<'a> {
+    /// The store.
+    pub store: &'a dyn Store,
+    /// The configuration.
+    pub config: &'a Config,
+    /// The keys.
+    pub ring: &'a KeyRing,
+    /// The readable part; its key was fixed when the run started.
+    pub root: Root,
+    /// The sealed part.
+    pub body: RootBody,
+    /// Where the topmost map chunks are.
+    pub maps: Vec<Option<Place>>,
+    /// Locks.
+    pub locks: Locks,
+    /// Receipts of what this run stored.
+    pub stored: Vec<StoredPack>,
+    /// What it reuses.
+    pub reused: Vec<PackInfo>,
+}
+
+/// A committed point.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The root.
+    pub root: Root,
+    /// Bytes of root and placement.
+    pub stored_bytes: u64,
+    /// How many locks were extended.
+    pub locks_extended: u64,
+}
+
+impl Commit<'_> {
+    /// Commits.
+    ///
+    /// # Errors
+    /// [`CommitError`]; unless it is [`CommitError::Unknowable`], the point does not exist.
+    pub async fn run(self) -> Result<Committed, CommitError> {
+        let Self { store, config, ring, root, body, maps, locks, stored, reused } = self;
+        let mut packs: BTreeMap<PackId, PackInfo> = BTreeMap::new();
+        let fresh: HashSet<PackId> = stored.iter().map(|s| s.info.id).collect();
+        packs.extend(stored.into_iter().map(|s| (s.info.id, s.info)));
+        let reused: Vec<PackInfo> = reused.into_iter().filter(|p| !fresh.contains(&p.id)).collect();
+
+        let mut extended = 0;
+        let checks = reused.into_iter().map(|info| reuse(store, info, locks));
+        let mut checks = futures::stream::iter(checks).buffer_unordered(PARALLEL);
+        while let Some(checked) = checks.next().await {
+            let (info, was_extended) = checked?;
+            extended += u64::from(was_extended);
+            packs.insert(info.id, info);
+        }
+        drop(checks);
+
+        let root_bytes = Bytes::from(root.encode(&body, ring, &config.keys.metadata)?);
+        let placement = Placement {
+            repository: config.id,
+            root: *blake3::hash(&root_bytes).as_bytes(),
+            number: 0,
+            made: Moment::now(),
+            maps,
+            packs: packs.into_values().collect(),
+        };
+        let placement_bytes = Bytes::from(placement.encode(ring));
+        let stored_bytes = (placement_bytes.len() + root_bytes.len()) as u64;
+        let placement_key = Key::placement(&root.id(), 0);
+        create_checked(store, &placement_key, placement_bytes, locks.point).await?;
+
+        let key = root.key();
+        match create_checked(store, &key, root_bytes, locks.point).await {
+            Ok(()) => Ok(Committed { root, stored_bytes, locks_extended: extended }),
+            Err(CommitError::Store(f)) if f.happened == Happened::Maybe => Err(CommitError::Unknowable(f)),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Creates an object and looks whether it is really there, whole and locked.
+async fn create_checked(store: &dyn Store, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<(), CommitError> {
+    let length = body.len() as u64;
+    let version = match store.create(key, body, lock).await {
+        Ok(version) => version,
+        Err(CreateError::Exists(_)) => return Err(CommitError::Ended(key.clone())),
+        Err(CreateError::Failed(f)) => return Err(f.into()),
+    };
+    let head = match store.head(key, Some(&version)).await {
+        Ok(head) => head,
+        Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
+        // The object was created; that it could not be looked at does not undo it.
+        Err(GetError::Failed(f)) => return Err(f.maybe().into()),
+    };
+    if head.length != length {
+        return Err(CommitError::Differs { key: key.clone(), what: "length", found: head.length, wanted: length });
+    }
+    check_lock(key, &head, lock)
+}
+
+/// Extends a reused pack's lock where it is short, and looks at it by version id.
+async fn reuse(store: &dyn Store, mut info: PackInfo, locks: Locks) -> Result<(PackInfo, bool), CommitError> {
+    let key = Key::pack(&info.id);
+    let look = async || match store.head(&key, Some(&info.version)).await {
+        Ok(head) if head.length == info.length => Ok(head),
+        Ok(head) => {
+            Err(CommitError::Differs { key: key.clone(), what: "length", found: head.length, wanted: info.length })
+        }
+        Err(GetError::NotFound(_)) => Err(CommitError::Vanished(key.clone())),
+        Err(GetError::Failed(f)) => Err(f.into()),
+    };
+    let mut head = look().await?;
+    let mut extended = false;
+    if let (false, Some(lock)) = (locked_enough(head.lock, locks.point), locks.packs) {
+        match store.extend_lock(&key, &info.version, lock).await {
+            Ok(()) => {}
+            Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
+            Err(GetError::Failed(f)) => return Err(f.into()),
+        }
+        extended = true;
+        head = look().await?;
+    }
+    check_lock(&key, &head, locks.point)?;
+    info.locked_until = head.lock.map(|l| l.until);
+    Ok((info, extended))
+}
+
+/// Compares the store's clock, as an object that was just made shows it, with ours.
+///
+/// # Errors
+/// [`CommitError::Skew`] beyond [`SKEW_MAX`].
+pub fn check_clock(modified: Moment, ours: Moment) -> Result<(), CommitError> {
+    if modified.since(ours) > SKEW_MAX || ours.since(modified) > SKEW_MAX {
+        return Err(CommitError::Skew { store: modified, ours });
+    }
+    Ok(())
+}
+
+/// Refuses a run whose clock is off by asking the store what time its own object was made.
+///
+/// # Errors
+/// [`CommitError`].
+pub async fn check_store_clock(store: &dyn Store, key: &Key) -> Result<(), CommitError> {
+    match store.head(key, None).await {
+        Ok(head) => check_clock(head.modified, Moment::now()),
+        Err(GetError::NotFound(_)) => Err(CommitError::Vanished(key.clone())),
+        Err(GetError::Failed(f)) => Err(f.into()),
+    }
+}
+
+/// A failure that says that nothing was asked: used where a person stopped the run.
+pub fn cancelled(key: &Key) -> Failure {
+    Failure::new(Operation::Create, key, Trouble::Refused).because("the run was stopped")
+}

@@ -1,0 +1,172 @@
+//! A repository: making one, opening one, and the handle that everything else takes.
+
+mod init;
+mod open;
+
+pub use init::{InitError, InitOptions, Initialised, init, role_policies};
+pub use open::{OpenError, open, public_config};
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::config::Config;
+use crate::id::AppHash;
+use crate::index::PackInfo;
+use crate::keys::KeyRing;
+use crate::metadata::{MetadataError, MetadataReader};
+use crate::pack::{PackKind, PackTarget};
+use crate::point::catalog::{Catalog, Found, PlaceError, chain};
+use crate::point::commit::{CommitError, Locks, locked_enough};
+use crate::point::root::MapId;
+use crate::point::{Placement, RootBody};
+use crate::store::{GetError, Key, SharedStore};
+use crate::volume_map::{Extent, MapCursor, MapRef, MapRoot, Step};
+
+/// An open repository.
+#[derive(Clone)]
+pub struct Repository {
+    /// Where it is.
+    pub store: SharedStore,
+    /// What was decided when it was made.
+    pub config: Config,
+    /// All keys.
+    pub ring: Arc<KeyRing>,
+}
+
+/// A point with everything that is needed to read it.
+pub struct OpenPoint {
+    /// The root.
+    pub found: Found,
+    /// Its sealed part.
+    pub body: RootBody,
+    /// Where its packs are.
+    pub placement: Placement,
+}
+
+/// Why a point can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PointError {
+    /// The root does not open.
+    #[error("the root of {point} is damaged")]
+    Root {
+        /// Which point.
+        point: crate::id::PointId,
+        /// Why.
+        #[source]
+        source: crate::point::root::RootError,
+    },
+    /// No usable placement.
+    #[error(transparent)]
+    Placement(#[from] PlaceError),
+    /// Root and placement contradict each other.
+    #[error("the placement of {0} does not fit its root")]
+    Contradiction(crate::id::PointId),
+}
+
+impl Repository {
+    /// Finds points.
+    pub fn catalog(&self) -> Catalog<'_> {
+        Catalog { store: &*self.store, repository: self.config.id, signer: self.config.keys.signing }
+    }
+
+    /// Whom packs of a kind are sealed to.
+    pub fn target(&self, kind: PackKind) -> PackTarget {
+        let recipient = match kind {
+            PackKind::Data => self.config.keys.data,
+            PackKind::Metadata => self.config.keys.metadata,
+        };
+        PackTarget { repository: self.config.id, kind, recipient }
+    }
+
+    /// Opens a point that was found.
+    ///
+    /// # Errors
+    /// [`PointError`].
+    pub async fn open_point(&self, found: Found) -> Result<OpenPoint, PointError> {
+        let point = found.root.id();
+        let body = found.open(&self.ring).map_err(|source| PointError::Root { point, source })?;
+        let placement = self.catalog().placement(&found).await?;
+        let maps = body.volumes.iter().map(|v| v.map).chain(body.manifests.map(|m| m.map));
+        let fits = maps.clone().count() == placement.maps.len()
+            && maps.zip(&placement.maps).all(|(map, place)| map.chunk.is_some() == place.is_some());
+        if fits { Ok(OpenPoint { found, body, placement }) } else { Err(PointError::Contradiction(point)) }
+    }
+
+    /// Reads a point's maps and manifests.
+    pub fn reader<'a>(&'a self, app: AppHash, packs: impl IntoIterator<Item = PackInfo>) -> MetadataReader<'a> {
+        MetadataReader::new(&*self.store, &self.ring, self.config.id, self.ring.domain(app), packs)
+    }
+
+    /// The manifests of a point: JSON lines, one object each.
+    ///
+    /// # Errors
+    /// [`MetadataError`].
+    pub async fn manifests(&self, point: &OpenPoint) -> Result<Vec<u8>, MetadataError> {
+        let Some((i, entry)) = point.manifests() else { return Ok(Vec::new()) };
+        let reader = self.reader(point.found.root.app, point.placement.packs.iter().cloned());
+        let mut cursor = MapCursor::new(point.map(i, &entry.map));
+        let mut out = Vec::new();
+        while let Some(step) = cursor.next(&reader).await? {
+            let Step::Leaf { leaf, .. } = step else { continue };
+            for extent in leaf.extents {
+                if let Extent::Data { id, place, chunk_offset, len } = extent {
+                    let bytes = crate::volume_map::MapSource::chunk(&reader, &MapRef { id, place }).await?;
+                    out.extend_from_slice(&bytes[chunk_offset as usize..(chunk_offset + len) as usize]);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Keeps `repository.json` locked as long as any point.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn lock_config(&self, locks: Locks) -> Result<(), CommitError> {
+        let (Some(lock), key) = (locks.packs, Key::config()) else { return Ok(()) };
+        let failed = |e| match e {
+            GetError::NotFound(_) => CommitError::Vanished(key.clone()),
+            GetError::Failed(f) => CommitError::Store(f),
+        };
+        let head = self.store.head(&key, None).await.map_err(failed)?;
+        if !locked_enough(head.lock, locks.point) {
+            self.store.extend_lock(&key, &head.version, lock).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of `repository.json`, as this repository was opened with.
+    pub fn config_bytes(&self) -> Bytes {
+        self.config.encode(&self.ring).into()
+    }
+}
+
+impl OpenPoint {
+    /// The map of the i-th volume (or of the manifests, after the volumes).
+    pub fn map(&self, i: usize, id: &MapId) -> MapRoot {
+        let place = self.placement.maps.get(i).copied().flatten();
+        MapRoot { len: id.len, level: id.level, chunk: id.chunk.zip(place).map(|(id, place)| MapRef { id, place }) }
+    }
+
+    /// The manifests' entry and its place in the list of maps.
+    pub fn manifests(&self) -> Option<(usize, crate::point::root::ManifestEntry)> {
+        self.body.manifests.map(|m| (self.body.volumes.len(), m))
+    }
+
+    /// All maps, with what they are for people.
+    pub fn maps(&self) -> impl Iterator<Item = (String, MapRoot)> + '_ {
+        let volumes = self.body.volumes.iter().enumerate().map(|(i, v)| (format!("volume {}", v.name), self.map(i, &v.map)));
+        volumes.chain(self.manifests().map(|(i, m)| ("manifests".to_owned(), self.map(i, &m.map))))
+    }
+}
+
+/// Whether an error of a point is damage, or only that nothing could be asked.
+pub fn is_unreachable(e: &PointError) -> bool {
+    matches!(e, PointError::Placement(PlaceError::Store(_)))
+}
+
+/// A point error in one line.
+pub fn describe(e: &PointError) -> String {
+    chain(e)
+}

@@ -1,0 +1,122 @@
+//! Opening a repository with a password.
+
+use std::sync::Arc;
+
+use super::Repository;
+use crate::config::{Config, ConfigError};
+use crate::keys::KeyRing;
+use crate::keys::wrapped::{self, UnwrapError};
+use crate::store::{Failure, GetError, Key, SharedStore, Store};
+
+/// Why a repository was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nothing is there.
+    #[error("there is no repository at {0}")]
+    None(String),
+    /// `repository.json` is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No key file is there.
+    #[error("the repository has no key file under keys/: without one nothing can be opened")]
+    NoKeys,
+    /// None of the key files opens.
+    #[error("none of the repository's {tried} key files opens: {last}")]
+    Password {
+        /// How many there are.
+        tried: usize,
+        /// What the last one said.
+        #[source]
+        last: UnwrapError,
+    },
+    /// The secret is not the one of this configuration.
+    #[error("the key opens, but its public keys are not those of repository.json: the repository was tampered with")]
+    Tampered,
+    /// The store can't be asked.
+    #[error(transparent)]
+    Store(#[from] Failure),
+}
+
+/// All versions of an object, the oldest first: an older one is the one that was locked.
+async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Key, bytes::Bytes)>, Failure> {
+    let mut listed = store.versions(prefix).await?;
+    listed.retain(|l| !l.delete_marker);
+    listed.sort_by(|a, b| a.key.cmp(&b.key).then(a.latest.cmp(&b.latest)).then(a.modified.cmp(&b.modified)));
+    let mut out = Vec::new();
+    for l in listed {
+        match store.get(&l.key, Some(&l.version), None).await {
+            Ok(bytes) => out.push((l.key, bytes)),
+            Err(GetError::NotFound(_)) => {}
+            Err(GetError::Failed(f)) => return Err(f),
+        }
+    }
+    Ok(out)
+}
+
+/// The configuration, checked only by the key that it names. For who holds that public key from outside.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn public_config(store: &dyn Store) -> Result<Vec<Config>, OpenError> {
+    let found = versions_of(store, Key::config().as_str()).await?;
+    if found.is_empty() {
+        return Err(OpenError::None(store.describe()));
+    }
+    let mut configs = Vec::new();
+    let mut refused = None;
+    for (_, bytes) in found {
+        match Config::decode(&bytes) {
+            Ok(config) => configs.push(config),
+            Err(e) => refused = refused.or(Some(e)),
+        }
+    }
+    match refused {
+        Some(e) if configs.is_empty() => Err(e.into()),
+        _ => Ok(configs),
+    }
+}
+
+/// Opens the repository in `store`.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn open(store: SharedStore, password: &[u8]) -> Result<Repository, OpenError> {
+    let configs = versions_of(&*store, Key::config().as_str()).await?;
+    if configs.is_empty() {
+        return Err(OpenError::None(store.describe()));
+    }
+    let mut decoded = Vec::new();
+    let mut refused = None;
+    for (_, bytes) in configs {
+        match Config::decode(&bytes) {
+            Ok(config) => decoded.push((config, bytes)),
+            Err(e) => refused = Some(e),
+        }
+    }
+    if decoded.is_empty()
+        && let Some(e) = refused
+    {
+        return Err(e.into());
+    }
+    let keys = versions_of(&*store, "keys/").await?;
+    if keys.is_empty() {
+        return Err(OpenError::NoKeys);
+    }
+    let mut last = UnwrapError::Malformed;
+    for (config, bytes) in &decoded {
+        for (_, object) in &keys {
+            match wrapped::unwrap(object, password, bytes) {
+                Ok(secret) => {
+                    let ring = KeyRing::from_secret(&secret);
+                    if ring.public() != config.keys {
+                        return Err(OpenError::Tampered);
+                    }
+                    return Ok(Repository { store, config: config.clone(), ring: Arc::new(ring) });
+                }
+                Err(UnwrapError::Malformed) => {}
+                Err(e) => last = e,
+            }
+        }
+    }
+    Err(OpenError::Password { tried: keys.len(), last })
+}

@@ -1,0 +1,160 @@
+//! From the extents of a volume to ranged reads: a pure function, and a plan that can be printed.
+//!
+//! A window of the volume is planned at once. Within it, reads go in pack order, neighbours are read together over gaps
+//! of up to [`Limits::gap_max`], a chunk that is needed in several places is read once, and holes are never read.
+
+use std::collections::HashMap;
+
+use crate::id::{ChunkId, PackId};
+use crate::pack::Place;
+use crate::volume_map::Extent;
+
+/// How reads are put together.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Unwanted bytes that are read rather than to ask twice.
+    pub gap_max: u64,
+    /// No read is longer, unless one chunk is.
+    pub range_max: u64,
+}
+
+impl Limits {
+    /// 256 KiB of gap, reads of up to 8 MiB.
+    pub const DEFAULT: Self = Self { gap_max: 256 << 10, range_max: 8 << 20 };
+}
+
+/// A part of a chunk that goes to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Where in the volume.
+    pub volume_offset: u64,
+    /// From where in the chunk's plaintext.
+    pub chunk_offset: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// A chunk to open, and where its parts go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedChunk {
+    /// Its id, checked before a byte is written.
+    pub id: ChunkId,
+    /// Where it is.
+    pub place: Place,
+    /// Where it goes.
+    pub writes: Vec<Write>,
+}
+
+/// One ranged read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedRange {
+    /// The pack.
+    pub pack: PackId,
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// In the order of the pack (or of the volume, for streams).
+    pub chunks: Vec<PlannedChunk>,
+}
+
+/// Plans a window of a volume: `extents` with their offsets in the volume, in order.
+///
+/// With `in_order` the ranges keep the order of the volume (for targets that can't seek), and only neighbours in both
+/// are read together.
+pub fn plan(extents: &[(u64, Extent)], limits: Limits, in_order: bool) -> Vec<PlannedRange> {
+    let mut chunks: Vec<PlannedChunk> = Vec::new();
+    let mut by_place: HashMap<(PackId, u32), usize> = HashMap::new();
+    for &(volume_offset, extent) in extents {
+        let Extent::Data { len, chunk_offset, id, place } = extent else { continue };
+        let write = Write { volume_offset, chunk_offset, len };
+        let known = if in_order { None } else { by_place.get(&(place.pack, place.slot)).copied() };
+        match known {
+            Some(at) => chunks[at].writes.push(write),
+            None => {
+                by_place.insert((place.pack, place.slot), chunks.len());
+                chunks.push(PlannedChunk { id, place, writes: vec![write] });
+            }
+        }
+    }
+    if !in_order {
+        chunks.sort_by_key(|c| (c.place.pack, c.place.offset));
+    }
+    let mut ranges: Vec<PlannedRange> = Vec::new();
+    for chunk in chunks {
+        let (start, end) = (u64::from(chunk.place.offset), chunk.place.end());
+        match ranges.last_mut() {
+            Some(r)
+                if r.pack == chunk.place.pack
+                    && start >= r.end
+                    && start - r.end <= limits.gap_max
+                    && end - r.start <= limits.range_max =>
+            {
+                r.end = end;
+                r.chunks.push(chunk);
+            }
+            _ => ranges.push(PlannedRange { pack: chunk.place.pack, start, end, chunks: vec![chunk] }),
+        }
+    }
+    ranges
+}
+
+impl std::fmt::Display for PlannedRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}..{}: {} chunks", self.pack, self.start, self.end, self.chunks.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chunk::codec::Codec;
+
+    fn extent(pack: u8, slot: u32, offset: u32, len: u32) -> Extent {
+        let pack = PackId::from_bytes([pack; 16]);
+        let place = Place { pack, slot, offset, sealed_len: len, plain_len: len, codec: Codec::Raw };
+        Extent::Data { len, chunk_offset: 0, id: ChunkId::from_bytes([slot as u8; 32]), place }
+    }
+
+    #[test]
+    fn a_chunk_that_is_needed_twice_is_read_once() {
+        let extents = [(0, extent(1, 0, 64, 100)), (100, Extent::Hole { len: 50 }), (150, extent(1, 0, 64, 100))];
+        let ranges = plan(&extents, Limits::DEFAULT, false);
+        assert_eq!(ranges.len(), 1);
+        assert_eq!(ranges[0].chunks.len(), 1);
+        assert_eq!(ranges[0].chunks[0].writes.len(), 2);
+        assert_eq!((ranges[0].start, ranges[0].end), (64, 164));
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_is_planned_once(parts in proptest::collection::vec((0u8..4, 0u32..50, any::<bool>()), 0..200), in_order: bool) {
+            let mut at = 0;
+            let mut extents = Vec::new();
+            for (pack, slot, hole) in parts {
+                let e = if hole { Extent::Hole { len: 7 } } else { extent(pack, slot, 64 + slot * 1000, 1000) };
+                extents.push((at, e));
+                at += u64::from(e.len());
+            }
+            let limits = Limits { gap_max: 1500, range_max: 5000 };
+            let ranges = plan(&extents, limits, in_order);
+            let mut writes: Vec<(u64, ChunkId)> = Vec::new();
+            for r in &ranges {
+                prop_assert!(r.end - r.start <= limits.range_max);
+                for c in &r.chunks {
+                    prop_assert!(u64::from(c.place.offset) >= r.start && c.place.end() <= r.end && c.place.pack == r.pack);
+                    writes.extend(c.writes.iter().map(|w| (w.volume_offset, c.id)));
+                }
+            }
+            let order: Vec<u64> = writes.iter().map(|w| w.0).collect();
+            if in_order {
+                prop_assert!(order.is_sorted());
+            }
+            writes.sort_unstable();
+            let wanted: Vec<(u64, ChunkId)> = extents.iter().filter_map(|&(o, e)| match e { Extent::Data { id, .. } => Some((o, id)), Extent::Hole { .. } => None }).collect();
+            prop_assert_eq!(writes, wanted);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Where objects live: a narrow trait, its errors, and what implements it.
+//!
+//! | store | for |
+//! |---|---|
+//! | [`directory`] | the embedded default, `file://` |
+//! | [`s3`] | S3-compatible object storage with Object Lock |
+//! | `memory`, `faulty` | tests: versions, delete markers, locks with a clock one sets; faults before and after |
+//!
+//! Decorators, outermost first: [`retry`] (bounded, slower on SlowDown, reads back unknown outcomes), then, in tests,
+//! `faulty`. One [conformance suite](conformance) runs against all of them and a real S3 server.
+
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
+pub mod directory;
+#[cfg(any(test, feature = "test-util"))]
+pub mod faulty;
+pub mod grant;
+mod key;
+#[cfg(any(test, feature = "test-util"))]
+pub mod memory;
+pub mod retry;
+pub mod s3;
+pub mod throttle;
+mod url;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use key::Key;
+pub use url::{StoreUrl, UrlError};
+
+use crate::clock::Moment;
+use grant::{GetGrant, PutGrant, PutTerms};
+
+/// A version of an object, as the store names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub String);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A lock on an object: until when, and how firm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// Whether a principal with the bypass right may still delete.
+    pub firmness: Firmness,
+    /// Not deletable before.
+    pub until: Moment,
+}
+
+/// The two modes of Object Lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Firmness {
+    /// May be bypassed with a special right.
+    Governance,
+    /// May not.
+    Compliance,
+}
+
+/// What the store says of one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Which version.
+    pub version: Version,
+    /// Bytes.
+    pub length: u64,
+    /// When it was stored, by the store's clock.
+    pub modified: Moment,
+    /// Its lock.
+    pub lock: Option<Lock>,
+    /// CRC-32 of the content, where the store keeps it.
+    pub crc32: Option<u32>,
+}
+
+/// One line of a listing of versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The key.
+    pub key: Key,
+    /// The version.
+    pub version: Version,
+    /// Bytes (0 for a delete marker).
+    pub length: u64,
+    /// When it was stored, by the store's clock.
+    pub modified: Moment,
+    /// Whether it hides the older versions.
+    pub delete_marker: bool,
+    /// Whether a read without version sees it.
+    pub latest: bool,
+}
+
+/// How the store is set up, as it says itself. `init` tries what matters instead of believing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Objects can be locked.
+    pub locks: bool,
+    /// Locks are kept by a server that a writer can't get around.
+    pub enforced: bool,
+    /// Keeps a CRC-32 per object.
+    pub checksums: bool,
+    /// Several versions per key.
+    pub versions: bool,
+    /// Locks new objects by itself, which would make leases undeletable.
+    pub default_retention: bool,
+}
+
+/// The verb that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Create-only PUT.
+    Create,
+    /// GET.
+    Get,
+    /// HEAD.
+    Head,
+    /// Listing.
+    List,
+    /// Extending a lock.
+    ExtendLock,
+    /// Deleting a version.
+    Delete,
+    /// Making a grant.
+    Grant,
+    /// Asking for capabilities or settings.
+    Inspect,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Create => "create",
+            Self::Get => "read",
+            Self::Head => "look at",
+            Self::List => "list",
+            Self::ExtendLock => "extend the lock of",
+            Self::Delete => "delete",
+            Self::Grant => "grant access to",
+            Self::Inspect => "inspect",
+        })
+    }
+}
+
+/// Whether the thing may have been done all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happened {
+    /// Certainly not.
+    No,
+    /// Unknown: it must be read back.
+    Maybe,
+}
+
+/// What kind of trouble it was; decides about retries, exit codes and advice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// No answer: nothing is known.
+    Unreachable,
+    /// The store is overloaded.
+    Busy,
+    /// Not allowed.
+    Denied,
+    /// No room.
+    Full,
+    /// The clocks disagree.
+    Skewed,
+    /// An answer that is cut short or does not match its checksum.
+    Garbled,
+    /// Refused for another reason.
+    Refused,
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "the store does not answer",
+            Self::Busy => "the store is overloaded",
+            Self::Denied => "access denied",
+            Self::Full => "no space left",
+            Self::Skewed => "the store's clock and ours disagree",
+            Self::Garbled => "the answer was cut short or damaged",
+            Self::Refused => "the store refused",
+        })
+    }
+}
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("can't {operation} {key:?}: {trouble}{}", if *happened == Happened::Maybe { " (it may have happened)" } else { "" })]
+pub struct Failure {
+    /// The verb.
+    pub operation: Operation,
+    /// Key or prefix.
+    pub key: String,
+    /// Whether it may have happened.
+    pub happened: Happened,
+    /// Kind.
+    pub trouble: Trouble,
+    /// What the layer below said.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Failure {
+    /// A failure that certainly left nothing behind.
+    pub fn new(operation: Operation, key: impl ToString, trouble: Trouble) -> Self {
+        Self { operation, key: key.to_string(), happened: Happened::No, trouble, source: None }
+    }
+
+    /// With what the layer below said.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// It may have happened.
+    #[must_use]
+    pub fn maybe(mut self) -> Self {
+        self.happened = Happened::Maybe;
+        self
+    }
+
+    /// Whether trying again may help.
+    pub fn transient(&self) -> bool {
+        matches!(self.trouble, Trouble::Unreachable | Trouble::Busy | Trouble::Garbled)
+    }
+}
+
+/// Why an object was not read. "Not found" is never confused with "could not ask".
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// The store answered that there is none.
+    #[error("{0:?} does not exist")]
+    NotFound(String),
+    /// It could not be asked, or refused.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// Why an object was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The key is taken.
+    #[error("{0:?} exists already")]
+    Exists(String),
+    /// It could not be asked, or refused.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// Why a version was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// Its lock has not passed.
+    #[error("{0:?} is locked")]
+    Locked(String),
+    /// It could not be asked, or refused.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// Objects under keys. All methods may be called from many tasks at once.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Where this is, for people.
+    fn describe(&self) -> String;
+
+    /// What it can do. Asked of the server where there is one.
+    async fn capabilities(&self) -> Result<Capabilities, Failure>;
+
+    /// Creates the object unless the key is taken; durable and locked when this returns.
+    async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError>;
+
+    /// Reads an object, or a range of it. The body has exactly the asked length, or this fails; a range that goes
+    /// past the end is cut to the object.
+    async fn get(&self, key: &Key, version: Option<&Version>, range: Option<Range<u64>>) -> Result<Bytes, GetError>;
+
+    /// What the store says of an object.
+    async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError>;
+
+    /// All versions and delete markers under a prefix, by key, newest first within a key.
+    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure>;
+
+    /// Moves the lock's end later. An earlier end than the present one is refused.
+    async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError>;
+
+    /// Deletes one version for good. A version that isn't there counts as deleted.
+    async fn delete(&self, key: &Key, version: &Version) -> Result<(), DeleteError>;
+
+    /// Leave to create exactly one object.
+    async fn grant_put(&self, terms: &PutTerms) -> Result<PutGrant, Failure>;
+
+    /// Leave to read one version of one object.
+    async fn grant_get(&self, key: &Key, version: &Version) -> Result<GetGrant, Failure>;
+}
+
+/// A store behind a pointer.
+pub type SharedStore = Arc<dyn Store>;
+
+/// The newest visible object of each key under `prefix` (delete markers hide).
+///
+/// # Errors
+/// As [`Store::versions`].
+pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failure> {
+    Ok(store.versions(prefix).await?.into_iter().filter(|l| l.latest && !l.delete_marker).collect())
+}

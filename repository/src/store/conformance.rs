@@ -1,0 +1,94 @@
+//! What every store must do. Run on memory, a directory, through the decorators, and on a real S3 server.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::grant::{PutTerms, Redeem};
+use super::{CreateError, DeleteError, Firmness, GetError, Key, Lock, Store, list};
+use crate::clock::{Moment, entropy};
+
+/// Runs the whole suite under fresh keys. `redeemer` is what uses this store's grants.
+///
+/// # Panics
+/// At the first thing that isn't as it must be.
+#[expect(clippy::panic, clippy::unwrap_used, reason = "a test suite")]
+pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
+    let base = format!("packs/{}", hex::encode(entropy::<4>()));
+    let key = |name: &str| Key::new(format!("{base}/{name}"));
+
+    // Create, read, look at.
+    let a = key("a");
+    let body = Bytes::from((0..100_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
+    assert!(matches!(store.get(&a, None, None).await, Err(GetError::NotFound(_))));
+    assert!(matches!(store.head(&a, None).await, Err(GetError::NotFound(_))));
+    let version = store.create(&a, body.clone(), None).await.unwrap();
+    assert_eq!(store.get(&a, None, None).await.unwrap(), body);
+    assert_eq!(store.get(&a, Some(&version), Some(10..20)).await.unwrap(), body.slice(10..20));
+    let end = body.len() as u64;
+    assert_eq!(store.get(&a, None, Some(end - 5..end + 100)).await.unwrap(), body.slice(body.len() - 5..));
+    let head = store.head(&a, Some(&version)).await.unwrap();
+    assert_eq!((head.length, &head.version, head.lock), (end, &version, None));
+    assert!(head.crc32.is_none_or(|c| c == crc32fast::hash(&body)));
+    let skew = head.modified.since(Moment::now()).max(Moment::now().since(head.modified));
+    assert!(skew < Duration::from_secs(60), "{skew:?}");
+
+    // Create-only, whatever the body; also of an empty one.
+    assert!(matches!(store.create(&a, body.clone(), None).await, Err(CreateError::Exists(_))));
+    assert!(matches!(store.create(&a, Bytes::new(), None).await, Err(CreateError::Exists(_))));
+    let empty = key("empty");
+    store.create(&empty, Bytes::new(), None).await.unwrap();
+    assert_eq!(store.get(&empty, None, None).await.unwrap().len(), 0);
+
+    // Of many that create one key at once, one wins, and its body stays.
+    let contested = key("contested");
+    let tries = futures::future::join_all((0..8_u8).map(|i| store.create(&contested, Bytes::from(vec![i; 1000]), None))).await;
+    let winners: Vec<usize> = (0..8).filter(|&i| tries[i].is_ok()).collect();
+    assert_eq!(winners.len(), 1, "{tries:?}");
+    assert_eq!(store.get(&contested, None, None).await.unwrap()[0] as usize, winners[0]);
+
+    // Listing: by prefix, sorted, nothing else.
+    let listed: Vec<String> = list(store, &format!("{base}/")).await.unwrap().iter().map(|l| l.key.to_string()).collect();
+    assert_eq!(listed, ["a", "contested", "empty"].map(|n| format!("{base}/{n}")));
+    assert!(list(store, &format!("{base}/nothing")).await.unwrap().is_empty());
+
+    // Deleting by version; twice is fine.
+    store.delete(&a, &version).await.unwrap();
+    store.delete(&a, &version).await.unwrap();
+    assert!(matches!(store.get(&a, None, None).await, Err(GetError::NotFound(_))));
+
+    // Locks: set at creation, seen, kept, grown, never shortened.
+    let locked = key("locked");
+    let until = Moment::now().plus(Duration::from_secs(3600)).ceil(Duration::from_secs(1));
+    let lock = Lock { firmness: Firmness::Compliance, until };
+    let version = store.create(&locked, body.clone(), Some(lock)).await.unwrap();
+    assert_eq!(store.head(&locked, Some(&version)).await.unwrap().lock, Some(lock));
+    assert!(matches!(store.delete(&locked, &version).await, Err(DeleteError::Locked(_))));
+    let longer = Lock { until: until.plus(Duration::from_secs(3600)), ..lock };
+    store.extend_lock(&locked, &version, longer).await.unwrap();
+    assert_eq!(store.head(&locked, None).await.unwrap().lock, Some(longer));
+    assert!(store.extend_lock(&locked, &version, lock).await.is_err(), "a lock was shortened");
+    assert_eq!(store.head(&locked, None).await.unwrap().lock, Some(longer));
+    assert!(store.extend_lock(&key("none"), &version, longer).await.is_err());
+
+    // Grants: one object, with its lock, once; and reading it.
+    let granted = key("granted");
+    let terms =
+        PutTerms { key: granted.clone(), length: end, crc32: crc32fast::hash(&body), lock: Some(lock) };
+    let grant = store.grant_put(&terms).await.unwrap();
+    redeemer.put(&grant, body.clone()).await.unwrap();
+    assert!(matches!(redeemer.put(&grant, body.clone()).await, Err(CreateError::Exists(_))));
+    let head = store.head(&granted, None).await.unwrap();
+    assert_eq!((head.length, head.lock), (end, Some(lock)));
+    let grant = store.grant_get(&granted, &head.version).await.unwrap();
+    assert_eq!(redeemer.get(&grant, 1000..2000).await.unwrap(), body.slice(1000..2000));
+    assert_eq!(redeemer.get(&grant, end - 7..end).await.unwrap(), body.slice(body.len() - 7..));
+    assert!(redeemer.get(&grant, end - 7..end + 1).await.is_err(), "a short body was taken for the whole range");
+    let missing = store.grant_get(&key("none"), &head.version).await;
+    if let Ok(missing) = missing {
+        match redeemer.get(&missing, 0..10).await {
+            Err(_) => {}
+            Ok(_) => panic!("read an object that isn't there"),
+        }
+    }
+}

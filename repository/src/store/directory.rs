@@ -1,0 +1,353 @@
+//! A directory as a store: the embedded default.
+//!
+//! ```text
+//! ROOT/<key>           the object, complete from the moment it has its name
+//! ROOT/.locks/<key>    "compliance 1763821800000": its lock, written before the object gets its name
+//! ROOT/.tmp/…          objects on their way; left over only by a crash, safe to delete when nothing runs
+//! ```
+//! An object is written to `.tmp`, synced, and linked to its name, which fails if the name is taken; then the folder
+//! is synced. Locks are honoured by milkrun; **whoever is root here can still delete**, and `init` says so.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::grant::{GetGrant, PutGrant, PutTerms};
+use super::throttle::Throttle;
+use super::{
+    Capabilities, CreateError, DeleteError, Failure, Firmness, GetError, Happened, Head, Key, Listed, Lock, Operation,
+    Store, Trouble, Version,
+};
+use crate::clock::{Moment, entropy};
+use crate::crash;
+
+const LOCKS: &str = ".locks";
+const TEMPORARY: &str = ".tmp";
+
+/// The only version that a key ever has here.
+fn only_version() -> Version {
+    Version("1".into())
+}
+
+/// Objects in a directory.
+pub struct Directory {
+    root: PathBuf,
+    throttle: Throttle,
+}
+
+impl Directory {
+    /// Uses `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>, throttle: Throttle) -> Self {
+        Self { root: root.into(), throttle }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+fn failure(operation: Operation, key: impl ToString, happened: Happened, e: std::io::Error) -> Failure {
+    let trouble = match e.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Trouble::Full,
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Trouble::Denied,
+        // A disk that gives I/O errors, a mount that went away: nothing is known.
+        _ => Trouble::Unreachable,
+    };
+    Failure { happened, ..Failure::new(operation, key, trouble).because(e) }
+}
+
+fn sound(operation: Operation, key: &Key) -> Result<(), Failure> {
+    if key.is_sound() { Ok(()) } else { Err(Failure::new(operation, key, Trouble::Refused).because("unsound key")) }
+}
+
+/// Makes what a file descriptor refers to durable. One place, so that tests can stop the process around each call.
+fn sync(file: &File) -> std::io::Result<()> {
+    crash::point("before fsync");
+    file.sync_all()?;
+    crash::point("after fsync");
+    Ok(())
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    sync(&File::open(folder)?)
+}
+
+/// Creates missing folders, each one durable in its parent before anything is put into it.
+fn create_folders(folder: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().unwrap_or(Path::new("/"));
+    create_folders(parent)?;
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    sync_folder(parent)
+}
+
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Its only purpose was to be linked; what a crash leaves is found under .tmp.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn temporary(root: &Path) -> std::io::Result<(Temporary, File)> {
+    let folder = root.join(TEMPORARY);
+    create_folders(&folder)?;
+    let path = folder.join(hex::encode(entropy::<12>()));
+    let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+    Ok((Temporary(path), file))
+}
+
+fn lock_path(root: &Path, key: &Key) -> PathBuf {
+    root.join(LOCKS).join(key.as_str())
+}
+
+fn read_lock(root: &Path, key: &Key) -> std::io::Result<Option<Lock>> {
+    let text = match fs::read_to_string(lock_path(root, key)) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let parsed = text.trim_end().split_once(' ').and_then(|(mode, until)| {
+        let firmness = match mode {
+            "governance" => Firmness::Governance,
+            "compliance" => Firmness::Compliance,
+            _ => return None,
+        };
+        Some(Lock { firmness, until: Moment::from_millis(until.parse().ok()?) })
+    });
+    parsed.map(Some).ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, "damaged lock file"))
+}
+
+/// A lock only ever grows.
+fn grow_lock(root: &Path, key: &Key, wanted: Lock) -> std::io::Result<()> {
+    let lock = match read_lock(root, key)? {
+        Some(old) if old.until >= wanted.until && old.firmness >= wanted.firmness => return Ok(()),
+        Some(old) => Lock { firmness: old.firmness.max(wanted.firmness), until: old.until.max(wanted.until) },
+        None => wanted,
+    };
+    let mode = match lock.firmness {
+        Firmness::Governance => "governance",
+        Firmness::Compliance => "compliance",
+    };
+    let path = lock_path(root, key);
+    let folder = path.parent().unwrap_or(root);
+    create_folders(folder)?;
+    let (temporary, mut file) = temporary(root)?;
+    file.write_all(format!("{mode} {}\n", lock.until.millis()).as_bytes())?;
+    sync(&file)?;
+    fs::rename(&temporary.0, &path)?;
+    sync_folder(folder)
+}
+
+/// Creates an object; used by the store itself and by [file grants](super::grant::PutGrant::File).
+pub(super) async fn create(
+    root: PathBuf,
+    key: Key,
+    body: Bytes,
+    lock: Option<Lock>,
+    throttle: Throttle,
+) -> Result<Version, CreateError> {
+    sound(Operation::Create, &key)?;
+    let mut paced = 0;
+    while throttle.is_bounded() && paced < body.len() {
+        let piece = throttle.piece().min(body.len() - paced);
+        throttle.take(piece).await;
+        paced += piece;
+    }
+    blocking(move || create_now(&root, &key, &body, lock)).await
+}
+
+fn create_now(root: &Path, key: &Key, body: &[u8], lock: Option<Lock>) -> Result<Version, CreateError> {
+    let not_yet = |e| failure(Operation::Create, key, Happened::No, e);
+    let path = root.join(key.as_str());
+    let folder = path.parent().unwrap_or(root);
+    let (temporary, mut file) = temporary(root).map_err(not_yet)?;
+    file.write_all(body).map_err(not_yet)?;
+    sync(&file).map_err(not_yet)?;
+    drop(file);
+    create_folders(folder).map_err(not_yet)?;
+    if let Some(lock) = lock {
+        grow_lock(root, key, lock).map_err(not_yet)?;
+    }
+    match fs::hard_link(&temporary.0, &path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(CreateError::Exists(key.to_string())),
+        Err(e) => return Err(not_yet(e).into()),
+    }
+    drop(temporary);
+    sync_folder(folder).map_err(|e| failure(Operation::Create, key, Happened::Maybe, e))?;
+    Ok(only_version())
+}
+
+/// Reads an object or a range of it; a range past the end is cut.
+pub(super) async fn read(root: PathBuf, key: Key, range: Option<Range<u64>>) -> Result<Bytes, GetError> {
+    sound(Operation::Get, &key)?;
+    blocking(move || {
+        let fail = |e: std::io::Error| match e.kind() {
+            ErrorKind::NotFound => GetError::NotFound(key.to_string()),
+            _ => failure(Operation::Get, &key, Happened::No, e).into(),
+        };
+        let mut file = File::open(root.join(key.as_str())).map_err(fail)?;
+        let length = file.metadata().map_err(fail)?.len();
+        let range = range.unwrap_or(0..length);
+        let (from, to) = (range.start.min(length), range.end.min(length));
+        let mut out = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX)];
+        file.seek(SeekFrom::Start(from)).map_err(fail)?;
+        file.read_exact(&mut out).map_err(fail)?;
+        Ok(out.into())
+    })
+    .await
+}
+
+/// Runs file I/O on tokio's blocking threads. It is never cancelled half-way.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(out) => out,
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only at shutdown of the runtime: nobody waits for the answer any more.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+fn stat(root: &Path, key: &Key) -> Result<Head, GetError> {
+    let fail = |e: std::io::Error| match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => GetError::NotFound(key.to_string()),
+        _ => failure(Operation::Head, key, Happened::No, e).into(),
+    };
+    let meta = fs::metadata(root.join(key.as_str())).map_err(fail)?;
+    let modified = meta.modified().map_err(fail)?;
+    let lock = read_lock(root, key).map_err(|e| GetError::Failed(failure(Operation::Head, key, Happened::No, e)))?;
+    Ok(Head { version: only_version(), length: meta.len(), modified: modified.into(), lock, crc32: None })
+}
+
+fn walk(root: &Path, folder: &Path, prefix: &str, out: &mut Vec<Listed>) -> std::io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        let Some(key) = path.strip_prefix(root).ok().and_then(Path::to_str).map(str::to_owned) else { continue };
+        if key.starts_with(LOCKS) || key.starts_with(TEMPORARY) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            if key.starts_with(prefix) || prefix.starts_with(&format!("{key}/")) {
+                walk(root, &path, prefix, out)?;
+            }
+        } else if key.starts_with(prefix) {
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            out.push(Listed {
+                key: Key::new(key),
+                version: only_version(),
+                length: meta.len(),
+                modified: meta.modified()?.into(),
+                delete_marker: false,
+                latest: true,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Store for Directory {
+    fn describe(&self) -> String {
+        format!("file://{}", self.root.display())
+    }
+
+    async fn capabilities(&self) -> Result<Capabilities, Failure> {
+        Ok(Capabilities { locks: true, enforced: false, checksums: false, versions: false, default_retention: false })
+    }
+
+    async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
+        create(self.root.clone(), key.clone(), body, lock, self.throttle.clone()).await
+    }
+
+    async fn get(&self, key: &Key, _: Option<&Version>, range: Option<Range<u64>>) -> Result<Bytes, GetError> {
+        read(self.root.clone(), key.clone(), range).await
+    }
+
+    async fn head(&self, key: &Key, _: Option<&Version>) -> Result<Head, GetError> {
+        sound(Operation::Head, key)?;
+        let (root, key) = (self.root.clone(), key.clone());
+        blocking(move || stat(&root, &key)).await
+    }
+
+    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
+        let (root, prefix) = (self.root.clone(), prefix.to_owned());
+        blocking(move || {
+            // Start as deep as the prefix allows; listing one application must not walk all packs.
+            let folder = prefix.rsplit_once('/').map_or_else(|| root.clone(), |(folder, _)| root.join(folder));
+            let mut out = Vec::new();
+            walk(&root, &folder, &prefix, &mut out).map_err(|e| failure(Operation::List, &prefix, Happened::No, e))?;
+            out.sort_by(|a, b| a.key.cmp(&b.key));
+            Ok(out)
+        })
+        .await
+    }
+
+    async fn extend_lock(&self, key: &Key, _: &Version, lock: Lock) -> Result<(), GetError> {
+        sound(Operation::ExtendLock, key)?;
+        let (root, key) = (self.root.clone(), key.clone());
+        blocking(move || {
+            let old = stat(&root, &key)?.lock;
+            if old.is_some_and(|old| old.until > lock.until) {
+                let why = "a lock can't be shortened";
+                return Err(Failure::new(Operation::ExtendLock, &key, Trouble::Denied).because(why).into());
+            }
+            grow_lock(&root, &key, lock)
+                .map_err(|e| failure(Operation::ExtendLock, &key, Happened::Maybe, e).into())
+        })
+        .await
+    }
+
+    async fn delete(&self, key: &Key, _: &Version) -> Result<(), DeleteError> {
+        sound(Operation::Delete, key)?;
+        let (root, key) = (self.root.clone(), key.clone());
+        blocking(move || {
+            let fail = |e| failure(Operation::Delete, &key, Happened::Maybe, e);
+            if let Some(lock) = read_lock(&root, &key).map_err(fail)?
+                && lock.until > Moment::now()
+            {
+                return Err(DeleteError::Locked(key.to_string()));
+            }
+            let path = root.join(key.as_str());
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(fail(e).into()),
+            }
+            let _ = fs::remove_file(lock_path(&root, &key));
+            sync_folder(path.parent().unwrap_or(&root)).map_err(|e| fail(e).into())
+        })
+        .await
+    }
+
+    async fn grant_put(&self, terms: &PutTerms) -> Result<PutGrant, Failure> {
+        Ok(PutGrant::File { root: self.root.clone(), key: terms.key.clone(), lock: terms.lock })
+    }
+
+    async fn grant_get(&self, key: &Key, _: &Version) -> Result<GetGrant, Failure> {
+        Ok(GetGrant::File { root: self.root.clone(), key: key.clone() })
+    }
+}

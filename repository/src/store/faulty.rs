@@ -1,0 +1,264 @@
+//! A decorator that makes a store, or what redeems its grants, fail as told.
+//!
+//! Each call is numbered and offered to a script, which may answer with a [`Fault`]. Around each call stand
+//! [crash points](crate::crash), so that a test can stop the process before and after every one of them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
+use super::{
+    Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Operation, Store,
+    Trouble, Version,
+};
+use crate::crash;
+
+/// What goes wrong with one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails and nothing happened.
+    Before(Trouble),
+    /// It happens, and still answers with a failure whose outcome is unknown.
+    After(Trouble),
+    /// It answers success and nothing happened (writes only).
+    Lie,
+    /// The body comes back shorter by a byte (reads only).
+    Truncate,
+    /// A bit of the body is flipped (reads only).
+    Flip,
+    /// It answers after this time.
+    Stall(Duration),
+}
+
+/// Decides about the n-th call (from 1).
+pub type Script = Arc<dyn Fn(u64, Operation, &str) -> Option<Fault> + Send + Sync>;
+
+/// The decorator. Around a [`Store`] it is a store, around a [`Redeem`] it redeems; clones share the count.
+pub struct Faulty<T> {
+    inner: T,
+    script: Script,
+    calls: Arc<AtomicU64>,
+}
+
+impl<T> Faulty<T> {
+    /// Decorates `inner`.
+    pub fn new(inner: T, script: Script) -> Self {
+        Self { inner, script, calls: Arc::default() }
+    }
+
+    /// Only the crash points.
+    pub fn crash_points(inner: T) -> Self {
+        Self::new(inner, Arc::new(|_, _, _| None))
+    }
+
+    /// Shares the count of calls with another one, for a script that sees both.
+    #[must_use]
+    pub fn counting_with<U>(mut self, other: &Faulty<U>) -> Self {
+        self.calls = other.calls.clone();
+        self
+    }
+
+    /// How many calls there were.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    async fn before(&self, operation: Operation, key: &str) -> Result<Option<Fault>, Failure> {
+        let n = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        let fault = (self.script)(n, operation, key);
+        match fault {
+            Some(Fault::Before(trouble)) => return Err(Failure::new(operation, key, trouble).because("injected")),
+            Some(Fault::Stall(time)) => tokio::time::sleep(time).await,
+            _ => {}
+        }
+        crash::point(&format!("before {operation} {key}"));
+        Ok(fault)
+    }
+
+    fn after(&self, fault: Option<Fault>, operation: Operation, key: &str) -> Result<(), Failure> {
+        crash::point(&format!("after {operation} {key}"));
+        match fault {
+            Some(Fault::After(trouble)) => Err(Failure {
+                happened: Happened::Maybe,
+                ..Failure::new(operation, key, trouble).because("injected")
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn spoil(fault: Option<Fault>, body: Bytes) -> Bytes {
+    match fault {
+        Some(Fault::Truncate) if !body.is_empty() => body.slice(..body.len() - 1),
+        Some(Fault::Flip) if !body.is_empty() => {
+            let mut bytes = body.to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+            bytes.into()
+        }
+        _ => body,
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for Faulty<S> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    async fn capabilities(&self) -> Result<Capabilities, Failure> {
+        let fault = self.before(Operation::Inspect, "").await?;
+        let out = self.inner.capabilities().await?;
+        self.after(fault, Operation::Inspect, "")?;
+        Ok(out)
+    }
+
+    async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
+        let fault = self.before(Operation::Create, key.as_str()).await?;
+        if fault == Some(Fault::Lie) {
+            return Ok(Version("lie".into()));
+        }
+        let out = self.inner.create(key, body, lock).await?;
+        self.after(fault, Operation::Create, key.as_str())?;
+        Ok(out)
+    }
+
+    async fn get(&self, key: &Key, version: Option<&Version>, range: Option<Range<u64>>) -> Result<Bytes, GetError> {
+        let fault = self.before(Operation::Get, key.as_str()).await?;
+        let out = self.inner.get(key, version, range).await?;
+        self.after(fault, Operation::Get, key.as_str())?;
+        Ok(spoil(fault, out))
+    }
+
+    async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError> {
+        let fault = self.before(Operation::Head, key.as_str()).await?;
+        let out = self.inner.head(key, version).await?;
+        self.after(fault, Operation::Head, key.as_str())?;
+        Ok(out)
+    }
+
+    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
+        let fault = self.before(Operation::List, prefix).await?;
+        let out = self.inner.versions(prefix).await?;
+        self.after(fault, Operation::List, prefix)?;
+        Ok(out)
+    }
+
+    async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError> {
+        let fault = self.before(Operation::ExtendLock, key.as_str()).await?;
+        if fault == Some(Fault::Lie) {
+            return Ok(());
+        }
+        self.inner.extend_lock(key, version, lock).await?;
+        Ok(self.after(fault, Operation::ExtendLock, key.as_str())?)
+    }
+
+    async fn delete(&self, key: &Key, version: &Version) -> Result<(), DeleteError> {
+        let fault = self.before(Operation::Delete, key.as_str()).await?;
+        if fault == Some(Fault::Lie) {
+            return Ok(());
+        }
+        self.inner.delete(key, version).await?;
+        Ok(self.after(fault, Operation::Delete, key.as_str())?)
+    }
+
+    async fn grant_put(&self, terms: &PutTerms) -> Result<PutGrant, Failure> {
+        let fault = self.before(Operation::Grant, terms.key.as_str()).await?;
+        let out = self.inner.grant_put(terms).await?;
+        self.after(fault, Operation::Grant, terms.key.as_str())?;
+        Ok(out)
+    }
+
+    async fn grant_get(&self, key: &Key, version: &Version) -> Result<GetGrant, Failure> {
+        let fault = self.before(Operation::Grant, key.as_str()).await?;
+        let out = self.inner.grant_get(key, version).await?;
+        self.after(fault, Operation::Grant, key.as_str())?;
+        Ok(out)
+    }
+}
+
+fn put_name(grant: &PutGrant) -> &str {
+    match grant {
+        PutGrant::File { key, .. } => key.as_str(),
+        PutGrant::Presigned { url, .. } => url,
+    }
+}
+
+fn get_name(grant: &GetGrant) -> &str {
+    match grant {
+        GetGrant::File { key, .. } => key.as_str(),
+        GetGrant::Presigned { url, .. } => url,
+    }
+}
+
+#[async_trait]
+impl<R: Redeem> Redeem for Faulty<R> {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+        let fault = self.before(Operation::Create, put_name(grant)).await?;
+        if fault == Some(Fault::Lie) {
+            return Ok(());
+        }
+        self.inner.put(grant, body).await?;
+        Ok(self.after(fault, Operation::Create, put_name(grant))?)
+    }
+
+    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
+        let fault = self.before(Operation::Get, get_name(grant)).await?;
+        let out = self.inner.get(grant, range).await?;
+        self.after(fault, Operation::Get, get_name(grant))?;
+        if fault == Some(Fault::Truncate) {
+            return Err(Failure::new(Operation::Get, get_name(grant), Trouble::Garbled).into());
+        }
+        Ok(spoil(fault, out))
+    }
+}
+
+// A shared store can be decorated and decorates as well as an owned one.
+#[async_trait]
+impl Store for Arc<dyn Store> {
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+    async fn capabilities(&self) -> Result<Capabilities, Failure> {
+        (**self).capabilities().await
+    }
+    async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
+        (**self).create(key, body, lock).await
+    }
+    async fn get(&self, key: &Key, version: Option<&Version>, range: Option<Range<u64>>) -> Result<Bytes, GetError> {
+        (**self).get(key, version, range).await
+    }
+    async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError> {
+        (**self).head(key, version).await
+    }
+    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
+        (**self).versions(prefix).await
+    }
+    async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError> {
+        (**self).extend_lock(key, version, lock).await
+    }
+    async fn delete(&self, key: &Key, version: &Version) -> Result<(), DeleteError> {
+        (**self).delete(key, version).await
+    }
+    async fn grant_put(&self, terms: &PutTerms) -> Result<PutGrant, Failure> {
+        (**self).grant_put(terms).await
+    }
+    async fn grant_get(&self, key: &Key, version: &Version) -> Result<GetGrant, Failure> {
+        (**self).grant_get(key, version).await
+    }
+}
+
+#[async_trait]
+impl Redeem for Arc<dyn Redeem> {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+        (**self).put(grant, body).await
+    }
+    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
+        (**self).get(grant, range).await
+    }
+}

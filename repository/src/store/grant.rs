@@ -1,0 +1,274 @@
+//! Grants: leave to store exactly one object, or to read one, without a credential of the store.
+//!
+//! A grant is one type with two kinds: a presigned URL, and, for a directory, the one file. The second works where
+//! the agent sees the same directory: in the embedded mode, or on a shared mount.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::throttle::Throttle;
+use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble, directory};
+
+/// How long a grant may be used.
+pub const GRANT_LIFETIME: Duration = Duration::from_secs(15 * 60);
+
+/// What a grant to store is for; all of it is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutTerms {
+    /// The one key.
+    pub key: Key,
+    /// The exact length.
+    pub length: u64,
+    /// CRC-32 of the content.
+    pub crc32: u32,
+    /// The lock that it gets.
+    pub lock: Option<Lock>,
+}
+
+/// Leave to create one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PutGrant {
+    /// PUT to this URL, with these headers and no others.
+    Presigned {
+        /// The URL.
+        url: String,
+        /// Signed headers.
+        headers: Vec<(String, String)>,
+    },
+    /// Create this file.
+    File {
+        /// The repository's directory.
+        root: PathBuf,
+        /// The key in it.
+        key: Key,
+        /// Its lock.
+        lock: Option<Lock>,
+    },
+}
+
+/// Leave to read one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GetGrant {
+    /// GET this URL.
+    Presigned {
+        /// The URL.
+        url: String,
+        /// Signed headers.
+        headers: Vec<(String, String)>,
+    },
+    /// Read this file.
+    File {
+        /// The repository's directory.
+        root: PathBuf,
+        /// The key in it.
+        key: Key,
+    },
+}
+
+/// Uses grants. The agent's only way to the store.
+#[async_trait]
+pub trait Redeem: Send + Sync + 'static {
+    /// Stores `body`; durable when this returns.
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError>;
+    /// Reads exactly `range`.
+    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError>;
+}
+
+/// The real one: HTTP for presigned URLs (HTTP/1.1, one connection per request in flight), files for directories.
+pub struct Redeemer {
+    http: reqwest::Client,
+    throttle: Throttle,
+}
+
+/// The HTTP client could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpSetupError {
+    /// The file of the private CA can't be read.
+    #[error("can't read the CA file {path:?}")]
+    CaFile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It holds no certificate.
+    #[error("the CA file {path:?} holds no PEM certificate")]
+    CaContent {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// TLS could not be set up.
+    #[error("can't set up TLS")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Redeemer {
+    /// With an optional private CA (PEM) and a bandwidth bound.
+    ///
+    /// # Errors
+    /// [`HttpSetupError`] for a CA file that can't be used.
+    pub fn new(ca_file: Option<&std::path::Path>, throttle: Throttle) -> Result<Self, HttpSetupError> {
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(Duration::from_secs(60))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never());
+        if let Some(path) = ca_file {
+            let pem =
+                std::fs::read(path).map_err(|source| HttpSetupError::CaFile { path: path.to_owned(), source })?;
+            let roots = reqwest::Certificate::from_pem_bundle(&pem)
+                .ok()
+                .filter(|c| !c.is_empty())
+                .ok_or_else(|| HttpSetupError::CaContent { path: path.to_owned() })?;
+            builder = builder.tls_certs_merge(roots);
+        }
+        let http = builder.build().map_err(|e| HttpSetupError::Tls(e.into()))?;
+        Ok(Self { http, throttle })
+    }
+
+    fn body(&self, body: Bytes) -> reqwest::Body {
+        if !self.throttle.is_bounded() {
+            return body.into();
+        }
+        let throttle = self.throttle.clone();
+        let pieces = futures::stream::unfold(body, move |mut rest| {
+            let throttle = throttle.clone();
+            async move {
+                if rest.is_empty() {
+                    return None;
+                }
+                let piece = rest.split_to(throttle.piece().min(rest.len()));
+                throttle.take(piece.len()).await;
+                Some((Ok::<_, std::io::Error>(piece), rest))
+            }
+        });
+        reqwest::Body::wrap_stream(pieces)
+    }
+}
+
+/// The key without the query of a presigned URL, which is a secret for as long as it is valid.
+fn shown(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
+fn transport(operation: Operation, url: &str, e: reqwest::Error) -> Failure {
+    let trouble = if e.is_body() || e.is_decode() { Trouble::Garbled } else { Trouble::Unreachable };
+    Failure::new(operation, shown(url), trouble).because(e.without_url())
+}
+
+/// Maps an HTTP status to what it means for us.
+pub(super) fn trouble_of(status: u16, code: &str) -> Trouble {
+    match (status, code) {
+        (_, "RequestTimeTooSkewed") => Trouble::Skewed,
+        (_, "SlowDown") | (503 | 429, _) => Trouble::Busy,
+        (_, "BadDigest" | "IncompleteBody" | "RequestTimeout" | "XAmzContentSHA256Mismatch") => Trouble::Garbled,
+        (507, _) => Trouble::Full,
+        (401 | 403, _) => Trouble::Denied,
+        (s, _) if s >= 500 => Trouble::Unreachable,
+        _ => Trouble::Refused,
+    }
+}
+
+/// The text of an S3 error answer.
+#[derive(Debug, thiserror::Error)]
+#[error("HTTP {status}: {text}")]
+struct Answer {
+    status: u16,
+    text: String,
+}
+
+async fn refused(operation: Operation, url: &str, response: reqwest::Response) -> Failure {
+    let status = response.status().as_u16();
+    let text: String = response.text().await.unwrap_or_default().chars().take(2000).collect();
+    let code = text.split_once("<Code>").and_then(|(_, r)| r.split_once("</Code>")).map_or("", |(c, _)| c);
+    let failure = Failure::new(operation, shown(url), trouble_of(status, code));
+    let failure = if status >= 500 { failure.maybe() } else { failure };
+    failure.because(Answer { status, text })
+}
+
+#[async_trait]
+impl Redeem for Redeemer {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+        match grant {
+            PutGrant::Presigned { url, headers } => {
+                let length = body.len();
+                let mut request = self.http.put(url).body(self.body(body));
+                for (name, value) in headers {
+                    if !name.eq_ignore_ascii_case("content-length") {
+                        request = request.header(name, value);
+                    }
+                }
+                request = request.header("content-length", length);
+                let response = request.send().await.map_err(|e| transport(Operation::Create, url, e).maybe())?;
+                match response.status().as_u16() {
+                    200..300 => Ok(()),
+                    409 | 412 => Err(CreateError::Exists(shown(url).to_owned())),
+                    _ => Err(refused(Operation::Create, url, response).await.into()),
+                }
+            }
+            PutGrant::File { root, key, lock } => {
+                directory::create(root.clone(), key.clone(), body, *lock, self.throttle.clone()).await.map(drop)
+            }
+        }
+    }
+
+    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
+        match grant {
+            GetGrant::Presigned { url, headers } => {
+                let mut request = self.http.get(url);
+                for (name, value) in headers {
+                    request = request.header(name, value);
+                }
+                let response = request
+                    .header("range", format!("bytes={}-{}", range.start, range.end - 1))
+                    .send()
+                    .await
+                    .map_err(|e| transport(Operation::Get, url, e))?;
+                match response.status().as_u16() {
+                    206 | 200 => {}
+                    404 => return Err(GetError::NotFound(shown(url).to_owned())),
+                    _ => return Err(refused(Operation::Get, url, response).await.into()),
+                }
+                let whole = response.status().as_u16() == 200;
+                let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+                let mut out = Vec::with_capacity(wanted);
+                let mut stream = response.bytes_stream();
+                while let Some(piece) = stream.next().await {
+                    out.extend_from_slice(&piece.map_err(|e| transport(Operation::Get, url, e))?);
+                    if out.len() > wanted && !whole {
+                        break;
+                    }
+                }
+                // A server that ignores ranges sends all of it.
+                let mut out = Bytes::from(out);
+                if whole {
+                    let from = usize::try_from(range.start).unwrap_or(usize::MAX).min(out.len());
+                    out = out.slice(from..(from + wanted).min(out.len()));
+                }
+                if out.len() == wanted {
+                    Ok(out)
+                } else {
+                    let cause = format!("{} bytes instead of {wanted}", out.len());
+                    Err(Failure::new(Operation::Get, shown(url), Trouble::Garbled).because(cause).into())
+                }
+            }
+            GetGrant::File { root, key } => {
+                let wanted = range.end - range.start;
+                let body = directory::read(root.clone(), key.clone(), Some(range)).await?;
+                if body.len() as u64 == wanted {
+                    Ok(body)
+                } else {
+                    let cause = format!("{} bytes instead of {wanted}", body.len());
+                    Err(Failure::new(Operation::Get, key, Trouble::Garbled).because(cause).into())
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Object keys: the names of design section 5, made in one place.
+
+use std::fmt;
+
+use crate::id::{AppHash, KeyId, PackId, PointId, RunId, SegmentId};
+
+/// A key within a repository; slash-separated, no empty, `.` or `..` part.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// From text that came from a listing or is written here.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it can be a relative path that stays inside its directory.
+    pub fn is_sound(&self) -> bool {
+        !self.0.is_empty()
+            && !self.0.contains(['\0', '\\'])
+            && self.0.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+    }
+
+    /// `repository.json`
+    pub fn config() -> Self {
+        Self("repository.json".into())
+    }
+
+    /// `keys/<id>`
+    pub fn secret(id: &KeyId) -> Self {
+        Self(format!("keys/{id}"))
+    }
+
+    /// `packs/<xx>/<id>`
+    pub fn pack(id: &PackId) -> Self {
+        let hex = id.hex();
+        Self(format!("packs/{}/{hex}", &hex[..2]))
+    }
+
+    /// `points/<application hash>/<time>-<run>`
+    pub fn point(app: &AppHash, point: &PointId) -> Self {
+        Self(format!("points/{app}/{}", point.key_part()))
+    }
+
+    /// `points/` or `points/<application hash>/`
+    pub fn points(app: Option<&AppHash>) -> String {
+        app.map_or_else(|| "points/".into(), |a| format!("points/{a}/"))
+    }
+
+    /// The parts of a root's key.
+    pub fn parse_point(&self) -> Option<(AppHash, PointId)> {
+        let (app, point) = self.0.strip_prefix("points/")?.split_once('/')?;
+        Some((app.parse().ok()?, format!("rp-{point}").parse().ok()?))
+    }
+
+    /// `placements/<point>/<n>`
+    pub fn placement(point: &PointId, n: u32) -> Self {
+        Self(format!("placements/{}/{n:08}", point.key_part()))
+    }
+
+    /// `placements/<point>/`
+    pub fn placements(point: &PointId) -> String {
+        format!("placements/{}/", point.key_part())
+    }
+
+    /// `index/<domain>/<id>`
+    pub fn segment(domain: &AppHash, id: &SegmentId) -> Self {
+        Self(format!("index/{domain}/{id}"))
+    }
+
+    /// `index/<domain>/`
+    pub fn segments(domain: &AppHash) -> String {
+        format!("index/{domain}/")
+    }
+
+    /// The id of an index segment from its key.
+    pub fn parse_segment(&self) -> Option<(AppHash, SegmentId)> {
+        let (domain, id) = self.0.strip_prefix("index/")?.split_once('/')?;
+        Some((domain.parse().ok()?, id.parse().ok()?))
+    }
+
+    /// `leases/<run>`
+    pub fn lease(run: &RunId) -> Self {
+        Self(format!("leases/{run}"))
+    }
+
+    /// `probe/<random>`: what `init` tries the locks on.
+    pub fn probe(id: &KeyId) -> Self {
+        Self(format!("probe/{id}"))
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}

@@ -1,0 +1,235 @@
+//! Proofs that restore points are whole.
+//!
+//! Three depths: the *structure* (every root, placement, map, directory and index entry agrees; every pack is there and
+//! locked long enough), the *data* (all or a share of the packs are read and every chunk opened), and, with the *public
+//! key alone*, every stored byte read and compared with what the placements sign. A finding names the object and each
+//! restore point that it touches. That the store can't be asked is an error, never a finding.
+
+mod maps;
+mod packs;
+mod public;
+
+pub use public::{PublicError, verify_public};
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::clock::Moment;
+use crate::id::{AppHash, PackId, PointId};
+use crate::index::{IndexCache, PackInfo};
+use crate::metadata::MetadataError;
+use crate::point::catalog::{Found, Listing, PlaceError, chain};
+use crate::point::commit::locked_enough;
+use crate::repository::{OpenPoint, PointError, Repository};
+use crate::store::{Failure, GetError, Key, Lock, Store};
+
+/// What to look at.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Only these applications (all, when empty and no points are named).
+    pub apps: Vec<AppHash>,
+    /// Only these points.
+    pub points: Vec<PointId>,
+    /// Read and open this share of the packs, in percent (0: none).
+    pub data_percent: u8,
+    /// How many packs are read at once.
+    pub parallel: usize,
+}
+
+/// Something that is not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// The object's key.
+    pub object: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// The points that it touches.
+    pub points: BTreeSet<PointId>,
+}
+
+/// What was checked, and what was found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Restore points.
+    pub points: u64,
+    /// Tombstones.
+    pub tombstones: u64,
+    /// Packs that were asked for.
+    pub packs: u64,
+    /// Map chunks that were read.
+    pub map_chunks: u64,
+    /// References from maps to chunks that were compared with directories.
+    pub extents: u64,
+    /// Index entries that were compared with directories.
+    pub index_entries: u64,
+    /// Packs that were read whole.
+    pub packs_read: u64,
+    /// Bytes that were read and proved.
+    pub bytes_read: u64,
+    /// Chunks that were opened.
+    pub chunks_opened: u64,
+    /// Findings, sorted, each object and reason once.
+    pub findings: Vec<Finding>,
+}
+
+/// A pack that points need.
+struct Needed {
+    info: PackInfo,
+    lock_until: Option<Moment>,
+    firm: Option<Lock>,
+    points: BTreeSet<PointId>,
+    app: AppHash,
+}
+
+#[derive(Default)]
+struct Findings(BTreeMap<(String, String), BTreeSet<PointId>>);
+
+impl Findings {
+    fn add(&mut self, object: impl ToString, reason: impl ToString, points: impl IntoIterator<Item = PointId>) {
+        self.0.entry((object.to_string(), reason.to_string())).or_default().extend(points);
+    }
+
+    fn finish(self) -> Vec<Finding> {
+        self.0.into_iter().map(|((object, reason), points)| Finding { object, reason, points }).collect()
+    }
+}
+
+/// Lists what is to be verified. What a listing refuses are findings already.
+async fn select(
+    catalog: &crate::point::Catalog<'_>,
+    options: &Options,
+    findings: &mut Findings,
+) -> Result<Vec<Found>, Failure> {
+    let mut listing = Listing::default();
+    if options.apps.is_empty() {
+        listing = catalog.list(None).await?;
+    } else {
+        for app in &options.apps {
+            let of_app = catalog.list(Some(app)).await?;
+            listing.points.extend(of_app.points);
+            listing.refused.extend(of_app.refused);
+        }
+        if !options.points.is_empty() {
+            let all = catalog.list(None).await?;
+            let more = all.points.into_iter().filter(|f| !options.apps.contains(&f.root.app));
+            listing.points.extend(more.filter(|f| options.points.contains(&f.root.id())));
+        }
+    }
+    let wanted = |id: &PointId| options.points.is_empty() || options.points.contains(id);
+    for refused in listing.refused {
+        let id = refused.key.parse_point().map(|(_, id)| id);
+        if id.is_none_or(|id| wanted(&id)) {
+            findings.add(format!("{} version {}", refused.key, refused.version), refused.reason, id);
+        }
+    }
+    let apps = &options.apps;
+    listing.points.retain(|f| wanted(&f.root.id()) || apps.contains(&f.root.app));
+    for found in &listing.points {
+        let id = found.root.id();
+        if found.hidden {
+            findings.add(found.root.key(), "hidden by a delete marker; the locked version is still there", [id]);
+        }
+        check_object_lock(catalog.store, &found.root.key(), Some(&found.version), found.root.lock_until, id, findings).await?;
+    }
+    for id in &options.points {
+        if !listing.points.iter().any(|f| f.root.id() == *id) {
+            findings.add(format!("points/…/{}", id.key_part()), "the restore point is not there", [*id]);
+        }
+    }
+    Ok(listing.points)
+}
+
+async fn check_object_lock(
+    store: &dyn Store,
+    key: &Key,
+    version: Option<&crate::store::Version>,
+    until: Option<Moment>,
+    point: PointId,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let Some(until) = until else { return Ok(()) };
+    match store.head(key, version).await {
+        Ok(head) if head.lock.is_some_and(|l| l.until >= until) => {}
+        Ok(head) => findings.add(key, lock_reason(head.lock, until), [point]),
+        Err(GetError::NotFound(_)) => findings.add(key, "missing", [point]),
+        Err(GetError::Failed(f)) => return Err(f),
+    }
+    Ok(())
+}
+
+fn lock_reason(found: Option<Lock>, until: Moment) -> String {
+    match found {
+        None => format!("not locked; it must be until {until}"),
+        Some(l) => format!("locked only until {}; it must be until {until}", l.until),
+    }
+}
+
+fn missing_lock(found: Option<Lock>, needed: &Needed) -> Option<String> {
+    let until = needed.lock_until?;
+    let wanted = needed.firm.map(|f| Lock { until, ..f }).or(found.map(|f| Lock { until, ..f }));
+    (wanted.is_none() || !locked_enough(found, wanted)).then(|| lock_reason(found, until))
+}
+
+/// Verifies with the secret.
+///
+/// # Errors
+/// [`Failure`] when the store can't be asked: then nothing is known.
+pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Options) -> Result<Report, Failure> {
+    let mut findings = Findings::default();
+    let mut report = Report::default();
+    let catalog = repository.catalog();
+    let mut points: Vec<OpenPoint> = Vec::new();
+    let mut needed: BTreeMap<PackId, Needed> = BTreeMap::new();
+    for found in select(&catalog, options, &mut findings).await? {
+        if found.root.tombstone {
+            report.tombstones += 1;
+            continue;
+        }
+        report.points += 1;
+        let (id, key) = (found.root.id(), found.root.key());
+        let lock_until = found.root.lock_until;
+        match repository.open_point(found).await {
+            Ok(point) => {
+                let placement = Key::placement(&id, point.placement.number);
+                check_object_lock(&*repository.store, &placement, None, lock_until, id, &mut findings).await?;
+                need(&mut needed, &point);
+                points.push(point);
+            }
+            Err(PointError::Placement(PlaceError::Store(f))) => return Err(f),
+            Err(PointError::Placement(PlaceError::Refused { key, reason })) => findings.add(key, chain(&reason), [id]),
+            Err(e @ PointError::Placement(PlaceError::Missing(_))) => {
+                findings.add(Key::placements(&id), chain(&e), [id]);
+            }
+            Err(e) => findings.add(key, chain(&e), [id]),
+        }
+    }
+    let expected = maps::check(repository, &points, &mut report, &mut findings).await?;
+    packs::check(repository, cache, &needed, expected, options, &mut report, &mut findings).await?;
+    report.findings = findings.finish();
+    Ok(report)
+}
+
+fn need(needed: &mut BTreeMap<PackId, Needed>, point: &OpenPoint) {
+    let (id, lock_until) = (point.found.root.id(), point.found.root.lock_until);
+    for info in &point.placement.packs {
+        let entry = needed.entry(info.id).or_insert_with(|| Needed {
+            info: info.clone(),
+            lock_until: None,
+            firm: None,
+            points: BTreeSet::new(),
+            app: point.found.root.app,
+        });
+        entry.lock_until = entry.lock_until.max(lock_until);
+        entry.points.insert(id);
+    }
+}
+
+fn metadata_finding(e: MetadataError, place: &str, point: PointId, findings: &mut Findings) -> Result<(), Failure> {
+    match e {
+        MetadataError::Store(f) => Err(f),
+        e => {
+            let object = e.object().map_or_else(|| place.to_owned(), |k| k.to_string());
+            findings.add(object, format!("{e} (map of {place})"), [point]);
+            Ok(())
+        }
+    }
+}

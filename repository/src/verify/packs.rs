@@ -1,0 +1,218 @@
+//! Looking at every pack: there, locked, its directory as maps and index say; and, for a share, every byte and chunk.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use futures::StreamExt;
+
+use super::maps::{Expected, fingerprint};
+use super::{Findings, Needed, Options, Report, missing_lock};
+use crate::clock::entropy;
+use crate::id::{AppHash, PackId};
+use crate::index::{ChunkIndex, IndexCache};
+use crate::keys::hybrid::HybridSecret;
+use crate::pack::{Directory, PackKind, SlotOpener, slot_key};
+use crate::point::catalog::chain;
+use crate::repository::Repository;
+use crate::store::{Failure, GetError, Key};
+
+#[derive(Default)]
+struct Looked {
+    findings: Vec<(String, String)>,
+    bytes_read: u64,
+    chunks_opened: u64,
+    whole: bool,
+    index_entries: u64,
+}
+
+pub(super) async fn check(
+    repository: &Repository,
+    cache: &IndexCache,
+    needed: &BTreeMap<PackId, Needed>,
+    expected: Expected,
+    options: &Options,
+    report: &mut Report,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let index = index_expectations(repository, cache, needed).await?;
+    let chosen = choose(needed, options.data_percent);
+    let looks = needed.values().map(|n| {
+        let (expected, index) = (expected.get(&n.info.id), index.get(&n.info.id));
+        look(repository, n, expected, index, chosen.contains(&n.info.id))
+    });
+    let mut looks = futures::stream::iter(looks).buffer_unordered(options.parallel.max(1));
+    let points: HashMap<String, _> = needed.values().map(|n| (Key::pack(&n.info.id).to_string(), &n.points)).collect();
+    while let Some(looked) = looks.next().await {
+        let looked = looked?;
+        report.packs += 1;
+        report.packs_read += u64::from(looked.whole);
+        report.bytes_read += looked.bytes_read;
+        report.chunks_opened += looked.chunks_opened;
+        report.index_entries += looked.index_entries;
+        for (object, reason) in looked.findings {
+            let touched = points.get(&object).copied().cloned().unwrap_or_default();
+            findings.add(object, reason, touched);
+        }
+    }
+    Ok(())
+}
+
+/// What the index of each application says of the needed packs.
+async fn index_expectations(
+    repository: &Repository,
+    cache: &IndexCache,
+    needed: &BTreeMap<PackId, Needed>,
+) -> Result<Expected, Failure> {
+    let apps: BTreeSet<AppHash> = needed.values().map(|n| n.app).collect();
+    let mut out = Expected::new();
+    for app in apps {
+        let index = ChunkIndex::load(&*repository.store, &repository.ring, &repository.config.id, &app, cache).await?;
+        for (id, place) in index.entries().filter(|(_, p)| needed.contains_key(&p.pack)) {
+            out.entry(place.pack).or_default().push((place.slot, fingerprint(&id, &place)));
+        }
+    }
+    Ok(out)
+}
+
+/// A random share, rounded up to whole packs.
+fn choose(needed: &BTreeMap<PackId, Needed>, percent: u8) -> BTreeSet<PackId> {
+    let key = entropy::<32>();
+    let mut packs: Vec<PackId> = needed.keys().copied().collect();
+    packs.sort_by_cached_key(|id| *blake3::keyed_hash(&key, id.as_bytes()).as_bytes());
+    packs.truncate((packs.len() * usize::from(percent.min(100))).div_ceil(100));
+    packs.into_iter().collect()
+}
+
+async fn look(
+    repository: &Repository,
+    needed: &Needed,
+    expected: Option<&Vec<(u32, u64)>>,
+    index: Option<&Vec<(u32, u64)>>,
+    whole: bool,
+) -> Result<Looked, Failure> {
+    let info = &needed.info;
+    let key = Key::pack(&info.id);
+    let mut looked = Looked { whole, ..Looked::default() };
+    let mut find = |reason: String| looked.findings.push((key.to_string(), reason));
+    match repository.store.head(&key, Some(&info.version)).await {
+        Ok(head) => {
+            if let Some(reason) = missing_lock(head.lock, needed) {
+                find(reason);
+            }
+            if head.length != info.length {
+                find(format!("has {} bytes instead of {}", head.length, info.length));
+                return Ok(looked);
+            }
+        }
+        Err(GetError::NotFound(_)) => {
+            find("missing".into());
+            return Ok(looked);
+        }
+        Err(GetError::Failed(f)) => return Err(f),
+    }
+    let range = if whole { None } else { Some(info.length.saturating_sub(Directory::tail_len(&info.key))..info.length) };
+    let bytes = match repository.store.get(&key, Some(&info.version), range).await {
+        Ok(bytes) => bytes,
+        Err(GetError::NotFound(_)) => {
+            find("missing".into());
+            return Ok(looked);
+        }
+        Err(GetError::Failed(f)) => return Err(f),
+    };
+    let secret = match info.kind {
+        PackKind::Data => repository.ring.data(),
+        PackKind::Metadata => repository.ring.metadata(),
+    };
+    let directory = match directory(repository, needed, &bytes, secret) {
+        Ok(directory) => directory,
+        Err(reason) => {
+            find(reason);
+            return Ok(looked);
+        }
+    };
+    let slots: HashMap<u32, u64> = directory.slots.iter().map(|(id, p)| (p.slot, fingerprint(id, p))).collect();
+    let differ = |list: Option<&Vec<(u32, u64)>>| {
+        list.into_iter().flatten().filter(|(slot, print)| slots.get(slot) != Some(print)).count()
+    };
+    let (by_map, by_index) = (differ(expected), differ(index));
+    if by_map > 0 {
+        find(format!("its directory contradicts {by_map} entries of volume maps"));
+    }
+    if by_index > 0 {
+        find(format!("its directory contradicts {by_index} entries of the index"));
+    }
+    looked.index_entries = index.map_or(0, |i| i.len() as u64);
+    if whole {
+        looked.bytes_read = info.length;
+        let (opened, reasons) = open_all(repository, needed, bytes, directory, secret).await;
+        looked.chunks_opened = opened;
+        looked.findings.extend(reasons.into_iter().map(|r| (key.to_string(), r)));
+    }
+    Ok(looked)
+}
+
+fn directory(
+    repository: &Repository,
+    needed: &Needed,
+    bytes: &[u8],
+    secret: &HybridSecret,
+) -> Result<Directory, String> {
+    let (info, id) = (&needed.info, &repository.config.id);
+    let footer = Directory::footer(bytes).map_err(|e| format!("footer: {}", chain(&e)))?;
+    if footer != info.key {
+        return Err("its footer is another than the placement signs".into());
+    }
+    let pack_key = footer.open(secret, id, &info.id, info.kind).map_err(|e| chain(&e))?;
+    Directory::open(bytes, info.length, id, &info.id, &pack_key, &footer).map_err(|e| chain(&e))
+}
+
+/// Opens every chunk, off the async threads. Returns how many opened and what did not.
+async fn open_all(
+    repository: &Repository,
+    needed: &Needed,
+    bytes: bytes::Bytes,
+    directory: Directory,
+    secret: &HybridSecret,
+) -> (u64, Vec<String>) {
+    let info = needed.info.clone();
+    let (id, domain) = (repository.config.id, repository.ring.domain(needed.app));
+    let pack_key = match info.key.open(secret, &id, &info.id, info.kind) {
+        Ok(key) => key,
+        Err(e) => return (0, vec![chain(&e)]),
+    };
+    let work = tokio::task::spawn_blocking(move || {
+        let mut reasons = Vec::new();
+        if blake3::hash(&bytes).as_bytes() != &info.digest {
+            reasons.push("its bytes are not those that the placement signs".to_owned());
+        }
+        match Directory::check_header(&bytes, &id, &info.id) {
+            Ok(kind) if kind == info.kind => {}
+            Ok(_) => reasons.push("is of another kind than the placement says".into()),
+            Err(e) => reasons.push(chain(&e)),
+        }
+        let mut opened = 0;
+        let mut opener = match SlotOpener::new(id) {
+            Ok(opener) => opener,
+            Err(e) => return (0, vec![e.to_string()]),
+        };
+        let (mut sealed, mut plain) = (Vec::new(), Vec::new());
+        for (chunk, place) in &directory.slots {
+            let Some(slot) = bytes.get(place.offset as usize..usize::try_from(place.end()).unwrap_or(usize::MAX)) else {
+                reasons.push(format!("slot {} lies outside of the pack", place.slot));
+                continue;
+            };
+            sealed.clear();
+            sealed.extend_from_slice(slot);
+            plain.resize(place.plain_len as usize, 0);
+            let key = slot_key(&pack_key, place.slot);
+            match opener.open(chunk, place, &key, &mut sealed, &mut plain, |b| domain.identify(b)) {
+                Ok(()) => opened += 1,
+                Err(e) => reasons.push(format!("slot {} at byte {}: {}", place.slot, place.offset, chain(&e))),
+            }
+        }
+        (opened, reasons)
+    });
+    match work.await {
+        Ok(done) => done,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}

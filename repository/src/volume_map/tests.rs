@@ -1,0 +1,144 @@
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Default)]
+struct Chunks(Mutex<HashMap<ChunkId, Vec<u8>>>);
+
+impl Chunks {
+    fn store(&self, bytes: Vec<u8>) -> MapRef {
+        let id = ChunkId::from_bytes(*blake3::hash(&bytes).as_bytes());
+        let mut map = self.0.lock().unwrap();
+        let slot = map.len() as u32;
+        map.insert(id, bytes);
+        MapRef { id, place: place(1, slot, 10) }
+    }
+}
+
+#[async_trait]
+impl MapSource for Chunks {
+    type Error = String;
+    async fn chunk(&self, r: &MapRef) -> Result<Bytes, String> {
+        self.0.lock().unwrap().get(&r.id).cloned().map(Bytes::from).ok_or_else(|| "missing".into())
+    }
+    fn malformed(&self, _: &MapRef, what: &'static str) -> String {
+        what.into()
+    }
+}
+
+fn place(pack: u8, slot: u32, plain_len: u32) -> Place {
+    Place { pack: PackId::from_bytes([pack; 16]), slot, offset: 64, sealed_len: 30, plain_len, codec: Codec::Zstd }
+}
+
+fn leaf(seed: u8, len: u32) -> Leaf {
+    let id = ChunkId::from_bytes([seed; 32]);
+    Leaf {
+        extents: vec![
+            Extent::Data { len: len / 2, chunk_offset: 5, id, place: place(seed, 3, len) },
+            Extent::Hole { len: len - len / 2 },
+        ],
+    }
+}
+
+/// `None` is a region of holes.
+fn round_trip(regions: &[Option<u8>]) {
+    let chunks = Chunks::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut put = |bytes: Vec<u8>| {
+            let r = chunks.store(bytes);
+            async move { Ok::<_, String>(r) }
+        };
+        let mut builder = MapBuilder::new();
+        for region in regions {
+            let chunk = region.map(|seed| chunks.store(leaf(seed, 1000).encode()));
+            builder.push(Child { len: 1000, chunk }, &mut put).await.unwrap();
+        }
+        let root = builder.finish(&mut put).await.unwrap();
+        assert_eq!(root.len, regions.len() as u64 * 1000);
+        let mut cursor = MapCursor::new(root);
+        let mut at = 0;
+        let mut seen = Vec::new();
+        while let Some(step) = cursor.next(&chunks).await.unwrap() {
+            match step {
+                Step::Hole { offset, len } => {
+                    assert_eq!(offset, at);
+                    at += len;
+                    seen.extend(std::iter::repeat_n(None, (len / 1000) as usize));
+                }
+                Step::Leaf { offset, leaf: found, .. } => {
+                    assert_eq!(offset, at);
+                    at += found.len();
+                    let Extent::Data { id, .. } = found.extents[0] else { panic!() };
+                    let seed = id.as_bytes()[0];
+                    assert_eq!(found, leaf(seed, 1000));
+                    seen.push(Some(seed));
+                }
+            }
+        }
+        assert_eq!(seen, regions);
+    });
+}
+
+#[test]
+fn empty_sparse_and_large_maps() {
+    round_trip(&[]);
+    round_trip(&[None]);
+    round_trip(&[Some(1)]);
+    round_trip(&vec![None; 700]);
+    round_trip(&vec![Some(3); 257]);
+    let mut far = vec![None; 70_000];
+    far[69_999] = Some(9);
+    round_trip(&far);
+}
+
+#[test]
+fn one_changed_leaf_rewrites_its_path_only() {
+    let chunks = Chunks::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let build = |changed: Option<usize>| {
+        runtime.block_on(async {
+            let mut put = |bytes: Vec<u8>| {
+                let r = chunks.store(bytes);
+                async move { Ok::<_, String>(r) }
+            };
+            let mut builder = MapBuilder::new();
+            for i in 0..1000 {
+                let r = MapRef { id: ChunkId::from_bytes([if changed == Some(i) { 1 } else { 2 }; 32]), place: place(1, 0, 9) };
+                builder.push(Child { len: 1000, chunk: Some(r) }, &mut put).await.unwrap();
+            }
+            builder.finish(&mut put).await.unwrap();
+        });
+        chunks.0.lock().unwrap().len()
+    };
+    let first = build(None);
+    assert_eq!(build(Some(500)) - first, 2, "one node of level 1, and the top");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn any_map_reads_as_written(regions in proptest::collection::vec(proptest::option::weighted(0.3, any::<u8>()), 0..900)) {
+        round_trip(&regions);
+    }
+
+    #[test]
+    fn leaves_are_canonical(parts in proptest::collection::vec((any::<bool>(), 1u32..5000, any::<u8>(), 0u32..100), 1..60)) {
+        let extents = parts.iter().map(|&(hole, len, seed, chunk_offset)| {
+            if hole { Extent::Hole { len } } else {
+                Extent::Data { len, chunk_offset, id: ChunkId::from_bytes([seed; 32]), place: place(seed % 7, 3, len + chunk_offset) }
+            }
+        }).collect();
+        let leaf = Leaf { extents };
+        let bytes = leaf.encode();
+        prop_assert_eq!(&Leaf::decode(&bytes).unwrap(), &leaf);
+        for cut in 0..bytes.len() {
+            prop_assert!(Leaf::decode(&bytes[..cut]).is_err());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Reading a map, leaf by leaf, in the order of the volume. Memory: one node per level.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Leaf, MapRef, MapRoot, Node};
+
+/// Where map chunks come from; the caller checks ids.
+#[async_trait]
+pub trait MapSource: Send + Sync {
+    /// Why a chunk could not be had.
+    type Error: Send;
+    /// The plaintext of a chunk.
+    async fn chunk(&self, r: &MapRef) -> Result<Bytes, Self::Error>;
+    /// A chunk that opens and is no sound map.
+    fn malformed(&self, r: &MapRef, what: &'static str) -> Self::Error;
+}
+
+/// What comes next in a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Zeros, as long as they last at this level of the tree.
+    Hole {
+        /// Where they begin.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// A leaf.
+    Leaf {
+        /// Where it begins.
+        offset: u64,
+        /// Which chunk it is.
+        reference: MapRef,
+        /// The leaf.
+        leaf: Leaf,
+    },
+}
+
+struct Open {
+    node: Node,
+    next: usize,
+}
+
+/// Walks a map.
+pub struct MapCursor {
+    root: MapRoot,
+    stack: Vec<Open>,
+    offset: u64,
+    started: bool,
+    /// Every map chunk that was visited goes here, for the set of packs that a point needs.
+    visited: Vec<MapRef>,
+}
+
+impl MapCursor {
+    /// At the start of a volume.
+    pub fn new(root: MapRoot) -> Self {
+        Self { root, stack: Vec::new(), offset: 0, started: false, visited: Vec::new() }
+    }
+
+    /// The inner nodes and leaves that were read since the last call.
+    pub fn take_visited(&mut self) -> Vec<MapRef> {
+        std::mem::take(&mut self.visited)
+    }
+
+    /// The next leaf or hole; `None` at the end.
+    ///
+    /// # Errors
+    /// Whatever the source fails with, or its `malformed` for a map that contradicts itself.
+    pub async fn next<S: MapSource + ?Sized>(&mut self, source: &S) -> Result<Option<Step>, S::Error> {
+        if !self.started {
+            self.started = true;
+            let MapRoot { len, level, chunk } = self.root;
+            return match chunk {
+                None if len == 0 => Ok(None),
+                None => Ok(Some(self.hole(len))),
+                Some(r) => self.enter(r, level, len, source).await,
+            };
+        }
+        loop {
+            let Some(open) = self.stack.last_mut() else { return Ok(None) };
+            let Some(child) = open.node.children.get(open.next).copied() else {
+                self.stack.pop();
+                continue;
+            };
+            open.next += 1;
+            let level = open.node.level - 1;
+            return match child.chunk {
+                None => Ok(Some(self.hole(child.len))),
+                Some(r) => self.enter(r, level, child.len, source).await,
+            };
+        }
+    }
+
+    fn hole(&mut self, len: u64) -> Step {
+        let offset = self.offset;
+        self.offset += len;
+        Step::Hole { offset, len }
+    }
+
+    /// Goes down to the first leaf or hole below `r`.
+    async fn enter<S: MapSource + ?Sized>(
+        &mut self,
+        r: MapRef,
+        level: u8,
+        len: u64,
+        source: &S,
+    ) -> Result<Option<Step>, S::Error> {
+        let (mut r, mut level, mut len) = (r, level, len);
+        loop {
+            let bytes = source.chunk(&r).await?;
+            self.visited.push(r);
+            if level == 0 {
+                let leaf = Leaf::decode(&bytes).map_err(|e| source.malformed(&r, e.what))?;
+                if leaf.len() != len {
+                    return Err(source.malformed(&r, "leaf length"));
+                }
+                let offset = self.offset;
+                self.offset += len;
+                return Ok(Some(Step::Leaf { offset, reference: r, leaf }));
+            }
+            let node = Node::decode(&bytes).map_err(|e| source.malformed(&r, e.what))?;
+            if node.level != level || node.len() != len {
+                return Err(source.malformed(&r, "node length or level"));
+            }
+            let first = node.children.first().copied();
+            self.stack.push(Open { node, next: 1 });
+            let Some(first) = first else { return Err(source.malformed(&r, "empty node")) };
+            match first.chunk {
+                None => return Ok(Some(self.hole(first.len))),
+                Some(next) => (r, level, len) = (next, level - 1, first.len),
+            }
+        }
+    }
+}
