@@ -1,1 +1,1 @@
-
+//! Benchmarks of milkrun: stages, and side by side with peers.

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use milkrun_repository::keys::wrapped::UnwrapError;
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::repository::OpenError;
 use milkrun_repository::store::{Failure, Trouble};
@@ -85,17 +86,17 @@ impl From<OpenError> for CliError {
             OpenError::Config(milkrun_repository::config::ConfigError::Newer { .. }) => {
                 Some("Use a newer release of milkrun.")
             }
-            OpenError::Password { .. } => {
+            OpenError::Password { last: UnwrapError::WrongPassword, .. } => {
                 Some("Give the right secret by MILKRUN_PASSWORD_FILE, MILKRUN_PASSWORD, or at the prompt.")
             }
-            OpenError::Config(_) | OpenError::NoKeys | OpenError::Tampered => Some(
+            OpenError::Config(_) | OpenError::Password { .. } | OpenError::NoKeys | OpenError::Tampered => Some(
                 "On a versioned bucket an older version may be sound: look at the object's versions before anything else.",
             ),
         };
         let exit = match &e {
             OpenError::Config(milkrun_repository::config::ConfigError::Newer { .. })
             | OpenError::None(_)
-            | OpenError::Password { .. } => Exit::Failed,
+            | OpenError::Password { last: UnwrapError::WrongPassword | UnwrapError::Newer(_), .. } => Exit::Failed,
             _ => Exit::Damage,
         };
         Self { exit, message: chain(&e), advice }

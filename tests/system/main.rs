@@ -1,0 +1,9 @@
+//! System tests: real processes, real devices, a real S3 server, a real PostgreSQL. Public interfaces only.
+
+mod bad_input;
+mod crash_points;
+mod damage;
+mod devices;
+mod locked_bucket;
+mod postgres_volume;
+mod round_trip;

