@@ -1,7 +1,5 @@
 //! The store's conformance suite, and what the lock must hold, against a real S3 server.
 
-use std::sync::Arc;
-
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem, Redeemer};
 use milkrun_repository::store::retry::{Patience, Retrying};
@@ -56,12 +54,8 @@ async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
         firmness: Firmness::Compliance,
         until: milkrun_repository::clock::Moment::now().plus(std::time::Duration::from_secs(600)),
     };
-    let terms = |key: &str| PutTerms {
-        key: Key::new(key),
-        length: body.len() as u64,
-        crc32: 0x1234_5678,
-        lock: Some(lock),
-    };
+    let terms =
+        |key: &str| PutTerms { key: Key::new(key), length: body.len() as u64, crc32: 0x1234_5678, lock: Some(lock) };
     // The signed checksum is of another body.
     let wrong = store.grant_put(&terms("packs/00/wrong-checksum")).await.unwrap();
     assert!(redeemer.put(&wrong, body.clone()).await.is_err());
@@ -73,10 +67,10 @@ async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
     let without_lock = headers.iter().filter(|(n, _)| !n.contains("object-lock")).cloned().collect();
     let tampered = PutGrant::Presigned { url: url.clone(), headers: without_lock };
     assert!(redeemer.put(&tampered, body.clone()).await.is_err(), "stored without the lock headers");
-    let elsewhere = PutGrant::Presigned { url: url.replace("packs/00/good", "packs/00/other"), headers: headers.clone() };
+    let elsewhere =
+        PutGrant::Presigned { url: url.replace("packs/00/good", "packs/00/other"), headers: headers.clone() };
     assert!(redeemer.put(&elsewhere, body.clone()).await.is_err(), "stored under another key");
     let longer = PutGrant::Presigned { url, headers };
     let more = bytes::Bytes::from(vec![0; body.len() + 1]);
     assert!(redeemer.put(&longer, more).await.is_err(), "stored another length");
-    let _ = Arc::new(());
 }

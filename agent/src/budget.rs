@@ -47,8 +47,16 @@ impl Budget {
 
     /// Waits for room for `bytes` of a volume or of ranges. What is larger than all there is gets all there is.
     pub async fn transfer(&self, bytes: u64) -> Permit {
-        let mib = u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, self.transfer_mib);
-        Self::acquire(&self.transfers, mib).await
+        Self::acquire(&self.transfers, self.mib(bytes)).await
+    }
+
+    /// Room for `bytes` if there is some now.
+    pub fn try_transfer(&self, bytes: u64) -> Option<Permit> {
+        self.transfers.clone().try_acquire_many_owned(self.mib(bytes)).ok().map(Permit)
+    }
+
+    fn mib(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, self.transfer_mib)
     }
 
     /// Waits for room for a pack.

@@ -119,6 +119,8 @@ impl RestoreJob {
     /// # Errors
     /// [`RestoreError`].
     pub async fn to_volume(self: Arc<Self>, target: Arc<VolumeTarget>) -> Result<(), RestoreError> {
+        let beginning = target.clone();
+        self.engine.io.run(move || beginning.begin()).await?;
         let mut pages = self.coordinator.plan(false).await?;
         let mut tasks: JoinSet<Result<(), RestoreError>> = JoinSet::new();
         while let Some(Page { holes, ranges }) = pages.next().await? {
@@ -156,11 +158,18 @@ impl RestoreJob {
             let page = pages.next().await?;
             let ended = page.is_none();
             for range in page.into_iter().flat_map(|p| p.ranges) {
-                let permit = self.engine.budget.transfer(Self::cost(&range)).await;
-                in_flight.push_back(tokio::spawn(self.clone().open_parts(range, permit)));
-                while in_flight.len() > self.engine.cpu.count() * 2 {
+                let cost = Self::cost_in_order(&range);
+                let permit = loop {
+                    if let Some(permit) = self.engine.budget.try_transfer(cost) {
+                        break permit;
+                    }
+                    if in_flight.is_empty() {
+                        break self.engine.budget.transfer(cost).await;
+                    }
+                    // What is in flight holds the room; it gives it back when it is written, which only happens here.
                     target = self.next_parts(&mut in_flight, target, &mut at).await?;
-                }
+                };
+                in_flight.push_back(tokio::spawn(self.clone().open_parts(range, permit)));
             }
             // Before the next page too: what is in flight holds the budget that the next page needs.
             while !in_flight.is_empty() {
@@ -176,9 +185,14 @@ impl RestoreJob {
         Ok(self.engine.io.run(move || target.finish()).await?)
     }
 
-    /// What a range holds while it is in flight: its sealed bytes and, in order, what they open to.
+    /// What a range holds while it is in flight: its sealed bytes (chunks are opened one at a time).
     fn cost(range: &GrantedRange) -> u64 {
         range.end - range.start
+    }
+
+    /// In order, all that a range opens to waits for its turn as well.
+    fn cost_in_order(range: &GrantedRange) -> u64 {
+        Self::cost(range) + range.slots.iter().map(|s| u64::from(s.place.plain_len)).sum::<u64>()
     }
 
     fn joined(done: Result<Result<(), RestoreError>, tokio::task::JoinError>) -> Result<(), RestoreError> {

@@ -1,11 +1,11 @@
 //! The agent's side of the wire: calls for one assignment, and the only place of this crate that names proto types
 //! besides [`crate::session`].
 
+use milkrun_proto::MESSAGE_BYTES_MAX;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_client::DownloadClient;
 use milkrun_proto::agent::v1::session_client::SessionClient;
 use milkrun_proto::agent::v1::upload_client::UploadClient;
-use milkrun_proto::MESSAGE_BYTES_MAX;
 use milkrun_repository::chunk::codec::Codec;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{ChunkId, PackId};
@@ -232,12 +232,9 @@ impl Coordinator {
 fn run_to_wire(run: &Run) -> wire::Extent {
     match *run {
         Run::Hole { len } => wire::Extent { length: len, ..Default::default() },
-        Run::Chunk { len, id, chunk_offset, chunk_len } => wire::Extent {
-            length: len,
-            chunk: id.as_bytes().to_vec().into(),
-            chunk_offset,
-            chunk_length: chunk_len,
-        },
+        Run::Chunk { len, id, chunk_offset, chunk_len } => {
+            wire::Extent { length: len, chunk: id.as_bytes().to_vec().into(), chunk_offset, chunk_length: chunk_len }
+        }
     }
 }
 
@@ -258,22 +255,18 @@ fn lock(l: Option<wire::Lock>) -> Option<Lock> {
 
 fn put_grant(grant: Option<wire::Grant>) -> Option<PutGrant> {
     Some(match grant?.kind? {
-        wire::grant::Kind::Presigned(p) => PutGrant::Presigned {
-            url: p.url,
-            headers: p.headers.into_iter().map(|h| (h.name, h.value)).collect(),
-        },
-        wire::grant::Kind::File(f) => {
-            PutGrant::File { root: f.root.into(), key: Key::new(f.key), lock: lock(f.lock) }
+        wire::grant::Kind::Presigned(p) => {
+            PutGrant::Presigned { url: p.url, headers: p.headers.into_iter().map(|h| (h.name, h.value)).collect() }
         }
+        wire::grant::Kind::File(f) => PutGrant::File { root: f.root.into(), key: Key::new(f.key), lock: lock(f.lock) },
     })
 }
 
 fn get_grant(grant: Option<wire::Grant>) -> Option<GetGrant> {
     Some(match grant?.kind? {
-        wire::grant::Kind::Presigned(p) => GetGrant::Presigned {
-            url: p.url,
-            headers: p.headers.into_iter().map(|h| (h.name, h.value)).collect(),
-        },
+        wire::grant::Kind::Presigned(p) => {
+            GetGrant::Presigned { url: p.url, headers: p.headers.into_iter().map(|h| (h.name, h.value)).collect() }
+        }
         wire::grant::Kind::File(f) => GetGrant::File { root: f.root.into(), key: Key::new(f.key) },
     })
 }
@@ -352,7 +345,12 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
         });
         (inside && sound).then_some(())?;
         let key: [u8; 32] = s.key[..].try_into().ok()?;
-        Some(GrantedSlot { id: ChunkId::try_from(&s.chunk[..]).ok()?, place, key: key.into(), writes: writes.collect() })
+        Some(GrantedSlot {
+            id: ChunkId::try_from(&s.chunk[..]).ok()?,
+            place,
+            key: key.into(),
+            writes: writes.collect(),
+        })
     });
     let slots = slots.collect::<Option<Vec<_>>>()?;
     (r.start < r.end).then_some(())?;

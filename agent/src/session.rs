@@ -30,7 +30,8 @@ use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunP
 use crate::budget::Budget;
 use crate::buffer::BufferPool;
 use crate::device::{
-    Source, SourceError, SourceOptions, StreamTarget, TargetError, TargetOptions, VolumeTarget, open_source, open_stream,
+    Source, SourceError, SourceOptions, StreamTarget, TargetError, TargetOptions, VolumeTarget, open_source,
+    open_stream,
 };
 use crate::restore::{RestoreError, RestoreJob, Tally};
 use crate::rpc::{self, CallError, Coordinator};
@@ -218,8 +219,8 @@ impl Session {
                     task.handle.abort();
                     let _ = task.handle.await;
                     self.forget_run(&key.run).await;
-                    self.send(Up::Failed(failed(a, FailureKind::Cancelled, "cancelled".into()))).await;
                 }
+                self.send(Up::Failed(failed(a, FailureKind::Cancelled, "cancelled".into()))).await;
             }
             Action::Down(Down::Welcome(_) | Down::Drain(_)) | Action::Ended => {}
             Action::Done(key, report) => {

@@ -66,20 +66,28 @@ pub(crate) struct Repository {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make a repository
-    #[command(after_help = "Examples:\n  milkrun init -r file:///srv/backups\n  milkrun init -r s3://backups/shop --lock compliance --lock-for 30d --write-public-key shop.pub\n\nThe secret comes from MILKRUN_PASSWORD_FILE, MILKRUN_PASSWORD, or a prompt. Without it nothing can ever be restored.")]
+    #[command(
+        after_help = "Examples:\n  milkrun init -r file:///srv/backups\n  milkrun init -r s3://backups/shop --lock compliance --lock-for 30d --write-public-key shop.pub\n\nThe secret comes from MILKRUN_PASSWORD_FILE, MILKRUN_PASSWORD, or a prompt. Without it nothing can ever be restored."
+    )]
     Init(Init),
     /// Back up an application as one restore point
-    #[command(after_help = "Examples:\n  milkrun backup -r file:///srv/backups shop --volume data=/dev/vg/shop-snap --manifests k8s/\n  pg_dump shop | milkrun backup -r s3://backups/shop shop --stream dump=-")]
+    #[command(
+        after_help = "Examples:\n  milkrun backup -r file:///srv/backups shop --volume data=/dev/vg/shop-snap --manifests k8s/\n  pg_dump shop | milkrun backup -r s3://backups/shop shop --stream dump=-"
+    )]
     Backup(Backup),
     /// List restore points
     Points(Points),
     /// Show what a restore point holds
     Show(Show),
     /// Restore volumes, streams and manifests
-    #[command(after_help = "Examples:\n  milkrun restore -r file:///srv/backups shop                               (says which volumes there are)\n  milkrun restore -r file:///srv/backups shop --volume data=/dev/vg/new --manifests out/\n  milkrun restore -r file:///srv/backups shop@2026-11-22T14:30:00Z --volume data=data.img\n  milkrun restore -r file:///srv/backups shop --stream dump=- | psql shop")]
+    #[command(
+        after_help = "Examples:\n  milkrun restore -r file:///srv/backups shop                               (says which volumes there are)\n  milkrun restore -r file:///srv/backups shop --volume data=/dev/vg/new --manifests out/\n  milkrun restore -r file:///srv/backups shop@2026-11-22T14:30:00Z --volume data=data.img\n  milkrun restore -r file:///srv/backups shop --stream dump=- | psql shop"
+    )]
     Restore(Restore),
     /// Prove that restore points are whole
-    #[command(after_help = "Examples:\n  milkrun verify -r file:///srv/backups                  structure and locks of everything\n  milkrun verify -r file:///srv/backups shop --data=10   and read a tenth of the data\n  milkrun verify -r s3://backups/shop --public-key shop.pub   every stored byte, without the secret")]
+    #[command(
+        after_help = "Examples:\n  milkrun verify -r file:///srv/backups                  structure and locks of everything\n  milkrun verify -r file:///srv/backups shop --data=10   and read a tenth of the data\n  milkrun verify -r s3://backups/shop --public-key shop.pub   every stored byte, without the secret"
+    )]
     Verify(Verify),
     /// Try it on a sample application, or (read-only) on your own devices and files
     Try(Try),

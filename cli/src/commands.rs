@@ -23,7 +23,12 @@ const ASYNC_THREADS: usize = 2;
 pub(crate) fn run(args: Args) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MILKRUN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
     if let Command::Completion { shell } = args.command {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Args::command(), "milkrun", &mut script);
@@ -95,6 +100,16 @@ async fn interrupted() -> std::io::Result<()> {
     tokio::select! {
         c = tokio::signal::ctrl_c() => c,
         _ = term.recv() => Ok(()),
+    }
+}
+
+/// What tells one device or file from another, whatever path it goes by.
+fn thing(path: &str) -> String {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    match std::fs::metadata(path) {
+        Ok(m) if m.file_type().is_block_device() => format!("device {}", m.rdev()),
+        Ok(m) => format!("file {} {}", m.dev(), m.ino()),
+        Err(_) => path.to_owned(),
     }
 }
 

@@ -56,10 +56,14 @@ impl CliError {
 }
 
 const ADVICE_UNREACHABLE: &str = "Nothing is known about the repository. Check network, endpoint (AWS_ENDPOINT_URL) and proxy, or whether the directory is mounted; then try again.";
-const ADVICE_DENIED: &str = "Check the credentials and the bucket policy; `milkrun init` prints the policies of the three roles.";
-const ADVICE_SKEW: &str = "Set the clock of this host right (NTP): S3 refuses requests that are off by 15 minutes, and locks would be wrong.";
-const ADVICE_FULL: &str = "Make room where the repository is. What was written stays and is reused; nothing half done is listed.";
-const ADVICE_DAMAGE: &str = "Run `milkrun verify --data` to see how far it goes; restore from another copy or an earlier point.";
+const ADVICE_DENIED: &str =
+    "Check the credentials and the bucket policy; `milkrun init` prints the policies of the three roles.";
+const ADVICE_SKEW: &str =
+    "Set the clock of this host right (NTP): S3 refuses requests that are off by 15 minutes, and locks would be wrong.";
+const ADVICE_FULL: &str =
+    "Make room where the repository is. What was written stays and is reused; nothing half done is listed.";
+const ADVICE_DAMAGE: &str =
+    "Run `milkrun verify --data` to see how far it goes; restore from another copy or an earlier point.";
 
 impl From<Failure> for CliError {
     fn from(f: Failure) -> Self {

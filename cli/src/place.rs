@@ -27,8 +27,7 @@ pub(crate) struct Place {
 pub(crate) async fn connect(url: &StoreUrl, global: &Global) -> Result<Place, CliError> {
     let throttle = global.limit_upload.map_or_else(Throttle::none, Throttle::new);
     let ca_file = global.ca_file.clone().or_else(|| std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from));
-    let redeemer =
-        Redeemer::new(ca_file.as_deref(), throttle.clone()).map_err(|e| CliError::from_error(&e))?;
+    let redeemer = Redeemer::new(ca_file.as_deref(), throttle.clone()).map_err(|e| CliError::from_error(&e))?;
     match url {
         StoreUrl::Directory(path) => Ok(place(Directory::new(path, throttle), redeemer)),
         StoreUrl::S3 { bucket, prefix } => {

@@ -76,7 +76,12 @@ fn bar(p: &VolumeProgress) -> ProgressBar {
 }
 
 fn line(p: &VolumeProgress, took: Duration) -> String {
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for people")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "for people"
+    )]
     let rate = (p.done_bytes as f64 / took.as_secs_f64().max(0.001)) as u64;
     let left = match (p.total_bytes.checked_sub(p.done_bytes), rate) {
         (Some(left), 1..) if p.total_bytes > 0 => format!(", {} left", units::time(Duration::from_secs(left / rate))),

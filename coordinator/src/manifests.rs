@@ -48,7 +48,11 @@ impl Identity {
         let readable = readable.join("_").to_lowercase();
         // What was replaced or cut, or differs in case alone, must not collide.
         let exact = self.file_parts();
-        if readable == exact { format!("{readable}.json") } else { format!("{readable}-{:08x}.json", fnv(&exact, self)) }
+        if readable == exact {
+            format!("{readable}.json")
+        } else {
+            format!("{readable}-{:08x}.json", fnv(&exact, self))
+        }
     }
 
     fn file_parts(&self) -> String {

@@ -28,7 +28,8 @@ where
     I: Stream<Item = std::io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let session = SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let session =
+        SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let upload = UploadServer::new(upload::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let download = DownloadServer::new(download::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
     server().add_service(session).add_service(upload).add_service(download).serve_with_incoming(connections).await

@@ -119,6 +119,36 @@ impl Runs {
     }
 }
 
+/// How long a stopped agent may take to let go of its devices and files.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Waits until agents have let go of these volumes, which they were told to.
+pub(crate) async fn await_stopped(
+    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
+    mut volumes: std::collections::HashSet<String>,
+) {
+    use wire::from_agent::Message as M;
+    let stopped = async {
+        while !volumes.is_empty() {
+            match inbox.recv().await {
+                Some(RunEvent::Agent(M::Failed(f))) => {
+                    volumes.remove(&f.assignment.unwrap_or_default().volume);
+                }
+                Some(RunEvent::Agent(M::Restored(r))) => {
+                    volumes.remove(&r.assignment.unwrap_or_default().volume);
+                }
+                Some(RunEvent::Finished(volume)) => {
+                    volumes.remove(&volume);
+                }
+                None | Some(RunEvent::AgentGone) => return,
+                Some(_) => {}
+            }
+        }
+    };
+    // One that does not answer holds nothing of ours: its assignment is over either way.
+    let _ = tokio::time::timeout(STOP_LIMIT, stopped).await;
+}
+
 /// The run that an agent's message is about.
 pub fn run_of(m: &wire::from_agent::Message) -> Option<RunId> {
     use wire::from_agent::Message as M;

@@ -10,6 +10,7 @@ use crate::clock::Moment;
 use crate::id::RepositoryId;
 use crate::keys::hybrid::HybridPublic;
 use crate::keys::{BadSignature, KeyRing, Label, PublicKeys, VerifyingKey};
+use crate::store::Firmness;
 
 /// The format that this release writes, and the latest that it reads.
 pub const VERSION: u16 = 1;
@@ -27,6 +28,17 @@ pub enum LockMode {
     Governance,
     /// Locked; nobody may delete before the time.
     Compliance,
+}
+
+impl LockMode {
+    /// How firm its locks are; none without locks.
+    pub fn firmness(self) -> Option<Firmness> {
+        match self {
+            Self::None => None,
+            Self::Governance => Some(Firmness::Governance),
+            Self::Compliance => Some(Firmness::Compliance),
+        }
+    }
 }
 
 impl std::fmt::Display for LockMode {

@@ -268,7 +268,13 @@ mod tests {
         assert_eq!(text, "rp-20261122t143000z-0707070707070707");
         assert_eq!(text.parse::<PointId>().unwrap(), p);
         assert!(matches!(text.parse::<AppName>(), Err(NameError::PointShape { .. })));
-        for bad in ["rp-", "rp-20261322t143000z-0707070707070707", "rp-20261122t143000z-07", "rp-20261122T143000Z-0707070707070707", "rp-ääääääää-0707070707070707"] {
+        for bad in [
+            "rp-",
+            "rp-20261322t143000z-0707070707070707",
+            "rp-20261122t143000z-07",
+            "rp-20261122T143000Z-0707070707070707",
+            "rp-ääääääää-0707070707070707",
+        ] {
             assert!(bad.parse::<PointId>().is_err(), "{bad}");
         }
     }

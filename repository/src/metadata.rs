@@ -177,9 +177,10 @@ impl<'a> MetadataReader<'a> {
 
     async fn sealed(&self, state: &mut State, info: &PackInfo, place: &Place) -> Result<Vec<u8>, MetadataError> {
         let (start, end) = (u64::from(place.offset), place.end());
-        let hit = state.windows.iter().find(|w| {
-            w.pack == info.id && w.start <= start && end <= w.start + w.bytes.len() as u64
-        });
+        let hit = state
+            .windows
+            .iter()
+            .find(|w| w.pack == info.id && w.start <= start && end <= w.start + w.bytes.len() as u64);
         let key = Key::pack(&info.id);
         let damaged = || MetadataError::Damaged { key: key.clone(), slot: place.slot, reason: "cut short".into() };
         if let Some(w) = hit {

@@ -142,7 +142,14 @@ impl SealedKey {
     }
 }
 
-fn slot_aad(repository: &RepositoryId, pack: &PackId, slot: u32, id: &ChunkId, codec: Codec, plain_len: u32) -> [u8; 73] {
+fn slot_aad(
+    repository: &RepositoryId,
+    pack: &PackId,
+    slot: u32,
+    id: &ChunkId,
+    codec: Codec,
+    plain_len: u32,
+) -> [u8; 73] {
     let mut aad = [0; 73];
     aad[..16].copy_from_slice(repository.as_bytes());
     aad[16..32].copy_from_slice(pack.as_bytes());

@@ -20,7 +20,7 @@ use crate::point::catalog::{Catalog, Found, PlaceError, chain};
 use crate::point::commit::{CommitError, Locks, locked_enough};
 use crate::point::root::MapId;
 use crate::point::{Placement, RootBody};
-use crate::store::{GetError, Key, SharedStore};
+use crate::store::{GetError, Key, SharedStore, Version};
 use crate::volume_map::{Extent, MapCursor, MapRef, MapRoot, Step};
 
 /// An open repository.
@@ -30,6 +30,8 @@ pub struct Repository {
     pub store: SharedStore,
     /// What was decided when it was made.
     pub config: Config,
+    /// The version of `repository.json` that was opened.
+    pub config_version: Version,
     /// All keys.
     pub ring: Arc<KeyRing>,
 }
@@ -129,7 +131,7 @@ impl Repository {
             GetError::NotFound(_) => CommitError::Vanished(key.clone()),
             GetError::Failed(f) => CommitError::Store(f),
         };
-        let head = self.store.head(&key, None).await.map_err(failed)?;
+        let head = self.store.head(&key, Some(&self.config_version)).await.map_err(failed)?;
         if !locked_enough(head.lock, locks.point) {
             self.store.extend_lock(&key, &head.version, lock).await.map_err(failed)?;
         }
@@ -156,7 +158,8 @@ impl OpenPoint {
 
     /// All maps, with what they are for people.
     pub fn maps(&self) -> impl Iterator<Item = (String, MapRoot)> + '_ {
-        let volumes = self.body.volumes.iter().enumerate().map(|(i, v)| (format!("volume {}", v.name), self.map(i, &v.map)));
+        let volumes =
+            self.body.volumes.iter().enumerate().map(|(i, v)| (format!("volume {}", v.name), self.map(i, &v.map)));
         volumes.chain(self.manifests().map(|(i, m)| ("manifests".to_owned(), self.map(i, &m.map))))
     }
 }

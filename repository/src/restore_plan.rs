@@ -16,11 +16,13 @@ pub struct Limits {
     pub gap_max: u64,
     /// No read is longer, unless one chunk is.
     pub range_max: u64,
+    /// No read opens to more, unless one chunk does: bounds what waits for its turn in a stream.
+    pub plain_max: u64,
 }
 
 impl Limits {
-    /// 256 KiB of gap, reads of up to 8 MiB.
-    pub const DEFAULT: Self = Self { gap_max: 256 << 10, range_max: 8 << 20 };
+    /// 256 KiB of gap, reads of up to 8 MiB that open to up to 16 MiB.
+    pub const DEFAULT: Self = Self { gap_max: 256 << 10, range_max: 8 << 20, plain_max: 16 << 20 };
 }
 
 /// A part of a chunk that goes to the volume.
@@ -81,19 +83,25 @@ pub fn plan(extents: &[(u64, Extent)], limits: Limits, in_order: bool) -> Vec<Pl
         chunks.sort_by_key(|c| (c.place.pack, c.place.offset));
     }
     let mut ranges: Vec<PlannedRange> = Vec::new();
+    let mut plain = 0;
     for chunk in chunks {
+        plain += u64::from(chunk.place.plain_len);
         let (start, end) = (u64::from(chunk.place.offset), chunk.place.end());
         match ranges.last_mut() {
             Some(r)
                 if r.pack == chunk.place.pack
                     && start >= r.end
                     && start - r.end <= limits.gap_max
-                    && end - r.start <= limits.range_max =>
+                    && end - r.start <= limits.range_max
+                    && plain <= limits.plain_max =>
             {
                 r.end = end;
                 r.chunks.push(chunk);
             }
-            _ => ranges.push(PlannedRange { pack: chunk.place.pack, start, end, chunks: vec![chunk] }),
+            _ => {
+                plain = u64::from(chunk.place.plain_len);
+                ranges.push(PlannedRange { pack: chunk.place.pack, start, end, chunks: vec![chunk] });
+            }
         }
     }
     ranges
@@ -138,7 +146,7 @@ mod tests {
                 extents.push((at, e));
                 at += u64::from(e.len());
             }
-            let limits = Limits { gap_max: 1500, range_max: 5000 };
+            let limits = Limits { gap_max: 1500, range_max: 5000, plain_max: 4000 };
             let ranges = plan(&extents, limits, in_order);
             let mut writes: Vec<(u64, ChunkId)> = Vec::new();
             for r in &ranges {

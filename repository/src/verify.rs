@@ -20,7 +20,7 @@ use crate::metadata::MetadataError;
 use crate::point::catalog::{Found, Listing, PlaceError, chain};
 use crate::point::commit::locked_enough;
 use crate::repository::{OpenPoint, PointError, Repository};
-use crate::store::{Failure, GetError, Key, Lock, Store};
+use crate::store::{Failure, Firmness, GetError, Key, Lock, Store};
 
 /// What to look at.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +75,7 @@ pub struct Report {
 struct Needed {
     info: PackInfo,
     lock_until: Option<Moment>,
-    firm: Option<Lock>,
+    firm: Option<Firmness>,
     points: BTreeSet<PointId>,
     app: AppHash,
 }
@@ -128,7 +128,8 @@ async fn select(
         if found.hidden {
             findings.add(found.root.key(), "hidden by a delete marker; the locked version is still there", [id]);
         }
-        check_object_lock(catalog.store, &found.root.key(), Some(&found.version), found.root.lock_until, id, findings).await?;
+        check_object_lock(catalog.store, &found.root.key(), Some(&found.version), found.root.lock_until, id, findings)
+            .await?;
     }
     for id in &options.points {
         if !listing.points.iter().any(|f| f.root.id() == *id) {
@@ -165,8 +166,13 @@ fn lock_reason(found: Option<Lock>, until: Moment) -> String {
 
 fn missing_lock(found: Option<Lock>, needed: &Needed) -> Option<String> {
     let until = needed.lock_until?;
-    let wanted = needed.firm.map(|f| Lock { until, ..f }).or(found.map(|f| Lock { until, ..f }));
-    (wanted.is_none() || !locked_enough(found, wanted)).then(|| lock_reason(found, until))
+    let wanted = Lock { firmness: needed.firm.unwrap_or(Firmness::Governance), until };
+    (!locked_enough(found, Some(wanted))).then(|| match found {
+        Some(f) if f.until >= until => {
+            format!("its {:?} lock can be bypassed; the repository promises more", f.firmness)
+        }
+        _ => lock_reason(found, until),
+    })
 }
 
 /// Verifies with the secret.
@@ -191,7 +197,7 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
             Ok(point) => {
                 let placement = Key::placement(&id, point.placement.number);
                 check_object_lock(&*repository.store, &placement, None, lock_until, id, &mut findings).await?;
-                need(&mut needed, &point);
+                need(&mut needed, &point, repository.config.lock.mode.firmness());
                 points.push(point);
             }
             Err(PointError::Placement(PlaceError::Store(f))) => return Err(f),
@@ -208,13 +214,13 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
     Ok(report)
 }
 
-fn need(needed: &mut BTreeMap<PackId, Needed>, point: &OpenPoint) {
+fn need(needed: &mut BTreeMap<PackId, Needed>, point: &OpenPoint, firm: Option<Firmness>) {
     let (id, lock_until) = (point.found.root.id(), point.found.root.lock_until);
     for info in &point.placement.packs {
         let entry = needed.entry(info.id).or_insert_with(|| Needed {
             info: info.clone(),
             lock_until: None,
-            firm: None,
+            firm,
             points: BTreeSet::new(),
             app: point.found.root.app,
         });

@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod device;
+pub mod embedded;
 pub mod postgres;
 pub mod seaweed;
 

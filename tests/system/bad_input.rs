@@ -82,7 +82,10 @@ fn manifests_that_are_none_are_refused_before_a_byte_is_moved() {
     for (text, wanted) in [
         ("a: [", "bad.yaml:"),
         ("apiVersion: v1\nkind: Pod\n", "bad.yaml:1: the document has no metadata.name"),
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: x}\n", "bad.yaml:5"),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: x}\n",
+            "bad.yaml:5",
+        ),
     ] {
         fs::write(&bad, text).unwrap();
         let bad = bad.display().to_string();
@@ -126,7 +129,8 @@ fn secrets_that_do_not_open() {
     ran(m.command(["points"]).env("MILKRUN_PASSWORD_FILE", "/no/such").output()).fails(1, "/no/such");
     let file = folder.path().join("password");
     fs::write(&file, "correct horse\n").unwrap();
-    let from_file = ran(m.command(["points"]).env("MILKRUN_PASSWORD", "wrong").env("MILKRUN_PASSWORD_FILE", &file).output());
+    let from_file =
+        ran(m.command(["points"]).env("MILKRUN_PASSWORD", "wrong").env("MILKRUN_PASSWORD_FILE", &file).output());
     assert_eq!(from_file.code, Some(0), "{}", from_file.err);
 }
 

@@ -49,7 +49,10 @@ fn a_backup_killed_anywhere_leaves_no_half_point() {
     copy(&repository, &before);
     let total = count(m.command(args), &folder.path().join("log"));
     if total == 0 {
-        skip("crash points of a backup", "the binary was built without the feature `faults` (cargo xtask test builds it)");
+        skip(
+            "crash points of a backup",
+            "the binary was built without the feature `faults` (cargo xtask test builds it)",
+        );
         return;
     }
     assert!(total > 50, "only {total} points");
@@ -90,7 +93,10 @@ fn a_restore_killed_anywhere_leaves_no_half_volume() {
     let args = ["restore", "shop", "--volume", &v];
     let total = count(m.command(args), &folder.path().join("log"));
     if total == 0 {
-        skip("crash points of a restore", "the binary was built without the feature `faults` (cargo xtask test builds it)");
+        skip(
+            "crash points of a restore",
+            "the binary was built without the feature `faults` (cargo xtask test builds it)",
+        );
         return;
     }
     for at in 1..=total {

@@ -49,7 +49,8 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
 
     let m = server.milkrun("locked", "some/prefix", folder.path());
     let key = folder.path().join("key.pub").display().to_string();
-    let made = m.run(["init", "--lock", "compliance", "--lock-for", "1h", "--write-public-key", &key, "--json"]).ok().json();
+    let made =
+        m.run(["init", "--lock", "compliance", "--lock-for", "1h", "--write-public-key", &key, "--json"]).ok().json();
     assert_eq!(made["lock_enforced"], true);
     assert!(made["policies"]["writer"]["Statement"].is_array());
     let image = folder.path().join("image");
@@ -83,7 +84,8 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
                 let head = store.head(&l.key, Some(&l.version)).await.unwrap();
                 let lock = head.lock.unwrap();
                 let now = milkrun_repository::clock::Moment::now();
-                let shorter = milkrun_repository::store::Lock { until: now.plus(std::time::Duration::from_secs(60)), ..lock };
+                let shorter =
+                    milkrun_repository::store::Lock { until: now.plus(std::time::Duration::from_secs(60)), ..lock };
                 assert!(store.extend_lock(&l.key, &l.version, shorter).await.is_err(), "{} was shortened", l.key);
                 tried += 1;
             }

@@ -91,7 +91,12 @@ fn setup() -> Result<Option<PathBuf>, String> {
         say("xtask: installing SeaweedFS into target/venv");
         let made = run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
         let installed = made.and_then(|()| {
-            run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check", SEAWEEDFS]))
+            run(Command::new(venv.join("bin/pip")).args([
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                SEAWEEDFS,
+            ]))
         });
         if let Err(why) = installed {
             say(&format!("xtask: no SeaweedFS: {why}"));
@@ -117,8 +122,9 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let features = ["--workspace", "--features", "milkrun-cli/faults"];
-    // The binary that the system tests start, built with the same features as everything else.
-    run(Command::new(&cargo).arg("build").args(features).args(["--bins"]).current_dir(root()))?;
+    // The binary that the system tests start. With all targets, so that dependencies get the features that tests want, and
+    // `cargo test` builds nothing twice.
+    run(Command::new(&cargo).arg("build").args(features).arg("--all-targets").current_dir(root()))?;
     let skips = target.join("skipped.txt");
     let _ = std::fs::remove_file(&skips);
     let mut command = Command::new(&cargo);

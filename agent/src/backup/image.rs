@@ -90,11 +90,7 @@ async fn collect(
     checkpoints.push(job, done).await
 }
 
-async fn next_data(
-    job: &VolumeJob,
-    source: &Arc<dyn Source>,
-    offset: u64,
-) -> Result<Option<(u64, u64)>, BackupError> {
+async fn next_data(job: &VolumeJob, source: &Arc<dyn Source>, offset: u64) -> Result<Option<(u64, u64)>, BackupError> {
     let (length, source) = (source.len(), source.clone());
     let asked = job.engine.io.run(move || source.next_data(offset)).await;
     asked.map_err(|e| BackupError::Read { offset, length, source: e })
@@ -124,11 +120,7 @@ async fn region(
         let (pages, domain) = (job.pages, job.domain.clone());
         let buffer = Arc::new(buffer);
         let bytes = buffer.clone();
-        let cut = job
-            .engine
-            .cpu
-            .run(move || cut_region(&bytes, &predicted, &pages, domain.cut_seed(), &domain))
-            .await;
+        let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &pages, domain.cut_seed(), &domain)).await;
         let runs = if cut.unchanged { Vec::new() } else { cut.runs };
         let region = Region { offset, len: end - offset, unchanged: cut.unchanged, runs };
         let wanted = job.run.store(&job, buffer, cut.fresh).await?;

@@ -16,9 +16,7 @@ pub(super) fn size(file: &File) -> io::Result<u64> {
     let mut bytes = 0;
     // SAFETY: the descriptor is open and the call writes one u64 to a valid address.
     #[expect(unsafe_code, reason = "ioctl")]
-    unsafe {
-        calls::blkgetsize64(file.as_raw_fd(), &raw mut bytes)
-    }?;
+    unsafe { calls::blkgetsize64(file.as_raw_fd(), &raw mut bytes) }?;
     Ok(bytes)
 }
 
@@ -27,9 +25,7 @@ pub(super) fn sector_bytes(file: &File) -> io::Result<u32> {
     let mut bytes = 0;
     // SAFETY: the descriptor is open and the call writes one int to a valid address.
     #[expect(unsafe_code, reason = "ioctl")]
-    unsafe {
-        calls::blksszget(file.as_raw_fd(), &raw mut bytes)
-    }?;
+    unsafe { calls::blksszget(file.as_raw_fd(), &raw mut bytes) }?;
     u32::try_from(bytes).map_err(|_| io::Error::other("negative sector size"))
 }
 
@@ -37,8 +33,6 @@ pub(super) fn sector_bytes(file: &File) -> io::Result<u32> {
 pub(super) fn flush_buffers(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open; the call takes no argument.
     #[expect(unsafe_code, reason = "ioctl")]
-    unsafe {
-        calls::blkflsbuf(file.as_raw_fd())
-    }?;
+    unsafe { calls::blkflsbuf(file.as_raw_fd()) }?;
     Ok(())
 }

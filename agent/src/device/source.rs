@@ -5,7 +5,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -44,7 +43,9 @@ pub enum SourceError {
         what: &'static str,
     },
     /// Somebody writes to it.
-    #[error("{path:?} is mounted read-write at {at}: freeze or snapshot it, or pass --allow-mounted to read it as it is")]
+    #[error(
+        "{path:?} is mounted read-write at {at}: freeze or snapshot it, or pass --allow-mounted to read it as it is"
+    )]
     Mounted {
         /// Which one.
         path: PathBuf,
@@ -198,6 +199,5 @@ pub fn open_stream(path: &str) -> Result<File, SourceError> {
     let file = open.map_err(|source| SourceError::Open { path: path.into(), source })?;
     // A larger pipe means fewer switches between us and who writes; that it is refused does not matter.
     let _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
-    let _ = file.as_raw_fd();
     Ok(file)
 }

@@ -145,10 +145,6 @@ impl VolumeTarget {
             if capacity > 0 && !options.force {
                 return Err(TargetError::NotEmpty { path: path.to_owned() });
             }
-            // A file grows; what it has beyond the volume stays, as on a larger device.
-            if capacity < len {
-                file.set_len(len).map_err(fail)?;
-            }
             return Ok(base(file, None, capacity.max(len), capacity == 0));
         }
         if !kind.is_block_device() {
@@ -169,6 +165,20 @@ impl VolumeTarget {
             }
         }
         Ok(base(file, None, capacity, false))
+    }
+
+    /// Before the first write, once every target of the restore was checked: a file grows to the volume's size. What it
+    /// has beyond stays, as on a larger device.
+    ///
+    /// # Errors
+    /// [`TargetError::Write`].
+    pub fn begin(&self) -> Result<(), TargetError> {
+        let fail = |e| self.write_error(0, e);
+        let meta = self.file.metadata().map_err(fail)?;
+        if meta.is_file() && meta.len() < self.len {
+            self.file.set_len(self.len).map_err(fail)?;
+        }
+        Ok(())
     }
 
     /// Writes bytes of the volume.
@@ -223,10 +233,7 @@ impl VolumeTarget {
         self.file.sync_all().map_err(fail)?;
         crash::point("after fsync of the target");
         if let Some(partial) = &self.partial {
-            fs::rename(partial, &self.path).map_err(fail)?;
-            crash::point("after rename of the target");
-            let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder).and_then(|f| f.sync_all()).map_err(fail)?;
+            put_in_place(partial, &self.path).map_err(fail)?;
         }
         self.done.store(true, Ordering::Release);
         Ok(())
@@ -240,6 +247,14 @@ impl Drop for VolumeTarget {
             let _ = fs::remove_file(partial);
         }
     }
+}
+
+/// Gives a whole and durable file its name, durably.
+fn put_in_place(partial: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(partial, path)?;
+    crash::point("after rename of the target");
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 fn create_partial(path: &Path) -> io::Result<(PathBuf, File)> {
@@ -294,9 +309,11 @@ impl StreamTarget {
     /// # Errors
     /// [`TargetError::Write`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), TargetError> {
-        self.file
-            .write_all(bytes)
-            .map_err(|source| TargetError::Write { path: self.path.clone(), offset: self.offset, source })?;
+        self.file.write_all(bytes).map_err(|source| TargetError::Write {
+            path: self.path.clone(),
+            offset: self.offset,
+            source,
+        })?;
         self.offset += bytes.len() as u64;
         Ok(())
     }
@@ -310,9 +327,7 @@ impl StreamTarget {
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
-        fs::rename(&partial, &self.path).map_err(fail)?;
-        crash::point("after rename of the target");
-        Ok(())
+        put_in_place(&partial, &self.path).map_err(fail)
     }
 }
 

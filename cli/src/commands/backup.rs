@@ -1,7 +1,6 @@
 //! `milkrun backup`
 
 use std::collections::HashMap;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::Duration;
 
 use milkrun_coordinator::manifests;
@@ -11,7 +10,7 @@ use milkrun_repository::config::LockMode;
 use serde_json::{Value, json};
 use tokio_stream::StreamExt;
 
-use super::{Interrupt, check_lock_for};
+use super::{Interrupt, check_lock_for, thing};
 use crate::args::{self, Global, Named};
 use crate::embedded::{Embedded, host};
 use crate::output::{CliError, Exit, note, print, print_json, table};
@@ -76,15 +75,6 @@ fn check_sources(a: &args::Backup) -> Result<(), CliError> {
         return Err(CliError::usage("nothing to back up: name at least one --volume, --stream or --manifests"));
     }
     Ok(())
-}
-
-/// What tells one device or file from another, whatever path it goes by.
-fn thing(path: &str) -> String {
-    match std::fs::metadata(path) {
-        Ok(m) if m.file_type().is_block_device() => format!("device {}", m.rdev()),
-        Ok(m) => format!("file {} {}", m.dev(), m.ino()),
-        Err(_) => path.to_owned(),
-    }
 }
 
 /// Orders a backup and waits for its end.

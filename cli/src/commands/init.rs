@@ -36,18 +36,17 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     let url = &a.repository.repository;
     let place = place::connect(url, global).await?;
     let password = secret::password(true)?;
-    let options = InitOptions {
-        lock,
-        pages: PageCutter::DEFAULT,
-        streams: StreamCutter::DEFAULT,
-        cost: Cost::RECOMMENDED,
-    };
+    let options =
+        InitOptions { lock, pages: PageCutter::DEFAULT, streams: StreamCutter::DEFAULT, cost: Cost::RECOMMENDED };
     let made = init(place.store, &password, options).await.map_err(explain)?;
     let config = &made.repository.config;
     let public_key = hex::encode(config.keys.signing.as_bytes());
     if let Some(path) = &a.write_public_key {
-        write_key(path, &public_key)
-            .map_err(|e| CliError::failed(format!("the repository is made; can't write {path:?}: {e}; its public key is {public_key}")))?;
+        write_key(path, &public_key).map_err(|e| {
+            CliError::failed(format!(
+                "the repository is made; can't write {path:?}: {e}; its public key is {public_key}"
+            ))
+        })?;
     }
     let policies = match url {
         StoreUrl::S3 { bucket, prefix } => role_policies(bucket, prefix).to_vec(),
@@ -71,8 +70,12 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     }
     print(&format!("Repository {} is made at {url}.\nPublic key: {public_key}\n", config.id));
     print(match &a.write_public_key {
-        Some(_) => "  Keep its file outside of the repository: `milkrun verify --public-key FILE` proves every byte with it.\n",
-        None => "  Write it to a file outside of the repository: `milkrun verify --public-key FILE` proves every byte with it.\n",
+        Some(_) => {
+            "  Keep its file outside of the repository: `milkrun verify --public-key FILE` proves every byte with it.\n"
+        }
+        None => {
+            "  Write it to a file outside of the repository: `milkrun verify --public-key FILE` proves every byte with it.\n"
+        }
     });
     match (mode, made.enforced) {
         (LockMode::None, _) => print("Locks: none. Whoever may write there may delete.\n"),

@@ -13,7 +13,9 @@ pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliErr
     let app = a.application.as_ref().map(|app| repository.ring.app_hash(app));
     let listing = repository.catalog().list(app.as_ref()).await?;
     let mut documents = Vec::new();
-    let mut rows = vec![["POINT", "APPLICATION", "TIME", "VOLUMES", "SIZE", "GREW BY", "LOCKED UNTIL"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["POINT", "APPLICATION", "TIME", "VOLUMES", "SIZE", "GREW BY", "LOCKED UNTIL"].map(str::to_owned).to_vec(),
+    ];
     let mut damaged = Vec::new();
     for found in listing.points.iter().filter(|f| !f.root.tombstone) {
         let id = found.root.id();

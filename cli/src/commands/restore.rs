@@ -10,7 +10,7 @@ use milkrun_proto::control::v1 as control;
 use serde_json::json;
 use tokio_stream::StreamExt;
 
-use super::Interrupt;
+use super::{Interrupt, thing};
 use crate::args::{self, Global, Named};
 use crate::embedded::Embedded;
 use crate::output::{CliError, Exit, note, print, print_json, table};
@@ -64,13 +64,24 @@ fn check_targets(a: &args::Restore) -> Result<(), CliError> {
     if let Some(twice) = a.volume.iter().chain(&a.stream).find(|n| !names.insert(&n.name)) {
         return Err(CliError::usage(format!("{} is named twice", twice.name)));
     }
+    let mut things = std::collections::HashMap::new();
+    for target in a.volume.iter().chain(&a.stream) {
+        if let Some(first) = things.insert(thing(&target.path), target)
+            && target.path != "-"
+        {
+            let what = format!("{} and {} go to the same place: {}", first.name, target.name, target.path);
+            return Err(CliError::usage(what));
+        }
+    }
     if a.stream.iter().filter(|s| s.path == "-").count() > 1 {
         return Err(CliError::usage("only one stream can go to standard output"));
     }
     if let Some(folder) = &a.manifests {
         let used = std::fs::read_dir(folder).is_ok_and(|mut d| d.next().is_some());
         if used && !a.force {
-            return Err(CliError::usage(format!("the folder {folder:?} is not empty: choose another, or pass --force")));
+            return Err(CliError::usage(format!(
+                "the folder {folder:?} is not empty: choose another, or pass --force"
+            )));
         }
         if folder.exists() && !folder.is_dir() {
             return Err(CliError::usage(format!("{folder:?} is no folder")));

@@ -15,7 +15,8 @@ use crate::output::{CliError, Exit, print, print_json, table};
 use crate::{place, units};
 
 pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError> {
-    let selector: Selector = a.point.parse().map_err(|e: milkrun_repository::point::catalog::BadSelector| CliError::usage(e.to_string()))?;
+    let selector: Selector =
+        a.point.parse().map_err(|e: milkrun_repository::point::catalog::BadSelector| CliError::usage(e.to_string()))?;
     let (repository, _) = place::open(&a.repository.repository, global).await?;
     let found = repository.catalog().select(&selector, &repository.ring).await.map_err(|e| find_error(&a.point, e))?;
     let point = repository.open_point(found).await.map_err(point_error)?;
@@ -71,7 +72,10 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
         ("application", body.application.to_string()),
         ("time", root.moment.to_string()),
         ("locked until", root.lock_until.map_or_else(|| "not locked".into(), |l| l.to_string())),
-        ("made by", format!("{} on {}, in {}", body.writer, body.host, units::time(Duration::from_millis(body.duration_ms)))),
+        (
+            "made by",
+            format!("{} on {}, in {}", body.writer, body.host, units::time(Duration::from_millis(body.duration_ms))),
+        ),
         ("grew by", units::bytes(body.stored_bytes)),
         ("needs", format!("{} packs of {} in all", packs.len(), units::bytes(pack_bytes))),
     ];
@@ -115,7 +119,8 @@ fn damage(message: String) -> CliError {
 pub(crate) fn find_error(what: &str, e: FindError) -> CliError {
     match e {
         FindError::Store(f) => f.into(),
-        FindError::None => CliError::failed(format!("{what}: there is no such restore point")).with("`milkrun points` lists what there is."),
+        FindError::None => CliError::failed(format!("{what}: there is no such restore point"))
+            .with("`milkrun points` lists what there is."),
         e @ FindError::Refused { .. } => damage(format!("{what}: {}", chain(&e))),
     }
 }

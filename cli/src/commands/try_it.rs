@@ -78,8 +78,12 @@ pub(crate) async fn run(a: args::Try, global: &Global) -> Result<Exit, CliError>
 
     let url = StoreUrl::Directory(folder.join("repository"));
     let place = place::connect(&url, global).await?;
-    let options =
-        InitOptions { lock: LockPolicy::NONE, pages: PageCutter::DEFAULT, streams: StreamCutter::DEFAULT, cost: Cost::RECOMMENDED };
+    let options = InitOptions {
+        lock: LockPolicy::NONE,
+        pages: PageCutter::DEFAULT,
+        streams: StreamCutter::DEFAULT,
+        cost: Cost::RECOMMENDED,
+    };
     let made = init(place.store.clone(), PASSWORD, options).await.map_err(|e| CliError::from_error(&e))?;
     let repository = made.repository;
     let global = Global { cache: Some(global.cache.clone().unwrap_or_else(|| folder.join("cache"))), ..global.clone() };
@@ -147,7 +151,14 @@ fn print_summary(
         ["", "SIZE", "READ", "NEW", "STORED", "TIME"].map(str::to_owned).to_vec(),
         row("first backup".into(), first),
         row(second_name, second),
-        vec!["restore".into(), total(|v| v.size_bytes), total(|v| v.written_bytes), String::new(), String::new(), time(back.duration_ms)],
+        vec![
+            "restore".into(),
+            total(|v| v.size_bytes),
+            total(|v| v.written_bytes),
+            String::new(),
+            String::new(),
+            time(back.duration_ms),
+        ],
     ];
     print(&format!("\n{}", table(&rows)));
 }
@@ -300,7 +311,11 @@ fn compare(source: &Path, restored: &Path) -> Result<(), CliError> {
         }
         a.read_exact(&mut x[..n]).map_err(fail)?;
         if x[..n] != y[..n] {
-            return Err(CliError { exit: Exit::Damage, message: format!("{restored:?} differs from {source:?} near byte {at}"), advice: None });
+            return Err(CliError {
+                exit: Exit::Damage,
+                message: format!("{restored:?} differs from {source:?} near byte {at}"),
+                advice: None,
+            });
         }
         at += n as u64;
     }

@@ -31,7 +31,9 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
             for text in &a.which {
                 match text.parse() {
                     Ok(Selector::Point(id)) => options.points.push(id),
-                    Ok(Selector::Latest(app)) if !text.contains('@') => options.apps.push(repository.ring.app_hash(&app)),
+                    Ok(Selector::Latest(app)) if !text.contains('@') => {
+                        options.apps.push(repository.ring.app_hash(&app))
+                    }
                     Ok(selector) => {
                         let found = repository.catalog().select(&selector, &repository.ring).await;
                         options.points.push(found.map_err(|e| super::show::find_error(text, e))?.root.id());
@@ -42,7 +44,9 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
             let cache = place::cache(&repository, global)?;
             let report = verify::verify(&repository, &cache, &options).await?;
             if report.points == 0 && report.findings.is_empty() && !a.which.is_empty() {
-                return Err(CliError::failed("there is no such restore point").with("`milkrun points` lists what there is."));
+                return Err(
+                    CliError::failed("there is no such restore point").with("`milkrun points` lists what there is.")
+                );
             }
             report
         }
@@ -108,7 +112,11 @@ fn print_report(report: &Report, data: bool, global: &Global) -> Exit {
     ));
     if data {
         print(&format!("Read {} in {} packs", units::bytes(report.bytes_read), report.packs_read));
-        print(&if report.chunks_opened > 0 { format!(" and opened {} chunks.\n", report.chunks_opened) } else { ".\n".into() });
+        print(&if report.chunks_opened > 0 {
+            format!(" and opened {} chunks.\n", report.chunks_opened)
+        } else {
+            ".\n".into()
+        });
     }
     if report.findings.is_empty() {
         print("Nothing is wrong.\n");

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
@@ -231,6 +231,7 @@ async fn move_volumes(
     };
     if result.is_err() {
         cancel(&agent, run, &open).await;
+        crate::runs::await_stopped(inbox, open).await;
     }
     result
 }
@@ -416,9 +417,7 @@ impl Run {
     }
 
     /// Receipts of what this run stored and its maps name, and what they reuse.
-    fn receipts(
-        &self,
-    ) -> Result<(Vec<milkrun_repository::point::StoredPack>, Vec<PackInfo>), BackupError> {
+    fn receipts(&self) -> Result<(Vec<milkrun_repository::point::StoredPack>, Vec<PackInfo>), BackupError> {
         let referenced = lock(&self.referenced).clone();
         let stored: HashMap<_, _> = lock(&self.stored).drain(..).map(|s| (s.info().id, s)).collect();
         let index = lock(&self.index);

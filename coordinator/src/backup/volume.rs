@@ -88,9 +88,11 @@ impl Run {
                 return build.builder.push(child, &mut put).await;
             }
             // An unchanged hole has no leaf; the agent need not know.
-            let hole = build.told.range(..=region.offset).next_back().is_none_or(|(at, (_, leaf))| {
-                at + leaf.len() <= region.offset
-            });
+            let hole = build
+                .told
+                .range(..=region.offset)
+                .next_back()
+                .is_none_or(|(at, (_, leaf))| at + leaf.len() <= region.offset);
             if !hole || !region.extents.is_empty() {
                 return Err(nonsense("an unchanged region that the parent does not have"));
             }

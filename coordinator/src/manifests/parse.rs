@@ -84,7 +84,8 @@ pub fn load_paths(paths: &[PathBuf]) -> Result<Vec<Object>, LoadError> {
         }
         files.sort();
         for file in files {
-            let text = std::fs::read_to_string(&file).map_err(|source| LoadError::Read { path: file.clone(), source })?;
+            let text =
+                std::fs::read_to_string(&file).map_err(|source| LoadError::Read { path: file.clone(), source })?;
             texts.push((file, text));
         }
     }

@@ -18,7 +18,8 @@ fn reads_many_documents_and_unrolls_lists() {
     let names: Vec<String> = objects.iter().map(|o| o.identity.to_string()).collect();
     assert_eq!(names, ["ConfigMap shop/a", "Deployment.apps a"]);
     assert_eq!(objects[0].value["data"]["block"], "---not a marker\nx\n");
-    let list = r#"{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"}}]}"#;
+    let list =
+        r#"{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"}}]}"#;
     assert_eq!(load_text("x.json", list).unwrap()[0].identity.kind, "Secret");
 }
 
@@ -45,7 +46,12 @@ fn says_file_and_line_of_what_is_wrong() {
 
 #[test]
 fn an_object_has_a_file_of_its_own() {
-    let id = |kind: &str, name: &str| Identity { group: "apps".into(), kind: kind.into(), namespace: "n".into(), name: name.into() };
+    let id = |kind: &str, name: &str| Identity {
+        group: "apps".into(),
+        kind: kind.into(),
+        namespace: "n".into(),
+        name: name.into(),
+    };
     assert_eq!(id("Deployment", "web").file_name(), "deployment_apps_n_web.json");
     let names: std::collections::HashSet<String> =
         ["a/b", "a_b", "A_b", "a:b", &"x".repeat(300)].iter().map(|n| id("Role", n).file_name()).collect();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::id::{RunId, VolumeName};
+use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::root::VolumeKind;
-use milkrun_repository::point::Selector;
 use milkrun_repository::repository::PointError;
 use tokio::sync::mpsc;
 use wire::from_agent::Message as FromAgent;
@@ -112,7 +112,10 @@ async fn tell(events: &Events, event: control::restore_event::Event) {
 fn check_targets(order: &Order, names: &[String]) -> Result<HashMap<String, usize>, RestoreError> {
     let known = || if names.is_empty() { "no volumes".to_owned() } else { names.join(", ") };
     if order.targets.is_empty() && !order.manifests {
-        let what = format!("say where to: the point has {} (--volume NAME=PATH, --stream NAME=PATH, --manifests DIR)", known());
+        let what = format!(
+            "say where to: the point has {} (--volume NAME=PATH, --stream NAME=PATH, --manifests DIR)",
+            known()
+        );
         return Err(RestoreError::Order(what));
     }
     let mut wanted = HashMap::new();
@@ -174,6 +177,7 @@ async fn move_volumes(
     };
     if let Err(e) = result {
         cancel(&agent, state.open().map(|v| assignment(v))).await;
+        crate::runs::await_stopped(inbox, state.open().cloned().collect()).await;
         return Err(e);
     }
     let volumes = &run.point.body.volumes;
@@ -198,12 +202,7 @@ async fn cancel(agent: &Link, assignments: impl Iterator<Item = wire::Assignment
     }
 }
 
-fn restore_volume(
-    order: &Order,
-    run: &Run,
-    target: &TargetSpec,
-    assignment: wire::Assignment,
-) -> wire::RestoreVolume {
+fn restore_volume(order: &Order, run: &Run, target: &TargetSpec, assignment: wire::Assignment) -> wire::RestoreVolume {
     let entry = &run.point.body.volumes[run.volumes[target.name.as_str()]];
     let stream = target.stream || entry.kind == VolumeKind::Stream;
     let kind = if stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };

@@ -55,7 +55,9 @@ pub fn backup(e: &BackupError) -> Status {
         BackupError::Cancelled => Code::Cancelled,
         BackupError::Parent(e) => of_point(e),
         BackupError::Map(e) => of_metadata(e),
-        BackupError::Commit(CommitError::Store(f) | CommitError::Unknowable(f)) | BackupError::Store(f) => of_failure(f),
+        BackupError::Commit(CommitError::Store(f) | CommitError::Unknowable(f)) | BackupError::Store(f) => {
+            of_failure(f)
+        }
         BackupError::Create(_, CreateError::Failed(f)) => of_failure(f),
         BackupError::Nonsense { .. }
         | BackupError::AgentGone

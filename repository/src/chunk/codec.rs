@@ -146,7 +146,9 @@ mod tests {
         let mut noise = vec![0; 100_000];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         let text = b"one fish two fish ".repeat(5000);
-        for (plain, wanted) in [(noise, Codec::Raw), (text, Codec::Zstd), (vec![1], Codec::Raw), (Vec::new(), Codec::Raw)] {
+        for (plain, wanted) in
+            [(noise, Codec::Raw), (text, Codec::Zstd), (vec![1], Codec::Raw), (Vec::new(), Codec::Raw)]
+        {
             let mut out = vec![0; plain.len()];
             let (codec, n) = c.compress(&plain, &mut out);
             assert_eq!(codec, wanted);

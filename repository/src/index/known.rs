@@ -69,7 +69,7 @@ pub struct ChunkIndex {
 
 impl ChunkIndex {
     /// Loads the segments of `domain`. One that is missing, damaged or forged is left out with a warning: what it knew
-    /// is uploaded again, or [rebuilt](crate::metadata::Maps::rebuild_index).
+    /// is found again through the parent's maps, or uploaded again.
     ///
     /// # Errors
     /// [`Failure`] when the store can't be asked.
@@ -186,8 +186,10 @@ impl ChunkIndex {
     pub fn written(&mut self, id: SegmentId, mapped: MappedSegment) {
         let replaced: HashSet<SegmentId> = mapped.replaces().iter().copied().collect();
         self.segments.retain(|(id, _)| !replaced.contains(id));
+        // What was sealed while the segment was on its way is not in it.
+        let written: HashSet<PackId> = mapped.packs().iter().map(|p| p.id).collect();
         self.segments.push((id, mapped));
-        self.fresh.clear();
-        self.unwritten.clear();
+        self.fresh.retain(|_, place| !written.contains(&place.pack));
+        self.unwritten.retain(|id| !written.contains(id));
     }
 }

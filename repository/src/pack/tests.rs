@@ -10,8 +10,11 @@ fn ring() -> KeyRing {
 
 fn build(chunks: &[Vec<u8>]) -> (KeyRing, SealedPack, Vec<(ChunkId, Place)>) {
     let ring = ring();
-    let target =
-        PackTarget { repository: RepositoryId::from_bytes([9; 16]), kind: PackKind::Data, recipient: ring.public().data };
+    let target = PackTarget {
+        repository: RepositoryId::from_bytes([9; 16]),
+        kind: PackKind::Data,
+        recipient: ring.public().data,
+    };
     let domain = ring.domain(ring.app_hash(&"shop".parse().unwrap()));
     let mut compressor = Compressor::new(Level::DEFAULT).unwrap();
     let mut builder = PackBuilder::new(target, vec![0xaa; 4 << 20]);

@@ -144,7 +144,8 @@ impl Catalog<'_> {
                 _ => by_key.push((v.key.clone(), vec![v])),
             }
         }
-        let mut looks = futures::stream::iter(by_key.into_iter().map(|(key, of_key)| self.look_at(key, of_key))).buffered(16);
+        let mut looks =
+            futures::stream::iter(by_key.into_iter().map(|(key, of_key)| self.look_at(key, of_key))).buffered(16);
         let mut listing = Listing::default();
         while let Some(result) = looks.next().await {
             let (found, refused) = result?;

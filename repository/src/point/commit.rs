@@ -13,13 +13,13 @@ use futures::StreamExt;
 use super::placement::Placement;
 use super::root::{Root, RootBody};
 use crate::clock::Moment;
-use crate::config::{Config, LockMode};
+use crate::config::Config;
 use crate::id::PackId;
 use crate::index::PackInfo;
 use crate::keys::KeyRing;
 use crate::keys::hybrid::HybridError;
 use crate::pack::{Place, SealedKey};
-use crate::store::{CreateError, Failure, Firmness, GetError, Happened, Head, Key, Lock, Operation, Store, Trouble};
+use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, Store};
 
 /// Calls in flight while packs are looked at and extended.
 const PARALLEL: usize = 64;
@@ -123,11 +123,7 @@ pub struct Locks {
 impl Locks {
     /// For a point of `moment` that stays locked for `period`.
     pub fn of(config: &Config, moment: Moment, period: Duration) -> Self {
-        let firmness = match config.lock.mode {
-            LockMode::None => return Self { point: None, packs: None },
-            LockMode::Governance => Firmness::Governance,
-            LockMode::Compliance => Firmness::Compliance,
-        };
+        let Some(firmness) = config.lock.mode.firmness() else { return Self { point: None, packs: None } };
         let policy = crate::config::LockPolicy { period, ..config.lock };
         let until = moment.plus(period).ceil(Duration::from_secs(1));
         Self {
@@ -211,7 +207,8 @@ impl Commit<'_> {
     /// Commits.
     ///
     /// # Errors
-    /// [`CommitError`]; unless it is [`CommitError::Unknowable`], the point does not exist.
+    /// [`CommitError`]. The point then does not exist, but for two cases that say so: [`CommitError::Unknowable`], and an
+    /// error about the root's own key, which the store took and did not keep as asked; `verify` names such a point.
     pub async fn run(self) -> Result<Committed, CommitError> {
         let Self { store, config, ring, root, body, maps, locks, stored, reused } = self;
         let mut packs: BTreeMap<PackId, PackInfo> = BTreeMap::new();
@@ -320,9 +317,4 @@ pub async fn check_store_clock(store: &dyn Store, key: &Key) -> Result<(), Commi
         Err(GetError::NotFound(_)) => Err(CommitError::Vanished(key.clone())),
         Err(GetError::Failed(f)) => Err(f.into()),
     }
-}
-
-/// A failure that says that nothing was asked: used where a person stopped the run.
-pub fn cancelled(key: &Key) -> Failure {
-    Failure::new(Operation::Create, key, Trouble::Refused).because("the run was stopped")
 }

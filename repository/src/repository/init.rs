@@ -14,7 +14,7 @@ use crate::id::{KeyId, RepositoryId};
 use crate::keys::wrapped::{self, Cost};
 use crate::keys::{KeyRing, Secret};
 use crate::point::commit::{CommitError, Locks, check_clock};
-use crate::store::{CreateError, DeleteError, Failure, Firmness, GetError, Key, Lock, SharedStore, Store, Trouble, list};
+use crate::store::{CreateError, DeleteError, Failure, GetError, Key, Lock, SharedStore, Store, Trouble, list};
 
 /// How long the probe object stays locked.
 const PROBE_LOCK: Duration = Duration::from_secs(90);
@@ -59,10 +59,14 @@ pub enum InitError {
     #[error("locks need versioning, which is not enabled on the bucket: enable it, or use --lock none")]
     NoVersions,
     /// No Object Lock.
-    #[error("the bucket has no Object Lock: make one with it enabled (it can't be added on most stores), or use --lock none")]
+    #[error(
+        "the bucket has no Object Lock: make one with it enabled (it can't be added on most stores), or use --lock none"
+    )]
     NoLocks,
     /// A create-only PUT overwrote.
-    #[error("the store ignores create-only PUTs (If-None-Match: *): two writers could overwrite each other's restore points")]
+    #[error(
+        "the store ignores create-only PUTs (If-None-Match: *): two writers could overwrite each other's restore points"
+    )]
     NoCreateOnly,
     /// What was written came back different.
     #[error("the store returned other bytes than were written")]
@@ -96,7 +100,8 @@ impl From<GetError> for InitError {
 /// Makes a repository.
 ///
 /// # Errors
-/// [`InitError`]; then nothing is left but, at most, a probe object whose lock ends within two minutes.
+/// [`InitError`]; then nothing is left but, at most, a probe object whose lock ends within two minutes, and a key file
+/// that opens nothing.
 pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> Result<Initialised, InitError> {
     let capabilities = store.capabilities().await?;
     if capabilities.default_retention {
@@ -116,7 +121,10 @@ pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> 
         Err(GetError::Failed(f)) => return Err(f.into()),
     }
     // Left-overs of an init that was interrupted are fine; anything of somebody else's is not.
-    let foreign = list(&*store, "").await?.into_iter().any(|l| !l.key.as_str().starts_with("probe/") && !l.key.as_str().starts_with("keys/"));
+    let foreign = list(&*store, "")
+        .await?
+        .into_iter()
+        .any(|l| !l.key.as_str().starts_with("probe/") && !l.key.as_str().starts_with("keys/"));
     if foreign {
         return Err(InitError::NotEmpty(store.describe()));
     }
@@ -138,14 +146,14 @@ pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> 
     create(&*store, &Key::secret(&key_id), key_file.into(), None).await?;
     // Last: a repository exists from the moment its configuration does.
     let locks = Locks::of(&config, now, options.lock.period);
-    create(&*store, &Key::config(), bytes, locks.packs).await?;
-    let repository = Repository { store, config, ring: Arc::new(ring) };
+    let config_version = create(&*store, &Key::config(), bytes, locks.packs).await?;
+    let repository = Repository { store, config, config_version, ring: Arc::new(ring) };
     Ok(Initialised { repository, enforced: capabilities.enforced })
 }
 
-async fn create(store: &dyn Store, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<(), InitError> {
+async fn create(store: &dyn Store, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, InitError> {
     match store.create(key, body, lock).await {
-        Ok(_) => Ok(()),
+        Ok(version) => Ok(version),
         Err(CreateError::Exists(_)) => Err(InitError::Exists(store.describe())),
         Err(CreateError::Failed(f)) => Err(f.into()),
     }
@@ -155,12 +163,7 @@ async fn create(store: &dyn Store, key: &Key, body: Bytes, lock: Option<Lock>) -
 async fn probe(store: &dyn Store, mode: LockMode, enforced: bool) -> Result<(), InitError> {
     let key = Key::probe(&KeyId::random());
     let body = Bytes::from_static(b"milkrun tries the store");
-    let firmness = match mode {
-        LockMode::None => None,
-        LockMode::Governance => Some(Firmness::Governance),
-        LockMode::Compliance => Some(Firmness::Compliance),
-    };
-    let lock = firmness.map(|firmness| Lock { firmness, until: Moment::now().plus(PROBE_LOCK) });
+    let lock = mode.firmness().map(|firmness| Lock { firmness, until: Moment::now().plus(PROBE_LOCK) });
     let version = match store.create(&key, body.clone(), lock).await {
         Ok(version) => version,
         Err(CreateError::Exists(_)) => return Err(InitError::NoCreateOnly),
@@ -227,9 +230,10 @@ pub fn role_policies(bucket: &str, prefix: &str) -> [(&'static str, String); 3] 
         });
         format!("{document:#}")
     };
-    let list = ["s3:ListBucket", "s3:ListBucketVersions", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"];
+    let list =
+        ["s3:ListBucket", "s3:ListBucketVersions", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"];
     let read = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention"];
-    // The writer may delete the leases that it made (no version right: a marker hides them), never a version.
+    // The writer deletes nothing, not even its leases: the collector ends those of runs that are over.
     let write = [&read[..], &["s3:PutObject", "s3:PutObjectRetention"]].concat();
     let collect = [&read[..], &["s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"]].concat();
     [("writer", policy(&write, &list)), ("collector", policy(&collect, &list)), ("reader", policy(&read, &list))]

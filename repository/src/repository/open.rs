@@ -6,7 +6,7 @@ use super::Repository;
 use crate::config::{Config, ConfigError};
 use crate::keys::KeyRing;
 use crate::keys::wrapped::{self, UnwrapError};
-use crate::store::{Failure, GetError, Key, SharedStore, Store};
+use crate::store::{Failure, GetError, Key, SharedStore, Store, Version};
 
 /// Why a repository was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -38,14 +38,14 @@ pub enum OpenError {
 }
 
 /// All versions of an object, the oldest first: an older one is the one that was locked.
-async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Key, bytes::Bytes)>, Failure> {
+async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, bytes::Bytes)>, Failure> {
     let mut listed = store.versions(prefix).await?;
     listed.retain(|l| !l.delete_marker);
     listed.sort_by(|a, b| a.key.cmp(&b.key).then(a.latest.cmp(&b.latest)).then(a.modified.cmp(&b.modified)));
     let mut out = Vec::new();
     for l in listed {
         match store.get(&l.key, Some(&l.version), None).await {
-            Ok(bytes) => out.push((l.key, bytes)),
+            Ok(bytes) => out.push((l.version, bytes)),
             Err(GetError::NotFound(_)) => {}
             Err(GetError::Failed(f)) => return Err(f),
         }
@@ -87,9 +87,9 @@ pub async fn open(store: SharedStore, password: &[u8]) -> Result<Repository, Ope
     }
     let mut decoded = Vec::new();
     let mut refused = None;
-    for (_, bytes) in configs {
+    for (version, bytes) in configs {
         match Config::decode(&bytes) {
-            Ok(config) => decoded.push((config, bytes)),
+            Ok(config) => decoded.push((config, version, bytes)),
             Err(e) => refused = Some(e),
         }
     }
@@ -103,7 +103,7 @@ pub async fn open(store: SharedStore, password: &[u8]) -> Result<Repository, Ope
         return Err(OpenError::NoKeys);
     }
     let mut last = UnwrapError::Malformed;
-    for (config, bytes) in &decoded {
+    for (config, version, bytes) in &decoded {
         for (_, object) in &keys {
             match wrapped::unwrap(object, password, bytes) {
                 Ok(secret) => {
@@ -111,7 +111,8 @@ pub async fn open(store: SharedStore, password: &[u8]) -> Result<Repository, Ope
                     if ring.public() != config.keys {
                         return Err(OpenError::Tampered);
                     }
-                    return Ok(Repository { store, config: config.clone(), ring: Arc::new(ring) });
+                    let (config, config_version) = (config.clone(), version.clone());
+                    return Ok(Repository { store, config, config_version, ring: Arc::new(ring) });
                 }
                 Err(UnwrapError::Malformed) => {}
                 Err(e) => last = e,

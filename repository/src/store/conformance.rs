@@ -42,13 +42,15 @@ pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
 
     // Of many that create one key at once, one wins, and its body stays.
     let contested = key("contested");
-    let tries = futures::future::join_all((0..8_u8).map(|i| store.create(&contested, Bytes::from(vec![i; 1000]), None))).await;
+    let tries =
+        futures::future::join_all((0..8_u8).map(|i| store.create(&contested, Bytes::from(vec![i; 1000]), None))).await;
     let winners: Vec<usize> = (0..8).filter(|&i| tries[i].is_ok()).collect();
     assert_eq!(winners.len(), 1, "{tries:?}");
     assert_eq!(store.get(&contested, None, None).await.unwrap()[0] as usize, winners[0]);
 
     // Listing: by prefix, sorted, nothing else.
-    let listed: Vec<String> = list(store, &format!("{base}/")).await.unwrap().iter().map(|l| l.key.to_string()).collect();
+    let listed: Vec<String> =
+        list(store, &format!("{base}/")).await.unwrap().iter().map(|l| l.key.to_string()).collect();
     assert_eq!(listed, ["a", "contested", "empty"].map(|n| format!("{base}/{n}")));
     assert!(list(store, &format!("{base}/nothing")).await.unwrap().is_empty());
 
@@ -73,8 +75,7 @@ pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
 
     // Grants: one object, with its lock, once; and reading it.
     let granted = key("granted");
-    let terms =
-        PutTerms { key: granted.clone(), length: end, crc32: crc32fast::hash(&body), lock: Some(lock) };
+    let terms = PutTerms { key: granted.clone(), length: end, crc32: crc32fast::hash(&body), lock: Some(lock) };
     let grant = store.grant_put(&terms).await.unwrap();
     redeemer.put(&grant, body.clone()).await.unwrap();
     assert!(matches!(redeemer.put(&grant, body.clone()).await, Err(CreateError::Exists(_))));

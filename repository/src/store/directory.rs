@@ -315,8 +315,7 @@ impl Store for Directory {
                 let why = "a lock can't be shortened";
                 return Err(Failure::new(Operation::ExtendLock, &key, Trouble::Denied).because(why).into());
             }
-            grow_lock(&root, &key, lock)
-                .map_err(|e| failure(Operation::ExtendLock, &key, Happened::Maybe, e).into())
+            grow_lock(&root, &key, lock).map_err(|e| failure(Operation::ExtendLock, &key, Happened::Maybe, e).into())
         })
         .await
     }

@@ -83,10 +83,9 @@ impl<T> Faulty<T> {
     fn after(&self, fault: Option<Fault>, operation: Operation, key: &str) -> Result<(), Failure> {
         crash::point(&format!("after {operation} {key}"));
         match fault {
-            Some(Fault::After(trouble)) => Err(Failure {
-                happened: Happened::Maybe,
-                ..Failure::new(operation, key, trouble).because("injected")
-            }),
+            Some(Fault::After(trouble)) => {
+                Err(Failure { happened: Happened::Maybe, ..Failure::new(operation, key, trouble).because("injected") })
+            }
             _ => Ok(()),
         }
     }

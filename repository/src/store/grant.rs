@@ -14,8 +14,10 @@ use futures::StreamExt;
 use super::throttle::Throttle;
 use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble, directory};
 
-/// How long a grant may be used.
-pub const GRANT_LIFETIME: Duration = Duration::from_secs(15 * 60);
+/// How long a grant to store may be used.
+pub const PUT_LIFETIME: Duration = Duration::from_secs(15 * 60);
+/// How long a grant to read may be used: ranges are planned ahead of a slow target.
+pub const GET_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 
 /// What a grant to store is for; all of it is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,12 +119,10 @@ impl Redeemer {
         let mut builder = reqwest::Client::builder()
             .http1_only()
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(60))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never());
         if let Some(path) = ca_file {
-            let pem =
-                std::fs::read(path).map_err(|source| HttpSetupError::CaFile { path: path.to_owned(), source })?;
+            let pem = std::fs::read(path).map_err(|source| HttpSetupError::CaFile { path: path.to_owned(), source })?;
             let roots = reqwest::Certificate::from_pem_bundle(&pem)
                 .ok()
                 .filter(|c| !c.is_empty())
@@ -209,7 +209,12 @@ impl Redeem for Redeemer {
                 let response = request.send().await.map_err(|e| transport(Operation::Create, url, e).maybe())?;
                 match response.status().as_u16() {
                     200..300 => Ok(()),
-                    409 | 412 => Err(CreateError::Exists(shown(url).to_owned())),
+                    // Another conditional PUT of the same key is under way: ask again.
+                    409 => {
+                        let failure = refused(Operation::Create, url, response).await;
+                        Err(Failure { trouble: Trouble::Busy, ..failure }.into())
+                    }
+                    412 => Err(CreateError::Exists(shown(url).to_owned())),
                     _ => Err(refused(Operation::Create, url, response).await.into()),
                 }
             }

@@ -50,6 +50,9 @@ impl Patience {
     };
 }
 
+/// Bytes per second below which a transfer counts as dead.
+const SLOWEST: u64 = 16 << 10;
+
 /// The decorator.
 pub struct Retrying<T> {
     inner: T,
@@ -108,13 +111,23 @@ impl<T> Retrying<T> {
         key: &str,
         call: impl Fn() -> F,
     ) -> (Result<V, E>, bool) {
+        self.repeat_sized(key, 0, call).await
+    }
+
+    /// A call that sends or fetches `bytes` may take longer: a slow link, or a bound on bandwidth, is no failure.
+    async fn repeat_sized<V, E: Judged, F: Future<Output = Result<V, E>>>(
+        &self,
+        key: &str,
+        bytes: u64,
+        call: impl Fn() -> F,
+    ) -> (Result<V, E>, bool) {
+        let limit = self.patience.call_limit + Duration::from_secs(bytes / SLOWEST);
         let mut pause = self.patience.first_pause;
         let mut unknown = false;
         for attempt in 1.. {
             let quiet = *self.quiet_until.lock().await;
             tokio::time::sleep_until(quiet).await;
-            let result =
-                tokio::time::timeout(self.patience.call_limit, call()).await.unwrap_or_else(|_| Err(E::timed_out(key)));
+            let result = tokio::time::timeout(limit, call()).await.unwrap_or_else(|_| Err(E::timed_out(key)));
             let Err(error) = result else { return (result, unknown) };
             let Some(failure) = error.failure() else { return (Err(error), unknown) };
             let earlier = unknown;
@@ -150,7 +163,7 @@ impl<S: Store> Store for Retrying<S> {
 
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         let (result, unknown) =
-            self.repeat(key.as_str(), || self.inner.create(key, body.clone(), lock)).await;
+            self.repeat_sized(key.as_str(), body.len() as u64, || self.inner.create(key, body.clone(), lock)).await;
         let ours = match &result {
             // Taken, after an attempt of ours that may have been the one who took it.
             Err(CreateError::Exists(_)) => unknown,
@@ -162,14 +175,14 @@ impl<S: Store> Store for Retrying<S> {
         }
         // An unknown outcome is read back, never guessed.
         match self.get(key, None, None).await {
-            Ok(found) if found == body => {
-                self.head(key, None).await.map(|h| h.version).map_err(|e| match e {
-                    GetError::Failed(f) => f.maybe().into(),
-                    GetError::NotFound(k) => Failure::new(super::Operation::Create, k, Trouble::Garbled).maybe().into(),
-                })
-            }
+            Ok(found) if found == body => self.head(key, None).await.map(|h| h.version).map_err(|e| match e {
+                GetError::Failed(f) => f.maybe().into(),
+                GetError::NotFound(k) => Failure::new(super::Operation::Create, k, Trouble::Garbled).maybe().into(),
+            }),
             Ok(_) => Err(CreateError::Exists(key.to_string())),
-            Err(_) => result,
+            // Taken, perhaps by us, and it can't be told: that must not read as somebody else's.
+            Err(GetError::Failed(f)) => Err(f.maybe().into()),
+            Err(GetError::NotFound(_)) => result,
         }
     }
 
@@ -207,13 +220,14 @@ impl<R: Redeem> Redeem for Retrying<R> {
     /// Who redeems can't read back: "exists" after an unknown outcome counts as done, and the coordinator's seal checks
     /// what is really there (length, checksum, lock) before anything relies on it.
     async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
-        match self.repeat("pack", || self.inner.put(grant, body.clone())).await {
+        match self.repeat_sized("pack", body.len() as u64, || self.inner.put(grant, body.clone())).await {
             (Err(CreateError::Exists(_)), true) => Ok(()),
             (result, _) => result,
         }
     }
 
     async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
-        self.repeat("pack", || self.inner.get(grant, range.clone())).await.0
+        let bytes = range.end.saturating_sub(range.start);
+        self.repeat_sized("pack", bytes, || self.inner.get(grant, range.clone())).await.0
     }
 }

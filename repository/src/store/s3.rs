@@ -12,9 +12,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{
-    RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
-};
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::presigning::PresigningConfig;
@@ -29,7 +27,7 @@ use aws_smithy_runtime_api::http::Response;
 use aws_smithy_types::base64;
 use bytes::Bytes;
 
-use super::grant::{GRANT_LIFETIME, GetGrant, PutGrant, PutTerms, trouble_of};
+use super::grant::{GET_LIFETIME, GetGrant, PUT_LIFETIME, PutGrant, PutTerms, trouble_of};
 use super::throttle::Throttle;
 use super::{
     Capabilities, CreateError, DeleteError, Failure, Firmness, GetError, Head, Key, Listed, Lock, Operation, Store,
@@ -97,8 +95,7 @@ impl S3 {
             let pem = std::fs::read(&path).map_err(|source| S3SetupError::CaFile { path, source })?;
             roots = roots.with_pem_certificate(pem);
         }
-        let context =
-            TlsContext::builder().with_trust_store(roots).build().map_err(|e| S3SetupError::Tls(e.into()))?;
+        let context = TlsContext::builder().with_trust_store(roots).build().map_err(|e| S3SetupError::Tls(e.into()))?;
         let http = HttpBuilder::new().build_with_connector_fn(move |settings, components| {
             let mut connector = Connector::builder()
                 .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
@@ -185,9 +182,7 @@ where
     E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
 {
     let (status, code) = match &error {
-        SdkError::ServiceError(e) => {
-            (e.raw().status().as_u16(), e.err().code().unwrap_or_default().to_owned())
-        }
+        SdkError::ServiceError(e) => (e.raw().status().as_u16(), e.err().code().unwrap_or_default().to_owned()),
         SdkError::ResponseError(e) => (e.raw().status().as_u16(), String::new()),
         _ => (0, String::new()),
     };
@@ -416,8 +411,7 @@ impl Store for S3 {
     }
 
     async fn delete(&self, key: &Key, version: &Version) -> Result<(), DeleteError> {
-        let request =
-            self.client.delete_object().bucket(&self.bucket).key(self.name(key)).version_id(&version.0);
+        let request = self.client.delete_object().bucket(&self.bucket).key(self.name(key)).version_id(&version.0);
         match request.send().await {
             Ok(_) => Ok(()),
             Err(e) => {
@@ -436,7 +430,7 @@ impl Store for S3 {
         let length = i64::try_from(terms.length).unwrap_or(i64::MAX);
         let request = self.put(&terms.key, terms.crc32, terms.lock).content_length(length);
         let signed = request
-            .presigned(presigning(&terms.key)?)
+            .presigned(presigning(&terms.key, PUT_LIFETIME)?)
             .await
             .map_err(|e| judge(Operation::Grant, terms.key.as_str(), e).failure)?;
         let headers = signed.headers().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
@@ -446,7 +440,7 @@ impl Store for S3 {
     async fn grant_get(&self, key: &Key, version: &Version) -> Result<GetGrant, Failure> {
         let request = self.client.get_object().bucket(&self.bucket).key(self.name(key)).version_id(&version.0);
         let signed = request
-            .presigned(presigning(key)?)
+            .presigned(presigning(key, GET_LIFETIME)?)
             .await
             .map_err(|e| judge(Operation::Grant, key.as_str(), e).failure)?;
         let headers = signed.headers().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
@@ -460,6 +454,6 @@ impl S3 {
     }
 }
 
-fn presigning(key: &Key) -> Result<PresigningConfig, Failure> {
-    PresigningConfig::expires_in(GRANT_LIFETIME).map_err(|e| Failure::new(Operation::Grant, key, Trouble::Refused).because(e))
+fn presigning(key: &Key, lifetime: Duration) -> Result<PresigningConfig, Failure> {
+    PresigningConfig::expires_in(lifetime).map_err(|e| Failure::new(Operation::Grant, key, Trouble::Refused).because(e))
 }

@@ -52,7 +52,10 @@ async fn retries_hide_every_passing_fault() {
         for i in 0..40 {
             let (key, body) = (Key::new(format!("packs/{i}")), Bytes::from(vec![i; 100]));
             store.create(&key, body.clone(), None).await.unwrap();
-            assert!(matches!(store.create(&key, Bytes::from_static(b"other"), None).await, Err(CreateError::Exists(_))));
+            assert!(matches!(
+                store.create(&key, Bytes::from_static(b"other"), None).await,
+                Err(CreateError::Exists(_))
+            ));
             assert_eq!(store.get(&key, None, None).await.unwrap(), body);
             assert_eq!(store.head(&key, None).await.unwrap().length, 100);
         }

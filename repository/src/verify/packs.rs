@@ -109,7 +109,8 @@ async fn look(
         }
         Err(GetError::Failed(f)) => return Err(f),
     }
-    let range = if whole { None } else { Some(info.length.saturating_sub(Directory::tail_len(&info.key))..info.length) };
+    let range =
+        if whole { None } else { Some(info.length.saturating_sub(Directory::tail_len(&info.key))..info.length) };
     let bytes = match repository.store.get(&key, Some(&info.version), range).await {
         Ok(bytes) => bytes,
         Err(GetError::NotFound(_)) => {
@@ -196,7 +197,8 @@ async fn open_all(
         };
         let (mut sealed, mut plain) = (Vec::new(), Vec::new());
         for (chunk, place) in &directory.slots {
-            let Some(slot) = bytes.get(place.offset as usize..usize::try_from(place.end()).unwrap_or(usize::MAX)) else {
+            let Some(slot) = bytes.get(place.offset as usize..usize::try_from(place.end()).unwrap_or(usize::MAX))
+            else {
                 reasons.push(format!("slot {} lies outside of the pack", place.slot));
                 continue;
             };

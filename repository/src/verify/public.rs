@@ -39,7 +39,8 @@ pub async fn verify_public(
 ) -> Result<(RepositoryId, Report), PublicError> {
     let configs = public_config(store).await?;
     let ours = configs.iter().find(|c| c.keys.signing == signer);
-    let repository = ours.ok_or(PublicError::Stranger)?.id;
+    let config = ours.ok_or(PublicError::Stranger)?;
+    let (repository, firm) = (config.id, config.lock.mode.firmness());
     let catalog = Catalog { store, repository, signer };
     let mut findings = Findings::default();
     let mut report = Report::default();
@@ -67,7 +68,7 @@ pub async fn verify_public(
             let entry = needed.entry(info.id).or_insert_with(|| Needed {
                 info: info.clone(),
                 lock_until: None,
-                firm: None,
+                firm,
                 points: std::collections::BTreeSet::new(),
                 app: found.root.app,
             });
@@ -75,7 +76,8 @@ pub async fn verify_public(
             entry.points.insert(id);
         }
     }
-    let mut reads = futures::stream::iter(needed.values().map(|n| read(store, n))).buffer_unordered(options.parallel.max(1));
+    let mut reads =
+        futures::stream::iter(needed.values().map(|n| read(store, n))).buffer_unordered(options.parallel.max(1));
     while let Some(result) = reads.next().await {
         let (needed, bytes, reasons) = result?;
         report.packs += 1;

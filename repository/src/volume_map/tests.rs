@@ -109,7 +109,10 @@ fn one_changed_leaf_rewrites_its_path_only() {
             };
             let mut builder = MapBuilder::new();
             for i in 0..1000 {
-                let r = MapRef { id: ChunkId::from_bytes([if changed == Some(i) { 1 } else { 2 }; 32]), place: place(1, 0, 9) };
+                let r = MapRef {
+                    id: ChunkId::from_bytes([if changed == Some(i) { 1 } else { 2 }; 32]),
+                    place: place(1, 0, 9),
+                };
                 builder.push(Child { len: 1000, chunk: Some(r) }, &mut put).await.unwrap();
             }
             builder.finish(&mut put).await.unwrap();

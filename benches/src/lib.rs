@@ -1,1 +1,0 @@
-//! Benchmarks of milkrun: stages, and side by side with peers.

@@ -1,0 +1,114 @@
+//! One stored sample per object and version. Each must parse for ever, and what is parsed must encode to the same bytes.
+//!
+//! `cargo xtask bless` writes samples that are missing. One that is there is never rewritten: a changed format is a new
+//! version with a sample of its own (see CONTRIBUTING.md, "Stored bytes").
+
+mod samples;
+
+use milkrun_repository::config::Config;
+use milkrun_repository::index::Segment;
+use milkrun_repository::keys::envelope::{self, Kind};
+use milkrun_repository::keys::wrapped;
+use milkrun_repository::pack::{Directory, PackKind, SlotOpener, slot_key};
+use milkrun_repository::point::lease::Lease;
+use milkrun_repository::point::{Placement, Root, RootBody};
+use milkrun_repository::store::Key;
+use milkrun_repository::volume_map::{Leaf, Node};
+use samples::*;
+
+/// The stored sample, or a new one if blessing.
+fn golden(name: &str, make: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if !path.exists() && std::env::var_os("MILKRUN_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, make()).unwrap();
+    }
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{name}: {e}; `cargo xtask bless` makes missing samples"))
+}
+
+#[test]
+fn configuration_v1() {
+    let bytes = golden("repository-v1.json", || config().encode(&ring()));
+    let parsed = Config::decode(&bytes).unwrap();
+    assert_eq!(parsed, config());
+    assert_eq!(parsed.encode(&ring()), bytes);
+}
+
+#[test]
+fn key_v1() {
+    let config = golden("repository-v1.json", || config().encode(&ring()));
+    let bytes = golden("key-v1.json", || wrapped::wrap(&secret(), PASSWORD, &config, wrapped::Cost::TEST).1);
+    let opened = wrapped::unwrap(&bytes, PASSWORD, &config).unwrap();
+    assert_eq!(milkrun_repository::keys::KeyRing::from_secret(&opened).public(), ring().public());
+}
+
+#[test]
+fn pack_v1() {
+    let bytes = golden("pack-v1.bin", || pack().bytes);
+    let key = Directory::footer(&bytes).unwrap();
+    let id = milkrun_repository::id::PackId::try_from(&bytes[40..56]).unwrap();
+    assert_eq!(Directory::check_header(&bytes, &repository(), &id).unwrap(), PackKind::Data);
+    let pack_key = key.open(ring().data(), &repository(), &id, PackKind::Data).unwrap();
+    let directory = Directory::open(&bytes, bytes.len() as u64, &repository(), &id, &pack_key, &key).unwrap();
+    let mut opener = SlotOpener::new(repository()).unwrap();
+    assert_eq!(directory.slots.len(), chunks().len());
+    for ((chunk, place), plain) in directory.slots.iter().zip(chunks()) {
+        assert_eq!(*chunk, domain().identify(&plain));
+        let mut sealed = bytes[place.offset as usize..place.end() as usize].to_vec();
+        let mut out = vec![0; plain.len()];
+        let key = slot_key(&pack_key, place.slot);
+        opener.open(chunk, place, &key, &mut sealed, &mut out, |b| domain().identify(b)).unwrap();
+        assert_eq!(out, plain);
+    }
+}
+
+#[test]
+fn root_v1() {
+    let bytes = golden("point-v1.bin", || root().encode(&body(), &ring(), &config().keys.metadata).unwrap());
+    let parsed = Root::decode(&bytes, &root().key(), &repository(), &ring().public().signing).unwrap();
+    assert_eq!(parsed, root());
+    assert_eq!(Root::open(&bytes, ring().metadata()).unwrap(), body());
+    let plain = golden("point-body-v1.bin", || body().encode());
+    assert_eq!(RootBody::decode(&plain).unwrap(), body());
+    assert_eq!(body().encode(), plain);
+    let tombstone = golden("tombstone-v1.bin", || root().encode_tombstone(&ring(), &config().keys.metadata).unwrap());
+    let parsed = Root::decode(&tombstone, &root().key(), &repository(), &ring().public().signing).unwrap();
+    assert!(parsed.tombstone);
+}
+
+#[test]
+fn placement_v1() {
+    let bytes = golden("placement-v1.bin", || placement().encode(&ring()));
+    let key = Key::placement(&root().id(), 0);
+    let signer = ring().public().signing;
+    let parsed = Placement::decode(&bytes, &key, &root().id(), &[7; 32], &repository(), &signer).unwrap();
+    assert_eq!(parsed, placement());
+    assert_eq!(parsed.encode(&ring()), bytes);
+}
+
+#[test]
+fn index_segment_v1() {
+    let body = golden("segment-body-v1.bin", || segment().encode());
+    assert_eq!(Segment::decode(&body).unwrap(), segment());
+    assert_eq!(segment().encode(), body);
+    let key = Key::new("index/golden/segment");
+    let object = golden("segment-v1.bin", || envelope::seal(&ring(), &repository(), &key, Kind::IndexSegment, &body));
+    assert_eq!(envelope::open(&ring(), &repository(), &key, Kind::IndexSegment, &object).unwrap(), body);
+}
+
+#[test]
+fn lease_v1() {
+    let body = golden("lease-body-v1.bin", || lease().encode());
+    assert_eq!(Lease::decode(&body).unwrap(), lease());
+    assert_eq!(lease().encode(), body);
+}
+
+#[test]
+fn volume_map_v1() {
+    let bytes = golden("leaf-v1.bin", || leaf().encode());
+    assert_eq!(Leaf::decode(&bytes).unwrap(), leaf());
+    assert_eq!(leaf().encode(), bytes);
+    let bytes = golden("node-v1.bin", || node().encode());
+    assert_eq!(Node::decode(&bytes).unwrap(), node());
+    assert_eq!(node().encode(), bytes);
+}

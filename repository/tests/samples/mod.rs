@@ -1,0 +1,176 @@
+//! One fixed value of every stored object.
+#![allow(dead_code, reason = "each test binary uses some of them")]
+
+use std::time::Duration;
+
+use milkrun_repository::chunk::codec::{Codec, Compressor, Level};
+use milkrun_repository::chunk::page_cutter::PageCutter;
+use milkrun_repository::chunk::stream_cutter::StreamCutter;
+use milkrun_repository::clock::Moment;
+use milkrun_repository::config::{Config, LockMode, LockPolicy};
+use milkrun_repository::id::{ChunkId, PackId, RepositoryId, RunId, SegmentId};
+use milkrun_repository::index::{PackInfo, Segment};
+use milkrun_repository::keys::{DomainKey, KeyRing, Secret};
+use milkrun_repository::pack::{PackBuilder, PackKind, PackTarget, Place, SealedKey, SealedPack};
+use milkrun_repository::point::lease::Lease;
+use milkrun_repository::point::root::{ManifestEntry, MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::point::{Placement, Root, RootBody};
+use milkrun_repository::store::Version;
+use milkrun_repository::volume_map::{Child, Extent, Leaf, MapRef, Node};
+
+pub const PASSWORD: &[u8] = b"golden";
+
+pub fn secret() -> Secret {
+    Secret::from_bytes([1; 32])
+}
+
+pub fn ring() -> KeyRing {
+    KeyRing::from_secret(&secret())
+}
+
+pub fn repository() -> RepositoryId {
+    RepositoryId::from_bytes([2; 16])
+}
+
+pub fn domain() -> DomainKey {
+    ring().domain(ring().app_hash(&"shop".parse().unwrap()))
+}
+
+pub fn config() -> Config {
+    Config {
+        id: repository(),
+        created: Moment::from_millis(1_763_821_800_123),
+        pages: PageCutter::DEFAULT,
+        streams: StreamCutter::DEFAULT,
+        lock: LockPolicy { mode: LockMode::Compliance, period: Duration::from_secs(30 * 86400) },
+        keys: ring().public(),
+    }
+}
+
+pub fn chunks() -> Vec<Vec<u8>> {
+    vec![b"hello".to_vec(), b"one fish two fish ".repeat(1000), (0..=255).collect()]
+}
+
+pub fn pack() -> SealedPack {
+    let target = PackTarget { repository: repository(), kind: PackKind::Data, recipient: config().keys.data };
+    let mut builder = PackBuilder::new(target, vec![0; 1 << 20]);
+    let mut compressor = Compressor::new(Level::DEFAULT).unwrap();
+    for chunk in chunks() {
+        builder.append(&domain().identify(&chunk), &chunk, &mut compressor);
+    }
+    builder.finish().unwrap()
+}
+
+pub fn root() -> Root {
+    Root {
+        tombstone: false,
+        repository: repository(),
+        app: ring().app_hash(&"shop".parse().unwrap()),
+        run: RunId::from_bytes([3; 8]),
+        moment: Moment::from_millis(1_763_821_800_123),
+        lock_until: Some(Moment::from_millis(1_766_413_800_000)),
+    }
+}
+
+fn map_id(seed: u8) -> MapId {
+    MapId { len: 123_456_789, level: 1, chunk: Some(ChunkId::from_bytes([seed; 32])) }
+}
+
+pub fn body() -> RootBody {
+    RootBody {
+        application: "shop".parse().unwrap(),
+        host: "node-1".into(),
+        writer: "milkrun 0.1.0".into(),
+        parent: Some(root().id()),
+        duration_ms: 4711,
+        stored_bytes: 1_000_000,
+        volumes: vec![
+            VolumeEntry {
+                name: "data".parse().unwrap(),
+                kind: VolumeKind::Image,
+                sector_bytes: 4096,
+                map: map_id(8),
+                hole_bytes: 5,
+                new_bytes: 6,
+                stored_bytes: 7,
+                notes: vec!["a note".into()],
+            },
+            VolumeEntry {
+                name: "dump".parse().unwrap(),
+                kind: VolumeKind::Stream,
+                sector_bytes: 0,
+                map: MapId { len: 0, level: 0, chunk: None },
+                hole_bytes: 0,
+                new_bytes: 0,
+                stored_bytes: 0,
+                notes: Vec::new(),
+            },
+        ],
+        manifests: Some(ManifestEntry { objects: 3, map: map_id(9) }),
+    }
+}
+
+pub fn place(seed: u8) -> Place {
+    Place {
+        pack: PackId::from_bytes([seed; 16]),
+        slot: 5,
+        offset: 64,
+        sealed_len: 1000,
+        plain_len: 4096,
+        codec: Codec::Zstd,
+    }
+}
+
+pub fn info(seed: u8) -> PackInfo {
+    PackInfo {
+        id: PackId::from_bytes([seed; 16]),
+        kind: if seed.is_multiple_of(2) { PackKind::Data } else { PackKind::Metadata },
+        length: 32 << 20,
+        digest: [seed; 32],
+        version: Version("3sL4kqtJlcpXroDTDmJ".into()),
+        key: SealedKey { encapsulated: [seed; 32], ciphertext: [seed; 48], slots: 7, directory_len: 324 },
+        locked_until: seed.is_multiple_of(2).then(|| Moment::from_millis(1_766_413_800_000)),
+    }
+}
+
+pub fn placement() -> Placement {
+    Placement {
+        repository: repository(),
+        root: [7; 32],
+        number: 0,
+        made: Moment::from_millis(1_763_821_801_000),
+        maps: vec![Some(place(4)), None, Some(place(5))],
+        packs: vec![info(4), info(5)],
+    }
+}
+
+pub fn segment() -> Segment {
+    let entry = |id: u8, pack: u8| (ChunkId::from_bytes([id; 32]), place(pack));
+    let mut segment = Segment::new(vec![info(4), info(6)], vec![entry(9, 4), entry(1, 6), entry(5, 4)]);
+    segment.replaces = vec![SegmentId::from_bytes([8; 16])];
+    segment
+}
+
+pub fn lease() -> Lease {
+    Lease::of(&root(), "node-1")
+}
+
+pub fn leaf() -> Leaf {
+    let data = |id: u8, pack: u8| Extent::Data {
+        len: 4000,
+        chunk_offset: 96,
+        id: ChunkId::from_bytes([id; 32]),
+        place: place(pack),
+    };
+    Leaf { extents: vec![data(1, 4), Extent::Hole { len: 65536 }, data(2, 6), data(1, 4)] }
+}
+
+pub fn node() -> Node {
+    let chunk = MapRef { id: ChunkId::from_bytes([3; 32]), place: place(5) };
+    let children = vec![
+        Child { len: 16 << 20, chunk: Some(chunk) },
+        Child { len: 10 << 40, chunk: None },
+        Child { len: 5, chunk: Some(chunk) },
+    ];
+    Node { level: 2, children }
+}

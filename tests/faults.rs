@@ -1,0 +1,192 @@
+//! Devices and stores that fail, through the whole of coordinator and agent: an error stops, names the volume and the
+//! offset, and loses nothing; what passes is retried; nothing half done is listed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use milkrun_agent::device::scripted::{Mishap, Scripted};
+use milkrun_repository::clock::Moment;
+use milkrun_repository::config::{LockMode, LockPolicy};
+use milkrun_repository::store::faulty::{Fault, Script};
+use milkrun_repository::store::{Operation, Trouble};
+use milkrun_tests::embedded::{World, sound};
+use milkrun_tests::noise;
+use tonic::Code;
+
+const LOCKED: LockPolicy = LockPolicy { mode: LockMode::Compliance, period: Duration::from_secs(3600) };
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+#[test]
+fn a_device_that_fails_in_the_middle_fails_the_run_and_names_the_offset() {
+    runtime().block_on(async {
+        let world = World::new(LockPolicy::NONE).await;
+        world.content("good", noise(20 << 20, 1));
+        for (mishap, text) in [(Mishap::Error, "Input/output error"), (Mishap::Short, "read error")] {
+            let content = Arc::new(noise(40 << 20, 2));
+            world.device("bad", Scripted { content, mishap: Some((25 << 20, mishap)), size_at_end: None });
+            let status = world.back_up(&["good", "bad"], sound()).await.unwrap_err();
+            assert!(status.message().contains("volume bad"), "{status}");
+            assert!(status.message().contains(text), "{status}");
+            assert!(status.message().contains(&(25 << 20).to_string()), "{status}");
+        }
+        let content = Arc::new(noise(1 << 20, 2));
+        world.device("bad", Scripted { content, mishap: None, size_at_end: Some(5) });
+        let status = world.back_up(&["bad"], sound()).await.unwrap_err();
+        assert!(status.message().contains("changed while it was read"), "{status}");
+        assert_eq!(world.points().await, 0);
+        // And a clean run after it.
+        world.back_up(&["good"], sound()).await.unwrap();
+        assert!(world.verify().await.findings.is_empty());
+    });
+}
+
+/// Every n-th call fails in one of the ways that pass.
+#[test]
+fn passing_faults_of_the_store_change_nothing() {
+    runtime().block_on(async {
+        for fault in [
+            Fault::Before(Trouble::Unreachable),
+            Fault::Before(Trouble::Busy),
+            Fault::After(Trouble::Unreachable),
+            Fault::Truncate,
+            Fault::Stall(Duration::from_secs(3)),
+        ] {
+            let world = World::new(LOCKED).await;
+            let content = noise(40 << 20, 3);
+            world.content("data", content.clone());
+            let every = if matches!(fault, Fault::Stall(_)) { 11 } else { 4 };
+            let script: Script = Arc::new(move |n, operation, _| {
+                // A store that cuts bodies is noticed where the length is known: by who redeems a grant.
+                let fits = fault != Fault::Truncate || operation == Operation::Get;
+                (fits && n.is_multiple_of(every)).then_some(fault)
+            });
+            if fault != Fault::Truncate {
+                world.back_up(&["data"], script.clone()).await.unwrap();
+            } else {
+                world.back_up(&["data"], sound()).await.unwrap();
+            }
+            let restored = world.restore(&["data"], if fault == Fault::Truncate { sound() } else { script }).await;
+            restored.unwrap();
+            assert!(std::fs::read(world.target("data")).unwrap() == content, "{fault:?}");
+            let report = world.verify().await;
+            assert!(report.findings.is_empty(), "{fault:?}: {:?}", report.findings);
+            assert_eq!(world.points().await, 1);
+        }
+    });
+}
+
+#[test]
+fn faults_that_stay_are_told_and_leave_no_point() {
+    runtime().block_on(async {
+        for (trouble, code, text) in [
+            (Trouble::Unreachable, Code::Unavailable, "does not answer"),
+            (Trouble::Busy, Code::Unavailable, "overloaded"),
+            (Trouble::Denied, Code::FailedPrecondition, "access denied"),
+            (Trouble::Full, Code::FailedPrecondition, "no space left"),
+        ] {
+            let world = World::new(LOCKED).await;
+            world.content("data", noise(5 << 20, 4));
+            let script: Script = Arc::new(move |_, operation, key| {
+                (operation == Operation::Create && key.starts_with("packs/")).then_some(Fault::Before(trouble))
+            });
+            let status = world.back_up(&["data"], script).await.unwrap_err();
+            assert_eq!(status.code(), code, "{status}");
+            assert!(status.message().contains(text), "{status}");
+            assert_eq!(world.points().await, 0);
+            world.back_up(&["data"], sound()).await.unwrap();
+            assert!(world.verify().await.findings.is_empty());
+        }
+    });
+}
+
+/// A store that says "done" and keeps nothing: the seal and the commit ask, and the run fails.
+#[test]
+fn a_store_that_lies_never_gets_a_point_committed() {
+    runtime().block_on(async {
+        for prefix in ["packs/", "placements/", "points/"] {
+            let world = World::new(LOCKED).await;
+            world.content("data", noise(5 << 20, 5));
+            let script: Script = Arc::new(move |_, operation, key| {
+                (operation == Operation::Create && key.starts_with(prefix)).then_some(Fault::Lie)
+            });
+            let status = world.back_up(&["data"], script).await.unwrap_err();
+            assert!(status.message().contains("is not in the store"), "{status}");
+            assert_eq!(world.points().await, 0, "{prefix}");
+        }
+    });
+}
+
+/// Whoever reads damaged bytes writes none of them.
+#[test]
+fn flipped_bits_on_the_way_are_never_written() {
+    runtime().block_on(async {
+        let world = World::new(LockPolicy::NONE).await;
+        world.content("data", noise(5 << 20, 6));
+        world.back_up(&["data"], sound()).await.unwrap();
+        let script: Script = Arc::new(|_, operation, key| {
+            (operation == Operation::Get && key.starts_with("packs/")).then_some(Fault::Flip)
+        });
+        let status = world.restore(&["data"], script).await.unwrap_err();
+        assert_eq!(status.code(), Code::DataLoss, "{status}");
+        assert!(!world.target("data").exists());
+    });
+}
+
+#[test]
+fn a_wrong_clock_is_an_error_before_it_is_a_loss() {
+    runtime().block_on(async {
+        let world = World::new(LOCKED).await;
+        world.content("data", noise(100_000, 7));
+        world.memory.set_clock(Moment::now().plus(Duration::from_secs(3600)));
+        let status = world.back_up(&["data"], sound()).await.unwrap_err();
+        assert!(status.message().contains("clock"), "{status}");
+        assert_eq!(world.points().await, 0);
+    });
+}
+
+/// A reused pack whose lock is short is extended before the commit, and at most once per quantum.
+#[test]
+fn locks_of_reused_packs_are_extended_before_the_commit() {
+    runtime().block_on(async {
+        let world = World::new(LOCKED).await;
+        world.content("data", noise(5 << 20, 8));
+        let first = world.back_up(&["data"], sound()).await.unwrap();
+        assert_eq!(first.locks_extended, 0);
+        let again = world.back_up(&["data"], sound()).await.unwrap();
+        assert!(again.packs_reused > 0);
+        assert!(world.verify().await.findings.is_empty());
+        // An extension that is refused, or that a store only pretends to make, stops the commit.
+        let refused = Arc::new(AtomicBool::new(false));
+        let seen = refused.clone();
+        let script: Script = Arc::new(move |_, operation, _| {
+            (operation == Operation::ExtendLock).then(|| {
+                seen.store(true, Ordering::SeqCst);
+                Fault::Before(Trouble::Denied)
+            })
+        });
+        let result = world.back_up(&["data"], script).await;
+        assert_eq!(result.is_err(), refused.load(Ordering::SeqCst));
+        assert!(world.verify().await.findings.is_empty());
+    });
+}
+
+/// Two volumes with the same content, side by side: stored once.
+#[test]
+fn equal_volumes_are_stored_once() {
+    runtime().block_on(async {
+        let world = World::new(LockPolicy::NONE).await;
+        let content = noise(40 << 20, 9);
+        world.content("a", content.clone());
+        world.content("b", content.clone());
+        let done = world.back_up(&["a", "b"], sound()).await.unwrap();
+        assert!(done.stored_bytes < 42 << 20, "{}", done.stored_bytes);
+        world.restore(&["a", "b"], sound()).await.unwrap();
+        for name in ["a", "b"] {
+            assert!(std::fs::read(world.target(name)).unwrap() == content);
+        }
+    });
+}
