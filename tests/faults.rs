@@ -1,5 +1,6 @@
 //! Devices and stores that fail, through the whole of coordinator and agent: an error stops, names the volume and the
 //! offset, and loses nothing; what passes is retried; nothing half done is listed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
 //! The store's conformance suite, and what the lock must hold, against a real S3 server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem, Redeemer};

@@ -1,6 +1,6 @@
 //! The agent's standing connection to the coordinator: it registers, takes assignments, reports.
 //!
-//! One owner of all state: [`Session::next`] selects an [`Action`], [`Session::apply`] applies it. What takes long runs in
+//! One owner of all state: `Session::next` selects an `Action`, `Session::apply` applies it. What takes long runs in
 //! tasks of its own, which report as actions.
 
 use std::collections::HashMap;

@@ -57,7 +57,7 @@ pub(crate) fn time(d: Duration) -> String {
         0..60 => format!("{:.1} s", d.as_secs_f64()),
         60..3600 => format!("{} min {} s", s / 60, s % 60),
         3600..86400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
-        _ if s % 86400 == 0 => format!("{} d", s / 86400),
+        _ if s.is_multiple_of(86400) => format!("{} d", s / 86400),
         _ => format!("{} d {} h", s / 86400, s % 86400 / 3600),
     }
 }

@@ -1,5 +1,5 @@
 //! Backup runs: what the upload service works on ([`Run`]), and the run itself, from the order to the commit
-//! ([`execute`]).
+//! (`execute`).
 
 mod execute;
 mod parent;

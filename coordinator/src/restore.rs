@@ -1,4 +1,4 @@
-//! Restore runs: what the download service works on ([`Run`]), and the run itself ([`execute`]).
+//! Restore runs: what the download service works on ([`Run`]), and the run itself (`execute`).
 
 mod execute;
 mod plan;

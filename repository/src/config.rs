@@ -228,7 +228,7 @@ impl Config {
         let signature = hex::decode(&file.signature).map_err(|_| bad("signature"))?;
         let unsigned = config.file();
         config.keys.signing.verify(Label::Config, &json(&unsigned), &signature)?;
-        if json(&File { signature: file.signature, ..unsigned }) != bytes {
+        if json(&File { signature: hex::encode(&signature), ..unsigned }) != bytes {
             return Err(bad("not in canonical form"));
         }
         Ok(config)

@@ -1,6 +1,7 @@
 //! Every decoder against damaged samples: none panics, and what one accepts it encodes to the same bytes.
 //!
 //! Deterministic (a seed per run of the loop), so that a failure repeats. `MILKRUN_FUZZ_ROUNDS` sets how long.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod samples;
 

@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask bless` writes samples that are missing. One that is there is never rewritten: a changed format is a new
 //! version with a sample of its own (see CONTRIBUTING.md, "Stored bytes").
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod samples;
 

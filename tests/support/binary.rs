@@ -39,7 +39,7 @@ impl Ran {
     ///
     /// # Panics
     /// If it failed.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, clippy::return_self_not_must_use, reason = "asserting is enough")]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{}\n{}", self.out, self.err);
         self

@@ -57,7 +57,14 @@ impl Seaweed {
         let child = Command::new(weed)
             .arg("server")
             .arg(format!("-dir={}", data.display()))
-            .args(["-s3", "-ip=127.0.0.1", "-volume.max=50", "-master.volumeSizeLimitMB=256"])
+            .args([
+                "-s3",
+                "-ip=127.0.0.1",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-volume.max=50",
+                "-master.volumeSizeLimitMB=256",
+            ])
             .arg(format!("-s3.config={}", config_path.display()))
             .args([format!("-s3.port={s3}"), format!("-master.port={master}")])
             .args([format!("-volume.port={volume}"), format!("-filer.port={filer}")])

@@ -57,11 +57,14 @@ fn a_backup_killed_anywhere_leaves_no_half_point() {
     }
     assert!(total > 50, "only {total} points");
     let (mut committed, mut killed) = (0, 0);
-    for at in 1..=total {
+    // Until a run gets through: when a lock has to be extended meanwhile, there are more points than were counted.
+    for at in 1..=total * 3 {
         copy(&before, &repository);
         let crashed = ran(m.command(args).env("MILKRUN_CRASH_AT", at.to_string()).output());
-        // The last points may not be reached: how often progress is made differs from run to run.
-        killed += usize::from(crashed.code.is_none());
+        if crashed.code == Some(0) {
+            break;
+        }
+        killed += 1;
         let left = points(&m);
         assert!(left.starts_with(&first) && left.len() <= 2, "point {at}: {left:?}");
         committed += left.len() - 1;
@@ -77,7 +80,7 @@ fn a_backup_killed_anywhere_leaves_no_half_point() {
         }
     }
     assert!(killed * 10 > total * 9, "{killed} of {total} were killed");
-    assert!(committed > 0 && committed < total / 2, "{committed} of {total} had committed when they were killed");
+    assert!(committed > 0 && committed < killed / 2, "{committed} of {killed} had committed when they were killed");
 }
 
 #[test]

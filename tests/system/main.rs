@@ -1,4 +1,5 @@
 //! System tests: real processes, real devices, a real S3 server, a real PostgreSQL. Public interfaces only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod bad_input;
 mod crash_points;

@@ -87,8 +87,11 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
                 receiver.recv().await
             }
         };
-        let Some(Done { region, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
+        let Some(Done { mut region, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
         job.run.claims.wait(&wanted, || job.run.failed()).await?;
+        if region.is_hole() {
+            region.runs.clear();
+        }
         runs += region.runs.len();
         match (batch.last_mut(), region.is_hole()) {
             // Terabytes of holes are one entry.

@@ -97,11 +97,12 @@ impl PageStream<'_> {
         let ranges = plan(&extents, Limits::DEFAULT, self.in_order);
         let mut grants: HashMap<PackId, (PackKey, GetGrant)> = HashMap::new();
         for range in &ranges {
-            if !grants.contains_key(&range.pack) {
+            if let std::collections::hash_map::Entry::Vacant(entry) = grants.entry(range.pack) {
+                let key = Key::pack(&range.pack);
                 let info = self.run.point.placement.pack(&range.pack);
-                let info = info.ok_or_else(|| RestoreError::Unplaced(Key::pack(&range.pack)))?;
-                let grant = self.run.repository.store.grant_get(&Key::pack(&range.pack), &info.version).await?;
-                grants.insert(range.pack, (self.run.pack_key(&range.pack).await?, grant));
+                let info = info.ok_or_else(|| RestoreError::Unplaced(key.clone()))?;
+                let grant = self.run.repository.store.grant_get(&key, &info.version).await?;
+                entry.insert((self.run.pack_key(&range.pack).await?, grant));
             }
         }
         let mut pages: Vec<wire::PlanPage> = ranges

@@ -10,7 +10,7 @@ fn pack(n: u8) -> PackInfo {
         digest: [n; 32],
         version: Version(format!("v{n}")),
         key: SealedKey { encapsulated: [n; 32], ciphertext: [n; 48], slots: 3, directory_len: 148 },
-        locked_until: (n % 2 == 0).then(|| Moment::from_millis(1 + i64::from(n) * 1000)),
+        locked_until: n.is_multiple_of(2).then(|| Moment::from_millis(1 + i64::from(n) * 1000)),
     }
 }
 

@@ -27,7 +27,7 @@ const PARALLEL: usize = 64;
 /// How much the store's clock and ours may differ.
 pub const SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// A receipt: this pack is durable, whole and locked. Only [`seal`] makes one, and [`commit`] consumes it.
+/// A receipt: this pack is durable, whole and locked. Only [`seal`] makes one, and [`Commit`] consumes it.
 #[derive(Debug)]
 #[must_use]
 pub struct StoredPack {

@@ -14,6 +14,7 @@ use crate::id::{KeyId, RepositoryId};
 use crate::keys::wrapped::{self, Cost};
 use crate::keys::{KeyRing, Secret};
 use crate::point::commit::{CommitError, Locks, check_clock};
+use crate::store::Version;
 use crate::store::{CreateError, DeleteError, Failure, GetError, Key, Lock, SharedStore, Store, Trouble, list};
 
 /// How long the probe object stays locked.

@@ -35,7 +35,7 @@ async fn decorated_stores_conform() {
 }
 
 /// Every third call fails, before or after it happened: whoever retries and reads back sees none of it.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn retries_hide_every_passing_fault() {
     for fault in [
         Fault::Before(Trouble::Unreachable),
@@ -44,7 +44,6 @@ async fn retries_hide_every_passing_fault() {
         Fault::After(Trouble::Busy),
         Fault::Stall(Patience::TEST.call_limit * 2),
     ] {
-        tokio::time::pause();
         let memory = Arc::new(Memory::new());
         let script = Arc::new(move |n: u64, _: Operation, _: &str| n.is_multiple_of(3).then_some(fault));
         let store = Faulty::new(memory.clone() as SharedStore, script);

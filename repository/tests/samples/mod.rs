@@ -1,5 +1,5 @@
 //! One fixed value of every stored object.
-#![allow(dead_code, reason = "each test binary uses some of them")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses some of them")]
 
 use std::time::Duration;
 
