@@ -208,10 +208,19 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
             Err(e) => findings.add(key, chain(&e), [id]),
         }
     }
+    check_config(repository, &points, &mut findings).await?;
     let expected = maps::check(repository, &points, &mut report, &mut findings).await?;
     packs::check(repository, cache, &needed, expected, options, &mut report, &mut findings).await?;
     report.findings = findings.finish();
     Ok(report)
+}
+
+/// `repository.json` must stay as long as any point: without it nothing opens.
+async fn check_config(repository: &Repository, points: &[OpenPoint], findings: &mut Findings) -> Result<(), Failure> {
+    let longest = points.iter().max_by_key(|p| p.found.root.lock_until);
+    let Some(point) = longest else { return Ok(()) };
+    let (version, root) = (Some(&repository.config_version), &point.found.root);
+    check_object_lock(&*repository.store, &Key::config(), version, root.lock_until, root.id(), findings).await
 }
 
 fn need(needed: &mut BTreeMap<PackId, Needed>, point: &OpenPoint, firm: Option<Firmness>) {

@@ -24,6 +24,7 @@ pub fn mounts_of(path: &Path) -> io::Result<Vec<Mount>> {
     let mut devices = Vec::new();
     if meta.file_type().is_block_device() {
         devices.push(meta.rdev());
+        on_top(Path::new("/sys/dev/block"), meta.rdev(), &mut devices);
     } else {
         let real = fs::canonicalize(path)?;
         for (device, backing) in loops() {
@@ -33,6 +34,25 @@ pub fn mounts_of(path: &Path) -> io::Result<Vec<Mount>> {
         }
     }
     Ok(parse(&mountinfo, &devices))
+}
+
+/// What lies on a device: its partitions, and whatever holds it or them (device mapper, RAID).
+fn on_top(sys: &Path, device: u64, out: &mut Vec<u64>) {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let node = sys.join(format!("{major}:{minor}"));
+    let partitions =
+        fs::read_dir(&node).into_iter().flatten().flatten().filter(|e| e.path().join("partition").exists());
+    let holders = fs::read_dir(node.join("holders")).into_iter().flatten().flatten();
+    for entry in partitions.chain(holders) {
+        let Ok(text) = fs::read_to_string(entry.path().join("dev")) else { continue };
+        let Some((major, minor)) = text.trim().split_once(':') else { continue };
+        let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) else { continue };
+        let found = nix::sys::stat::makedev(major, minor);
+        if !out.contains(&found) {
+            out.push(found);
+            on_top(sys, found, out);
+        }
+    }
 }
 
 fn loops() -> Vec<(u64, PathBuf)> {
@@ -74,6 +94,21 @@ fn parse(mountinfo: &str, devices: &[u64]) -> Vec<Mount> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_partitions_and_what_holds_them() {
+        let sys = tempfile::tempdir().unwrap();
+        let part = sys.path().join("8:0/sda1");
+        fs::create_dir_all(&part).unwrap();
+        fs::write(part.join("partition"), "1").unwrap();
+        fs::write(part.join("dev"), "8:1\n").unwrap();
+        let holder = sys.path().join("8:1/holders/dm-0");
+        fs::create_dir_all(&holder).unwrap();
+        fs::write(holder.join("dev"), "253:0\n").unwrap();
+        let mut found = Vec::new();
+        on_top(sys.path(), nix::sys::stat::makedev(8, 0), &mut found);
+        assert_eq!(found, [nix::sys::stat::makedev(8, 1), nix::sys::stat::makedev(253, 0)]);
+    }
 
     #[test]
     fn tells_read_only_mounts_from_writable_ones() {
