@@ -23,7 +23,7 @@ use milkrun_repository::id::ChunkId;
 use milkrun_repository::keys::DomainKey;
 
 use crate::budget::Budget;
-use crate::buffer::BufferPool;
+use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::SourceError;
 use crate::rpc::{CallError, Coordinator};
 use crate::workers::Workers;
@@ -38,6 +38,8 @@ pub struct Engine {
     pub budget: Budget,
     /// Buffers of one region each.
     pub regions: BufferPool,
+    /// Buffers of one range of a pack each.
+    pub ranges: RangeBuffers,
     /// Bytes of a region.
     pub region_bytes: u64,
 }

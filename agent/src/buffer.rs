@@ -1,4 +1,5 @@
-//! Page-aligned buffers that are allocated once and travel: O_DIRECT needs the alignment, speed the reuse.
+//! Buffers that are allocated once and travel: page-aligned ones for regions (O_DIRECT needs the alignment), plain ones for
+//! ranges of packs. A fresh buffer costs more than the copy into it: the kernel clears its pages first.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,6 +57,59 @@ impl Drop for Buffer {
     }
 }
 
+/// Plain buffers, in classes of a power of two of MiB, so that a small range never holds a large buffer.
+#[derive(Clone, Default)]
+pub struct RangeBuffers {
+    idle: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+/// A buffer for a range; goes back when dropped.
+pub struct RangeBuffer {
+    bytes: Vec<u8>,
+    home: RangeBuffers,
+}
+
+impl RangeBuffers {
+    /// Idle buffers are kept up to this many bytes.
+    const IDLE_MAX: usize = 32 << 20;
+
+    /// What a buffer for `len` bytes takes.
+    pub fn class(len: u64) -> u64 {
+        len.div_ceil(1 << 20).next_power_of_two() << 20
+    }
+
+    /// A buffer with room for `len` bytes. Its content is left over from earlier use.
+    pub fn take(&self, len: u64) -> RangeBuffer {
+        let class = usize::try_from(Self::class(len)).unwrap_or(usize::MAX);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = idle.iter().rposition(|b| b.capacity() == class).map(|at| idle.swap_remove(at));
+        drop(idle);
+        RangeBuffer { bytes: found.unwrap_or_else(|| Vec::with_capacity(class)), home: self.clone() }
+    }
+}
+
+impl std::ops::Deref for RangeBuffer {
+    type Target = Vec<u8>;
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl std::ops::DerefMut for RangeBuffer {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl Drop for RangeBuffer {
+    fn drop(&mut self) {
+        let mut idle = self.home.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.iter().map(Vec::capacity).sum::<usize>() + self.bytes.capacity() <= RangeBuffers::IDLE_MAX {
+            idle.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +123,21 @@ mod tests {
         drop(first);
         let again = pool.take(20_000);
         assert_eq!((again.as_ptr() as usize, again.len()), (address, 12_288));
+    }
+
+    #[test]
+    fn range_buffers_come_back_to_ranges_of_their_size() {
+        let buffers = RangeBuffers::default();
+        assert_eq!([1, 1 << 20, (1 << 20) + 1, 5 << 20].map(RangeBuffers::class), [1 << 20, 1 << 20, 2 << 20, 8 << 20]);
+        let mut large = buffers.take(5 << 20);
+        large.resize(5 << 20, 1);
+        let address = large.as_ptr() as usize;
+        drop(large);
+        let small = buffers.take(100);
+        assert!(small.capacity() < 2 << 20 && small.as_ptr() as usize != address);
+        assert_eq!(buffers.take(8 << 20).as_ptr() as usize, address);
+        drop((0..9).map(|_| buffers.take(8 << 20)).collect::<Vec<_>>());
+        let idle: usize = buffers.idle.lock().unwrap().iter().map(Vec::capacity).sum();
+        assert!(idle <= RangeBuffers::IDLE_MAX);
     }
 }

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::backup::Engine;
 use crate::budget::Permit;
+use crate::buffer::{RangeBuffer, RangeBuffers};
 use crate::device::{StreamTarget, TargetError, VolumeTarget};
 use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
 
@@ -187,7 +188,7 @@ impl RestoreJob {
 
     /// What a range holds while it is in flight: its sealed bytes (chunks are opened one at a time).
     fn cost(range: &GrantedRange) -> u64 {
-        range.end - range.start
+        RangeBuffers::class(range.end - range.start)
     }
 
     /// In order, all that a range opens to waits for its turn as well.
@@ -207,13 +208,14 @@ impl RestoreJob {
         if covered == self.len { Ok(()) } else { Err(RestoreError::Incomplete { covered, len: self.len }) }
     }
 
-    async fn fetch(&self, range: &GrantedRange) -> Result<Vec<u8>, RestoreError> {
+    async fn fetch(&self, range: &GrantedRange) -> Result<RangeBuffer, RestoreError> {
         let (start, end) = (range.start, range.end);
-        let body = self.redeem.get(&range.grant, start..end).await;
-        let body = body.map_err(|source| RestoreError::Fetch { pack: range.pack, start, end, source })?;
+        let mut body = self.engine.ranges.take(end - start);
+        let fetched = self.redeem.get(&range.grant, start..end, &mut body).await;
+        fetched.map_err(|source| RestoreError::Fetch { pack: range.pack, start, end, source })?;
         Tally::add(&self.tally.fetched, end - start);
         Tally::add(&self.tally.requests, 1);
-        Ok(body.into())
+        Ok(body)
     }
 
     async fn range_to_volume(
@@ -309,7 +311,7 @@ impl RestoreJob {
     fn open_slots(
         &self,
         range: &GrantedRange,
-        mut body: Vec<u8>,
+        mut body: RangeBuffer,
         mut put: impl FnMut(&[u8], &milkrun_repository::restore_plan::Write) -> Result<(), RestoreError>,
     ) -> Result<(), RestoreError> {
         OPENER.with_borrow_mut(|cell| {

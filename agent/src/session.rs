@@ -28,7 +28,7 @@ use wire::to_agent::Message as Down;
 
 use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, stream};
 use crate::budget::Budget;
-use crate::buffer::BufferPool;
+use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::{
     Source, SourceError, SourceOptions, StreamTarget, TargetError, TargetOptions, VolumeTarget, open_source,
     open_stream,
@@ -94,6 +94,7 @@ impl Agent {
             io: Workers::new("io", IO_THREADS)?,
             budget: Budget::new(options.memory),
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
+            ranges: RangeBuffers::default(),
             region_bytes,
         };
         Ok(Self { options, engine: Arc::new(engine) })

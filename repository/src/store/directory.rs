@@ -9,8 +9,9 @@
 //! is synced. Locks are honoured by milkrun; **whoever is root here can still delete**, and `init` says so.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -190,22 +191,27 @@ fn create_now(root: &Path, key: &Key, body: &[u8], lock: Option<Lock>) -> Result
     Ok(only_version())
 }
 
-/// Reads an object or a range of it; a range past the end is cut.
-pub(super) async fn read(root: PathBuf, key: Key, range: Option<Range<u64>>) -> Result<Bytes, GetError> {
+/// Reads an object or a range of it into `out`; a range past the end is cut.
+pub(super) async fn read(
+    root: PathBuf,
+    key: Key,
+    range: Option<Range<u64>>,
+    mut out: Vec<u8>,
+) -> Result<Vec<u8>, GetError> {
     sound(Operation::Get, &key)?;
     blocking(move || {
         let fail = |e: std::io::Error| match e.kind() {
             ErrorKind::NotFound => GetError::NotFound(key.to_string()),
             _ => failure(Operation::Get, &key, Happened::No, e).into(),
         };
-        let mut file = File::open(root.join(key.as_str())).map_err(fail)?;
+        let file = File::open(root.join(key.as_str())).map_err(fail)?;
         let length = file.metadata().map_err(fail)?.len();
         let range = range.unwrap_or(0..length);
         let (from, to) = (range.start.min(length), range.end.min(length));
-        let mut out = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX)];
-        file.seek(SeekFrom::Start(from)).map_err(fail)?;
-        file.read_exact(&mut out).map_err(fail)?;
-        Ok(out.into())
+        // What the buffer held is overwritten; only what it lacks is cleared first.
+        out.resize(usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX), 0);
+        file.read_exact_at(&mut out, from).map_err(fail)?;
+        Ok(out)
     })
     .await
 }
@@ -284,7 +290,7 @@ impl Store for Directory {
     }
 
     async fn get(&self, key: &Key, _: Option<&Version>, range: Option<Range<u64>>) -> Result<Bytes, GetError> {
-        read(self.root.clone(), key.clone(), range).await
+        Ok(read(self.root.clone(), key.clone(), range, Vec::new()).await?.into())
     }
 
     async fn head(&self, key: &Key, _: Option<&Version>) -> Result<Head, GetError> {

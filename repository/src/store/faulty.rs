@@ -206,14 +206,15 @@ impl<R: Redeem> Redeem for Faulty<R> {
         Ok(self.after(fault, Operation::Create, put_name(grant))?)
     }
 
-    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
+    async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
         let fault = self.before(Operation::Get, get_name(grant)).await?;
-        let out = self.inner.get(grant, range).await?;
+        self.inner.get(grant, range, out).await?;
         self.after(fault, Operation::Get, get_name(grant))?;
         if fault == Some(Fault::Truncate) {
             return Err(Failure::new(Operation::Get, get_name(grant), Trouble::Garbled).into());
         }
-        Ok(spoil(fault, out))
+        *out = spoil(fault, std::mem::take(out).into()).into();
+        Ok(())
     }
 }
 
@@ -257,7 +258,7 @@ impl Redeem for Arc<dyn Redeem> {
     async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
         (**self).put(grant, body).await
     }
-    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
-        (**self).get(grant, range).await
+    async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
+        (**self).get(grant, range, out).await
     }
 }

@@ -77,8 +77,9 @@ pub enum GetGrant {
 pub trait Redeem: Send + Sync + 'static {
     /// Stores `body`; durable when this returns.
     async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError>;
-    /// Reads exactly `range`.
-    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError>;
+    /// Reads exactly `range` into `out`, whatever that held: it then has the range's length. The caller's buffer, since a
+    /// fresh one per range costs more than the read (its pages are cleared before they are filled).
+    async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError>;
 }
 
 /// The real one: HTTP for presigned URLs (HTTP/1.1, one connection per request in flight), files for directories.
@@ -193,6 +194,15 @@ async fn refused(operation: Operation, url: &str, response: reqwest::Response) -
     failure.because(Answer { status, text })
 }
 
+/// A range is all there, or it does not count.
+fn exact(out: &[u8], wanted: usize, what: impl ToString) -> Result<(), GetError> {
+    if out.len() == wanted {
+        return Ok(());
+    }
+    let cause = format!("{} bytes instead of {wanted}", out.len());
+    Err(Failure::new(Operation::Get, what, Trouble::Garbled).because(cause).into())
+}
+
 #[async_trait]
 impl Redeem for Redeemer {
     async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
@@ -224,7 +234,8 @@ impl Redeem for Redeemer {
         }
     }
 
-    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
+    async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
+        let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         match grant {
             GetGrant::Presigned { url, headers } => {
                 let mut request = self.http.get(url);
@@ -241,38 +252,33 @@ impl Redeem for Redeemer {
                     404 => return Err(GetError::NotFound(shown(url).to_owned())),
                     _ => return Err(refused(Operation::Get, url, response).await.into()),
                 }
+                // A server that ignores ranges sends all of it: what comes before is dropped as it arrives.
                 let whole = response.status().as_u16() == 200;
-                let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-                let mut out = Vec::with_capacity(wanted);
+                let mut before = if whole { usize::try_from(range.start).unwrap_or(usize::MAX) } else { 0 };
+                out.clear();
+                out.reserve_exact(wanted);
                 let mut stream = response.bytes_stream();
                 while let Some(piece) = stream.next().await {
-                    out.extend_from_slice(&piece.map_err(|e| transport(Operation::Get, url, e))?);
-                    if out.len() > wanted && !whole {
+                    let piece = piece.map_err(|e| transport(Operation::Get, url, e))?;
+                    let skipped = before.min(piece.len());
+                    before -= skipped;
+                    let piece = &piece[skipped..];
+                    let room = wanted - out.len();
+                    if piece.len() > room && !whole {
+                        let cause = format!("more than the {wanted} bytes that were asked for");
+                        return Err(Failure::new(Operation::Get, shown(url), Trouble::Garbled).because(cause).into());
+                    }
+                    out.extend_from_slice(&piece[..piece.len().min(room)]);
+                    if whole && out.len() == wanted {
                         break;
                     }
                 }
-                // A server that ignores ranges sends all of it.
-                let mut out = Bytes::from(out);
-                if whole {
-                    let from = usize::try_from(range.start).unwrap_or(usize::MAX).min(out.len());
-                    out = out.slice(from..(from + wanted).min(out.len()));
-                }
-                if out.len() == wanted {
-                    Ok(out)
-                } else {
-                    let cause = format!("{} bytes instead of {wanted}", out.len());
-                    Err(Failure::new(Operation::Get, shown(url), Trouble::Garbled).because(cause).into())
-                }
+                exact(out, wanted, shown(url))
             }
             GetGrant::File { root, key } => {
-                let wanted = range.end - range.start;
-                let body = directory::read(root.clone(), key.clone(), Some(range)).await?;
-                if body.len() as u64 == wanted {
-                    Ok(body)
-                } else {
-                    let cause = format!("{} bytes instead of {wanted}", body.len());
-                    Err(Failure::new(Operation::Get, key, Trouble::Garbled).because(cause).into())
-                }
+                let buffer = std::mem::take(out);
+                *out = directory::read(root.clone(), key.clone(), Some(range), buffer).await?;
+                exact(out, wanted, key)
             }
         }
     }

@@ -220,13 +220,15 @@ impl Redeem for Memory {
         }
     }
 
-    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
+    async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
         match grant {
             GetGrant::File { root, key } => {
                 let version = Version(root.display().to_string());
                 let body = Store::get(self, key, Some(&version), Some(range.clone())).await?;
                 if body.len() as u64 == range.end - range.start {
-                    Ok(body)
+                    out.clear();
+                    out.extend_from_slice(&body);
+                    Ok(())
                 } else {
                     Err(Failure::new(Operation::Get, key, Trouble::Garbled).into())
                 }

@@ -226,8 +226,11 @@ impl<R: Redeem> Redeem for Retrying<R> {
         }
     }
 
-    async fn get(&self, grant: &GetGrant, range: Range<u64>) -> Result<Bytes, GetError> {
+    async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
         let bytes = range.end.saturating_sub(range.start);
-        self.repeat_sized("pack", bytes, || self.inner.get(grant, range.clone())).await.0
+        // One attempt at a time has the buffer; one that is given up lets go of it.
+        let out = Mutex::new(out);
+        let attempt = || async { self.inner.get(grant, range.clone(), &mut **out.lock().await).await };
+        self.repeat_sized("pack", bytes, attempt).await.0
     }
 }
