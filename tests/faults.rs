@@ -10,6 +10,7 @@ use milkrun_agent::device::scripted::{Mishap, Scripted};
 use milkrun_repository::clock::Moment;
 use milkrun_repository::config::{LockMode, LockPolicy};
 use milkrun_repository::store::faulty::{Fault, Script};
+use milkrun_repository::store::memory::Memory;
 use milkrun_repository::store::{Operation, Trouble};
 use milkrun_tests::embedded::{World, sound};
 use milkrun_tests::noise;
@@ -140,9 +141,10 @@ fn flipped_bits_on_the_way_are_never_written() {
 #[test]
 fn a_wrong_clock_is_an_error_before_it_is_a_loss() {
     runtime().block_on(async {
-        let world = World::new(LOCKED).await;
+        let memory = Arc::new(Memory::new());
+        let world = World::over(memory.clone(), memory.clone(), LOCKED).await;
         world.content("data", noise(100_000, 7));
-        world.memory.set_clock(Moment::now().plus(Duration::from_secs(3600)));
+        memory.set_clock(Moment::now().plus(Duration::from_secs(3600)));
         let status = world.back_up(&["data"], sound()).await.unwrap_err();
         assert!(status.message().contains("clock"), "{status}");
         assert_eq!(world.points().await, 0);

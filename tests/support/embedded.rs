@@ -1,4 +1,4 @@
-//! Coordinator and agent in this process, over a store in memory that fails as a script says, and a scripted device.
+//! Coordinator and agent in this process, over a store that fails as a script says, and a scripted device.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,10 +25,10 @@ use milkrun_repository::store::{Operation, SharedStore};
 use milkrun_repository::verify::{Options, Report, verify};
 use tonic::transport::{Channel, Endpoint};
 
-/// A repository in memory, and scripted devices by path.
+/// A repository, in memory unless said otherwise, and scripted devices by path.
 pub struct World {
-    /// The store itself.
-    pub memory: Arc<Memory>,
+    store: SharedStore,
+    redeem: Arc<dyn Redeem>,
     repository: Repository,
     folder: tempfile::TempDir,
     /// What a path reads.
@@ -42,17 +42,25 @@ pub fn sound() -> Script {
 
 #[expect(clippy::expect_used, reason = "a test helper")]
 impl World {
-    /// A fresh repository with these locks.
+    /// A fresh repository in memory with these locks.
     ///
     /// # Panics
     /// If it can't be made.
     pub async fn new(lock: LockPolicy) -> Self {
         let memory = Arc::new(Memory::new());
+        Self::over(memory.clone(), memory, lock).await
+    }
+
+    /// A fresh repository in `store`, whose grants `redeem` uses.
+    ///
+    /// # Panics
+    /// If it can't be made.
+    pub async fn over(store: SharedStore, redeem: Arc<dyn Redeem>, lock: LockPolicy) -> Self {
         let options =
             InitOptions { lock, pages: PageCutter::DEFAULT, streams: StreamCutter::DEFAULT, cost: Cost::TEST };
-        let made = init(memory.clone(), b"password", options).await.expect("a repository");
+        let made = init(store.clone(), b"password", options).await.expect("a repository");
         let folder = tempfile::tempdir().expect("a folder");
-        Self { memory, repository: made.repository, folder, devices: Arc::default() }
+        Self { store, redeem, repository: made.repository, folder, devices: Arc::default() }
     }
 
     /// What `path` reads from now on.
@@ -149,8 +157,8 @@ impl World {
     }
 
     async fn start(&self, script: Script) -> ControlClient<Channel> {
-        let store = Faulty::new(self.memory.clone() as SharedStore, script.clone());
-        let redeem = Faulty::new(self.memory.clone() as Arc<dyn Redeem>, script).counting_with(&store);
+        let store = Faulty::new(self.store.clone(), script.clone());
+        let redeem = Faulty::new(self.redeem.clone(), script).counting_with(&store);
         let store: SharedStore = Arc::new(Retrying::new(store, Patience::TEST));
         let redeem: Arc<dyn Redeem> = Arc::new(Retrying::new(redeem, Patience::TEST));
         let repository = Repository { store, ..self.repository.clone() };

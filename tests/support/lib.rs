@@ -5,6 +5,7 @@ pub mod device;
 pub mod embedded;
 pub mod postgres;
 pub mod seaweed;
+pub mod troublemaker;
 
 use std::io::Write;
 

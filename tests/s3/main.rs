@@ -1,5 +1,9 @@
-//! The store's conformance suite, and what the lock must hold, against a real S3 server.
+//! The store's conformance suite, what grants and locks must hold, the faults of HTTP, and the ways to a server, against a
+//! real S3 server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod http_faults;
+mod ways_in;
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem, Redeemer};
@@ -8,6 +12,7 @@ use milkrun_repository::store::s3::{S3, S3Options};
 use milkrun_repository::store::throttle::Throttle;
 use milkrun_repository::store::{Firmness, Key, Lock, Store, conformance};
 use milkrun_tests::seaweed::Seaweed;
+use milkrun_tests::troublemaker::Troublemaker;
 
 async fn bucket(name: &str, lock: bool) {
     let config = aws_config::defaults(aws_config::BehaviorVersion::latest()).load().await;
@@ -23,16 +28,18 @@ async fn bucket(name: &str, lock: bool) {
 /// One server for all: it takes seconds to start.
 #[test]
 fn a_real_s3_server() {
-    let Some(server) = Seaweed::start("store conformance on S3") else { return };
-    // The SDK's own chain reads the environment, as it does for people.
+    let Some(server) = Seaweed::start("store conformance, faults of HTTP, private CA and proxy on S3") else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let between = runtime.block_on(Troublemaker::start(&server.endpoint()));
+    let endpoint = format!("http://{}", between.address());
     for (name, value) in server.env() {
-        // SAFETY: this binary has one test, and nothing else runs yet.
-        #[expect(unsafe_code, reason = "the environment of this process")]
+        let value = if name == "AWS_ENDPOINT_URL" { endpoint.clone() } else { value };
+        // SAFETY: this binary has one test, and what runs beside it (the runtime's threads) reads no environment.
+        #[expect(unsafe_code, reason = "the SDK's own chain reads the environment of this process")]
         unsafe {
             std::env::set_var(name, value);
         }
     }
-    let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         bucket("locked-bucket", true).await;
         let store = S3::new("locked-bucket", "some/prefix", S3Options::default()).await.unwrap();
@@ -45,7 +52,10 @@ fn a_real_s3_server() {
         let redeemer = Retrying::new(redeemer, Patience::TEST);
         conformance::run(&store, &redeemer).await;
         a_grant_is_for_one_object(&store, &redeemer).await;
+
+        http_faults::run(&between).await;
     });
+    ways_in::run(&server, &runtime);
 }
 
 /// Another body, no lock header, another key: refused by the server.

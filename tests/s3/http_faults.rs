@@ -1,0 +1,203 @@
+//! What goes wrong between us and an S3 server, at the level of HTTP: what passes is got over, what stays is told for what it
+//! is, and nothing half done is listed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hyper::{Method, Request, body::Incoming};
+use milkrun_repository::config::{LockMode, LockPolicy};
+use milkrun_repository::store::SharedStore;
+use milkrun_repository::store::grant::{Redeem, Redeemer};
+use milkrun_repository::store::s3::{S3, S3Options};
+use milkrun_repository::store::throttle::Throttle;
+use milkrun_tests::embedded::{World, sound};
+use milkrun_tests::noise;
+use milkrun_tests::troublemaker::{Trouble, Troublemaker};
+use tonic::Code;
+
+// The shortest that keeps its lock for the whole test.
+const LOCKED: LockPolicy = LockPolicy { mode: LockMode::Compliance, period: Duration::from_secs(600) };
+
+/// A fresh repository in the locked bucket.
+async fn world(prefix: &str) -> World {
+    let store: SharedStore = Arc::new(S3::new("locked-bucket", prefix, S3Options::default()).await.unwrap());
+    let redeem: Arc<dyn Redeem> = Arc::new(Redeemer::new(None, Throttle::none()).unwrap());
+    World::over(store, redeem, LOCKED).await
+}
+
+fn is_put_of(request: &Request<Incoming>, folder: &str) -> bool {
+    request.method() == Method::PUT && request.uri().path().contains(folder) && !is_retention(request)
+}
+
+fn is_retention(request: &Request<Incoming>) -> bool {
+    request.uri().query().is_some_and(|q| q.contains("retention"))
+}
+
+pub(crate) async fn run(between: &Troublemaker) {
+    what_passes_is_got_over(between).await;
+    what_stays_is_told(between).await;
+    success_without_effect_is_noticed(between).await;
+    a_root_that_was_stored_is_found_again(between).await;
+    flipped_bits_are_never_written(between).await;
+    a_store_with_another_clock_is_refused(between).await;
+}
+
+/// Every third request fails in one way, then the other two pass.
+async fn what_passes_is_got_over(between: &Troublemaker) {
+    let ways = [
+        Trouble::Answer(500, "InternalError"),
+        Trouble::Answer(503, "SlowDown"),
+        Trouble::Answer(503, "ServiceUnavailable"),
+        Trouble::Answer(400, "RequestTimeout"),
+        Trouble::Answer(409, "ConditionalRequestConflict"),
+        Trouble::Reset,
+        Trouble::Stall,
+        Trouble::DoneThenReset,
+        Trouble::DoneThenStall,
+        Trouble::DoneThen(500, "InternalError"),
+        Trouble::Truncate,
+    ];
+    for (i, trouble) in ways.into_iter().enumerate() {
+        let world = world(&format!("passing-{i}")).await;
+        let content = noise(12 << 20, i as u64);
+        world.content("data", content.clone());
+        let stalls = matches!(trouble, Trouble::Stall | Trouble::DoneThenStall);
+        // A stall costs the two seconds that the patience of tests allows.
+        let every = if stalls { 9 } else { 3 };
+        let (seen, chosen) = (AtomicU64::new(0), trouble.clone());
+        between.script(move |_, request| {
+            let fits = match &chosen {
+                Trouble::Truncate => request.method() == Method::GET,
+                // A body that came too slowly; two conditional creates at once.
+                Trouble::Answer(400 | 409, _) => request.method() == Method::PUT && !is_retention(request),
+                _ => true,
+            };
+            (fits && seen.fetch_add(1, Ordering::SeqCst) % every == 1).then(|| chosen.clone())
+        });
+        let stored = world.back_up(&["data"], sound()).await;
+        assert!(stored.is_ok(), "{trouble:?}: {stored:?}");
+        // Again: what is there is found in spite of the trouble.
+        let again = world.back_up(&["data"], sound()).await;
+        assert!(again.as_ref().is_ok_and(|a| a.volumes[0].new_bytes == 0), "{trouble:?}: {again:?}");
+        let restored = world.restore(&["data"], sound()).await;
+        assert!(restored.is_ok(), "{trouble:?}: {restored:?}");
+        assert!(between.behave() >= 3, "{trouble:?} hardly happened");
+        assert!(std::fs::read(world.target("data")).unwrap() == content, "{trouble:?}");
+        assert_eq!(world.points().await, 2, "{trouble:?}");
+        let report = world.verify().await;
+        assert!(report.findings.is_empty(), "{trouble:?}: {:?}", report.findings);
+    }
+}
+
+/// A fault that does not go away ends the backup with the right words, leaves no point, and a later one finds its way.
+async fn what_stays_is_told(between: &Troublemaker) {
+    let cases = [
+        (Trouble::Answer(403, "AccessDenied"), Code::FailedPrecondition, "access denied"),
+        (Trouble::Answer(403, "RequestTimeTooSkewed"), Code::FailedPrecondition, "clock"),
+        (Trouble::Answer(404, "NoSuchBucket"), Code::FailedPrecondition, "NoSuchBucket"),
+        (Trouble::Answer(500, "InternalError"), Code::Unavailable, "does not answer"),
+        (Trouble::Answer(503, "SlowDown"), Code::Unavailable, "overloaded"),
+        (Trouble::Answer(507, "InsufficientStorage"), Code::FailedPrecondition, "no space left"),
+        (Trouble::Reset, Code::Unavailable, "does not answer"),
+        (Trouble::DoneThenReset, Code::Unavailable, "does not answer"),
+    ];
+    let world = world("staying").await;
+    world.content("data", noise(5 << 20, 77));
+    for folder in ["packs/", "points/"] {
+        for (trouble, code, text) in &cases {
+            // A root that was stored is a point, whatever the answer was: that has a test of its own.
+            if folder == "points/" && *trouble == Trouble::DoneThenReset {
+                continue;
+            }
+            let before = world.points().await;
+            let chosen = trouble.clone();
+            between.script(move |_, request| is_put_of(request, folder).then(|| chosen.clone()));
+            let status = world.back_up(&["data"], sound()).await;
+            let troubles = between.behave();
+            // All chunks may be known by now: then no pack of data is put, but one of the map is.
+            let status = status.expect_err(&format!("{folder} {trouble:?}, {troubles} times"));
+            assert_eq!(status.code(), *code, "{folder} {trouble:?}: {status}");
+            assert!(status.message().contains(text), "{folder} {trouble:?}: {status}");
+            assert_eq!(world.points().await, before, "{folder} {trouble:?}");
+        }
+        world.back_up(&["data"], sound()).await.unwrap();
+        // New content, so that the next round has packs to put.
+        world.content("data", noise(5 << 20, 78));
+    }
+    // The same for reading.
+    for (trouble, code, text) in [
+        (Trouble::Answer(403, "AccessDenied"), Code::FailedPrecondition, "access denied"),
+        (Trouble::Answer(404, "NoSuchKey"), Code::DataLoss, "is missing"),
+        (Trouble::Answer(500, "InternalError"), Code::Unavailable, "does not answer"),
+        (Trouble::Truncate, Code::Unavailable, ""),
+    ] {
+        let chosen = trouble.clone();
+        between.script(move |_, request| {
+            let pack = request.method() == Method::GET && request.uri().path().contains("/packs/");
+            pack.then(|| chosen.clone())
+        });
+        let status = world.restore(&["data"], sound()).await.expect_err(&format!("{trouble:?}"));
+        between.behave();
+        assert_eq!(status.code(), code, "{trouble:?}: {status}");
+        assert!(status.message().contains(text), "{trouble:?}: {status}");
+        assert!(!world.target("data").exists(), "{trouble:?}");
+    }
+    assert!(world.verify().await.findings.is_empty());
+}
+
+/// 200 to a PUT that stored nothing.
+async fn success_without_effect_is_noticed(between: &Troublemaker) {
+    for folder in ["packs/", "placements/", "points/"] {
+        let world = world(&format!("lie-{}", folder.trim_end_matches('/'))).await;
+        world.content("data", noise(5 << 20, 5));
+        between.script(move |_, request| is_put_of(request, folder).then_some(Trouble::Lie));
+        let status = world.back_up(&["data"], sound()).await.unwrap_err();
+        assert!(between.behave() > 0);
+        assert!(status.message().contains("is not in the store"), "{folder}: {status}");
+        assert_eq!(world.points().await, 0, "{folder}");
+        world.back_up(&["data"], sound()).await.unwrap();
+        assert!(world.verify().await.findings.is_empty(), "{folder}");
+    }
+}
+
+/// The one moment that counts: the root's PUT was applied and each answer to it was lost. It is read back, not guessed.
+async fn a_root_that_was_stored_is_found_again(between: &Troublemaker) {
+    for trouble in [Trouble::DoneThenReset, Trouble::DoneThenStall, Trouble::DoneThen(503, "SlowDown")] {
+        let world = world(&format!("root-{trouble:?}").replace(['(', ')', '"', ' ', ','], "")).await;
+        world.content("data", noise(1 << 20, 6));
+        let chosen = trouble.clone();
+        between.script(move |_, request| is_put_of(request, "points/").then(|| chosen.clone()));
+        let done = world.back_up(&["data"], sound()).await;
+        assert!(between.behave() > 0);
+        assert!(done.is_ok(), "{trouble:?}: {done:?}");
+        assert_eq!(world.points().await, 1);
+    }
+}
+
+async fn flipped_bits_are_never_written(between: &Troublemaker) {
+    let world = world("flipped").await;
+    world.content("data", noise(5 << 20, 6));
+    world.back_up(&["data"], sound()).await.unwrap();
+    between.script(|_, request| {
+        let pack = request.method() == Method::GET && request.uri().path().contains("/packs/");
+        pack.then_some(Trouble::Flip)
+    });
+    let status = world.restore(&["data"], sound()).await.unwrap_err();
+    assert!(between.behave() > 0);
+    assert_eq!(status.code(), Code::DataLoss, "{status}");
+    assert!(!world.target("data").exists());
+}
+
+/// A store whose clock is years off: its locks would be worth nothing.
+async fn a_store_with_another_clock_is_refused(between: &Troublemaker) {
+    let world = world("skewed").await;
+    world.content("data", noise(100_000, 7));
+    between.script(|_, request| {
+        (request.method() == Method::HEAD).then_some(Trouble::Dated("Wed, 21 Oct 2015 07:28:00 GMT"))
+    });
+    let status = world.back_up(&["data"], sound()).await.unwrap_err();
+    assert!(between.behave() > 0);
+    assert!(status.message().contains("clock"), "{status}");
+    assert_eq!(world.points().await, 0);
+}
