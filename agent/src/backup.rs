@@ -69,7 +69,7 @@ pub struct VolumeJob {
 /// Counters of one volume, for progress and the result.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Bytes of the volume that are dealt with.
+    /// Bytes of the volume that are dealt with: what they need is in the store.
     pub done: AtomicU64,
     /// Bytes in all (0: not known).
     pub total: AtomicU64,

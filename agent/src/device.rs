@@ -8,7 +8,7 @@ mod source;
 mod target;
 
 pub use source::{SourceError, SourceOptions, open_source, open_stream};
-pub use target::{StreamTarget, TargetError, TargetOptions, VolumeTarget};
+pub use target::{Partial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
 
 use std::io;
 

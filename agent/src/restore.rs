@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::backup::Engine;
 use crate::budget::Permit;
 use crate::buffer::{RangeBuffer, RangeBuffers};
-use crate::device::{StreamTarget, TargetError, VolumeTarget};
+use crate::device::{Partial, StreamTarget, TargetError, VolumeTarget};
 use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
 
 /// One volume's restore.
@@ -120,8 +120,8 @@ impl RestoreJob {
     /// # Errors
     /// [`RestoreError`].
     pub async fn to_volume(self: Arc<Self>, target: Arc<VolumeTarget>) -> Result<(), RestoreError> {
-        let beginning = target.clone();
-        self.engine.io.run(move || beginning.begin()).await?;
+        // Dropped with this future, however that ends: after it nothing is written, and nothing half done is left.
+        let _writing = target.begin()?;
         let mut pages = self.coordinator.plan(false).await?;
         let mut tasks: JoinSet<Result<(), RestoreError>> = JoinSet::new();
         while let Some(Page { holes, ranges }) = pages.next().await? {
@@ -150,9 +150,12 @@ impl RestoreJob {
     ///
     /// # Errors
     /// [`RestoreError`].
-    pub async fn to_stream(self: Arc<Self>, target: StreamTarget) -> Result<(), RestoreError> {
+    pub async fn to_stream(
+        self: Arc<Self>,
+        mut target: StreamTarget,
+        partial: Option<Partial>,
+    ) -> Result<(), RestoreError> {
         let mut pages = self.coordinator.plan(true).await?;
-        let mut target = target;
         let mut in_flight = FuturesOrdered::new();
         let mut at = 0;
         loop {
@@ -183,7 +186,7 @@ impl RestoreJob {
         let rest = self.len.saturating_sub(at);
         target = self.zeros(target, rest).await?;
         self.check_coverage()?;
-        Ok(self.engine.io.run(move || target.finish()).await?)
+        Ok(self.engine.io.run(move || target.finish(partial)).await?)
     }
 
     /// What a range holds while it is in flight: its sealed bytes (chunks are opened one at a time).

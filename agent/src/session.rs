@@ -30,7 +30,7 @@ use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunP
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::{
-    Source, SourceError, SourceOptions, StreamTarget, TargetError, TargetOptions, VolumeTarget, open_source,
+    Partial, Source, SourceError, SourceOptions, StreamTarget, TargetError, TargetOptions, VolumeTarget, open_source,
     open_stream,
 };
 use crate::restore::{RestoreError, RestoreJob, Tally};
@@ -377,14 +377,14 @@ async fn restore(
     let (path, len) = (r.path.clone(), r.length);
     let stream = r.kind() == wire::VolumeKind::Stream;
     enum Opened {
-        Stream(StreamTarget),
+        Stream(StreamTarget, Option<Partial>),
         Volume(VolumeTarget),
     }
     let opened = engine
         .io
         .run(move || {
             if stream {
-                StreamTarget::open(&path, options).map(Opened::Stream)
+                StreamTarget::open(&path, options).map(|(target, partial)| Opened::Stream(target, partial))
             } else {
                 VolumeTarget::open(Path::new(&path), len, options).map(Opened::Volume)
             }
@@ -397,7 +397,7 @@ async fn restore(
     }
     let ticker = Ticker::start(up, assignment, restore_progress(job.tally.clone(), len));
     match opened {
-        Opened::Stream(target) => job.clone().to_stream(target).await?,
+        Opened::Stream(target, partial) => job.clone().to_stream(target, partial).await?,
         Opened::Volume(target) => job.clone().to_volume(Arc::new(target)).await?,
     }
     drop(ticker);

@@ -76,8 +76,14 @@ pub(crate) enum Command {
     )]
     Backup(Backup),
     /// List restore points
+    #[command(
+        after_help = "Examples:\n  milkrun points -r file:///srv/backups\n  milkrun points -r s3://backups/shop shop --json"
+    )]
     Points(Points),
     /// Show what a restore point holds
+    #[command(
+        after_help = "Examples:\n  milkrun show -r file:///srv/backups shop@latest\n  milkrun show -r file:///srv/backups rp-20261122t143000z-0123456789abcdef --json"
+    )]
     Show(Show),
     /// Restore volumes, streams and manifests
     #[command(
@@ -90,8 +96,12 @@ pub(crate) enum Command {
     )]
     Verify(Verify),
     /// Try it on a sample application, or (read-only) on your own devices and files
+    #[command(
+        after_help = "Examples:\n  milkrun try\n  milkrun try /dev/vg/shop-snap disk.img --folder /srv/milkrun-try"
+    )]
     Try(Try),
     /// Print a completion script for your shell
+    #[command(after_help = "Examples:\n  milkrun completion bash > /etc/bash_completion.d/milkrun")]
     Completion {
         /// Which shell
         shell: clap_complete::Shell,

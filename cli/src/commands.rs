@@ -75,31 +75,41 @@ impl Drop for Interrupt {
 impl Interrupt {
     fn watch(control: ControlClient<Channel>, run: tokio::sync::watch::Receiver<Vec<u8>>) -> Self {
         Self(tokio::spawn(async move {
-            let mut control = control;
-            if interrupted().await.is_err() {
-                return;
-            }
+            let Ok(mut signals) = Signals::new() else { return };
+            signals.next().await;
             output::note("milkrun: stopping; once more to stop at once");
             let run = run.borrow().clone();
             if run.is_empty() {
                 // Nothing was begun that could be stopped cleanly.
                 std::process::exit(Exit::Failed as i32);
             }
-            // A run that ended in this moment needs no stopping.
-            let _ = control.cancel(CancelRequest { run: run.into() }).await;
-            if interrupted().await.is_ok() {
-                std::process::exit(Exit::Failed as i32);
-            }
+            let mut control = control;
+            // Beside waiting, so that the second one counts even if nobody answers. A run that ended in this moment needs no
+            // stopping.
+            tokio::spawn(async move { control.cancel(CancelRequest { run: run.into() }).await });
+            signals.next().await;
+            std::process::exit(Exit::Failed as i32);
         }))
     }
 }
 
-/// Ctrl-C, or a polite kill.
-async fn interrupted() -> std::io::Result<()> {
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        c = tokio::signal::ctrl_c() => c,
-        _ = term.recv() => Ok(()),
+/// Ctrl-C, or a polite kill. One listener for all of them: none is lost between two waits.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 

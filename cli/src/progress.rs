@@ -43,7 +43,9 @@ impl Progress {
         });
         match &volume.bar {
             Some(bar) => {
-                if p.total_bytes > 0 {
+                if bar.length() != Some(p.total_bytes) {
+                    // The first word of a volume may come before its size is known.
+                    bar.set_style(style(p));
                     bar.set_length(p.total_bytes);
                 }
                 bar.set_position(p.done_bytes);
@@ -65,12 +67,15 @@ impl Progress {
     }
 }
 
-fn bar(p: &VolumeProgress) -> ProgressBar {
+fn style(p: &VolumeProgress) -> ProgressStyle {
     let known = "{prefix:>12} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
     let stream = "{prefix:>12} {spinner} {bytes}  {bytes_per_sec}";
     let template = if p.total_bytes > 0 { known } else { stream };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(p.total_bytes).with_style(style);
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+fn bar(p: &VolumeProgress) -> ProgressBar {
+    let bar = ProgressBar::new(p.total_bytes).with_style(style(p));
     bar.set_prefix(p.volume.clone());
     bar
 }

@@ -11,6 +11,7 @@ pub struct Milkrun {
     url: String,
     cache: PathBuf,
     password: String,
+    quiet: bool,
     env: Vec<(String, String)>,
 }
 
@@ -74,13 +75,26 @@ impl Milkrun {
 
     /// With a repository at `url`, and its cache in `folder`.
     pub fn at(url: &str, folder: &Path) -> Self {
-        Self { url: url.into(), cache: folder.join("cache"), password: "correct horse".into(), env: Vec::new() }
+        Self {
+            url: url.into(),
+            cache: folder.join("cache"),
+            password: "correct horse".into(),
+            quiet: true,
+            env: Vec::new(),
+        }
     }
 
     /// With another password.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = password.into();
+        self
+    }
+
+    /// With progress and notes on standard error.
+    #[must_use]
+    pub fn aloud(mut self) -> Self {
+        self.quiet = false;
         self
     }
 
@@ -99,7 +113,7 @@ impl Milkrun {
     /// The command, ready to run.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(binary());
-        command.args(args).arg("--quiet").stdin(Stdio::null());
+        command.args(args).args(self.quiet.then_some("--quiet")).stdin(Stdio::null());
         command.env("MILKRUN_REPOSITORY", &self.url).env("MILKRUN_PASSWORD", &self.password);
         command.env("MILKRUN_CACHE", &self.cache).env("RUST_BACKTRACE", "0");
         command.env_remove("MILKRUN_PASSWORD_FILE").env_remove("MILKRUN_CRASH_AT").env_remove("MILKRUN_CRASH_LOG");

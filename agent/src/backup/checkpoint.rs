@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::claims::Settled;
-use super::{BackupError, Run, VolumeJob};
+use super::{BackupError, Counters, Run, VolumeJob};
 use crate::rpc::Region;
 
 /// Regions that wait for their packs. More, and open packs are sent early (see [`Checkpoints::push`]).
@@ -89,6 +89,8 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
         };
         let Some(Done { mut region, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
         job.run.claims.wait(&wanted, || job.run.failed()).await?;
+        // Only now: what was read and still waits for its upload is not done.
+        Counters::add(&job.counters.done, region.len);
         if region.is_hole() {
             region.runs.clear();
         }

@@ -86,7 +86,6 @@ async fn collect(
 ) -> Result<(), BackupError> {
     let Some(done) = in_flight.next().await else { return Ok(()) };
     let done = done?;
-    Counters::add(&job.counters.done, done.region.len);
     checkpoints.push(job, done).await
 }
 

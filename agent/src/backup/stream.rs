@@ -56,7 +56,6 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
             let runs = fresh.iter().map(|&(_, len, id)| whole_chunk(id, len)).collect();
             let region = Region { offset, len: used as u64, unchanged: false, runs };
             let wanted = job.run.store(&job, buffer, fresh).await?;
-            Counters::add(&job.counters.done, used as u64);
             offset += used as u64;
             checkpoints.push(&job, Done { region, wanted }).await?;
         }

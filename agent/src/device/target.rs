@@ -7,8 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
@@ -78,6 +77,12 @@ pub enum TargetError {
         #[source]
         source: io::Error,
     },
+    /// It was given up meanwhile.
+    #[error("{path:?} was given up")]
+    Abandoned {
+        /// Which one.
+        path: PathBuf,
+    },
     /// What was written could not be made durable.
     #[error("can't make {path:?} durable")]
     Sync {
@@ -94,17 +99,72 @@ pub enum TargetError {
 pub struct VolumeTarget {
     path: PathBuf,
     file: File,
-    /// Written here, renamed to `path` at the end.
-    partial: Option<PathBuf>,
     len: u64,
     capacity: u64,
     /// All zeros until written: holes need nothing.
     fresh: bool,
     options: TargetOptions,
-    done: AtomicBool,
     /// Who writes. The kernel lets one in at a time anyway, and those who wait in the kernel spin: on two cores that cost
     /// a seventh of a restore's CPU time.
-    turn: Mutex<()>,
+    turn: Mutex<Turn>,
+}
+
+#[derive(Debug)]
+struct Turn {
+    /// A new file is written here, and renamed to its name at the end.
+    partial: Option<Partial>,
+    /// Given up: nothing may be written any more.
+    abandoned: bool,
+}
+
+/// The unfinished file of a volume or stream. Half of one is worth nothing under any name: removed when dropped.
+#[derive(Debug)]
+pub struct Partial {
+    path: PathBuf,
+    finished: bool,
+}
+
+impl Partial {
+    /// Opens a file beside `path`.
+    fn create(path: &Path) -> io::Result<(Self, File)> {
+        let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?;
+        let mut partial = name.to_os_string();
+        partial.push(".milkrun-partial");
+        let partial = path.with_file_name(partial);
+        // Left over from a crash: nobody else writes under this name.
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&partial)?;
+        Ok((Self { path: partial, finished: false }, file))
+    }
+
+    /// Gives a whole and durable file its name, durably.
+    fn put_in_place(mut self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)?;
+        self.finished = true;
+        crash::point("after rename of the target");
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Ends all writing to a target when dropped, unless it was finished: whoever stops waiting for a restore can rely on it.
+#[derive(Debug)]
+pub struct Writing<'a>(&'a VolumeTarget);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        // Waits for the one write that is under way.
+        let mut turn = self.0.turn();
+        turn.abandoned = true;
+        turn.partial = None;
+    }
 }
 
 /// How much of a device is looked at, at its start and its end, to tell whether it is empty: file systems, partition
@@ -121,18 +181,16 @@ impl VolumeTarget {
         let base = |file, partial, capacity, fresh| Self {
             path: path.to_owned(),
             file,
-            partial,
             len,
             capacity,
             fresh,
             options,
-            done: AtomicBool::new(false),
-            turn: Mutex::new(()),
+            turn: Mutex::new(Turn { partial, abandoned: false }),
         };
         let kind = match fs::metadata(path) {
             Ok(m) => m.file_type(),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let (partial, file) = create_partial(path).map_err(fail)?;
+                let (partial, file) = Partial::create(path).map_err(fail)?;
                 file.set_len(len).map_err(fail)?;
                 return Ok(base(file, Some(partial), len, true));
             }
@@ -177,21 +235,31 @@ impl VolumeTarget {
     ///
     /// # Errors
     /// [`TargetError::Write`].
-    pub fn begin(&self) -> Result<(), TargetError> {
+    pub fn begin(&self) -> Result<Writing<'_>, TargetError> {
         let fail = |e| self.write_error(0, e);
         let meta = self.file.metadata().map_err(fail)?;
         if meta.is_file() && meta.len() < self.len {
             self.file.set_len(self.len).map_err(fail)?;
         }
-        Ok(())
+        Ok(Writing(self))
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn to write.
+    fn my_turn(&self) -> Result<MutexGuard<'_, Turn>, TargetError> {
+        let turn = self.turn();
+        if turn.abandoned { Err(TargetError::Abandoned { path: self.path.clone() }) } else { Ok(turn) }
     }
 
     /// Writes bytes of the volume.
     ///
     /// # Errors
-    /// [`TargetError::Write`].
+    /// [`TargetError::Write`], or [`TargetError::Abandoned`].
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TargetError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.my_turn()?;
         self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(offset, e))
     }
 
@@ -212,9 +280,11 @@ impl VolumeTarget {
             // On a block device both are done by the kernel with the device's own zeroing, and read as zeros after it.
             let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let turn = self.my_turn()?;
             if [punch, zero].into_iter().any(|mode| fallocate(&self.file, mode, at, n).is_ok()) {
                 return Ok(());
             }
+            drop(turn);
         }
         let zeros = vec![0; 1 << 20];
         let (mut at, end) = (offset, offset + len);
@@ -238,39 +308,12 @@ impl VolumeTarget {
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
         crash::point("after fsync of the target");
-        if let Some(partial) = &self.partial {
-            put_in_place(partial, &self.path).map_err(fail)?;
+        let mut turn = self.my_turn()?;
+        if let Some(partial) = turn.partial.take() {
+            partial.put_in_place(&self.path).map_err(fail)?;
         }
-        self.done.store(true, Ordering::Release);
         Ok(())
     }
-}
-
-impl Drop for VolumeTarget {
-    fn drop(&mut self) {
-        if let (Some(partial), false) = (&self.partial, self.done.load(Ordering::Acquire)) {
-            // Half a volume is worth nothing under any name.
-            let _ = fs::remove_file(partial);
-        }
-    }
-}
-
-/// Gives a whole and durable file its name, durably.
-fn put_in_place(partial: &Path, path: &Path) -> io::Result<()> {
-    fs::rename(partial, path)?;
-    crash::point("after rename of the target");
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
-}
-
-fn create_partial(path: &Path) -> io::Result<(PathBuf, File)> {
-    let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?;
-    let mut partial = name.to_os_string();
-    partial.push(".milkrun-partial");
-    let partial = path.with_file_name(partial);
-    // Left over from a crash: nobody else writes under this name.
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&partial)?;
-    Ok((partial, file))
 }
 
 /// A stream that is written in order: a file, a pipe, or `-` for standard output.
@@ -278,32 +321,31 @@ fn create_partial(path: &Path) -> io::Result<(PathBuf, File)> {
 pub struct StreamTarget {
     path: PathBuf,
     file: File,
-    partial: Option<PathBuf>,
     offset: u64,
 }
 
 impl StreamTarget {
-    /// Opens it.
+    /// Opens it. The unfinished file, if there is one, is kept by whoever waits for the end.
     ///
     /// # Errors
     /// [`TargetError`].
-    pub fn open(path: &str, options: TargetOptions) -> Result<Self, TargetError> {
+    pub fn open(path: &str, options: TargetOptions) -> Result<(Self, Option<Partial>), TargetError> {
         let fail = |source| TargetError::Open { path: path.into(), source };
-        let whole = |file, partial| Self { path: path.into(), file, partial, offset: 0 };
+        let whole = |file, partial| (Self { path: path.into(), file, offset: 0 }, partial);
         if path == "-" {
             let file = nix::unistd::dup(io::stdout()).map(File::from).map_err(|e| fail(e.into()))?;
             return Ok(whole(file, None));
         }
         match fs::metadata(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let (partial, file) = create_partial(Path::new(path)).map_err(fail)?;
+                let (partial, file) = Partial::create(Path::new(path)).map_err(fail)?;
                 Ok(whole(file, Some(partial)))
             }
             Err(e) => Err(fail(e)),
             Ok(m) if m.is_dir() => Err(TargetError::Kind { path: path.into() }),
             Ok(m) if m.is_file() && m.len() > 0 && !options.force => Err(TargetError::NotEmpty { path: path.into() }),
             Ok(m) if m.is_file() => {
-                let (partial, file) = create_partial(Path::new(path)).map_err(fail)?;
+                let (partial, file) = Partial::create(Path::new(path)).map_err(fail)?;
                 Ok(whole(file, Some(partial)))
             }
             Ok(_) => Ok(whole(OpenOptions::new().write(true).open(path).map_err(fail)?, None)),
@@ -328,19 +370,11 @@ impl StreamTarget {
     ///
     /// # Errors
     /// [`TargetError::Sync`].
-    pub fn finish(mut self) -> Result<(), TargetError> {
-        let Some(partial) = self.partial.take() else { return Ok(()) };
+    pub fn finish(self, partial: Option<Partial>) -> Result<(), TargetError> {
+        let Some(partial) = partial else { return Ok(()) };
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
-        put_in_place(&partial, &self.path).map_err(fail)
-    }
-}
-
-impl Drop for StreamTarget {
-    fn drop(&mut self) {
-        if let Some(partial) = &self.partial {
-            let _ = fs::remove_file(partial);
-        }
+        partial.put_in_place(&self.path).map_err(fail)
     }
 }

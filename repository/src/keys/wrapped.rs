@@ -104,7 +104,17 @@ pub fn unwrap(object: &[u8], password: &[u8], config: &[u8]) -> Result<Secret, U
     let salt = hex::decode(&file.salt).map_err(|_| UnwrapError::Malformed)?;
     let mut wrapped = Zeroizing::new(hex::decode(&file.wrapped).map_err(|_| UnwrapError::Malformed)?);
     let id: KeyId = file.id.parse().map_err(|_| UnwrapError::Malformed)?;
-    if file.milkrun != "key" || file.kdf != "argon2id" {
+    // One encoding only, as for every stored object: what we would not write so is not ours.
+    let again = KeyFile {
+        milkrun: "key".into(),
+        version: VERSION,
+        id: id.hex(),
+        kdf: "argon2id".into(),
+        salt: hex::encode(&salt),
+        wrapped: hex::encode(&*wrapped),
+        ..file
+    };
+    if serde_json::to_vec(&again).ok().as_deref() != Some(object) {
         return Err(UnwrapError::Malformed);
     }
     let key = stretch(password, &salt, cost).ok_or(UnwrapError::Malformed)?;
@@ -153,6 +163,17 @@ mod tests {
         assert!(matches!(unwrap(&object, b"wrong", b"config"), Err(UnwrapError::WrongPassword)));
         assert!(matches!(unwrap(&object, b"correct horse", b"other"), Err(UnwrapError::WrongPassword)));
         assert!(matches!(unwrap(b"{}", b"x", b"config"), Err(UnwrapError::Malformed)));
+        let text = String::from_utf8(object.clone()).unwrap();
+        for (from, to) in [
+            ("\"version\":1", "\"version\":0"),
+            ("{", "{ "),
+            ("\"lanes\":1", "\"lanes\":1,\"more\":2"),
+            ("argon2id", "argon2d"),
+        ] {
+            let other = text.replacen(from, to, 1);
+            assert_ne!(other, text);
+            assert!(matches!(unwrap(other.as_bytes(), b"correct horse", b"config"), Err(UnwrapError::Malformed)));
+        }
         let greedy = String::from_utf8(object).unwrap().replace("\"memory_kib\":8", "\"memory_kib\":4294967295");
         assert!(matches!(unwrap(greedy.as_bytes(), b"correct horse", b"config"), Err(UnwrapError::Malformed)));
     }

@@ -1,0 +1,199 @@
+//! A fuzz target for every decoder: of stored objects, of what people type, of the manifests they bring.
+//!
+//! None may panic, none may ask for absurd memory, and what one accepts it must encode to the same bytes, so that no two
+//! byte strings mean the same object. Signed and sealed objects accept nothing but the one that was signed.
+//!
+//! `cargo xtask fuzz` runs them under libFuzzer; `tests/mutations.rs` runs them on damaged samples in every test run.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "samples are sound; a fuzz target fails by panic"
+)]
+
+#[path = "../../repository/tests/samples/mod.rs"]
+mod samples;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use milkrun_coordinator::manifests;
+use milkrun_repository::chunk::codec::{Codec, Decompressor};
+use milkrun_repository::config::Config;
+use milkrun_repository::id::{PackId, PointId};
+use milkrun_repository::index::{MappedSegment, Segment};
+use milkrun_repository::keys::envelope::{self, Kind};
+use milkrun_repository::keys::wrapped;
+use milkrun_repository::pack::{Directory, PackKind};
+use milkrun_repository::point::lease::Lease;
+use milkrun_repository::point::{Placement, Root, RootBody, Selector};
+use milkrun_repository::store::{Key, StoreUrl};
+use milkrun_repository::volume_map::{Leaf, Node};
+
+/// The stored samples: the same bytes in each process, so that a corpus stays good.
+macro_rules! golden {
+    ($name:literal) => {
+        include_bytes!(concat!("../../repository/tests/golden/", $name)).as_slice()
+    };
+}
+
+/// Feeds bytes to a decoder and looks at what comes out.
+pub type Check = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
+/// One decoder.
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// Sound input to start from.
+    pub seeds: Vec<Vec<u8>>,
+    /// Panics if the decoder does what it must not.
+    pub check: Check,
+}
+
+impl Target {
+    fn new(name: &'static str, seeds: Vec<Vec<u8>>, check: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
+        Self { name, seeds, check: Arc::new(check) }
+    }
+
+    /// Of one sample; what is accepted must encode to itself.
+    fn canonical(name: &'static str, seed: Vec<u8>, again: fn(&[u8]) -> Option<Vec<u8>>) -> Self {
+        Self::new(name, vec![seed], move |b| {
+            if let Some(encoded) = again(b) {
+                assert_eq!(encoded, b, "another encoding of the same object");
+            }
+        })
+    }
+
+    /// Of something signed: nothing else is accepted.
+    fn only(name: &'static str, seed: &'static [u8], accepts: impl Fn(&[u8]) -> bool + Send + Sync + 'static) -> Self {
+        Self::new(name, vec![seed.to_vec()], move |b| {
+            if accepts(b) {
+                assert_eq!(b, seed, "an altered object was accepted");
+            }
+        })
+    }
+}
+
+/// All of them.
+pub fn targets() -> Vec<Target> {
+    [stored(), signed(), sealed(), from_people()].into_iter().flatten().collect()
+}
+
+/// What lies in chunks and envelopes, once opened.
+fn stored() -> Vec<Target> {
+    vec![
+        Target::canonical("leaf", golden!("leaf-v1.bin").to_vec(), |b| Leaf::decode(b).ok().map(|x| x.encode())),
+        Target::canonical("node", golden!("node-v1.bin").to_vec(), |b| Node::decode(b).ok().map(|x| x.encode())),
+        Target::canonical("segment", golden!("segment-body-v1.bin").to_vec(), |b| {
+            let segment = Segment::decode(b).ok()?;
+            assert!(MappedSegment::cache_file(b).is_ok(), "decoded and can't be mapped");
+            Some(segment.encode())
+        }),
+        Target::canonical("lease", golden!("lease-body-v1.bin").to_vec(), |b| {
+            Lease::decode(b).ok().map(|x| x.encode())
+        }),
+        Target::canonical("root-body", golden!("point-body-v1.bin").to_vec(), |b| {
+            RootBody::decode(b).ok().map(|x| x.encode())
+        }),
+        Target::canonical("manifests", manifests_seed(), |b| {
+            let mut objects = manifests::decode(b).ok()?;
+            // Sorted by encoding, which a decoder does not ask for: what is encoded once stays.
+            let once = manifests::encode(&mut objects);
+            let mut again = manifests::decode(&once).expect("what was encoded decodes");
+            assert_eq!(manifests::encode(&mut again), once);
+            None
+        }),
+        Target::new("chunk", vec![zstd::bulk::compress(&b"one fish two fish ".repeat(100), 3).unwrap()], |b| {
+            let mut out = vec![0; 64 << 10];
+            let _ = Decompressor::new().unwrap().decompress(Codec::Zstd, b, &mut out);
+        }),
+    ]
+}
+
+fn manifests_seed() -> Vec<u8> {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: b}\ndata: {k: v}\n";
+    let mut objects = manifests::load(&[(PathBuf::from("a.yaml"), text.into())]).expect("sound");
+    manifests::encode(&mut objects)
+}
+
+/// What is readable with the public key.
+fn signed() -> Vec<Target> {
+    let signer = samples::ring().public().signing;
+    vec![
+        Target::only("root", golden!("point-v1.bin"), move |b| {
+            let _ = Root::parse(b);
+            let _ = Root::open(b, samples::ring().metadata());
+            Root::decode(b, &samples::root().key(), &samples::repository(), &signer).is_ok()
+        }),
+        Target::only("placement", golden!("placement-v1.bin"), move |b| {
+            let _ = Placement::parse(b);
+            let point = samples::root().id();
+            Placement::decode(b, &Key::placement(&point, 0), &point, &[7; 32], &samples::repository(), &signer).is_ok()
+        }),
+        Target::only("configuration", golden!("repository-v1.json"), |b| Config::decode(b).is_ok()),
+    ]
+}
+
+/// What only opens with a key.
+fn sealed() -> Vec<Target> {
+    let pack = golden!("pack-v1.bin");
+    let id = PackId::try_from(&pack[40..56]).unwrap();
+    let sealed_key = Directory::footer(pack).unwrap();
+    let pack_key = sealed_key.open(samples::ring().data(), &samples::repository(), &id, PackKind::Data).unwrap();
+    let index_key = Key::new("index/golden/segment");
+    vec![
+        Target::new("pack", vec![pack.to_vec()], move |b| {
+            let _ = Directory::check_header(b, &samples::repository(), &id);
+            if let Ok(key) = Directory::footer(b) {
+                let _ = Directory::open(b, b.len() as u64, &samples::repository(), &id, &pack_key, &key);
+            }
+        }),
+        Target::only("envelope", golden!("segment-v1.bin"), move |b| {
+            envelope::open(&samples::ring(), &samples::repository(), &index_key, Kind::IndexSegment, b).is_ok()
+        }),
+        Target::only("wrapped-key", golden!("key-v1.json"), |b| {
+            // What costs more than the sample would only cost time.
+            !is_costly(b) && wrapped::unwrap(b, samples::PASSWORD, golden!("repository-v1.json")).is_ok()
+        }),
+    ]
+}
+
+/// Whether a wrapped key asks Argon2 for more than a fuzzer has time for.
+fn is_costly(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let above = |name: &str, most: u64| {
+        let after = text.split_once(name).map_or("", |(_, rest)| rest);
+        let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+        !digits.is_empty() && digits.parse::<u64>().map_or(true, |n| n > most)
+    };
+    above("\"memory_kib\":", 64) || above("\"passes\":", 2)
+}
+
+/// What is typed or brought along.
+fn from_people() -> Vec<Target> {
+    let yaml = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: x}}\n---\n# none\n";
+    let json = r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"},"data":{"k":"dg=="}}"#;
+    vec![
+        Target::new("yaml", vec![yaml.into(), json.into()], |b| {
+            if let Ok(text) = String::from_utf8(b.to_vec()) {
+                let _ = manifests::load(&[(PathBuf::from("a.yaml"), text.clone())]);
+                let _ = manifests::load(&[(PathBuf::from("a.json"), text)]);
+            }
+        }),
+        Target::new(
+            "names",
+            ["rp-20261122t143000z-0707070707070707", "shop@2026-11-22T14:30:00Z", "s3://bucket/prefix", "file:///a"]
+                .map(Vec::from)
+                .into(),
+            |b| {
+                let text = String::from_utf8_lossy(b);
+                let _ = text.parse::<Selector>();
+                let _ = text.parse::<StoreUrl>();
+                if let Ok(id) = text.parse::<PointId>() {
+                    assert_eq!(id.to_string(), text);
+                }
+                let _ = Key::new(text.clone()).parse_point();
+            },
+        ),
+    ]
+}

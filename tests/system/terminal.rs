@@ -1,0 +1,186 @@
+//! What a person sees and does while it runs: bars on a terminal, lines elsewhere, Ctrl-C; and what they try first.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use milkrun_tests::binary::{Milkrun, ran};
+use milkrun_tests::noise;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::round_trip::volume;
+
+fn interrupt(child: &Child) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+}
+
+fn wait_until(what: &str, limit: u64, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(limit), "{what} did not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Its result, or a failure if it has none by then; it is ended either way.
+fn end_of(mut child: Child, seconds: u64) -> milkrun_tests::binary::Ran {
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(seconds) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let in_time = child.try_wait().unwrap().is_some();
+    if !in_time {
+        child.kill().unwrap();
+    }
+    let ran = ran(child.wait_with_output());
+    assert!(in_time, "still running after {seconds} s: {ran:?}");
+    ran
+}
+
+fn points(m: &Milkrun) -> usize {
+    m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len()
+}
+
+/// Plain lines now and then on a pipe; and the first Ctrl-C stops cleanly.
+#[test]
+fn a_backup_tells_how_far_it_is_and_stops_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path()).aloud();
+    m.run(["init"]).ok();
+    let image = folder.path().join("image");
+    fs::write(&image, noise(100 << 20, 1)).unwrap();
+    let log = folder.path().join("log");
+    let mut command = m.command(["backup", "shop", "--volume", &volume(&image), "--limit-upload", "3MiB"]);
+    let child = command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    wait_until("a line of progress", 40, || fs::read_to_string(&log).unwrap().contains("data: "));
+    let line = fs::read_to_string(&log).unwrap();
+    assert!(line.contains(" of 100.00 MiB, ") && line.contains("/s") && !line.contains('\r'), "{line}");
+    interrupt(&child);
+    let ended = end_of(child, 30);
+    let text = fs::read_to_string(&log).unwrap();
+    assert_eq!(ended.code, Some(1), "{text}");
+    assert!(text.contains("once more to stop at once") && text.contains("nothing was committed"), "{text}");
+    assert_eq!(points(&m), 0);
+    // What was stored by then is found again, and the point is whole.
+    m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
+    m.run(["verify", "--data"]).ok();
+}
+
+#[test]
+fn a_restore_that_is_stopped_leaves_no_half_volume() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    let image = folder.path().join("image");
+    fs::write(&image, noise(300 << 20, 2)).unwrap();
+    m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
+    let (out, partial) = (folder.path().join("out"), folder.path().join("out.milkrun-partial"));
+    let child = m
+        .command(["restore", "shop", "--volume", &volume(&out)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // In the middle: something is written.
+    wait_until("the first bytes", 60, || fs::metadata(&partial).is_ok_and(|f| f.blocks() > 0));
+    interrupt(&child);
+    let ended = end_of(child, 30);
+    assert_eq!(ended.code, Some(1), "{}", ended.err);
+    assert!(ended.err.contains("the targets are not complete"), "{}", ended.err);
+    assert!(!out.exists() && !partial.exists(), "something was left");
+}
+
+/// Nobody reads the pipe, so that the clean stop has to wait; the second Ctrl-C does not.
+#[test]
+fn the_second_interrupt_stops_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    let image = folder.path().join("image");
+    fs::write(&image, noise(20 << 20, 3)).unwrap();
+    m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
+    let child = m
+        .command(["restore", "shop", "--stream", "data=-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    interrupt(&child);
+    std::thread::sleep(Duration::from_millis(500));
+    interrupt(&child);
+    let ended = end_of(child, 5);
+    assert_eq!(ended.code, Some(1), "{}", ended.err);
+}
+
+#[test]
+fn bars_are_drawn_on_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path()).aloud();
+    m.run(["init"]).ok();
+    let image = folder.path().join("image");
+    fs::write(&image, noise(20 << 20, 4)).unwrap();
+    let size = nix::pty::Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = nix::pty::openpty(Some(&size), None).unwrap();
+    let mut command = m.command(["backup", "shop", "--volume", &volume(&image), "--limit-upload", "8MiB"]);
+    command.stdout(Stdio::null()).stderr(Stdio::from(terminal.slave)).env("TERM", "xterm");
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut master = fs::File::from(terminal.master);
+    let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+    // The read fails once the other side is closed.
+    while let Ok(n @ 1..) = master.read(&mut piece) {
+        seen.extend_from_slice(&piece[..n]);
+    }
+    assert!(child.wait().unwrap().success());
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(seen.contains("data [") && seen.contains("20.00 MiB") && seen.contains("left"), "{seen}");
+}
+
+#[test]
+fn the_first_thing_one_tries() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    let run = |place: &str, paths: &[&Path]| {
+        let place = folder.path().join(place).display().to_string();
+        let paths = paths.iter().map(|p| p.display().to_string());
+        let args = ["try", "--json", "--folder", &place].map(str::to_owned).into_iter().chain(paths);
+        m.run(args)
+    };
+    let sample = run("sample", &[]).ok().json();
+    assert_eq!((&sample["identical"], &sample["findings"]), (&true.into(), &serde_json::json!([])), "{sample}");
+    let stored = |backup: usize| sample["backups"][backup]["stored_bytes"].as_u64().unwrap();
+    assert!(stored(1) * 10 < stored(0), "a few pages changed: {sample}");
+    let restored = folder.path().join("sample/restored");
+    assert!(fs::read(restored.join("data.img")).unwrap() == fs::read(folder.path().join("sample/data.img")).unwrap());
+    assert!(restored.join("manifests").read_dir().unwrap().count() >= 3);
+
+    // What the user names is only read.
+    let image = folder.path().join("mine");
+    fs::write(&image, noise(5 << 20, 5)).unwrap();
+    let before = fs::metadata(&image).unwrap().modified().unwrap();
+    let mine = run("named", &[&image]).ok().json();
+    assert_eq!(mine["backups"][1]["volumes"][0]["new_bytes"], 0, "{mine}");
+    assert_eq!(fs::metadata(&image).unwrap().modified().unwrap(), before);
+    assert!(fs::read(folder.path().join("named/restored/mine.img")).unwrap() == noise(5 << 20, 5));
+    // Again in the same place: it is not overwritten.
+    run("named", &[&image]).fails(2, "choose another --folder");
+}
+
+#[test]
+fn help_and_completion() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    for shell in ["bash", "zsh", "fish"] {
+        let script = m.run(["completion", shell]).ok().out;
+        assert!(script.contains("milkrun") && script.contains("restore"), "{shell}: {script}");
+    }
+    for command in ["init", "backup", "points", "show", "restore", "verify", "try", "completion"] {
+        let help = m.run([command, "--help"]).ok().out;
+        assert!(help.contains("Examples:") && help.contains(&format!("milkrun {command}")), "{help}");
+    }
+}

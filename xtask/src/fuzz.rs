@@ -1,0 +1,104 @@
+//! Fuzzing every decoder, guided by coverage, with the stable toolchain (see `fuzz/`).
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::{exists, note_skip, root, run, say, target};
+
+/// At once: as many as the smallest machine has cores.
+const AT_ONCE: usize = 2;
+
+/// One target at work.
+struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+/// Fuzzes each target for so many seconds. What was found along the way stays in `target/fuzz` and helps the next run.
+pub(crate) fn run_all(seconds: u32) -> Result<(), String> {
+    if !exists("c++") {
+        note_skip("fuzzing guided by coverage: no C++ compiler for libFuzzer");
+        return Ok(());
+    }
+    let wrapper = root().join("fuzz/with-coverage");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run(Command::new(cargo)
+        .args([
+            "build",
+            "--workspace",
+            "--features",
+            "milkrun-cli/faults,milkrun-fuzz/libfuzzer",
+            "--example",
+            "libfuzzer",
+        ])
+        .env("RUSTC_WORKSPACE_WRAPPER", wrapper.canonicalize().map_err(|e| format!("{}: {e}", wrapper.display()))?)
+        .current_dir(root()))?;
+    let program = target().join("debug/examples/libfuzzer");
+    let folder = target().join("fuzz");
+    let seeds = folder.join("samples");
+    let listed = Command::new(&program).env("MILKRUN_FUZZ_SEEDS", &seeds).stderr(Stdio::null()).output();
+    let listed = listed.map_err(|e| format!("{}: {e}", program.display()))?;
+    let names = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let mut waiting: Vec<&str> = names.lines().rev().collect();
+    if waiting.is_empty() {
+        return Err("the fuzzer knows no target".into());
+    }
+    say(&format!("xtask: fuzzing {} decoders, {seconds} s each", waiting.len()));
+    let mut running: Vec<Running> = Vec::new();
+    let mut failed = Vec::new();
+    while !waiting.is_empty() || !running.is_empty() {
+        while running.len() < AT_ONCE
+            && let Some(name) = waiting.pop()
+        {
+            running.push(start(&program, &folder, name, seconds)?);
+        }
+        let mut at = 0;
+        while at < running.len() {
+            match running[at].child.try_wait() {
+                Ok(None) => at += 1,
+                ended => {
+                    let done = running.swap_remove(at);
+                    let text = std::fs::read_to_string(&done.log).unwrap_or_default();
+                    let last =
+                        |start: &str| text.lines().rev().find(|l| l.contains(start)).unwrap_or_default().to_owned();
+                    if ended.is_ok_and(|s| s.is_some_and(|s| s.success())) {
+                        say(&format!("  {}: {}", done.name, last("Done ")));
+                    } else {
+                        say(&format!(
+                            "  {}: FAILED\n{}\n{}",
+                            done.name,
+                            last("panicked at"),
+                            last("Test unit written")
+                        ));
+                        failed.push(done.name);
+                    }
+                }
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("fuzzing found something in {}", failed.join(", "))) }
+}
+
+fn start(program: &Path, folder: &Path, name: &str, seconds: u32) -> Result<Running, String> {
+    let make = |sub: &str| {
+        let path = folder.join(sub).join(name);
+        std::fs::create_dir_all(&path).map(|()| path).map_err(|e| format!("{sub}/{name}: {e}"))
+    };
+    let (corpus, samples, artifacts) = (make("corpus")?, make("samples")?, make("found")?);
+    let log = folder.join(format!("{name}.log"));
+    let out = std::fs::File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+    let child = Command::new(program)
+        .arg(format!("-max_total_time={seconds}"))
+        .args(["-timeout=10", "-rss_limit_mb=2048"])
+        .arg(format!("-artifact_prefix={}/", artifacts.display()))
+        .args([&corpus, &samples])
+        .env("MILKRUN_FUZZ_TARGET", name)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(out)
+        .spawn()
+        .map_err(|e| format!("{}: {e}", program.display()))?;
+    Ok(Running { name: name.to_owned(), child, log })
+}
