@@ -456,7 +456,8 @@ fn failed(assignment: wire::Assignment, kind: FailureKind, reason: String) -> wi
 
 fn kind_of_trouble(trouble: Trouble) -> FailureKind {
     match trouble {
-        Trouble::Unreachable | Trouble::Busy => FailureKind::Unreachable,
+        Trouble::Unreachable | Trouble::Busy | Trouble::Garbled => FailureKind::Unreachable,
+        Trouble::Short => FailureKind::Damaged,
         _ => FailureKind::Store,
     }
 }

@@ -170,6 +170,8 @@ pub enum Trouble {
     Skewed,
     /// An answer that is cut short or does not match its checksum.
     Garbled,
+    /// The object itself is shorter than what was asked of it.
+    Short,
     /// Refused for another reason.
     Refused,
 }
@@ -183,6 +185,7 @@ impl std::fmt::Display for Trouble {
             Self::Full => "no space left",
             Self::Skewed => "the store's clock and ours disagree",
             Self::Garbled => "the answer was cut short or damaged",
+            Self::Short => "the object is shorter than it must be",
             Self::Refused => "the store refused",
         })
     }

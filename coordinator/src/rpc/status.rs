@@ -10,9 +10,9 @@
 
 use milkrun_proto::agent::v1::failed::Kind;
 use milkrun_repository::metadata::MetadataError;
-use milkrun_repository::point::catalog::{FindError, chain};
+use milkrun_repository::point::catalog::{FindError, PlaceError, chain};
 use milkrun_repository::point::commit::CommitError;
-use milkrun_repository::repository::{PointError, is_unreachable};
+use milkrun_repository::repository::PointError;
 use milkrun_repository::store::{CreateError, Failure, Trouble};
 use tonic::{Code, Status};
 
@@ -22,7 +22,8 @@ use crate::runs::RefusedCall;
 
 fn of_failure(f: &Failure) -> Code {
     match f.trouble {
-        Trouble::Unreachable | Trouble::Busy => Code::Unavailable,
+        Trouble::Unreachable | Trouble::Busy | Trouble::Garbled => Code::Unavailable,
+        Trouble::Short => Code::DataLoss,
         _ => Code::FailedPrecondition,
     }
 }
@@ -35,7 +36,10 @@ fn of_metadata(e: &MetadataError) -> Code {
 }
 
 fn of_point(e: &PointError) -> Code {
-    if is_unreachable(e) { Code::Unavailable } else { Code::DataLoss }
+    match e {
+        PointError::Placement(PlaceError::Store(f)) => of_failure(f),
+        _ => Code::DataLoss,
+    }
 }
 
 fn of_kind(kind: Kind) -> Code {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use nix::fcntl::{AT_FDCWD, RenameFlags};
 
 use super::grant::{GetGrant, PutGrant, PutTerms};
 use super::throttle::Throttle;
@@ -56,6 +57,7 @@ fn failure(operation: Operation, key: impl ToString, happened: Happened, e: std:
     let trouble = match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Trouble::Full,
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Trouble::Denied,
+        ErrorKind::InvalidData => Trouble::Garbled,
         // A disk that gives I/O errors, a mount that went away: nothing is known.
         _ => Trouble::Unreachable,
     };
@@ -181,7 +183,7 @@ fn create_now(root: &Path, key: &Key, body: &[u8], lock: Option<Lock>) -> Result
     if let Some(lock) = lock {
         grow_lock(root, key, lock).map_err(not_yet)?;
     }
-    match fs::hard_link(&temporary.0, &path) {
+    match link(&temporary.0, &path) {
         Ok(()) => {}
         Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(CreateError::Exists(key.to_string())),
         Err(e) => return Err(not_yet(e).into()),
@@ -189,6 +191,21 @@ fn create_now(root: &Path, key: &Key, body: &[u8], lock: Option<Lock>) -> Result
     drop(temporary);
     sync_folder(folder).map_err(|e| failure(Operation::Create, key, Happened::Maybe, e))?;
     Ok(only_version())
+}
+
+/// Gives a file its name, unless the name is taken. By a second name where the file system has such a thing, else by renaming.
+fn link(from: &Path, to: &Path) -> std::io::Result<()> {
+    match fs::hard_link(from, to) {
+        // What Linux answers for a file system without hard links (FAT, some network mounts).
+        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EOPNOTSUPP | nix::libc::ENOSYS)) => {
+            rename_new(from, to)
+        }
+        result => result,
+    }
+}
+
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    Ok(nix::fcntl::renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
 }
 
 /// Reads an object or a range of it into `out`; a range past the end is cut.
@@ -354,5 +371,27 @@ impl Store for Directory {
 
     async fn grant_get(&self, key: &Key, _: &Version) -> Result<GetGrant, Failure> {
         Ok(GetGrant::File { root: self.root.clone(), key: key.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ways to a name: neither takes one that is taken.
+    #[test]
+    fn a_name_is_given_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        type Way = fn(&Path, &Path) -> std::io::Result<()>;
+        for (way, name) in [(link as Way, "linked"), (rename_new as Way, "renamed")] {
+            for content in ["first", "second"] {
+                fs::write(path(content), content).unwrap();
+            }
+            way(&path("first"), &path(name)).unwrap();
+            let taken = way(&path("second"), &path(name)).unwrap_err();
+            assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(path(name)).unwrap(), b"first");
+        }
     }
 }

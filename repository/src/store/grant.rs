@@ -194,13 +194,13 @@ async fn refused(operation: Operation, url: &str, response: reqwest::Response) -
     failure.because(Answer { status, text })
 }
 
-/// A range is all there, or it does not count.
+/// An answer that came whole is all of the range, or the object is too short for it.
 fn exact(out: &[u8], wanted: usize, what: impl ToString) -> Result<(), GetError> {
     if out.len() == wanted {
         return Ok(());
     }
     let cause = format!("{} bytes instead of {wanted}", out.len());
-    Err(Failure::new(Operation::Get, what, Trouble::Garbled).because(cause).into())
+    Err(Failure::new(Operation::Get, what, Trouble::Short).because(cause).into())
 }
 
 #[async_trait]
@@ -250,6 +250,7 @@ impl Redeem for Redeemer {
                 match response.status().as_u16() {
                     206 | 200 => {}
                     404 => return Err(GetError::NotFound(shown(url).to_owned())),
+                    416 => return Err(Failure::new(Operation::Get, shown(url), Trouble::Short).into()),
                     _ => return Err(refused(Operation::Get, url, response).await.into()),
                 }
                 // A server that ignores ranges sends all of it: what comes before is dropped as it arrives.

@@ -230,7 +230,7 @@ impl Redeem for Memory {
                     out.extend_from_slice(&body);
                     Ok(())
                 } else {
-                    Err(Failure::new(Operation::Get, key, Trouble::Garbled).into())
+                    Err(Failure::new(Operation::Get, key, Trouble::Short).into())
                 }
             }
             GetGrant::Presigned { url, .. } => Err(Failure::new(Operation::Get, url, Trouble::Refused).into()),
