@@ -6,6 +6,7 @@ pub mod mounts;
 pub mod scripted;
 mod source;
 mod target;
+mod turns;
 
 pub use source::{SourceError, SourceOptions, open_source, open_stream};
 pub use target::{Partial, StreamTarget, TargetError, TargetOptions, VolumeTarget};

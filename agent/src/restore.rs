@@ -12,6 +12,7 @@ use futures::stream::FuturesOrdered;
 use milkrun_repository::id::{PackId, RepositoryId};
 use milkrun_repository::keys::DomainKey;
 use milkrun_repository::pack::{OpenError, SlotOpener};
+use milkrun_repository::restore_plan::Write;
 use milkrun_repository::store::GetError;
 use milkrun_repository::store::grant::Redeem;
 use tokio::task::JoinSet;
@@ -232,11 +233,10 @@ impl RestoreJob {
         self.engine
             .cpu
             .run(move || {
-                this.open_slots(&range, body, |plain, write| {
-                    let from = write.chunk_offset as usize;
-                    let part = &plain[from..from + write.len as usize];
-                    target.write_at(part, write.volume_offset)?;
-                    Tally::add(&this.tally.written, part.len() as u64);
+                this.open_slots(&range, body, |plain, writes| {
+                    let parts = writes.iter().map(|w| (w.volume_offset, w.chunk_offset as usize, w.len as usize));
+                    target.write_parts(plain, parts.collect())?;
+                    Tally::add(&this.tally.written, writes.iter().map(|w| u64::from(w.len)).sum());
                     Ok(())
                 })
             })
@@ -250,9 +250,11 @@ impl RestoreJob {
         let this = self.clone();
         let parts = self.engine.cpu.run(move || {
             let mut parts = Parts::new();
-            this.open_slots(&range, body, |plain, write| {
-                let from = write.chunk_offset as usize;
-                parts.push((write.volume_offset, plain[from..from + write.len as usize].to_vec()));
+            this.open_slots(&range, body, |plain, writes| {
+                parts.extend(writes.iter().map(|w| {
+                    let from = w.chunk_offset as usize;
+                    (w.volume_offset, plain[from..from + w.len as usize].to_vec())
+                }));
                 Ok(())
             })?;
             Ok::<_, RestoreError>(parts)
@@ -315,7 +317,7 @@ impl RestoreJob {
         &self,
         range: &GrantedRange,
         mut body: RangeBuffer,
-        mut put: impl FnMut(&[u8], &milkrun_repository::restore_plan::Write) -> Result<(), RestoreError>,
+        mut put: impl FnMut(&mut Vec<u8>, &[Write]) -> Result<(), RestoreError>,
     ) -> Result<(), RestoreError> {
         OPENER.with_borrow_mut(|cell| {
             let (_, opener, plain) = match cell {
@@ -340,9 +342,7 @@ impl RestoreJob {
                         offset: slot.writes.first().map_or(0, |w| w.volume_offset),
                         source,
                     })?;
-                for write in &slot.writes {
-                    put(&plain[..need], write)?;
-                }
+                put(plain, &slot.writes)?;
             }
             Ok(())
         })

@@ -7,12 +7,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::turns::{Ended, Part, Turns};
 use super::{block, mounts};
 
 /// How a volume is written.
@@ -104,17 +105,9 @@ pub struct VolumeTarget {
     /// All zeros until written: holes need nothing.
     fresh: bool,
     options: TargetOptions,
-    /// Who writes. The kernel lets one in at a time anyway, and those who wait in the kernel spin: on two cores that cost
-    /// a seventh of a restore's CPU time.
-    turn: Mutex<Turn>,
-}
-
-#[derive(Debug)]
-struct Turn {
+    turns: Turns<(u64, io::Error)>,
     /// A new file is written here, and renamed to its name at the end.
-    partial: Option<Partial>,
-    /// Given up: nothing may be written any more.
-    abandoned: bool,
+    partial: Mutex<Option<Partial>>,
 }
 
 /// The unfinished file of a volume or stream. Half of one is worth nothing under any name: removed when dropped.
@@ -160,10 +153,8 @@ pub struct Writing<'a>(&'a VolumeTarget);
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        // Waits for the one write that is under way.
-        let mut turn = self.0.turn();
-        turn.abandoned = true;
-        turn.partial = None;
+        self.0.turns.end();
+        drop(self.0.take_partial());
     }
 }
 
@@ -185,7 +176,8 @@ impl VolumeTarget {
             capacity,
             fresh,
             options,
-            turn: Mutex::new(Turn { partial, abandoned: false }),
+            turns: Turns::new(),
+            partial: Mutex::new(partial),
         };
         let kind = match fs::metadata(path) {
             Ok(m) => m.file_type(),
@@ -244,23 +236,31 @@ impl VolumeTarget {
         Ok(Writing(self))
     }
 
-    fn turn(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    fn take_partial(&self) -> Option<Partial> {
+        self.partial.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Waits for the turn to write.
-    fn my_turn(&self) -> Result<MutexGuard<'_, Turn>, TargetError> {
-        let turn = self.turn();
-        if turn.abandoned { Err(TargetError::Abandoned { path: self.path.clone() }) } else { Ok(turn) }
+    /// Why nothing may be written any more.
+    fn ended(&self) -> TargetError {
+        // Whoever asks gets the write that failed; an I/O error can't be cloned, but its number can.
+        let again = |e: &io::Error| {
+            e.raw_os_error().map_or_else(|| io::Error::new(e.kind(), e.to_string()), io::Error::from_raw_os_error)
+        };
+        let failed = self.turns.failure(|(offset, e)| self.write_error(*offset, again(e)));
+        failed.unwrap_or_else(|| TargetError::Abandoned { path: self.path.clone() })
     }
 
-    /// Writes bytes of the volume.
+    /// Writes parts of a buffer, now or soon (what fails then is told by [`Self::finish`] at the latest). The buffer is then
+    /// another one.
     ///
     /// # Errors
-    /// [`TargetError::Write`], or [`TargetError::Abandoned`].
-    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TargetError> {
-        let _turn = self.my_turn()?;
-        self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(offset, e))
+    /// [`TargetError::Write`] of this write or an earlier one; [`TargetError::Abandoned`] after the end.
+    pub fn write_parts(&self, bytes: &mut Vec<u8>, parts: Vec<Part>) -> Result<(), TargetError> {
+        self.turns.write(bytes, parts, |bytes, offset| self.write_at(bytes, offset)).map_err(|Ended| self.ended())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), (u64, io::Error)> {
+        self.file.write_all_at(bytes, offset).map_err(|e| (offset, e))
     }
 
     fn write_error(&self, offset: u64, source: io::Error) -> TargetError {
@@ -280,17 +280,18 @@ impl VolumeTarget {
             // On a block device both are done by the kernel with the device's own zeroing, and read as zeros after it.
             let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let turn = self.my_turn()?;
-            if [punch, zero].into_iter().any(|mode| fallocate(&self.file, mode, at, n).is_ok()) {
+            let zeroed = || [punch, zero].into_iter().any(|mode| fallocate(&self.file, mode, at, n).is_ok());
+            if self.turns.alone(zeroed).map_err(|Ended| self.ended())? {
                 return Ok(());
             }
-            drop(turn);
         }
         let zeros = vec![0; 1 << 20];
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let n = (end - at).min(zeros.len() as u64);
-            self.write_at(&zeros[..usize::try_from(n).unwrap_or(0)], at)?;
+            let part = &zeros[..usize::try_from(n).unwrap_or(0)];
+            let written = self.turns.alone(|| self.write_at(part, at)).map_err(|Ended| self.ended())?;
+            written.map_err(|(offset, e)| self.write_error(offset, e))?;
             at += n;
         }
         Ok(())
@@ -305,14 +306,15 @@ impl VolumeTarget {
             self.zero(self.len, self.capacity - self.len)?;
         }
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
+        // Waits for the last write, and fails if one failed.
+        self.turns.alone(|| ()).map_err(|Ended| self.ended())?;
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
         crash::point("after fsync of the target");
-        let mut turn = self.my_turn()?;
-        if let Some(partial) = turn.partial.take() {
-            partial.put_in_place(&self.path).map_err(fail)?;
+        match self.take_partial() {
+            Some(partial) => partial.put_in_place(&self.path).map_err(fail),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
