@@ -4,6 +4,7 @@
 
 mod http_faults;
 mod ways_in;
+mod weak_stores;
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem, Redeemer};
@@ -56,6 +57,7 @@ fn a_real_s3_server() {
         http_faults::run(&between).await;
     });
     ways_in::run(&server, &runtime);
+    weak_stores::run(&server, &runtime);
 }
 
 /// Another body, no lock header, another key: refused by the server.

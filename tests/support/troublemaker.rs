@@ -44,6 +44,8 @@ pub enum Trouble {
     Flip,
     /// The answer's `Last-Modified` says so.
     Dated(&'static str),
+    /// The answer lacks all headers that begin so.
+    Without(&'static str),
 }
 
 /// Decides on the n-th request.
@@ -242,6 +244,17 @@ impl Troublemaker {
                 let mut answer = self.pass_on(request).await?;
                 answer.headers_mut().insert(LAST_MODIFIED, when.parse().expect("a header's value"));
                 Ok(answer)
+            }
+            Trouble::Without(start) => {
+                let (mut head, body) = self.pass_on(request).await?.into_parts();
+                // A name that repeats comes without one; none of those here does.
+                head.headers = head
+                    .headers
+                    .into_iter()
+                    .filter_map(|(n, v)| Some((n?, v)))
+                    .filter(|(n, _)| !n.as_str().starts_with(start))
+                    .collect();
+                Ok(Response::from_parts(head, body))
             }
         }
     }
