@@ -58,9 +58,10 @@ impl Drop for Buffer {
 }
 
 /// Plain buffers, in classes of a power of two of MiB, so that a small range never holds a large buffer.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct RangeBuffers {
     idle: Arc<Mutex<Vec<Vec<u8>>>>,
+    idle_max: usize,
 }
 
 /// A buffer for a range; goes back when dropped.
@@ -70,8 +71,10 @@ pub struct RangeBuffer {
 }
 
 impl RangeBuffers {
-    /// Idle buffers are kept up to this many bytes.
-    const IDLE_MAX: usize = 32 << 20;
+    /// Idle buffers are kept up to `idle_max` bytes.
+    pub fn new(idle_max: usize) -> Self {
+        Self { idle: Arc::default(), idle_max }
+    }
 
     /// What a buffer for `len` bytes takes.
     pub fn class(len: u64) -> u64 {
@@ -103,8 +106,13 @@ impl std::ops::DerefMut for RangeBuffer {
 
 impl Drop for RangeBuffer {
     fn drop(&mut self) {
+        // One that was lost or replaced on the way would fit no later range.
+        let capacity = self.bytes.capacity();
+        if capacity == 0 || RangeBuffers::class(capacity as u64) != capacity as u64 {
+            return;
+        }
         let mut idle = self.home.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.iter().map(Vec::capacity).sum::<usize>() + self.bytes.capacity() <= RangeBuffers::IDLE_MAX {
+        if idle.iter().map(Vec::capacity).sum::<usize>() + capacity <= self.home.idle_max {
             idle.push(std::mem::take(&mut self.bytes));
         }
     }
@@ -127,7 +135,7 @@ mod tests {
 
     #[test]
     fn range_buffers_come_back_to_ranges_of_their_size() {
-        let buffers = RangeBuffers::default();
+        let buffers = RangeBuffers::new(32 << 20);
         assert_eq!([1, 1 << 20, (1 << 20) + 1, 5 << 20].map(RangeBuffers::class), [1 << 20, 1 << 20, 2 << 20, 8 << 20]);
         let mut large = buffers.take(5 << 20);
         large.resize(5 << 20, 1);
@@ -138,6 +146,6 @@ mod tests {
         assert_eq!(buffers.take(8 << 20).as_ptr() as usize, address);
         drop((0..9).map(|_| buffers.take(8 << 20)).collect::<Vec<_>>());
         let idle: usize = buffers.idle.lock().unwrap().iter().map(Vec::capacity).sum();
-        assert!(idle <= RangeBuffers::IDLE_MAX);
+        assert_eq!(idle, 32 << 20);
     }
 }

@@ -9,7 +9,7 @@ mod target;
 mod turns;
 
 pub use source::{SourceError, SourceOptions, open_source, open_stream};
-pub use target::{Partial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
+pub use target::{StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
 
 use std::io;
 

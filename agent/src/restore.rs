@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::backup::Engine;
 use crate::budget::Permit;
 use crate::buffer::{RangeBuffer, RangeBuffers};
-use crate::device::{Partial, StreamTarget, TargetError, VolumeTarget};
+use crate::device::{StreamPartial, StreamTarget, TargetError, VolumeTarget};
 use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
 
 /// One volume's restore.
@@ -154,7 +154,7 @@ impl RestoreJob {
     pub async fn to_stream(
         self: Arc<Self>,
         mut target: StreamTarget,
-        partial: Option<Partial>,
+        _partial: StreamPartial,
     ) -> Result<(), RestoreError> {
         let mut pages = self.coordinator.plan(true).await?;
         let mut in_flight = FuturesOrdered::new();
@@ -187,7 +187,7 @@ impl RestoreJob {
         let rest = self.len.saturating_sub(at);
         target = self.zeros(target, rest).await?;
         self.check_coverage()?;
-        Ok(self.engine.io.run(move || target.finish(partial)).await?)
+        Ok(self.engine.io.run(move || target.finish()).await?)
     }
 
     /// What a range holds while it is in flight: its sealed bytes (chunks are opened one at a time).

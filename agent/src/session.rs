@@ -30,8 +30,8 @@ use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunP
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::{
-    Partial, Source, SourceError, SourceOptions, StreamTarget, TargetError, TargetOptions, VolumeTarget, open_source,
-    open_stream,
+    Source, SourceError, SourceOptions, StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget,
+    open_source, open_stream,
 };
 use crate::restore::{RestoreError, RestoreJob, Tally};
 use crate::rpc::{self, CallError, Coordinator};
@@ -94,7 +94,7 @@ impl Agent {
             io: Workers::new("io", IO_THREADS)?,
             budget: Budget::new(options.memory),
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
-            ranges: RangeBuffers::default(),
+            ranges: RangeBuffers::new(Budget::new(options.memory).pack_bytes()),
             region_bytes,
         };
         Ok(Self { options, engine: Arc::new(engine) })
@@ -213,6 +213,7 @@ impl Session {
                 }
             }
             Action::Down(Down::Cancel(a)) => {
+                milkrun_repository::crash::point("before stopping");
                 let key = AssignmentKey::of(&a);
                 if self.tasks.get(&key).is_some_and(|t| t.attempt <= a.attempt)
                     && let Some(task) = self.tasks.remove(&key)
@@ -377,7 +378,7 @@ async fn restore(
     let (path, len) = (r.path.clone(), r.length);
     let stream = r.kind() == wire::VolumeKind::Stream;
     enum Opened {
-        Stream(StreamTarget, Option<Partial>),
+        Stream(StreamTarget, StreamPartial),
         Volume(VolumeTarget),
     }
     let opened = engine

@@ -87,13 +87,19 @@ impl Interrupt {
             // Beside waiting, so that the second one counts even if nobody answers. A run that ended in this moment needs no
             // stopping.
             tokio::spawn(async move { control.cancel(CancelRequest { run: run.into() }).await });
+            // A wrapper may pass on what the terminal sends as well: that is one request and not two.
+            tokio::time::sleep(SAME).await;
+            signals.forget();
             signals.next().await;
             std::process::exit(Exit::Failed as i32);
         }))
     }
 }
 
-/// Ctrl-C, or a polite kill. One listener for all of them: none is lost between two waits.
+/// Signals so close together are one request.
+const SAME: std::time::Duration = std::time::Duration::from_millis(300);
+
+/// Ctrl-C, or a polite kill. One listener for all of them: one that comes between two waits counts.
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
@@ -103,6 +109,12 @@ impl Signals {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Drops what came since the last wait.
+    fn forget(&mut self) {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        while self.interrupt.poll_recv(&mut context).is_ready() || self.terminate.poll_recv(&mut context).is_ready() {}
     }
 
     async fn next(&mut self) {

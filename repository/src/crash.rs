@@ -1,7 +1,8 @@
 //! Points at which a test may stop the whole process, as `kill -9` does.
 //!
 //! The points are not listed anywhere: the faulty store and every fsync call [`point`], and a test first counts them
-//! (`MILKRUN_CRASH_LOG`), then runs once per point (`MILKRUN_CRASH_AT`). Without the feature `test-util` this is nothing.
+//! (`MILKRUN_CRASH_LOG`), then runs once per point (`MILKRUN_CRASH_AT`). At one that is named by `MILKRUN_HANG_AT` the caller
+//! stays for ever. Without the feature `test-util` this is nothing.
 
 /// A moment before or after something that outlives the process.
 #[inline]
@@ -20,9 +21,16 @@ mod counted {
 
     static HITS: AtomicU64 = AtomicU64::new(0);
     static AT: OnceLock<Option<u64>> = OnceLock::new();
+    static HANG: OnceLock<Option<String>> = OnceLock::new();
     static LOG: OnceLock<Option<std::path::PathBuf>> = OnceLock::new();
 
     pub(super) fn hit(name: &str) {
+        let hang = HANG.get_or_init(|| std::env::var("MILKRUN_HANG_AT").ok());
+        if hang.as_deref() == Some(name) {
+            loop {
+                std::thread::park();
+            }
+        }
         let at = *AT.get_or_init(|| std::env::var("MILKRUN_CRASH_AT").ok()?.parse().ok());
         let log = LOG.get_or_init(|| std::env::var_os("MILKRUN_CRASH_LOG").map(Into::into));
         if at.is_none() && log.is_none() {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_LENGTH, LAST_MODIFIED};
+use hyper::header::{CONTENT_LENGTH, LAST_MODIFIED, RANGE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -44,6 +44,12 @@ pub enum Trouble {
     Flip,
     /// The answer's `Last-Modified` says so.
     Dated(&'static str),
+    /// The range that was asked for is ignored.
+    Whole,
+    /// The answer ends in the middle and says that this is all of the range.
+    Shorter,
+    /// The answer goes on after the range.
+    Longer,
     /// The answer lacks all headers that begin so.
     Without(&'static str),
 }
@@ -245,6 +251,13 @@ impl Troublemaker {
                 answer.headers_mut().insert(LAST_MODIFIED, when.parse().expect("a header's value"));
                 Ok(answer)
             }
+            Trouble::Whole => {
+                let mut request = request;
+                request.headers_mut().remove(RANGE);
+                self.pass_on(request).await
+            }
+            Trouble::Shorter => self.resized(request, |body| body.slice(..body.len() / 2)).await,
+            Trouble::Longer => self.resized(request, |body| [&body[..], b"more"].concat().into()).await,
             Trouble::Without(start) => {
                 let (mut head, body) = self.pass_on(request).await?.into_parts();
                 // A name that repeats comes without one; none of those here does.
@@ -257,6 +270,17 @@ impl Troublemaker {
                 Ok(Response::from_parts(head, body))
             }
         }
+    }
+
+    async fn resized(
+        &self,
+        request: Request<Incoming>,
+        resize: impl FnOnce(Bytes) -> Bytes,
+    ) -> Result<Response<Body>, ResetNow> {
+        let (mut head, body) = self.pass_on(request).await?.into_parts();
+        let body = resize(body.collect().await?.to_bytes());
+        head.headers.insert(CONTENT_LENGTH, body.len().into());
+        Ok(Response::from_parts(head, whole(body)))
     }
 
     async fn pass_on(&self, request: Request<Incoming>) -> Result<Response<Body>, ResetNow> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::{exists, note_skip, root, run, say, target};
+use crate::{exists, root, run, say, target};
 
 /// At once: as many as the smallest machine has cores.
 const AT_ONCE: usize = 2;
@@ -15,11 +15,23 @@ struct Running {
     log: PathBuf,
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended is not hurt.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether it can run here.
+pub(crate) fn possible() -> bool {
+    exists("c++")
+}
+
 /// Fuzzes each target for so many seconds. What was found along the way stays in `target/fuzz` and helps the next run.
 pub(crate) fn run_all(seconds: u32) -> Result<(), String> {
-    if !exists("c++") {
-        note_skip("fuzzing guided by coverage: no C++ compiler for libFuzzer");
-        return Ok(());
+    if !possible() {
+        return Err("libFuzzer needs a C++ compiler".into());
     }
     let wrapper = root().join("fuzz/with-coverage");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -71,7 +83,7 @@ pub(crate) fn run_all(seconds: u32) -> Result<(), String> {
                             last("panicked at"),
                             last("Test unit written")
                         ));
-                        failed.push(done.name);
+                        failed.push(done.name.clone());
                     }
                 }
             }

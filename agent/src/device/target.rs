@@ -7,14 +7,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::turns::{Ended, Part, Turns};
+use super::turns::{Ended, LEFT_MAX, Part, Turns};
 use super::{block, mounts};
+
+/// Zeroed in one call: an end is noticed in between.
+const ZERO_BYTES: u64 = 1 << 30;
 
 /// How a volume is written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,7 +115,7 @@ pub struct VolumeTarget {
 
 /// The unfinished file of a volume or stream. Half of one is worth nothing under any name: removed when dropped.
 #[derive(Debug)]
-pub struct Partial {
+struct Partial {
     path: PathBuf,
     finished: bool,
 }
@@ -147,14 +150,16 @@ impl Drop for Partial {
     }
 }
 
-/// Ends all writing to a target when dropped, unless it was finished: whoever stops waiting for a restore can rely on it.
+/// Ends all writing to a target when dropped: whoever stops waiting for a restore can rely on it. What was not finished by
+/// then leaves no file.
 #[derive(Debug)]
 pub struct Writing<'a>(&'a VolumeTarget);
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
+        // First: the file may go while somebody still writes to it, and that write may take its time.
+        drop(self.0.partial().take());
         self.0.turns.end();
-        drop(self.0.take_partial());
     }
 }
 
@@ -176,7 +181,7 @@ impl VolumeTarget {
             capacity,
             fresh,
             options,
-            turns: Turns::new(),
+            turns: Turns::new(LEFT_MAX),
             partial: Mutex::new(partial),
         };
         let kind = match fs::metadata(path) {
@@ -236,8 +241,8 @@ impl VolumeTarget {
         Ok(Writing(self))
     }
 
-    fn take_partial(&self) -> Option<Partial> {
-        self.partial.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn partial(&self) -> MutexGuard<'_, Option<Partial>> {
+        lock(&self.partial)
     }
 
     /// Why nothing may be written any more.
@@ -275,26 +280,29 @@ impl VolumeTarget {
         if self.fresh || len == 0 {
             return Ok(());
         }
-        let range = || Some((i64::try_from(offset).ok()?, i64::try_from(len).ok()?));
-        if let Some((at, n)) = range() {
-            // On a block device both are done by the kernel with the device's own zeroing, and read as zeros after it.
-            let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let zeroed = || [punch, zero].into_iter().any(|mode| fallocate(&self.file, mode, at, n).is_ok());
-            if self.turns.alone(zeroed).map_err(|Ended| self.ended())? {
-                return Ok(());
-            }
-        }
-        let zeros = vec![0; 1 << 20];
+        // On a block device both are done by the kernel with the device's own zeroing, and read as zeros after it.
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let by_kernel = |at: u64, n: u64| {
+            let (Ok(at), Ok(n)) = (i64::try_from(at), i64::try_from(n)) else { return false };
+            [punch, zero].into_iter().any(|mode| fallocate(&self.file, mode, at, n).is_ok())
+        };
         let (mut at, end) = (offset, offset + len);
         while at < end {
-            let n = (end - at).min(zeros.len() as u64);
-            let part = &zeros[..usize::try_from(n).unwrap_or(0)];
-            let written = self.turns.alone(|| self.write_at(part, at)).map_err(|Ended| self.ended())?;
-            written.map_err(|(offset, e)| self.write_error(offset, e))?;
+            let n = (end - at).min(ZERO_BYTES);
+            if !self.turns.beside(|| by_kernel(at, n)).map_err(|Ended| self.ended())? {
+                self.write_zeros(at, n)?;
+            }
             at += n;
         }
         Ok(())
+    }
+
+    fn write_zeros(&self, offset: u64, len: u64) -> Result<(), TargetError> {
+        const PIECE: usize = 1 << 20;
+        let pieces = (0..len).step_by(PIECE);
+        let parts = pieces.map(|at| (offset + at, 0, usize::try_from(len - at).unwrap_or(PIECE).min(PIECE)));
+        self.write_parts(&mut vec![0; PIECE], parts.collect())
     }
 
     /// Finishes: the rest as asked, durable, under its name.
@@ -307,14 +315,34 @@ impl VolumeTarget {
         }
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
         // Waits for the last write, and fails if one failed.
-        self.turns.alone(|| ()).map_err(|Ended| self.ended())?;
+        self.turns.settle().map_err(|Ended| self.ended())?;
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
         crash::point("after fsync of the target");
-        match self.take_partial() {
-            Some(partial) => partial.put_in_place(&self.path).map_err(fail),
-            None => Ok(()),
-        }
+        put_in_place(&self.partial, &self.path).map_err(fail)
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives the finished file its name, unless it was given up meanwhile; nobody gives it up in between.
+fn put_in_place(partial: &Mutex<Option<Partial>>, path: &Path) -> io::Result<()> {
+    let mut partial = lock(partial);
+    match partial.take() {
+        Some(finished) => finished.put_in_place(path),
+        None => Ok(()),
+    }
+}
+
+/// The unfinished file of a stream, kept by whoever waits for the stream's end; gone when that one stops waiting.
+#[derive(Debug)]
+pub struct StreamPartial(Arc<Mutex<Option<Partial>>>);
+
+impl Drop for StreamPartial {
+    fn drop(&mut self) {
+        drop(lock(&self.0).take());
     }
 }
 
@@ -323,17 +351,21 @@ impl VolumeTarget {
 pub struct StreamTarget {
     path: PathBuf,
     file: File,
+    partial: Arc<Mutex<Option<Partial>>>,
     offset: u64,
 }
 
 impl StreamTarget {
-    /// Opens it. The unfinished file, if there is one, is kept by whoever waits for the end.
+    /// Opens it. The second part is kept by whoever waits for the end.
     ///
     /// # Errors
     /// [`TargetError`].
-    pub fn open(path: &str, options: TargetOptions) -> Result<(Self, Option<Partial>), TargetError> {
+    pub fn open(path: &str, options: TargetOptions) -> Result<(Self, StreamPartial), TargetError> {
         let fail = |source| TargetError::Open { path: path.into(), source };
-        let whole = |file, partial| (Self { path: path.into(), file, offset: 0 }, partial);
+        let whole = |file, partial| {
+            let partial = Arc::new(Mutex::new(partial));
+            (Self { path: path.into(), file, partial: partial.clone(), offset: 0 }, StreamPartial(partial))
+        };
         if path == "-" {
             let file = nix::unistd::dup(io::stdout()).map(File::from).map_err(|e| fail(e.into()))?;
             return Ok(whole(file, None));
@@ -372,11 +404,13 @@ impl StreamTarget {
     ///
     /// # Errors
     /// [`TargetError::Sync`].
-    pub fn finish(self, partial: Option<Partial>) -> Result<(), TargetError> {
-        let Some(partial) = partial else { return Ok(()) };
+    pub fn finish(self) -> Result<(), TargetError> {
+        if lock(&self.partial).is_none() {
+            return Ok(());
+        }
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
-        partial.put_in_place(&self.path).map_err(fail)
+        put_in_place(&self.partial, &self.path).map_err(fail)
     }
 }

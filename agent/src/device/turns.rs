@@ -1,12 +1,13 @@
-//! Who writes to a target. The kernel lets one writer at a time into a file or device, and those who wait for it spin: on two
-//! cores that cost a seventh of a restore's CPU time, and a lock of our own left a core idle instead. So whoever comes while
-//! another writes leaves its bytes with that one and goes on; only when too much lies there, it waits.
+//! Who writes to a target. The kernel lets one writer at a time into a file (and, since Linux 6.16, into a device), and those
+//! who wait for it spin: on two cores that cost a seventh of a restore's CPU time, and a lock of our own left a core idle
+//! instead. So whoever comes while another writes leaves its bytes with that one and goes on; only when too much lies there,
+//! it waits.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that may lie with the one who writes.
-const LEFT_MAX: usize = 8 << 20;
+pub(super) const LEFT_MAX: usize = 8 << 20;
 
 /// Something that was not written any more: writing ended before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,16 +18,19 @@ pub(super) struct Ended;
 pub(super) struct Turns<E> {
     state: Mutex<State<E>>,
     changed: Condvar,
+    left_max: usize,
 }
 
 #[derive(Debug)]
 struct State<E> {
     /// Somebody writes.
     taken: bool,
+    /// So many zero, which the kernel does beside writes.
+    beside: usize,
     /// What they will write next: plaintext, and where each part of it goes.
     left: VecDeque<Piece>,
     left_bytes: usize,
-    /// Buffers whose bytes were written.
+    /// Buffers whose bytes were written; no more of them than may be left.
     spare: Vec<Vec<u8>>,
     /// Nothing is written any more.
     ended: bool,
@@ -43,10 +47,18 @@ struct Piece {
 }
 
 impl<E> Turns<E> {
-    pub(super) fn new() -> Self {
-        let state =
-            State { taken: false, left: VecDeque::new(), left_bytes: 0, spare: Vec::new(), ended: false, failed: None };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+    /// With at most about `left_max` bytes (one buffer more) left to whoever writes.
+    pub(super) fn new(left_max: usize) -> Self {
+        let state = State {
+            taken: false,
+            beside: 0,
+            left: VecDeque::new(),
+            left_bytes: 0,
+            spare: Vec::new(),
+            ended: false,
+            failed: None,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new(), left_max }
     }
 
     fn state(&self) -> MutexGuard<'_, State<E>> {
@@ -68,7 +80,7 @@ impl<E> Turns<E> {
         write_at: impl Fn(&[u8], u64) -> Result<(), E>,
     ) -> Result<(), Ended> {
         let mut state = self.state();
-        while !state.ended && state.taken && state.left_bytes >= LEFT_MAX {
+        while !state.ended && state.taken && state.left_bytes >= self.left_max {
             state = self.wait(state);
         }
         if state.ended {
@@ -83,20 +95,26 @@ impl<E> Turns<E> {
         }
         state.taken = true;
         loop {
-            drop(state);
-            let mut parts = own.parts.iter();
-            let result = parts.try_for_each(|&(to, from, len)| write_at(&own.bytes[from..from + len], to));
-            state = self.state();
-            if let Err(e) = result {
-                state.failed.get_or_insert(e);
-                state.ended = true;
+            for &(to, from, len) in &own.parts {
+                drop(state);
+                let result = write_at(&own.bytes[from..from + len], to);
+                state = self.state();
+                if let Err(e) = result {
+                    state.failed.get_or_insert(e);
+                    state.ended = true;
+                }
+                if state.ended {
+                    break;
+                }
             }
             if !state.ended
                 && let Some(next) = state.left.pop_front()
             {
                 state.left_bytes -= next.bytes.len();
-                let written = std::mem::replace(&mut own, next);
-                state.spare.push(written.bytes);
+                let written = std::mem::replace(&mut own, next).bytes;
+                if state.spare.iter().map(Vec::capacity).sum::<usize>() + written.capacity() <= self.left_max {
+                    state.spare.push(written);
+                }
                 self.changed.notify_all();
                 continue;
             }
@@ -108,17 +126,33 @@ impl<E> Turns<E> {
         }
     }
 
-    /// Does something while nobody writes.
+    /// Does what may be done beside writes (and takes long, perhaps), unless writing ended.
     ///
     /// # Errors
     /// [`Ended`].
-    pub(super) fn alone<T>(&self, work: impl FnOnce() -> T) -> Result<T, Ended> {
+    pub(super) fn beside<T>(&self, work: impl FnOnce() -> T) -> Result<T, Ended> {
         let mut state = self.state();
-        while state.taken && !state.ended {
+        if state.ended {
+            return Err(Ended);
+        }
+        state.beside += 1;
+        drop(state);
+        let out = work();
+        self.state().beside -= 1;
+        self.changed.notify_all();
+        Ok(out)
+    }
+
+    /// Whether everything was written that was left so far.
+    ///
+    /// # Errors
+    /// [`Ended`] if not.
+    pub(super) fn settle(&self) -> Result<(), Ended> {
+        let mut state = self.state();
+        while state.taken {
             state = self.wait(state);
         }
-        // The lock is held meanwhile: whoever wants to write waits.
-        if state.ended { Err(Ended) } else { Ok(work()) }
+        if state.ended { Err(Ended) } else { Ok(()) }
     }
 
     /// Ends all writing; waits for the one write that is under way. What was left is dropped.
@@ -126,7 +160,9 @@ impl<E> Turns<E> {
         let mut state = self.state();
         state.ended = true;
         state.left.clear();
-        while state.taken {
+        // Those who wait for room need not wait any more.
+        self.changed.notify_all();
+        while state.taken || state.beside > 0 {
             state = self.wait(state);
         }
     }
@@ -171,7 +207,8 @@ mod tests {
     }
 
     fn run(fail_at: Option<u64>) -> (Vec<bool>, Arc<Turns<u64>>, Vec<u8>) {
-        let turns = Arc::new(Turns::new());
+        // Room for hardly more than two buffers: they wait for each other.
+        let turns = Arc::new(Turns::new(250));
         let image = Arc::new(Mutex::new(vec![0; 80_000]));
         let inside = Arc::new(AtomicUsize::new(0));
         let threads: Vec<_> = (0..4)
@@ -189,7 +226,7 @@ mod tests {
     fn everything_is_written_by_one_at_a_time() {
         let (results, turns, image) = run(None);
         assert_eq!(results, [true; 4]);
-        assert!(turns.alone(|| ()).is_ok() && turns.failure(|_| ()).is_none());
+        assert!(turns.settle().is_ok() && turns.failure(|_| ()).is_none());
         for (n, piece) in image.chunks(100).enumerate() {
             assert!(piece.iter().all(|&b| b == (n * 100 % 251) as u8 + 1), "{n}");
         }
@@ -201,12 +238,12 @@ mod tests {
         // One whose last bytes lay with the writer may have gone before; the end is told to whoever finishes.
         assert!(results.contains(&false));
         assert!(turns.failure(|at| *at).is_some_and(|at| at >= 40_000));
-        assert_eq!(turns.alone(|| ()), Err(Ended));
+        assert_eq!(turns.settle(), Err(Ended));
     }
 
     #[test]
     fn nothing_is_written_after_the_end() {
-        let turns = Arc::new(Turns::<()>::new());
+        let turns = Arc::new(Turns::<()>::new(20));
         let (ended, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let writers: Vec<_> = (0..3)
             .map(|_| {

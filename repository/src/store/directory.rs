@@ -57,7 +57,8 @@ fn failure(operation: Operation, key: impl ToString, happened: Happened, e: std:
     let trouble = match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Trouble::Full,
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Trouble::Denied,
-        ErrorKind::InvalidData => Trouble::Garbled,
+        // What lies there is nothing that we wrote: trying again helps nobody.
+        ErrorKind::InvalidData => Trouble::Refused,
         // A disk that gives I/O errors, a mount that went away: nothing is known.
         _ => Trouble::Unreachable,
     };
@@ -198,7 +199,9 @@ fn link(from: &Path, to: &Path) -> std::io::Result<()> {
     match fs::hard_link(from, to) {
         // What Linux answers for a file system without hard links (FAT, some network mounts).
         Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EOPNOTSUPP | nix::libc::ENOSYS)) => {
+            // A file system that can neither: the first answer says more.
             rename_new(from, to)
+                .map_err(|second| if second.raw_os_error() == Some(nix::libc::EINVAL) { e } else { second })
         }
         result => result,
     }

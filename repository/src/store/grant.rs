@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
 
 use super::throttle::Throttle;
 use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble, directory};
@@ -86,7 +87,13 @@ pub trait Redeem: Send + Sync + 'static {
 pub struct Redeemer {
     http: reqwest::Client,
     throttle: Throttle,
+    stalled_after: Duration,
 }
+
+/// A transfer that does not move for so long is dead, however long it may take in all.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// Uploads are handed to the connection in pieces of so many bytes, each of which counts as a move.
+const PIECE: usize = 128 << 10;
 
 /// The HTTP client could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -131,26 +138,55 @@ impl Redeemer {
             builder = builder.tls_certs_merge(roots);
         }
         let http = builder.build().map_err(|e| HttpSetupError::Tls(e.into()))?;
-        Ok(Self { http, throttle })
+        Ok(Self { http, throttle, stalled_after: STALLED_AFTER })
     }
 
-    fn body(&self, body: Bytes) -> reqwest::Body {
-        if !self.throttle.is_bounded() {
-            return body.into();
-        }
-        let throttle = self.throttle.clone();
-        let pieces = futures::stream::unfold(body, move |mut rest| {
-            let throttle = throttle.clone();
-            async move {
+    /// With another limit on how long a transfer may stand still.
+    #[must_use]
+    pub fn stalled_after(self, stalled_after: Duration) -> Self {
+        Self { stalled_after, ..self }
+    }
+
+    /// The body in pieces; `moved` hears of each.
+    fn body(&self, body: Bytes, moved: watch::Sender<()>) -> reqwest::Body {
+        let piece = if self.throttle.is_bounded() { self.throttle.piece().min(PIECE) } else { PIECE };
+        let pieces = futures::stream::unfold(
+            (body, moved, self.throttle.clone()),
+            move |(mut rest, moved, throttle)| async move {
                 if rest.is_empty() {
                     return None;
                 }
-                let piece = rest.split_to(throttle.piece().min(rest.len()));
+                let piece = rest.split_to(piece.min(rest.len()));
                 throttle.take(piece.len()).await;
-                Some((Ok::<_, std::io::Error>(piece), rest))
-            }
-        });
+                moved.send_replace(());
+                Some((Ok::<_, std::io::Error>(piece), (rest, moved, throttle)))
+            },
+        );
         reqwest::Body::wrap_stream(pieces)
+    }
+
+    /// Waits for `work`, as long as something moves.
+    async fn unless_stalled<T>(
+        &self,
+        operation: Operation,
+        url: &str,
+        mut moves: watch::Receiver<()>,
+        work: impl Future<Output = Result<T, reqwest::Error>>,
+    ) -> Result<T, Failure> {
+        let stalled = async {
+            // Without a sender nothing can move but the answer.
+            while let Ok(Ok(())) = tokio::time::timeout(self.stalled_after, moves.changed()).await {}
+            if moves.has_changed().is_err() {
+                tokio::time::sleep(self.stalled_after).await;
+            }
+        };
+        tokio::select! {
+            result = work => result.map_err(|e| transport(operation, url, e)),
+            () = stalled => {
+                let why = format!("nothing moved for {} s", self.stalled_after.as_secs());
+                Err(Failure::new(operation, shown(url), Trouble::Unreachable).because(why))
+            }
+        }
     }
 }
 
@@ -194,6 +230,25 @@ async fn refused(operation: Operation, url: &str, response: reqwest::Response) -
     failure.because(Answer { status, text })
 }
 
+/// What an answer says of itself.
+struct Part {
+    /// Its first byte in the object.
+    start: Option<u64>,
+    /// Bytes of the object.
+    total: Option<u64>,
+}
+
+impl Part {
+    /// From `Content-Range: bytes 0-9/100` (RFC 9110, 14.4), or of a whole object from its length.
+    fn of(response: &reqwest::Response) -> Self {
+        let text = response.headers().get("content-range").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let (range, total) = text.trim_start_matches("bytes ").split_once('/').unwrap_or_default();
+        let start = range.split_once('-').and_then(|(start, _)| start.parse().ok());
+        let whole = (response.status().as_u16() == 200).then(|| response.content_length()).flatten();
+        Self { start, total: total.parse().ok().or(whole) }
+    }
+}
+
 /// An answer that came whole is all of the range, or the object is too short for it.
 fn exact(out: &[u8], wanted: usize, what: impl ToString) -> Result<(), GetError> {
     if out.len() == wanted {
@@ -209,14 +264,16 @@ impl Redeem for Redeemer {
         match grant {
             PutGrant::Presigned { url, headers } => {
                 let length = body.len();
-                let mut request = self.http.put(url).body(self.body(body));
+                let (moved, moves) = watch::channel(());
+                let mut request = self.http.put(url).body(self.body(body, moved));
                 for (name, value) in headers {
                     if !name.eq_ignore_ascii_case("content-length") {
                         request = request.header(name, value);
                     }
                 }
                 request = request.header("content-length", length);
-                let response = request.send().await.map_err(|e| transport(Operation::Create, url, e).maybe())?;
+                let sent = self.unless_stalled(Operation::Create, url, moves, request.send()).await;
+                let response = sent.map_err(Failure::maybe)?;
                 match response.status().as_u16() {
                     200..300 => Ok(()),
                     // Another conditional PUT of the same key is under way: ask again.
@@ -242,37 +299,49 @@ impl Redeem for Redeemer {
                 for (name, value) in headers {
                     request = request.header(name, value);
                 }
-                let response = request
-                    .header("range", format!("bytes={}-{}", range.start, range.end - 1))
-                    .send()
-                    .await
-                    .map_err(|e| transport(Operation::Get, url, e))?;
-                match response.status().as_u16() {
+                let request = request.header("range", format!("bytes={}-{}", range.start, range.end - 1));
+                // Nothing is sent that could move: only the answer counts.
+                let still = || watch::channel(()).1;
+                let response = self.unless_stalled(Operation::Get, url, still(), request.send()).await?;
+                let status = response.status().as_u16();
+                let part = Part::of(&response);
+                match status {
                     206 | 200 => {}
                     404 => return Err(GetError::NotFound(shown(url).to_owned())),
-                    416 => return Err(Failure::new(Operation::Get, shown(url), Trouble::Short).into()),
+                    416 if part.total.is_none_or(|total| total < range.end) => {
+                        return Err(Failure::new(Operation::Get, shown(url), Trouble::Short).into());
+                    }
                     _ => return Err(refused(Operation::Get, url, response).await.into()),
                 }
+                let garbled = |why: String| Failure::new(Operation::Get, shown(url), Trouble::Garbled).because(why);
                 // A server that ignores ranges sends all of it: what comes before is dropped as it arrives.
-                let whole = response.status().as_u16() == 200;
+                let whole = status == 200;
+                if !whole && part.start.is_some_and(|start| start != range.start) {
+                    return Err(garbled(format!("bytes from {:?} instead of {}", part.start, range.start)).into());
+                }
                 let mut before = if whole { usize::try_from(range.start).unwrap_or(usize::MAX) } else { 0 };
                 out.clear();
                 out.reserve_exact(wanted);
                 let mut stream = response.bytes_stream();
-                while let Some(piece) = stream.next().await {
-                    let piece = piece.map_err(|e| transport(Operation::Get, url, e))?;
+                while let Some(piece) =
+                    self.unless_stalled(Operation::Get, url, still(), stream.next().map(Option::transpose)).await?
+                {
                     let skipped = before.min(piece.len());
                     before -= skipped;
                     let piece = &piece[skipped..];
                     let room = wanted - out.len();
                     if piece.len() > room && !whole {
-                        let cause = format!("more than the {wanted} bytes that were asked for");
-                        return Err(Failure::new(Operation::Get, shown(url), Trouble::Garbled).because(cause).into());
+                        return Err(garbled(format!("more than the {wanted} bytes that were asked for")).into());
                     }
                     out.extend_from_slice(&piece[..piece.len().min(room)]);
                     if whole && out.len() == wanted {
                         break;
                     }
+                }
+                // Too little is damage only if the server says that there is no more of the object; else somebody on the way
+                // cut it.
+                if out.len() < wanted && part.total.is_none_or(|total| total >= range.end) {
+                    return Err(garbled(format!("{} bytes instead of {wanted}", out.len())).into());
                 }
                 exact(out, wanted, shown(url))
             }
