@@ -72,7 +72,7 @@ impl From<Failure> for CliError {
             Trouble::Denied => (Exit::Failed, Some(ADVICE_DENIED)),
             Trouble::Skewed => (Exit::Failed, Some(ADVICE_SKEW)),
             Trouble::Full => (Exit::Failed, Some(ADVICE_FULL)),
-            Trouble::Garbled => (Exit::Unknown, None),
+            Trouble::Garbled => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
             Trouble::Short => (Exit::Damage, Some(ADVICE_DAMAGE)),
             Trouble::Refused => (Exit::Failed, None),
         };

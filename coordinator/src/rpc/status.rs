@@ -2,7 +2,7 @@
 //!
 //! | code | means |
 //! |---|---|
-//! | `UNAVAILABLE` | the store can't be asked: nothing is known |
+//! | `UNAVAILABLE` | the store can't be asked, or its answers come cut: nothing is known |
 //! | `DATA_LOSS` | stored bytes are not what they must be |
 //! | `INVALID_ARGUMENT` | the order makes no sense |
 //! | `CANCELLED` | somebody stopped it |
