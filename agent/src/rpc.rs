@@ -353,6 +353,30 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
         })
     });
     let slots = slots.collect::<Option<Vec<_>>>()?;
-    (r.start < r.end).then_some(())?;
+    // Places within a pack have 32 bits: what is longer is no range of one, and no buffer is asked for it.
+    (r.start < r.end && r.end <= u64::from(u32::MAX)).then_some(())?;
     Some(GrantedRange { pack, grant: get_grant(r.grant)?, start: r.start, end: r.end, slots })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A range that no pack can have asks for no buffer of its size.
+    #[test]
+    fn ranges_that_no_pack_has_are_refused() {
+        let file = wire::grant::File { root: "/r".into(), key: "packs/00/x".into(), ..Default::default() };
+        let grant = wire::Grant { kind: Some(wire::grant::Kind::File(file)) };
+        let of = |start, end| wire::plan_page::Range {
+            pack: vec![7; 16].into(),
+            grant: Some(grant.clone()),
+            start,
+            end,
+            ..Default::default()
+        };
+        assert!(range(of(0, 8 << 20)).is_some());
+        for (start, end) in [(5, 5), (6, 5), (0, 1 << 32), (0, u64::MAX)] {
+            assert!(range(of(start, end)).is_none(), "{start}..{end}");
+        }
+    }
 }

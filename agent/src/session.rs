@@ -89,12 +89,13 @@ impl Agent {
     /// [`StartError`] when the system refuses.
     pub fn new(options: AgentOptions) -> Result<Self, StartError> {
         let region_bytes = milkrun_repository::config::REGION_BYTES;
+        let budget = Budget::new(options.memory);
         let engine = Engine {
             cpu: Workers::new("cpu", options.threads)?,
             io: Workers::new("io", IO_THREADS)?,
-            budget: Budget::new(options.memory),
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
-            ranges: RangeBuffers::new(Budget::new(options.memory).pack_bytes()),
+            ranges: RangeBuffers::new(budget.pack_bytes()),
+            budget,
             region_bytes,
         };
         Ok(Self { options, engine: Arc::new(engine) })

@@ -23,7 +23,7 @@ fn count(mut command: Command, log: &Path) -> usize {
     fs::read_to_string(log).unwrap_or_default().lines().count()
 }
 
-fn points(m: &Milkrun) -> Vec<String> {
+pub(crate) fn points(m: &Milkrun) -> Vec<String> {
     let listed = m.run(["points", "--json"]).ok().json();
     listed["points"].as_array().unwrap().iter().map(|p| p["point"].as_str().unwrap().to_owned()).collect()
 }

@@ -12,6 +12,7 @@ use milkrun_tests::noise;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::crash_points::points;
 use crate::round_trip::volume;
 
 fn interrupt(child: &Child) {
@@ -41,10 +42,6 @@ fn end_of(mut child: Child, seconds: u64) -> milkrun_tests::binary::Ran {
     ran
 }
 
-fn points(m: &Milkrun) -> usize {
-    m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len()
-}
-
 /// Plain lines now and then on a pipe; and the first Ctrl-C stops cleanly.
 #[test]
 fn a_backup_tells_how_far_it_is_and_stops_when_asked() {
@@ -64,7 +61,7 @@ fn a_backup_tells_how_far_it_is_and_stops_when_asked() {
     let text = fs::read_to_string(&log).unwrap();
     assert_eq!(ended.code, Some(1), "{text}");
     assert!(text.contains("once more to stop at once") && text.contains("nothing was committed"), "{text}");
-    assert_eq!(points(&m), 0);
+    assert_eq!(points(&m).len(), 0);
     // What was stored by then is found again, and the point is whole.
     m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
     m.run(["verify", "--data"]).ok();

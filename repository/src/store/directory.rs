@@ -6,7 +6,8 @@
 //! ROOT/.tmp/…          objects on their way; left over only by a crash, safe to delete when nothing runs
 //! ```
 //! An object is written to `.tmp`, synced, and linked to its name (where there are no links: renamed without overwriting),
-//! which fails if the name is taken; then the folder is synced. Locks are honoured by milkrun; **whoever is root here can still delete**, and `init` says so.
+//! which fails if the name is taken; then the folder is synced. Locks are honoured by milkrun; **whoever is root here can
+//! still delete**, and `init` says so.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};

@@ -149,7 +149,7 @@ impl Redeemer {
 
     /// The body in pieces; `moved` hears of each.
     fn body(&self, body: Bytes, moved: watch::Sender<()>) -> reqwest::Body {
-        let piece = if self.throttle.is_bounded() { self.throttle.piece().min(PIECE) } else { PIECE };
+        let piece = self.throttle.piece().min(PIECE);
         let pieces = futures::stream::unfold(
             (body, moved, self.throttle.clone()),
             move |(mut rest, moved, throttle)| async move {
