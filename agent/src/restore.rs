@@ -3,15 +3,16 @@
 //! Ranges are fetched side by side and written as they arrive (for a stream: in order). Every chunk's id is checked before a
 //! byte of it is written; at the end the target is made durable, and only then it counts.
 
-use std::cell::RefCell;
-use std::sync::Arc;
+mod chunks;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use milkrun_repository::id::{PackId, RepositoryId};
 use milkrun_repository::keys::DomainKey;
-use milkrun_repository::pack::{OpenError, SlotOpener};
+use milkrun_repository::pack::OpenError;
 use milkrun_repository::restore_plan::Write;
 use milkrun_repository::store::GetError;
 use milkrun_repository::store::grant::Redeem;
@@ -19,7 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::backup::Engine;
 use crate::budget::Permit;
-use crate::buffer::{RangeBuffer, RangeBuffers};
+use crate::buffer::RangeBuffers;
 use crate::device::{StreamPartial, StreamTarget, TargetError, VolumeTarget};
 use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
 
@@ -106,10 +107,6 @@ pub enum RestoreError {
     /// zstd or the like could not start.
     #[error("can't set up decompression")]
     Setup(#[source] std::io::Error),
-}
-
-thread_local! {
-    static OPENER: RefCell<Option<(RepositoryId, SlotOpener, Vec<u8>)>> = const { RefCell::new(None) };
 }
 
 /// An opened range: parts of the volume, in the order of the plan.
@@ -212,54 +209,36 @@ impl RestoreJob {
         if covered == self.len { Ok(()) } else { Err(RestoreError::Incomplete { covered, len: self.len }) }
     }
 
-    async fn fetch(&self, range: &GrantedRange) -> Result<RangeBuffer, RestoreError> {
-        let (start, end) = (range.start, range.end);
-        let mut body = self.engine.ranges.take(end - start);
-        let fetched = self.redeem.get(&range.grant, start..end, &mut body).await;
-        fetched.map_err(|source| RestoreError::Fetch { pack: range.pack, start, end, source })?;
-        Tally::add(&self.tally.fetched, end - start);
-        Tally::add(&self.tally.requests, 1);
-        Ok(body)
-    }
-
     async fn range_to_volume(
         self: Arc<Self>,
         range: GrantedRange,
         target: Arc<VolumeTarget>,
         permit: Permit,
     ) -> Result<(), RestoreError> {
-        let body = self.fetch(&range).await?;
-        let this = self.clone();
-        self.engine
-            .cpu
-            .run(move || {
-                this.open_slots(&range, body, |plain, writes| {
-                    let parts = writes.iter().map(|w| (w.volume_offset, w.chunk_offset as usize, w.len as usize));
-                    target.write_parts(plain, parts.collect())?;
-                    Tally::add(&this.tally.written, writes.iter().map(|w| u64::from(w.len)).sum());
-                    Ok(())
-                })
-            })
-            .await?;
+        let put = move |job: &Self, plain: &mut Vec<u8>, writes: &[Write]| {
+            let parts = writes.iter().map(|w| (w.volume_offset, w.chunk_offset as usize, w.len as usize));
+            target.write_parts(plain, parts.collect())?;
+            Tally::add(&job.tally.written, writes.iter().map(|w| u64::from(w.len)).sum());
+            Ok(())
+        };
+        self.each_chunk(range, put).await?;
         drop(permit);
         Ok(())
     }
 
     async fn open_parts(self: Arc<Self>, range: GrantedRange, permit: Permit) -> Result<(Parts, Permit), RestoreError> {
-        let body = self.fetch(&range).await?;
-        let this = self.clone();
-        let parts = self.engine.cpu.run(move || {
-            let mut parts = Parts::new();
-            this.open_slots(&range, body, |plain, writes| {
-                parts.extend(writes.iter().map(|w| {
-                    let from = w.chunk_offset as usize;
-                    (w.volume_offset, plain[from..from + w.len as usize].to_vec())
-                }));
-                Ok(())
-            })?;
-            Ok::<_, RestoreError>(parts)
-        });
-        Ok((parts.await?, permit))
+        let parts = Arc::new(Mutex::new(Parts::new()));
+        let opened = parts.clone();
+        let put = move |_: &Self, plain: &mut Vec<u8>, writes: &[Write]| {
+            opened.lock().unwrap_or_else(PoisonError::into_inner).extend(writes.iter().map(|w| {
+                let from = w.chunk_offset as usize;
+                (w.volume_offset, plain[from..from + w.len as usize].to_vec())
+            }));
+            Ok(())
+        };
+        self.each_chunk(range, put).await?;
+        let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((parts, permit))
     }
 
     async fn next_parts(
@@ -310,41 +289,5 @@ impl RestoreJob {
                 Ok(target)
             })
             .await
-    }
-
-    /// Opens each slot, checks its id, and only then passes its plaintext on.
-    fn open_slots(
-        &self,
-        range: &GrantedRange,
-        mut body: RangeBuffer,
-        mut put: impl FnMut(&mut Vec<u8>, &[Write]) -> Result<(), RestoreError>,
-    ) -> Result<(), RestoreError> {
-        OPENER.with_borrow_mut(|cell| {
-            let (_, opener, plain) = match cell {
-                Some(kept) if kept.0 == self.repository => kept,
-                _ => {
-                    let opener = SlotOpener::new(self.repository).map_err(RestoreError::Setup)?;
-                    cell.insert((self.repository, opener, Vec::new()))
-                }
-            };
-            for slot in &range.slots {
-                let from = usize::try_from(u64::from(slot.place.offset) - range.start).unwrap_or(usize::MAX);
-                let sealed = &mut body[from..from + slot.place.sealed_len as usize];
-                let need = slot.place.plain_len as usize;
-                if plain.len() < need {
-                    plain.resize(need, 0);
-                }
-                opener
-                    .open(&slot.id, &slot.place, &slot.key, sealed, &mut plain[..need], |b| self.domain.identify(b))
-                    .map_err(|source| RestoreError::Damaged {
-                        pack: range.pack,
-                        slot: slot.place.slot,
-                        offset: slot.writes.first().map_or(0, |w| w.volume_offset),
-                        source,
-                    })?;
-                put(plain, &slot.writes)?;
-            }
-            Ok(())
-        })
     }
 }

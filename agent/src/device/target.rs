@@ -261,11 +261,24 @@ impl VolumeTarget {
     /// # Errors
     /// [`TargetError::Write`] of this write or an earlier one; [`TargetError::Abandoned`] after the end.
     pub fn write_parts(&self, bytes: &mut Vec<u8>, parts: Vec<Part>) -> Result<(), TargetError> {
+        // What a plan says comes from elsewhere; behind the volume may lie somebody's data.
+        let end = if self.options.discard_rest { self.capacity } else { self.len };
+        for &(offset, _, len) in &parts {
+            self.check_inside(offset, len as u64, end)?;
+        }
         self.turns.write(bytes, parts, |bytes, offset| self.write_at(bytes, offset)).map_err(|Ended| self.ended())
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), (u64, io::Error)> {
         self.file.write_all_at(bytes, offset).map_err(|e| (offset, e))
+    }
+
+    fn check_inside(&self, offset: u64, len: u64, end: u64) -> Result<(), TargetError> {
+        if offset.checked_add(len).is_none_or(|e| e > end) {
+            let why = format!("{len} bytes there would lie behind the volume's end at byte {end}");
+            return Err(self.write_error(offset, io::Error::new(ErrorKind::InvalidInput, why)));
+        }
+        Ok(())
     }
 
     fn write_error(&self, offset: u64, source: io::Error) -> TargetError {
@@ -277,6 +290,7 @@ impl VolumeTarget {
     /// # Errors
     /// [`TargetError::Write`].
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), TargetError> {
+        self.check_inside(offset, len, self.capacity.max(self.len))?;
         if self.fresh || len == 0 {
             return Ok(());
         }

@@ -193,6 +193,31 @@ impl SlotOpener {
         self.decompressor.decompress(place.codec, &sealed[..len], out)?;
         if identify(out) == *id { Ok(()) } else { Err(OpenError::Identity) }
     }
+
+    /// As [`Self::open`], of a chunk that is stored as it is ([`Codec::Raw`]): its plaintext is then at the start of `bytes`,
+    /// which saves a copy.
+    ///
+    /// # Errors
+    /// [`OpenError`]; `bytes` then hold nothing to rely on.
+    pub fn open_raw(
+        &self,
+        id: &ChunkId,
+        place: &Place,
+        key: &SlotKey,
+        bytes: &mut [u8],
+        identify: impl FnOnce(&[u8]) -> ChunkId,
+    ) -> Result<(), OpenError> {
+        let plain_len = place.plain_len as usize;
+        if place.codec != Codec::Raw || bytes.len() != place.sealed_len as usize {
+            return Err(OpenError::Sealed);
+        }
+        let aad = slot_aad(&self.repository, &place.pack, place.slot, id, place.codec, place.plain_len);
+        let found = open_in_place(key, &aad, bytes).ok_or(OpenError::Sealed)?;
+        if found != plain_len {
+            return Err(DecompressError::Length { found, wanted: plain_len }.into());
+        }
+        if identify(&bytes[..plain_len]) == *id { Ok(()) } else { Err(OpenError::Identity) }
+    }
 }
 
 #[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key")]

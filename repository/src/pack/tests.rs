@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::chunk::codec::{Compressor, Level};
+use crate::chunk::codec::{Codec, Compressor, Level};
 use crate::keys::{KeyRing, Secret};
 
 fn ring() -> KeyRing {
@@ -92,6 +92,20 @@ proptest! {
             let mut out = vec![0; chunk.len()];
             opener.open(id, place, &slot_key(&pack_key, place.slot), &mut sealed, &mut out, |_| *id).unwrap();
             prop_assert_eq!(&out, chunk);
+            // What is stored as it is opens in place too, and nothing else does.
+            let mut sealed = pack.bytes[place.offset as usize..place.end() as usize].to_vec();
+            let key = slot_key(&pack_key, place.slot);
+            let in_place = opener.open_raw(id, place, &key, &mut sealed, |_| *id);
+            prop_assert_eq!(in_place.is_ok(), place.codec == Codec::Raw);
+            if in_place.is_ok() {
+                prop_assert_eq!(&sealed[..chunk.len()], &chunk[..]);
+                let mut sealed = pack.bytes[place.offset as usize..place.end() as usize].to_vec();
+                let other = |_: &[u8]| ChunkId::from_bytes([0; 32]);
+                prop_assert_eq!(opener.open_raw(id, place, &key, &mut sealed, other), Err(OpenError::Identity));
+                let mut sealed = pack.bytes[place.offset as usize..place.end() as usize].to_vec();
+                sealed[chunk.len()] ^= 1;
+                prop_assert_eq!(opener.open_raw(id, place, &key, &mut sealed, |_| *id), Err(OpenError::Sealed));
+            }
         }
     }
 }

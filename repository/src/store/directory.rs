@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use nix::fcntl::{AT_FDCWD, RenameFlags};
+use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 
 use super::grant::{GetGrant, PutGrant, PutTerms};
 use super::throttle::Throttle;
@@ -221,11 +221,8 @@ pub(super) async fn read(
 ) -> Result<Vec<u8>, GetError> {
     sound(Operation::Get, &key)?;
     blocking(move || {
-        let fail = |e: std::io::Error| match e.kind() {
-            ErrorKind::NotFound => GetError::NotFound(key.to_string()),
-            _ => failure(Operation::Get, &key, Happened::No, e).into(),
-        };
-        let file = File::open(root.join(key.as_str())).map_err(fail)?;
+        let fail = |e| GetError::from(failure(Operation::Get, &key, Happened::No, e));
+        let file = open_now(&root, &key)?;
         let length = file.metadata().map_err(fail)?.len();
         let range = range.unwrap_or(0..length);
         let (from, to) = (range.start.min(length), range.end.min(length));
@@ -235,6 +232,48 @@ pub(super) async fn read(
         Ok(out)
     })
     .await
+}
+
+/// An object that lies on this machine, open for reading.
+#[derive(Debug)]
+pub struct LocalObject {
+    key: Key,
+    file: File,
+}
+
+impl LocalObject {
+    /// Fills `out` from `offset` on. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// [`GetError::Failed`], of an object that ends before with [`Trouble::Short`].
+    pub fn read(&self, out: &mut [u8], offset: u64) -> Result<(), GetError> {
+        self.file.read_exact_at(out, offset).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => Failure::new(Operation::Get, &self.key, Trouble::Short).because(e).into(),
+            _ => failure(Operation::Get, &self.key, Happened::No, e).into(),
+        })
+    }
+}
+
+/// Opens an object for reads of parts of `range`, which the system begins to read ahead.
+pub(super) async fn open(root: PathBuf, key: Key, range: Range<u64>) -> Result<LocalObject, GetError> {
+    sound(Operation::Get, &key)?;
+    blocking(move || {
+        let file = open_now(&root, &key)?;
+        let (start, len) = (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)));
+        if let (Ok(start), Ok(len)) = (start, len) {
+            // Advice: who can't take it reads later.
+            let _ = posix_fadvise(&file, start, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
+        Ok(LocalObject { key, file })
+    })
+    .await
+}
+
+fn open_now(root: &Path, key: &Key) -> Result<File, GetError> {
+    File::open(root.join(key.as_str())).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => GetError::NotFound(key.to_string()),
+        _ => failure(Operation::Get, key, Happened::No, e).into(),
+    })
 }
 
 /// Runs file I/O on tokio's blocking threads. It is never cancelled half-way.

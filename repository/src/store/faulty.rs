@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::directory::LocalObject;
 use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
 use super::{
     Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Operation, Store,
@@ -216,6 +217,17 @@ impl<R: Redeem> Redeem for Faulty<R> {
         *out = spoil(fault, std::mem::take(out).into()).into();
         Ok(())
     }
+
+    async fn open(&self, grant: &GetGrant, range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
+        let fault = self.before(Operation::Get, get_name(grant)).await?;
+        if matches!(fault, Some(Fault::Truncate | Fault::Flip)) {
+            // What is read later, behind our back, can't be spoiled: whoever asks then calls `get`.
+            return Ok(None);
+        }
+        let out = self.inner.open(grant, range).await?;
+        self.after(fault, Operation::Get, get_name(grant))?;
+        Ok(out)
+    }
 }
 
 // A shared store can be decorated and decorates as well as an owned one.
@@ -260,5 +272,8 @@ impl Redeem for Arc<dyn Redeem> {
     }
     async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
         (**self).get(grant, range, out).await
+    }
+    async fn open(&self, grant: &GetGrant, range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
+        (**self).open(grant, range).await
     }
 }

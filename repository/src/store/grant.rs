@@ -12,8 +12,9 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 
+use super::directory::{self, LocalObject};
 use super::throttle::Throttle;
-use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble, directory};
+use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble};
 
 /// How long a grant to store may be used.
 pub const PUT_LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -81,6 +82,11 @@ pub trait Redeem: Send + Sync + 'static {
     /// Reads exactly `range` into `out`, whatever that held: it then has the range's length. The caller's buffer, since a
     /// fresh one per range costs more than the read (its pages are cleared before they are filled).
     async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError>;
+    /// Opens what lies on this machine, so that parts of `range` can be read just before they are needed; `None` for what has
+    /// to be fetched, by [`Self::get`]. That is never wrong, only slower.
+    async fn open(&self, _grant: &GetGrant, _range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
+        Ok(None)
+    }
 }
 
 /// The real one: HTTP for presigned URLs (HTTP/1.1, one connection per request in flight), files for directories.
@@ -88,6 +94,18 @@ pub struct Redeemer {
     http: reqwest::Client,
     throttle: Throttle,
     stalled_after: Duration,
+    files: FileGrants,
+}
+
+/// Which directories grants may name. Whoever gives grants could otherwise have any file written here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum FileGrants {
+    /// Whoever gives them is this process.
+    Any,
+    /// The one that both sides see.
+    Only(PathBuf),
+    /// None: the repository is elsewhere.
+    Refused,
 }
 
 /// A transfer that does not move for so long is dead, however long it may take in all.
@@ -138,7 +156,30 @@ impl Redeemer {
             builder = builder.tls_certs_merge(roots);
         }
         let http = builder.build().map_err(|e| HttpSetupError::Tls(e.into()))?;
-        Ok(Self { http, throttle, stalled_after: STALLED_AFTER })
+        Ok(Self { http, throttle, stalled_after: STALLED_AFTER, files: FileGrants::Any })
+    }
+
+    /// For grants from elsewhere: those for files count only in `directory`, a repository's own, which both sides see.
+    #[must_use]
+    pub fn files_only_in(self, directory: Option<PathBuf>) -> Self {
+        Self { files: directory.map_or(FileGrants::Refused, FileGrants::Only), ..self }
+    }
+
+    fn check_file(&self, operation: Operation, root: &std::path::Path, key: &Key) -> Result<(), Failure> {
+        let why = match &self.files {
+            FileGrants::Any => return Ok(()),
+            FileGrants::Only(directory) if directory != root => {
+                format!("a grant for {root:?}, and only {directory:?} is the repository here")
+            }
+            FileGrants::Only(_) if root.join(Key::config().as_str()).exists() => return Ok(()),
+            FileGrants::Only(_) => format!("{root:?} holds no repository here: is it mounted?"),
+            FileGrants::Refused => {
+                format!(
+                    "a grant for a file in {root:?}, which is not shared with this machine (--repository-directory)"
+                )
+            }
+        };
+        Err(Failure::new(operation, key, Trouble::Refused).because(why))
     }
 
     /// With another limit on how long a transfer may stand still.
@@ -286,6 +327,7 @@ impl Redeem for Redeemer {
                 }
             }
             PutGrant::File { root, key, lock } => {
+                self.check_file(Operation::Create, root, key)?;
                 directory::create(root.clone(), key.clone(), body, *lock, self.throttle.clone()).await.map(drop)
             }
         }
@@ -346,9 +388,20 @@ impl Redeem for Redeemer {
                 exact(out, wanted, shown(url))
             }
             GetGrant::File { root, key } => {
+                self.check_file(Operation::Get, root, key)?;
                 let buffer = std::mem::take(out);
                 *out = directory::read(root.clone(), key.clone(), Some(range), buffer).await?;
                 exact(out, wanted, key)
+            }
+        }
+    }
+
+    async fn open(&self, grant: &GetGrant, range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
+        match grant {
+            GetGrant::Presigned { .. } => Ok(None),
+            GetGrant::File { root, key } => {
+                self.check_file(Operation::Get, root, key)?;
+                directory::open(root.clone(), key.clone(), range).await.map(Some)
             }
         }
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::directory::LocalObject;
 use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
 use super::{
     Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Store, Trouble,
@@ -232,5 +233,9 @@ impl<R: Redeem> Redeem for Retrying<R> {
         let out = Mutex::new(out);
         let attempt = || async { self.inner.get(grant, range.clone(), &mut **out.lock().await).await };
         self.repeat_sized("pack", bytes, attempt).await.0
+    }
+
+    async fn open(&self, grant: &GetGrant, range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
+        self.repeat("pack", || self.inner.open(grant, range.clone())).await.0
     }
 }
