@@ -3,12 +3,14 @@
 //! 1. [`image`] walks the regions of a device or image, several at once, in order at the end; [`stream`] walks a stream
 //! 2. [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
 //! 3. [`claims`] lets one run upload a chunk once; the coordinator says what is known
-//! 4. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
-//! 5. [`checkpoint`] hands over regions in order once all their packs are sealed
+//! 4. [`elsewhere`] waits for what other nodes are storing
+//! 5. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
+//! 6. [`checkpoint`] hands over regions in order once all their packs are sealed
 
 pub mod checkpoint;
 pub mod claims;
 pub mod cut;
+pub mod elsewhere;
 pub mod image;
 pub mod lanes;
 pub mod stream;
@@ -62,6 +64,8 @@ pub struct VolumeJob {
     pub level: Level,
     /// Whether the coordinator has a parent to predict from.
     pub has_parent: bool,
+    /// Where it goes on from: what lies before was handed over by an earlier attempt.
+    pub resume_at: u64,
     /// What was done so far.
     pub counters: Arc<Counters>,
 }

@@ -34,6 +34,17 @@ impl From<tonic::Status> for CallError {
     }
 }
 
+/// What the coordinator knows of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is stored.
+    Known,
+    /// We store it.
+    Yours,
+    /// Another node is storing it.
+    Elsewhere,
+}
+
 /// A pack as it is announced to the coordinator.
 #[derive(Clone, Debug)]
 pub struct SealedClaim {
@@ -122,21 +133,39 @@ impl Coordinator {
         Ok(ParentRanges(self.upload.clone().parent(request).await?.into_inner()))
     }
 
-    /// Which of these chunks are known.
+    /// Which of these chunks are known. With `share` one that another node is storing is told apart; else it is ours too.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<bool>, CallError> {
+    pub async fn lookup(&self, ids: &[ChunkId], share: bool) -> Result<Vec<Answer>, CallError> {
+        self.ask(ids, share, false).await
+    }
+
+    /// As [`Self::lookup`], of chunks that another node was storing: waits for some seconds until there is news.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn lookup_later(&self, ids: &[ChunkId]) -> Result<Vec<Answer>, CallError> {
+        self.ask(ids, true, true).await
+    }
+
+    async fn ask(&self, ids: &[ChunkId], share: bool, wait: bool) -> Result<Vec<Answer>, CallError> {
         let mut bytes = Vec::with_capacity(ids.len() * ChunkId::LEN);
         for id in ids {
             bytes.extend_from_slice(id.as_bytes());
         }
-        let request = wire::LookupRequest { assignment: self.assignment(), ids: bytes.into() };
+        let request = wire::LookupRequest { assignment: self.assignment(), ids: bytes.into(), share, wait };
         let known = self.upload.clone().lookup(request).await?.into_inner().known;
         if known.len() != ids.len() {
             return Err(CallError::Nonsense("as many answers as ids"));
         }
-        Ok(known.iter().map(|&k| k == 1).collect())
+        let answer = |&known: &u8| match known {
+            0 => Ok(Answer::Yours),
+            1 => Ok(Answer::Known),
+            2 if share => Ok(Answer::Elsewhere),
+            _ => Err(CallError::Nonsense("an answer to a lookup")),
+        };
+        known.iter().map(answer).collect()
     }
 
     /// Leave to store a pack.

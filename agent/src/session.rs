@@ -20,7 +20,8 @@ use milkrun_repository::pack::{PackKind, PackTarget};
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::store::grant::Redeem;
 use milkrun_repository::store::{CreateError, GetError, Trouble};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
@@ -38,7 +39,7 @@ use crate::rpc::{self, CallError, Coordinator};
 use crate::workers::{StartError, Workers};
 
 /// The version of the protocol that this agent speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Threads that wait for devices.
 const IO_THREADS: usize = 16;
 
@@ -54,6 +55,8 @@ pub struct AgentOptions {
     pub threads: usize,
     /// Bytes in flight.
     pub memory: u64,
+    /// Volumes at once; 0: as many as come.
+    pub volumes: u32,
     /// Uses grants.
     pub redeem: Arc<dyn Redeem>,
     /// Opens volumes.
@@ -64,11 +67,19 @@ impl AgentOptions {
     /// With as many threads as there are cores, and the default budget.
     pub fn new(node: impl Into<String>, redeem: Arc<dyn Redeem>) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { node: node.into(), threads, memory: crate::budget::DEFAULT, redeem, open: Arc::new(open_source) }
+        Self {
+            node: node.into(),
+            threads,
+            memory: crate::budget::DEFAULT,
+            volumes: 0,
+            redeem,
+            open: Arc::new(open_source),
+        }
     }
 }
 
 /// An agent.
+#[derive(Clone)]
 pub struct Agent {
     options: AgentOptions,
     engine: Arc<Engine>,
@@ -101,16 +112,18 @@ impl Agent {
         Ok(Self { options, engine: Arc::new(engine) })
     }
 
-    /// Connects and serves until the coordinator ends the session.
+    /// Registers and serves until the session ends. Once `stop` is true it takes no more work, gives back what it has, and
+    /// ends.
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn run(self, channel: Channel) -> Result<(), SessionError> {
+    pub async fn run(&self, channel: Channel, stop: watch::Receiver<bool>) -> Result<(), SessionError> {
         let (up, outgoing) = mpsc::channel(256);
         let register = wire::Register {
             node: self.options.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             protocol: PROTOCOL,
+            volumes: self.options.volumes,
         };
         // The queue is new and holds more than one.
         let _ = up.send(message(Up::Register(register))).await;
@@ -118,7 +131,7 @@ impl Agent {
         let incoming = rpc::session_client(channel.clone()).attach(outgoing).await.map_err(CallError::from)?;
         let (reports, reported) = mpsc::channel(64);
         Session {
-            agent: self,
+            agent: self.clone(),
             channel,
             incoming: incoming.into_inner(),
             up,
@@ -126,6 +139,9 @@ impl Agent {
             reported,
             tasks: HashMap::new(),
             runs: HashMap::new(),
+            stop,
+            leaving: None,
+            heart: None,
         }
         .serve()
         .await
@@ -153,24 +169,65 @@ struct Task {
     handle: tokio::task::JoinHandle<()>,
     attempt: u32,
     go: Option<oneshot::Sender<()>>,
+    /// Of a backup: what can send its run's packs on their way.
+    job: Option<Arc<VolumeJob>>,
 }
 
 enum Action {
     Down(Down),
-    Done(AssignmentKey, Option<Up>),
+    /// A task of this attempt ended.
+    Done(AssignmentKey, u32, Option<Up>),
+    /// Somebody wants this agent to stop.
+    Leave,
+    Nothing,
     Ended,
 }
+
+/// How long an agent that is to stop waits for the coordinator to take its work back.
+const LEAVE_LIMIT: Duration = Duration::from_secs(20);
 
 struct Session {
     agent: Agent,
     channel: Channel,
     incoming: tonic::Streaming<wire::ToAgent>,
     up: mpsc::Sender<wire::FromAgent>,
-    reports: mpsc::Sender<(AssignmentKey, Option<Up>)>,
-    reported: mpsc::Receiver<(AssignmentKey, Option<Up>)>,
+    reports: mpsc::Sender<Report>,
+    reported: mpsc::Receiver<Report>,
     tasks: HashMap<AssignmentKey, Task>,
     /// Open packs per run; gone when the run's last volume is.
     runs: HashMap<Vec<u8>, Arc<RunPacks>>,
+    /// Whether somebody wants this agent to stop.
+    stop: watch::Receiver<bool>,
+    /// It is stopping, and until when it waits.
+    leaving: Option<Instant>,
+    /// Says that it is there.
+    heart: Option<Heart>,
+}
+
+/// A task's end: which, its attempt, what the coordinator hears of it.
+type Report = (AssignmentKey, u32, Option<Up>);
+
+/// Beats until dropped.
+struct Heart(tokio::task::JoinHandle<()>);
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Heart {
+    fn start(up: mpsc::Sender<wire::FromAgent>, every: Duration) -> Self {
+        Self(tokio::spawn(async move {
+            let mut beat = tokio::time::interval(every);
+            loop {
+                beat.tick().await;
+                if up.send(message(Up::Heartbeat(wire::Heartbeat {}))).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
 }
 
 impl Session {
@@ -180,6 +237,9 @@ impl Session {
                 Ok(Action::Ended) => break Ok(()),
                 Ok(action) => self.apply(action).await,
                 Err(e) => break Err(e.into()),
+            }
+            if self.leaving.is_some() && self.tasks.is_empty() {
+                break Ok(());
             }
         };
         for (_, task) in self.tasks.drain() {
@@ -194,19 +254,30 @@ impl Session {
     async fn next(&mut self) -> Result<Action, CallError> {
         tokio::select! {
             received = self.incoming.message() => match received? {
-                Some(wire::ToAgent { message: Some(m) }) => Ok(Action::Down(m)),
-                Some(_) => Err(CallError::Nonsense("an empty message")),
+                // A kind of message that is newer than this release looks empty.
+                Some(m) => Ok(m.message.map_or(Action::Nothing, Action::Down)),
                 None => Ok(Action::Ended),
             },
             // `self.reports` is kept, so that this never ends.
-            Some((key, report)) = self.reported.recv() => Ok(Action::Done(key, report)),
+            Some((key, attempt, report)) = self.reported.recv() => Ok(Action::Done(key, attempt, report)),
+            () = asked_to_stop(&mut self.stop), if self.leaving.is_none() => Ok(Action::Leave),
+            () = tokio::time::sleep_until(self.leaving.unwrap_or_else(Instant::now)), if self.leaving.is_some() => {
+                tracing::warn!(volumes = self.tasks.len(), "stopping although the coordinator has not taken all work back");
+                Ok(Action::Ended)
+            }
         }
     }
 
     async fn apply(&mut self, action: Action) {
         match action {
-            Action::Down(Down::Backup(b)) => self.start_backup(b),
-            Action::Down(Down::Restore(r)) => self.start_restore(r),
+            Action::Down(Down::Backup(b)) => {
+                self.supersede(b.assignment.as_ref()).await;
+                self.start_backup(b);
+            }
+            Action::Down(Down::Restore(r)) => {
+                self.supersede(r.assignment.as_ref()).await;
+                self.start_restore(r);
+            }
             Action::Down(Down::Go(a)) => {
                 if let Some(go) = self.tasks.get_mut(&AssignmentKey::of(&a)).and_then(|t| t.go.take()) {
                     // Whoever waited may have failed meanwhile, and has said so.
@@ -225,14 +296,45 @@ impl Session {
                 }
                 self.send(Up::Failed(failed(a, FailureKind::Cancelled, "cancelled".into()))).await;
             }
-            Action::Down(Down::Welcome(_) | Down::Drain(_)) | Action::Ended => {}
-            Action::Done(key, report) => {
-                self.tasks.remove(&key);
-                self.forget_run(&key.run).await;
+            Action::Down(Down::Welcome(w)) => {
+                tracing::info!(epoch = w.epoch, "the coordinator takes this agent");
+                let every = Duration::from_secs(w.heartbeat_seconds.into());
+                self.heart = (!every.is_zero()).then(|| Heart::start(self.up.clone(), every));
+            }
+            Action::Down(Down::Drain(out)) => {
+                if out {
+                    tracing::info!("this node is out of work until somebody takes it back");
+                }
+            }
+            Action::Down(Down::Flush(run)) => {
+                let job = self.tasks.iter().find(|(key, _)| key.run == run[..]).and_then(|(_, t)| t.job.clone());
+                if let Some(job) = job {
+                    tokio::spawn(async move { job.run.flush(&job).await });
+                }
+            }
+            Action::Leave => {
+                tracing::info!(volumes = self.tasks.len(), "stopping: work goes back to the coordinator");
+                self.leaving = Some(Instant::now() + LEAVE_LIMIT);
+                self.send(Up::Draining(true)).await;
+            }
+            Action::Nothing | Action::Ended => {}
+            Action::Done(key, attempt, report) => {
+                if self.tasks.get(&key).is_some_and(|t| t.attempt == attempt) {
+                    self.tasks.remove(&key);
+                    self.forget_run(&key.run).await;
+                }
                 if let Some(report) = report {
                     self.send(report).await;
                 }
             }
+        }
+    }
+
+    /// An attempt that is given again is over here.
+    async fn supersede(&mut self, a: Option<&wire::Assignment>) {
+        if let Some(task) = a.and_then(|a| self.tasks.remove(&AssignmentKey::of(a))) {
+            task.handle.abort();
+            let _ = task.handle.await;
         }
     }
 
@@ -252,17 +354,19 @@ impl Session {
     fn start_backup(&mut self, b: wire::BackupVolume) {
         let Some(assignment) = b.assignment.clone() else { return };
         let key = AssignmentKey::of(&assignment);
+        let attempt = assignment.attempt;
         let Some(job) = self.backup_job(&b, &assignment) else {
             let report = Up::Failed(failed(assignment, FailureKind::Source, "the assignment makes no sense".into()));
             let reports = self.reports.clone();
-            tokio::spawn(async move { reports.send((key, Some(report))).await });
+            tokio::spawn(async move { reports.send((key, attempt, Some(report))).await });
             return;
         };
+        let job = Arc::new(job);
         let open = self.agent.options.open.clone();
         let (up, reports) = (self.up.clone(), self.reports.clone());
-        let (task_key, attempt) = (key.clone(), assignment.attempt);
+        let (task_key, working) = (key.clone(), job.clone());
         let handle = tokio::spawn(async move {
-            let job = Arc::new(job);
+            let job = working;
             let ticker = Ticker::start(up, assignment.clone(), backup_progress(job.counters.clone()));
             let result = back_up(&job, &b, open).await;
             drop(ticker);
@@ -271,9 +375,9 @@ impl Session {
                 Ok(()) => None,
                 Err(e) => Some(Up::Failed(failed(assignment, kind_of_backup(&e), chain(&e)))),
             };
-            let _ = reports.send((task_key, report)).await;
+            let _ = reports.send((task_key, attempt, report)).await;
         });
-        self.tasks.insert(key, Task { handle, attempt, go: None });
+        self.tasks.insert(key, Task { handle, attempt, go: None, job: Some(job) });
     }
 
     fn backup_job(&mut self, b: &wire::BackupVolume, assignment: &wire::Assignment) -> Option<VolumeJob> {
@@ -295,6 +399,10 @@ impl Session {
         if b.region_bytes != self.agent.engine.region_bytes {
             return None;
         }
+        // A run whose packs could not be stored from here begins anew here.
+        if self.runs.get(&assignment.run[..]).is_some_and(|run| run.is_broken()) {
+            self.runs.remove(&assignment.run[..]);
+        }
         let run = self
             .runs
             .entry(assignment.run.to_vec())
@@ -309,6 +417,7 @@ impl Session {
             streams,
             level: Level::new(b.level).ok()?,
             has_parent: b.has_parent,
+            resume_at: b.resume_at,
             counters: Arc::default(),
         })
     }
@@ -333,9 +442,16 @@ impl Session {
                 }),
                 Err(e) => Up::Failed(failed(assignment, kind_of_restore(&e), chain(&e))),
             };
-            let _ = reports.send((task_key, Some(report))).await;
+            let _ = reports.send((task_key, attempt, Some(report))).await;
         });
-        self.tasks.insert(key, Task { handle, attempt, go: Some(go) });
+        self.tasks.insert(key, Task { handle, attempt, go: Some(go), job: None });
+    }
+}
+
+/// Ends once somebody wants this agent to stop; never, if nobody can any more.
+async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|&stop| stop).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use milkrun_repository::id::{AppName, VolumeName};
+use milkrun_identity::channel::CoordinatorUrl;
+use milkrun_identity::{NodeName, Role};
+use milkrun_repository::id::{AppName, RunId, VolumeName};
 use milkrun_repository::store::StoreUrl;
 
+use crate::output::CliError;
 use crate::units;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 damage found, 4 could not ask (the store does not answer, so nothing is known).";
@@ -47,6 +50,12 @@ pub(crate) struct Global {
     /// Where opened index segments are cached [default: $XDG_CACHE_HOME/milkrun or ~/.cache/milkrun]
     #[arg(long, global = true, value_name = "DIR", env = "MILKRUN_CACHE")]
     pub(crate) cache: Option<PathBuf>,
+    /// Drive this coordinator and its agents instead of working on this machine: https://host:port
+    #[arg(long, global = true, value_name = "URL", env = "MILKRUN_COORDINATOR")]
+    pub(crate) coordinator: Option<CoordinatorUrl>,
+    /// Who you are to the coordinator: a folder with ca.crt, tls.crt and tls.key, as `milkrun certs user` makes it
+    #[arg(long, global = true, value_name = "DIR", env = "MILKRUN_TLS")]
+    pub(crate) tls: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -60,7 +69,16 @@ pub(crate) enum Addressing {
 pub(crate) struct Repository {
     /// The repository: file:///path or s3://bucket/prefix
     #[arg(long, short, env = "MILKRUN_REPOSITORY", value_name = "URL")]
-    pub(crate) repository: StoreUrl,
+    pub(crate) repository: Option<StoreUrl>,
+}
+
+impl Repository {
+    /// Where it is, for a command that can't do without.
+    pub(crate) fn url(&self) -> Result<&StoreUrl, CliError> {
+        let missing =
+            || CliError::usage("which repository? -r URL (or MILKRUN_REPOSITORY): file:///path or s3://bucket/prefix");
+        self.repository.as_ref().ok_or_else(missing)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,11 +118,108 @@ pub(crate) enum Command {
         after_help = "Examples:\n  milkrun try\n  milkrun try /dev/vg/shop-snap disk.img --folder /srv/milkrun-try"
     )]
     Try(Try),
+    /// Make certificates: an authority, then one for each coordinator, agent and user
+    #[command(
+        after_help = "Examples:\n  milkrun certs authority --folder certs\n  milkrun certs coordinator --folder certs milkrun.example 10.0.0.7\n  milkrun certs agent --folder certs node-a\n  milkrun certs user --folder certs ann --role backup:shop --role restore:shop\n\nKeep certs/ca.key where no node is: whoever has it can be anybody."
+    )]
+    Certs {
+        #[command(subcommand)]
+        what: Certs,
+    },
+    /// List a coordinator's runs
+    #[command(after_help = "Examples:\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann runs")]
+    Runs,
+    /// Follow a run to its end
+    #[command(
+        after_help = "Examples:\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann watch 0123456789abcdef"
+    )]
+    Watch {
+        /// Its id, as `runs` shows it
+        #[arg(value_name = "RUN")]
+        run: RunId,
+    },
+    /// Stop a run; it leaves nothing that is listed
+    #[command(
+        after_help = "Examples:\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann cancel 0123456789abcdef"
+    )]
+    Cancel {
+        /// Its id, as `runs` shows it
+        #[arg(value_name = "RUN")]
+        run: RunId,
+    },
+    /// List a coordinator's nodes and their agents
+    #[command(
+        after_help = "Examples:\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann agents --json"
+    )]
+    Agents,
+    /// Take a node out of work; what it does goes on elsewhere
+    #[command(
+        after_help = "Examples:\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann drain node-a\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann drain node-a --back"
+    )]
+    Drain {
+        /// The node
+        #[arg(value_name = "NODE")]
+        node: NodeName,
+        /// It takes work again
+        #[arg(long)]
+        back: bool,
+    },
     /// Print a completion script for your shell
     #[command(after_help = "Examples:\n  milkrun completion bash > /etc/bash_completion.d/milkrun")]
     Completion {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+}
+
+/// Where certificates go, and how long they are valid.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Issue {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR", default_value = "certs")]
+    pub(crate) folder: PathBuf,
+    /// How long it is valid
+    #[arg(long = "for", value_name = "TIME", default_value = "1y", value_parser = units::duration)]
+    pub(crate) valid: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Certs {
+    /// The authority that all others are of
+    Authority {
+        /// Where it is made
+        #[arg(long, value_name = "DIR", default_value = "certs")]
+        folder: PathBuf,
+        /// How long it is valid
+        #[arg(long = "for", value_name = "TIME", default_value = "10y", value_parser = units::duration)]
+        valid: Duration,
+    },
+    /// A coordinator's
+    Coordinator {
+        #[command(flatten)]
+        issue: Issue,
+        /// Names and addresses at which agents and people reach it
+        #[arg(value_name = "HOST", required = true)]
+        hosts: Vec<String>,
+    },
+    /// The agent's of one node
+    Agent {
+        #[command(flatten)]
+        issue: Issue,
+        /// The node, as the inventory has it
+        #[arg(value_name = "NODE")]
+        node: NodeName,
+    },
+    /// A person's, or a program's
+    User {
+        #[command(flatten)]
+        issue: Issue,
+        /// A name, for logs
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// What it may do: view, backup or restore, of all applications or of one (backup:shop), or operate (drain nodes)
+        #[arg(long, value_name = "ROLE", required = true)]
+        role: Vec<Role>,
     },
 }
 
@@ -158,7 +273,7 @@ pub(crate) struct Backup {
     /// The application's name
     #[arg(value_name = "APP")]
     pub(crate) application: AppName,
-    /// A block device or image file
+    /// A block device or image file (with --coordinator its inventory says which)
     #[arg(long, value_name = "NAME=PATH", value_parser = named)]
     pub(crate) volume: Vec<Named>,
     /// A byte stream: a file, a pipe, or - for standard input
@@ -212,7 +327,7 @@ pub(crate) struct Restore {
     /// POINT, APP, APP@latest or APP@TIME (the last point at or before it)
     #[arg(value_name = "POINT|APP[@TIME]")]
     pub(crate) point: String,
-    /// Restore a volume to a block device or image file
+    /// Restore a volume to a block device or image file; with --coordinator: NAME=NODE:PATH
     #[arg(long, value_name = "NAME=PATH", value_parser = named)]
     pub(crate) volume: Vec<Named>,
     /// Restore in order, to a file, a pipe, or - for standard output

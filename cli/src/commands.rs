@@ -1,9 +1,12 @@
 //! One file per verb. Each returns what it did; printing is beside it.
 
+mod agents;
 pub(crate) mod backup;
+mod certs;
 mod init;
 mod points;
 pub(crate) mod restore;
+mod runs;
 mod show;
 mod try_it;
 pub(crate) mod verify;
@@ -59,6 +62,12 @@ async fn dispatch(args: Args) -> Result<Exit, CliError> {
         Command::Restore(a) => restore::run(a, &global).await,
         Command::Verify(a) => verify::run(a, &global).await,
         Command::Try(a) => try_it::run(a, &global).await,
+        Command::Certs { what } => certs::run(what, &global),
+        Command::Runs => runs::list(&global).await,
+        Command::Watch { run } => runs::watch(run, &global).await,
+        Command::Cancel { run } => runs::cancel(run, &global).await,
+        Command::Agents => agents::list(&global).await,
+        Command::Drain { node, back } => agents::drain(&node, back, &global).await,
         Command::Completion { .. } => Ok(Exit::Done),
     }
 }
@@ -73,10 +82,18 @@ impl Drop for Interrupt {
 }
 
 impl Interrupt {
-    fn watch(control: ControlClient<Channel>, run: tokio::sync::watch::Receiver<Vec<u8>>) -> Self {
+    /// A run of a coordinator elsewhere goes on: only watching it ends.
+    fn watch(control: ControlClient<Channel>, run: tokio::sync::watch::Receiver<Vec<u8>>, remote: bool) -> Self {
         Self(tokio::spawn(async move {
             let Ok(mut signals) = Signals::new() else { return };
             signals.next().await;
+            if remote {
+                let run = run.borrow().iter().map(|b| format!("{b:02x}")).collect::<String>();
+                output::note(&format!(
+                    "milkrun: the run goes on; `milkrun watch {run}` follows it, `milkrun cancel {run}` stops it"
+                ));
+                std::process::exit(Exit::Failed as i32);
+            }
             output::note("milkrun: stopping; once more to stop at once");
             let run = run.borrow().clone();
             if run.is_empty() {

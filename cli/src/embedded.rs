@@ -2,9 +2,8 @@
 
 use hyper_util::rt::TokioIo;
 use milkrun_agent::{Agent, AgentOptions};
-use milkrun_coordinator::{Coordinator, rpc};
-use milkrun_proto::MESSAGE_BYTES_MAX;
-use milkrun_proto::control::v1::control_client::ControlClient;
+use milkrun_coordinator::rpc::connection::Connection;
+use milkrun_coordinator::{Coordinator, inventory, rpc};
 use milkrun_repository::Repository;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -12,42 +11,36 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::args::Global;
+use crate::driver::Driver;
 use crate::output::CliError;
 use crate::place::{self, Place};
 
 /// Bytes in the pipe between both sides.
 const PIPE_BYTES: usize = 4 << 20;
 
-/// A running pair.
-pub(crate) struct Embedded {
-    /// Drives it.
-    pub(crate) control: ControlClient<Channel>,
-}
-
-impl Embedded {
-    /// Starts both.
-    pub(crate) async fn start(repository: Repository, place: &Place, global: &Global) -> Result<Self, CliError> {
-        let cache = place::cache(&repository, global)?;
-        let coordinator = Coordinator::new(repository, cache);
-        let (agent_dial, agent_accept) = pipe();
-        let (control_dial, control_accept) = pipe();
-        tokio::spawn(rpc::serve_agents(coordinator.clone(), agent_accept));
-        tokio::spawn(rpc::serve_control(coordinator, control_accept));
-        let mut options = AgentOptions::new(host(), place.redeem.clone());
-        options.memory = global.memory;
-        if let Some(threads) = global.threads {
-            options.threads = threads.into();
-        }
-        let agent = Agent::new(options).map_err(|e| CliError::from_error(&e))?;
-        let channel = dial(agent_dial).await?;
-        tokio::spawn(async move {
-            if let Err(e) = agent.run(channel).await {
-                tracing::debug!(error = %e, "the agent ended");
-            }
-        });
-        let control = ControlClient::new(dial(control_dial).await?).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { control })
+/// Starts both.
+pub(crate) async fn start(repository: Repository, place: &Place, global: &Global) -> Result<Driver, CliError> {
+    let cache = place::cache(&repository, global)?;
+    let coordinator = Coordinator::new(repository, cache, inventory::Embedded);
+    let (agent_dial, agent_accept) = pipe();
+    let (control_dial, control_accept) = pipe();
+    tokio::spawn(rpc::serve_agents(coordinator.clone(), agent_accept));
+    tokio::spawn(rpc::serve_control(coordinator, control_accept));
+    let mut options = AgentOptions::new(host(), place.redeem.clone());
+    options.memory = global.memory;
+    if let Some(threads) = global.threads {
+        options.threads = threads.into();
     }
+    let agent = Agent::new(options).map_err(|e| CliError::from_error(&e))?;
+    let channel = dial(agent_dial).await?;
+    tokio::spawn(async move {
+        // Both end with the process.
+        let (_never, stop) = tokio::sync::watch::channel(false);
+        if let Err(e) = agent.run(channel, stop).await {
+            tracing::debug!(error = %e, "the agent ended");
+        }
+    });
+    Ok(Driver::over(dial(control_dial).await?, false))
 }
 
 /// This host's name, for people who look at restore points later.
@@ -55,8 +48,8 @@ pub(crate) fn host() -> String {
     nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "unknown".into())
 }
 
-type Dial = mpsc::Sender<Result<DuplexStream, std::io::Error>>;
-type Accept = ReceiverStream<Result<DuplexStream, std::io::Error>>;
+type Dial = mpsc::Sender<Result<Connection<DuplexStream>, std::io::Error>>;
+type Accept = ReceiverStream<Result<Connection<DuplexStream>, std::io::Error>>;
 
 /// Two ends: connections that one makes, the other accepts.
 fn pipe() -> (Dial, Accept) {
@@ -69,7 +62,9 @@ async fn dial(dial: Dial) -> Result<Channel, CliError> {
         let dial = dial.clone();
         async move {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-            dial.send(Ok(theirs)).await.map_err(|_| std::io::Error::other("the other side ended"))?;
+            dial.send(Ok(Connection::local(theirs)))
+                .await
+                .map_err(|_| std::io::Error::other("the other side ended"))?;
             Ok::<_, std::io::Error>(TokioIo::new(ours))
         }
     });

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod driver;
 mod embedded;
 mod output;
 mod place;

@@ -1,12 +1,13 @@
 //! Backup runs: what the upload service works on ([`Run`]), and the run itself, from the order to the commit
 //! (`execute`).
 
+mod claims;
 mod execute;
 mod parent;
 mod volume;
 
+pub use execute::Order;
 pub(crate) use execute::execute;
-pub use execute::{Order, SourceSpec};
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
 use milkrun_repository::id::{ChunkId, PackId, SegmentId};
@@ -29,7 +31,9 @@ use milkrun_repository::store::grant::{PutGrant, PutTerms};
 use milkrun_repository::store::{CreateError, Failure, GetError, Key};
 use milkrun_repository::volume_map::MapRef;
 
-use crate::runs::RefusedCall;
+use crate::inventory::InventoryError;
+use crate::runs::{Assigned, RefusedCall};
+use claims::{Claimed, Claims};
 use volume::VolumeBuild;
 
 /// Entries that are kept in memory before they become a segment: 512 Ki entries are about 60 MB.
@@ -65,6 +69,30 @@ pub enum BackupError {
     /// No agent works on it any more.
     #[error("the agent is gone; nothing was committed")]
     AgentGone,
+    /// No node that reaches a volume has an agent.
+    #[error(
+        "volume {volume}: no agent has been connected for 15 minutes on a node that reaches it ({nodes}); nothing was committed"
+    )]
+    NoNode {
+        /// Which volume.
+        volume: String,
+        /// The nodes that reach it.
+        nodes: String,
+    },
+    /// A call of an attempt that is over.
+    #[error(transparent)]
+    Refused(#[from] RefusedCall),
+    /// An agent wants to store more than its volume can need.
+    #[error("volume {volume}: its agent wants to store more than {most} bytes, which a volume of its size can't need")]
+    Quota {
+        /// Which volume.
+        volume: String,
+        /// Its quota.
+        most: u64,
+    },
+    /// The inventory gives no answer.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
     /// The parent can't be read.
     #[error("can't use the parent restore point")]
     Parent(#[source] PointError),
@@ -108,7 +136,39 @@ pub struct Run {
     /// Where the parent's maps are.
     parent_packs: Mutex<Vec<milkrun_repository::index::PackInfo>>,
     stored_bytes: AtomicU64,
-    attempt: u32,
+    /// Which node has which volume, under which attempt.
+    assigned: Mutex<HashMap<String, Assigned>>,
+    claims: Claims,
+    quotas: Mutex<HashMap<String, Quota>>,
+}
+
+/// What a volume's agents may still store.
+struct Quota {
+    granted: u64,
+    /// `None`: nobody knows how large the volume is.
+    most: Option<u64>,
+}
+
+impl Quota {
+    /// For a volume of `size` bytes: all of it twice, since an attempt may be lost after its packs were stored, and what packs
+    /// and their directories take themselves.
+    fn of(size: Option<u64>) -> Self {
+        Self {
+            granted: 0,
+            most: size.map(|size| size.saturating_mul(2).saturating_add(size / 32).saturating_add(64 << 20)),
+        }
+    }
+}
+
+/// What a lookup answers for one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is stored.
+    Known,
+    /// Whoever asked has to store it.
+    Yours,
+    /// Another node is storing it.
+    Elsewhere,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -120,11 +180,30 @@ impl Run {
     ///
     /// # Errors
     /// [`RefusedCall`].
-    pub fn check(&self, a: &wire::Assignment) -> Result<(), RefusedCall> {
+    pub fn check(&self, a: &wire::Assignment, peer: &Peer) -> Result<(), RefusedCall> {
         if !self.volumes.contains_key(&a.volume) {
             return Err(RefusedCall::NoVolume(a.volume.clone()));
         }
-        if a.attempt == self.attempt { Ok(()) } else { Err(RefusedCall::Stale) }
+        lock(&self.assigned).get(&a.volume).ok_or(RefusedCall::Stale)?.check(a, peer)
+    }
+
+    /// A volume has a node: from now on only calls of this attempt count. Returns where it goes on from.
+    async fn assign(&self, volume: &str, attempt: u32, node: &str) -> u64 {
+        lock(&self.assigned).insert(volume.to_owned(), Assigned { attempt, node: node.to_owned() });
+        match self.volumes.get(volume) {
+            Some(build) => build.lock().await.begin_attempt(attempt),
+            None => 0,
+        }
+    }
+
+    /// A volume has its node no longer. What the node claimed falls to whoever waits for it, once it has no volume left.
+    fn release(&self, volume: &str) {
+        let mut assigned = lock(&self.assigned);
+        let Some(gone) = assigned.remove(volume) else { return };
+        if !assigned.values().any(|a| a.node == gone.node) {
+            drop(assigned);
+            self.claims.forget(&gone.node);
+        }
     }
 
     /// Bytes that the repository grew by so far.
@@ -136,18 +215,49 @@ impl Run {
         self.stored_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Which chunks are known and really there.
+    /// Which chunks are known and really there. The others are claimed for `node`, unless another one has. With `share` it is
+    /// told so, else it may store them as well.
     ///
     /// # Errors
     /// [`BackupError::Store`] when the store can't be asked for a pack.
-    pub async fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<bool>, BackupError> {
+    pub async fn lookup(&self, ids: &[ChunkId], node: &str, share: bool) -> Result<Vec<Answer>, BackupError> {
         let places: Vec<Option<Place>> = {
             let index = lock(&self.index);
             ids.iter().map(|id| index.find(id)).collect()
         };
         let packs: HashSet<PackId> = places.iter().flatten().map(|p| p.pack).collect();
         let gone = self.missing(packs).await?;
-        Ok(places.iter().map(|p| p.is_some_and(|p| !gone.contains(&p.pack))).collect())
+        let known = |p: &Option<Place>| p.is_some_and(|p| !gone.contains(&p.pack));
+        let unknown: Vec<ChunkId> = ids.iter().zip(&places).filter(|(_, p)| !known(p)).map(|(id, _)| *id).collect();
+        let mut claimed = self.claims.claim(&unknown, node).into_iter();
+        let answer = |p: &Option<Place>| match known(p) {
+            true => Answer::Known,
+            false if claimed.next() == Some(Claimed::Theirs) && share => Answer::Elsewhere,
+            false => Answer::Yours,
+        };
+        Ok(places.iter().map(answer).collect())
+    }
+
+    /// As [`Self::lookup`], but waits for some seconds while all that is unknown is on its way from elsewhere. `hurry` hears
+    /// which nodes others wait for.
+    ///
+    /// # Errors
+    /// [`BackupError::Store`].
+    pub async fn lookup_later(
+        &self,
+        ids: &[ChunkId],
+        node: &str,
+        hurry: impl Fn(&str),
+    ) -> Result<Vec<Answer>, BackupError> {
+        let answers = self.lookup(ids, node, true).await?;
+        if answers.iter().any(|a| *a != Answer::Elsewhere) {
+            return Ok(answers);
+        }
+        for holder in self.claims.holders(ids) {
+            hurry(&holder);
+        }
+        self.claims.wait(|| !self.claims.holders(ids).is_empty()).await;
+        self.lookup(ids, node, true).await
     }
 
     /// Asks the store once per run whether packs are there, so that a lost pack is uploaded again instead of referred to.
@@ -181,8 +291,15 @@ impl Run {
     /// Leave to store one pack.
     ///
     /// # Errors
-    /// [`BackupError::Store`].
-    pub async fn grant(&self, pack: PackId, length: u64, crc32: u32) -> Result<PutGrant, BackupError> {
+    /// [`BackupError::Store`]; [`BackupError::Quota`] when the volume's agent has stored too much.
+    pub async fn grant(&self, volume: &str, pack: PackId, length: u64, crc32: u32) -> Result<PutGrant, BackupError> {
+        if let Some(quota) = lock(&self.quotas).get_mut(volume) {
+            let granted = quota.granted.saturating_add(length);
+            if let Some(most) = quota.most.filter(|&most| granted > most) {
+                return Err(BackupError::Quota { volume: volume.to_owned(), most });
+            }
+            quota.granted = granted;
+        }
         let terms = PutTerms { key: Key::pack(&pack), length, crc32, lock: self.locks.packs };
         Ok(self.repository.store.grant_put(&terms).await?)
     }
@@ -193,6 +310,7 @@ impl Run {
     /// [`BackupError`] unless it is there, whole and locked.
     pub async fn seal(&self, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
         let length = claim.length;
+        let ids: Vec<ChunkId> = entries.iter().map(|(id, _)| *id).collect();
         let stored = commit::seal(&*self.repository.store, claim, self.locks.packs).await?;
         self.grew(usize::try_from(length).unwrap_or(usize::MAX));
         let full = {
@@ -201,6 +319,7 @@ impl Run {
             index.fresh_len() >= SEGMENT_ENTRIES
         };
         lock(&self.stored).push(stored);
+        self.claims.settle(&ids);
         if full {
             self.write_segment(false).await?;
         }

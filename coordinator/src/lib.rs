@@ -11,10 +11,15 @@
 
 pub mod agents;
 pub mod backup;
+pub mod dispatch;
+pub mod inventory;
 pub mod manifests;
+mod moves;
+pub mod placement;
 pub mod restore;
 pub mod rpc;
 pub mod runs;
+pub mod secret;
 
 use std::sync::Arc;
 
@@ -22,6 +27,8 @@ use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
 
 use agents::Agents;
+use dispatch::Dispatcher;
+use inventory::Inventory;
 use runs::Runs;
 
 /// A coordinator of one repository.
@@ -35,12 +42,19 @@ pub struct Coordinator {
     pub agents: Agents,
     /// What is under way.
     pub runs: Runs,
+    /// What there is.
+    pub inventory: Arc<dyn Inventory>,
+    /// Who goes next.
+    pub dispatcher: Dispatcher,
 }
 
 impl Coordinator {
-    /// For an open repository.
-    pub fn new(repository: Repository, cache: IndexCache) -> Self {
-        Self { repository: Arc::new(repository), cache, agents: Agents::default(), runs: Runs::default() }
+    /// For an open repository and what the inventory lists ([`inventory::Embedded`]: what the order says).
+    pub fn new(repository: Repository, cache: IndexCache, inventory: impl Inventory) -> Self {
+        let (agents, runs) = (Agents::default(), Runs::default());
+        let inventory: Arc<dyn Inventory> = Arc::new(inventory);
+        let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
+        Self { repository: Arc::new(repository), cache, agents, runs, inventory, dispatcher }
     }
 }
 

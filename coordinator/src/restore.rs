@@ -2,14 +2,16 @@
 
 mod execute;
 mod plan;
+mod targets;
 
 pub(crate) use execute::execute;
 pub use execute::{Order, TargetSpec};
 pub use plan::PageStream;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
 use milkrun_repository::id::PackId;
@@ -20,7 +22,8 @@ use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::repository::{OpenPoint, PointError};
 use milkrun_repository::store::{Failure, Key};
 
-use crate::runs::RefusedCall;
+use crate::inventory::InventoryError;
+use crate::runs::{Assigned, RefusedCall};
 
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,25 @@ pub enum RestoreError {
     /// No agent works on it any more.
     #[error("the agent is gone; the targets are not complete")]
     AgentGone,
+    /// No agent came to a target's node.
+    #[error("volume {volume}: no agent has been connected for 15 minutes on {node}; the targets are not complete")]
+    NoNode {
+        /// Which volume.
+        volume: String,
+        /// The node.
+        node: String,
+    },
+    /// Whoever ordered may not restore this application.
+    #[error("{who} has no role to restore {application}")]
+    Role {
+        /// Who ordered.
+        who: String,
+        /// Which application.
+        application: String,
+    },
+    /// The inventory gives no answer.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
     /// The store.
     #[error(transparent)]
     Store(#[from] Failure),
@@ -76,7 +98,8 @@ pub struct Run {
     /// Volume names to their number in the point.
     volumes: HashMap<String, usize>,
     keys: tokio::sync::Mutex<HashMap<PackId, PackKey>>,
-    attempt: u32,
+    /// Which node has which volume, under which attempt.
+    assigned: Mutex<HashMap<String, Assigned>>,
 }
 
 impl Run {
@@ -84,9 +107,20 @@ impl Run {
     ///
     /// # Errors
     /// [`RefusedCall`].
-    pub fn check(&self, a: &wire::Assignment) -> Result<usize, RefusedCall> {
+    pub fn check(&self, a: &wire::Assignment, peer: &Peer) -> Result<usize, RefusedCall> {
         let volume = self.volumes.get(&a.volume).copied();
         let volume = volume.ok_or_else(|| RefusedCall::NoVolume(a.volume.clone()))?;
-        if a.attempt == self.attempt { Ok(volume) } else { Err(RefusedCall::Stale) }
+        let assigned = self.assigned.lock().unwrap_or_else(PoisonError::into_inner);
+        assigned.get(&a.volume).ok_or(RefusedCall::Stale)?.check(a, peer)?;
+        Ok(volume)
+    }
+
+    /// A volume has a node, or none: only calls of that attempt count.
+    fn assign(&self, volume: &str, to: Option<Assigned>) {
+        let mut assigned = self.assigned.lock().unwrap_or_else(PoisonError::into_inner);
+        match to {
+            Some(to) => assigned.insert(volume.to_owned(), to),
+            None => assigned.remove(volume),
+        };
     }
 }

@@ -1,8 +1,10 @@
 //! The services, and the one place where errors become gRPC statuses.
 
+pub mod connection;
 pub mod control;
 pub mod convert;
 pub mod download;
+mod seen;
 pub mod session;
 pub mod status;
 pub mod upload;
@@ -28,10 +30,7 @@ where
     I: Stream<Item = std::io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let session =
-        SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let upload = UploadServer::new(upload::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let download = DownloadServer::new(download::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let (session, upload, download) = agent_services(&coordinator);
     server().add_service(session).add_service(upload).add_service(download).serve_with_incoming(connections).await
 }
 
@@ -48,7 +47,45 @@ where
     server().add_service(control).serve_with_incoming(connections).await
 }
 
+/// Serves agents and whoever drives, on these connections, until `stop`. Who may do what stands in their certificates.
+///
+/// # Errors
+/// When the transport fails.
+pub async fn serve_all<I, IO>(
+    coordinator: Coordinator,
+    connections: I,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error>
+where
+    I: Stream<Item = std::io::Result<IO>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let (session, upload, download) = agent_services(&coordinator);
+    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let services = server().add_service(session).add_service(upload).add_service(download).add_service(control);
+    services.serve_with_incoming_shutdown(connections, stop).await
+}
+
+type AgentServices =
+    (SessionServer<session::Service>, UploadServer<upload::Service>, DownloadServer<download::Service>);
+
+fn agent_services(coordinator: &Coordinator) -> AgentServices {
+    let session =
+        SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let upload = UploadServer::new(upload::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let download =
+        DownloadServer::new(download::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    (session, upload, download)
+}
+
+/// A peer that is gone without a word is noticed after about so long.
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
+
 fn server() -> Server {
     // The default window of 64 KiB would make every page of a plan wait for several round trips.
-    Server::builder().initial_stream_window_size(4 << 20).initial_connection_window_size(16 << 20)
+    Server::builder()
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
 }

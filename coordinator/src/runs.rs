@@ -1,25 +1,38 @@
-//! What is under way, by run: the services find their run here, and agents' messages find their way to it.
+//! What is under way, by run: the services find their run here, agents' messages find their way to it, and people see it.
 
-use std::collections::HashMap;
+pub mod view;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::RunId;
 use tokio::sync::mpsc;
 
 use crate::{EPOCH, backup, restore};
+use view::Feed;
 
 /// What happens to a run, from outside.
 #[derive(Debug)]
 pub enum RunEvent {
-    /// An agent said something.
-    Agent(wire::from_agent::Message),
+    /// The agent of a node said something.
+    Agent(String, wire::from_agent::Message),
     /// A volume's map is complete.
     Finished(String),
+    /// A volume has its turn, on this node.
+    Placed {
+        /// Which.
+        volume: String,
+        /// Where.
+        node: String,
+    },
     /// Somebody wants it stopped.
     Cancel,
-    /// The agent that worked on it is gone.
-    AgentGone,
+    /// A node's agent is gone.
+    AgentGone(String),
+    /// A node is taken out of work: what it has of the run goes on elsewhere.
+    Drained(String),
 }
 
 /// A run under way.
@@ -43,12 +56,48 @@ pub enum RefusedCall {
     /// It comes from an older leader's time or an older attempt.
     #[error("the assignment was given to somebody else since")]
     Stale,
+    /// It comes from another node than the one that has the assignment.
+    #[error("the assignment is another node's")]
+    Foreign,
 }
+
+/// An assignment that is in force: who has it, under which attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assigned {
+    /// The attempt.
+    pub attempt: u32,
+    /// The node.
+    pub node: String,
+}
+
+impl Assigned {
+    /// Whether a call of `peer` under `a` is this assignment's.
+    ///
+    /// # Errors
+    /// [`RefusedCall`].
+    pub fn check(&self, a: &wire::Assignment, peer: &Peer) -> Result<(), RefusedCall> {
+        match peer {
+            Peer::Local => {}
+            Peer::Agent(node) if node.as_str() == self.node => {}
+            _ => return Err(RefusedCall::Foreign),
+        }
+        if a.attempt == self.attempt { Ok(()) } else { Err(RefusedCall::Stale) }
+    }
+}
+
+/// Ended runs that can still be seen.
+const KEPT: usize = 256;
 
 /// The table.
 #[derive(Clone, Default)]
 pub struct Runs {
-    table: Arc<Mutex<HashMap<RunId, Entry>>>,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    running: HashMap<RunId, Entry>,
+    feeds: VecDeque<Feed>,
 }
 
 struct Entry {
@@ -57,32 +106,54 @@ struct Entry {
 }
 
 impl Runs {
-    fn table(&self) -> MutexGuard<'_, HashMap<RunId, Entry>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run can be seen from now on.
+    pub fn show(&self, feed: Feed) {
+        let mut table = self.table();
+        table.feeds.push_back(feed);
+        while table.feeds.len() > KEPT {
+            let ended = table.feeds.iter().position(|f| f.now().outcome.is_some());
+            // More than that under way at once: all of them are shown.
+            let Some(at) = ended else { break };
+            table.feeds.remove(at);
+        }
+    }
+
+    /// What can be seen, oldest first.
+    pub fn feeds(&self) -> Vec<Feed> {
+        self.table().feeds.iter().cloned().collect()
+    }
+
+    /// What can be seen of one run.
+    pub fn feed(&self, id: &RunId) -> Option<Feed> {
+        self.table().feeds.iter().find(|f| f.now().run == *id).cloned()
     }
 
     /// A run begins; what happens to it comes out of the receiver.
     pub fn begin(&self, id: RunId, run: Run) -> mpsc::UnboundedReceiver<RunEvent> {
         let (inbox, events) = mpsc::unbounded_channel();
-        self.table().insert(id, Entry { run, inbox });
+        self.table().running.insert(id, Entry { run, inbox });
         events
     }
 
     /// A run ended.
     pub fn end(&self, id: &RunId) {
-        self.table().remove(id);
+        self.table().running.remove(id);
     }
 
     /// Tells a run something. Returns whether it is under way.
     pub fn tell(&self, id: &RunId, event: RunEvent) -> bool {
-        self.table().get(id).is_some_and(|e| e.inbox.send(event).is_ok())
+        self.table().running.get(id).is_some_and(|e| e.inbox.send(event).is_ok())
     }
 
-    /// Tells all runs that an agent is gone.
-    pub fn agent_gone(&self) {
-        for entry in self.table().values() {
+    /// Tells all runs something about a node.
+    pub fn tell_all(&self, event: impl Fn() -> RunEvent) {
+        for entry in self.table().running.values() {
             // A run that ended just now does not care.
-            let _ = entry.inbox.send(RunEvent::AgentGone);
+            let _ = entry.inbox.send(event());
         }
     }
 
@@ -92,28 +163,36 @@ impl Runs {
             return Err(RefusedCall::Stale);
         }
         let id = RunId::try_from(&a.run[..]).map_err(|_| RefusedCall::NoRun)?;
-        let run = self.table().get(&id).map(|e| e.run.clone()).ok_or(RefusedCall::NoRun)?;
+        let run = self.table().running.get(&id).map(|e| e.run.clone()).ok_or(RefusedCall::NoRun)?;
         Ok((run, a))
     }
 
-    /// The backup and volume of an assignment.
+    /// The backup of an assignment that `peer` has.
     ///
     /// # Errors
     /// [`RefusedCall`].
-    pub fn backup(&self, a: &Option<wire::Assignment>) -> Result<(Arc<backup::Run>, String), RefusedCall> {
+    pub fn backup(
+        &self,
+        a: &Option<wire::Assignment>,
+        peer: &Peer,
+    ) -> Result<(Arc<backup::Run>, wire::Assignment), RefusedCall> {
         match self.find(a)? {
-            (Run::Backup(run), a) => run.check(&a).map(|()| (run.clone(), a.volume)),
+            (Run::Backup(run), a) => run.check(&a, peer).map(|()| (run.clone(), a)),
             (Run::Restore(_), _) => Err(RefusedCall::NoRun),
         }
     }
 
-    /// The restore and volume of an assignment.
+    /// The restore and volume of an assignment that `peer` has.
     ///
     /// # Errors
     /// [`RefusedCall`].
-    pub fn restore(&self, a: &Option<wire::Assignment>) -> Result<(Arc<restore::Run>, usize), RefusedCall> {
+    pub fn restore(
+        &self,
+        a: &Option<wire::Assignment>,
+        peer: &Peer,
+    ) -> Result<(Arc<restore::Run>, usize), RefusedCall> {
         match self.find(a)? {
-            (Run::Restore(run), a) => run.check(&a).map(|i| (run.clone(), i)),
+            (Run::Restore(run), a) => run.check(&a, peer).map(|i| (run.clone(), i)),
             (Run::Backup(_), _) => Err(RefusedCall::NoRun),
         }
     }
@@ -122,25 +201,23 @@ impl Runs {
 /// How long a stopped agent may take to let go of its devices and files.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Waits until agents have let go of these volumes, which they were told to.
-pub(crate) async fn await_stopped(
-    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
-    mut volumes: std::collections::HashSet<String>,
-) {
+/// Waits until agents have let go of these volumes (each with its node), which they were told to.
+pub(crate) async fn await_stopped(inbox: &mut mpsc::UnboundedReceiver<RunEvent>, mut volumes: HashMap<String, String>) {
     use wire::from_agent::Message as M;
     let stopped = async {
         while !volumes.is_empty() {
             match inbox.recv().await {
-                Some(RunEvent::Agent(M::Failed(f))) => {
+                Some(RunEvent::Agent(_, M::Failed(f))) => {
                     volumes.remove(&f.assignment.unwrap_or_default().volume);
                 }
-                Some(RunEvent::Agent(M::Restored(r))) => {
+                Some(RunEvent::Agent(_, M::Restored(r))) => {
                     volumes.remove(&r.assignment.unwrap_or_default().volume);
                 }
                 Some(RunEvent::Finished(volume)) => {
                     volumes.remove(&volume);
                 }
-                None | Some(RunEvent::AgentGone) => return,
+                Some(RunEvent::AgentGone(node)) => volumes.retain(|_, at| *at != node),
+                None => return,
                 Some(_) => {}
             }
         }
@@ -157,7 +234,7 @@ pub fn run_of(m: &wire::from_agent::Message) -> Option<RunId> {
         M::Ready(r) => &r.assignment,
         M::Failed(f) => &f.assignment,
         M::Restored(r) => &r.assignment,
-        M::Register(_) | M::Heartbeat(_) => return None,
+        M::Register(_) | M::Heartbeat(_) | M::Draining(_) => return None,
     };
     RunId::try_from(&a.as_ref()?.run[..]).ok()
 }

@@ -33,6 +33,7 @@ pub mod point;
 pub mod repository;
 pub mod restore_plan;
 pub mod store;
+pub mod units;
 pub mod verify;
 pub mod volume_map;
 pub mod wire;

@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod commit;
+pub mod journal;
 pub mod lease;
 pub mod placement;
 pub mod root;

@@ -11,6 +11,7 @@
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
+pub mod connect;
 pub mod directory;
 #[cfg(any(test, feature = "test-util"))]
 pub mod faulty;

@@ -13,6 +13,7 @@ pub struct Milkrun {
     password: String,
     quiet: bool,
     env: Vec<(String, String)>,
+    prefix: Vec<String>,
 }
 
 /// What a run of it gave.
@@ -81,7 +82,15 @@ impl Milkrun {
             password: "correct horse".into(),
             quiet: true,
             env: Vec::new(),
+            prefix: Vec::new(),
         }
+    }
+
+    /// Run by another program, which these words begin.
+    #[must_use]
+    pub fn under(mut self, prefix: Vec<String>) -> Self {
+        self.prefix = prefix;
+        self
     }
 
     /// With another password.
@@ -112,7 +121,14 @@ impl Milkrun {
 
     /// The command, ready to run.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match self.prefix.split_first() {
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(binary());
+                command
+            }
+            None => Command::new(binary()),
+        };
         command.args(args).args(self.quiet.then_some("--quiet")).stdin(Stdio::null());
         command.env("MILKRUN_REPOSITORY", &self.url).env("MILKRUN_PASSWORD", &self.password);
         command.env("MILKRUN_CACHE", &self.cache).env("RUST_BACKTRACE", "0");

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use hyper_util::rt::TokioIo;
 use milkrun_agent::device::{Source, scripted::Scripted};
 use milkrun_agent::{Agent, AgentOptions};
-use milkrun_coordinator::{Coordinator, rpc};
+use milkrun_coordinator::rpc::connection::Connection;
+use milkrun_coordinator::{Coordinator, inventory, rpc};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_client::ControlClient;
 use milkrun_repository::Repository;
@@ -113,8 +114,11 @@ impl World {
     /// If the pair can't be started.
     pub async fn restore(&self, names: &[&str], script: Script) -> Result<control::RestoreDone, tonic::Status> {
         let mut control = self.start(script).await;
-        let target =
-            |n: &&str| control::Target { name: (*n).into(), path: self.target(n).display().to_string(), stream: false };
+        let target = |n: &&str| control::Target {
+            name: (*n).into(),
+            path: self.target(n).display().to_string(),
+            ..Default::default()
+        };
         let request = control::RestoreRequest {
             selector: "shop".into(),
             targets: names.iter().map(target).collect(),
@@ -162,7 +166,7 @@ impl World {
         let store: SharedStore = Arc::new(Retrying::new(store, Patience::TEST));
         let redeem: Arc<dyn Redeem> = Arc::new(Retrying::new(redeem, Patience::TEST));
         let repository = Repository { store, ..self.repository.clone() };
-        let coordinator = Coordinator::new(repository, self.cache());
+        let coordinator = Coordinator::new(repository, self.cache(), inventory::Embedded);
         let mut options = AgentOptions::new("test", redeem);
         options.threads = 2;
         options.memory = 64 << 20;
@@ -178,12 +182,15 @@ impl World {
         tokio::spawn(rpc::serve_control(coordinator, controls));
         let agent = Agent::new(options).expect("an agent");
         let channel = agent_channel.await;
-        tokio::spawn(agent.run(channel));
+        tokio::spawn(async move {
+            let (_never, stop) = tokio::sync::watch::channel(false);
+            agent.run(channel, stop).await
+        });
         ControlClient::new(control_channel.await)
     }
 }
 
-type Accept = tokio_stream::wrappers::ReceiverStream<Result<tokio::io::DuplexStream, std::io::Error>>;
+type Accept = tokio_stream::wrappers::ReceiverStream<Result<Connection<tokio::io::DuplexStream>, std::io::Error>>;
 
 #[expect(clippy::expect_used, reason = "a test helper")]
 fn pipe() -> (Accept, impl Future<Output = Channel>) {
@@ -192,7 +199,7 @@ fn pipe() -> (Accept, impl Future<Output = Channel>) {
         let dial = dial.clone();
         async move {
             let (ours, theirs) = tokio::io::duplex(1 << 20);
-            dial.send(Ok(theirs)).await.map_err(std::io::Error::other)?;
+            dial.send(Ok(Connection::local(theirs))).await.map_err(std::io::Error::other)?;
             Ok::<_, std::io::Error>(TokioIo::new(ours))
         }
     });
@@ -206,7 +213,7 @@ trait IntoStream {
     fn into_stream(self) -> Accept;
 }
 
-impl IntoStream for tokio::sync::mpsc::Receiver<Result<tokio::io::DuplexStream, std::io::Error>> {
+impl IntoStream for tokio::sync::mpsc::Receiver<Result<Connection<tokio::io::DuplexStream>, std::io::Error>> {
     fn into_stream(self) -> Accept {
         Accept::new(self)
     }

@@ -1,6 +1,7 @@
 //! What system tests share: the real binary, a real S3 server, real devices. Public interfaces only.
 
 pub mod binary;
+pub mod cluster;
 pub mod device;
 pub mod embedded;
 pub mod postgres;

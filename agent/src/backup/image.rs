@@ -9,6 +9,7 @@ use milkrun_repository::chunk::PAGE;
 
 use super::checkpoint::{Checkpoints, Done};
 use super::cut::cut_region;
+use super::elsewhere::{Elsewhere, Pending};
 use super::{BackupError, Counters, Outcome, Run, VolumeJob};
 use crate::buffer::Buffer;
 use crate::device::Source;
@@ -30,7 +31,9 @@ pub async fn back_up(job: Arc<VolumeJob>, source: Arc<dyn Source>) -> Result<Out
     // Enough for every thread to have one region in hand while others are read or wait for an answer.
     let most = job.engine.cpu.count() * 2 + 2;
     let region_bytes = job.engine.region_bytes;
-    let mut offset = 0;
+    let (elsewhere, _waiting) = Elsewhere::start(&job, &source);
+    let mut offset = job.resume_at;
+    Counters::add(&job.counters.done, offset.min(len));
     while offset < len {
         let end = (offset + region_bytes).min(len);
         let data = next_data(&job, &source, offset).await?;
@@ -42,7 +45,8 @@ pub async fn back_up(job: Arc<VolumeJob>, source: Arc<dyn Source>) -> Result<Out
             offset = until;
         } else {
             let predicted = parent.take(offset, end).await?;
-            let task = region(job.clone(), source.clone(), offset, end, data, predicted).await;
+            let part = Part { offset, end, data, predicted };
+            let task = region(job.clone(), source.clone(), elsewhere.clone(), part).await;
             in_flight.push_back(Task(tokio::spawn(task)));
             offset = end;
         }
@@ -95,17 +99,26 @@ async fn next_data(job: &VolumeJob, source: &Arc<dyn Source>, offset: u64) -> Re
     asked.map_err(|e| BackupError::Read { offset, length, source: e })
 }
 
+/// A region that is to be dealt with.
+struct Part {
+    offset: u64,
+    end: u64,
+    /// The first range in it with data.
+    data: Option<(u64, u64)>,
+    /// What the parent has there.
+    predicted: Vec<Run>,
+}
+
 /// Prepares one region; what it returns is spawned. The permit is taken here, in order, so that the first regions get it.
 async fn region(
     job: Arc<VolumeJob>,
     source: Arc<dyn Source>,
-    offset: u64,
-    end: u64,
-    data: Option<(u64, u64)>,
-    predicted: Vec<Run>,
+    elsewhere: Elsewhere,
+    part: Part,
 ) -> impl Future<Output = Result<Done, BackupError>> + Send + 'static {
     let permit = job.engine.budget.transfer(job.engine.region_bytes).await;
     async move {
+        let Part { offset, end, data, predicted } = part;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let buffer = job.engine.regions.take(len);
         let length = source.len();
@@ -122,9 +135,11 @@ async fn region(
         let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &pages, domain.cut_seed(), &domain)).await;
         let runs = if cut.unchanged { Vec::new() } else { cut.runs };
         let region = Region { offset, len: end - offset, unchanged: cut.unchanged, runs };
-        let wanted = job.run.store(&job, buffer, cut.fresh).await?;
+        let stored = job.run.store(&job, buffer, cut.fresh, true).await?;
         drop(permit);
-        Ok(Done { region, wanted })
+        let pending = stored.elsewhere.into_iter().map(|(at, len, id)| Pending { id, offset: offset + at as u64, len });
+        elsewhere.add(pending.collect()).await;
+        Ok(Done { region, wanted: stored.wanted })
     }
 }
 

@@ -19,7 +19,7 @@ use super::claims::{Claim, Claims, Settled};
 use super::{BackupError, Counters, VolumeJob};
 use crate::budget::Permit;
 use crate::buffer::Buffer;
-use crate::rpc::{Coordinator, SealedClaim};
+use crate::rpc::{Answer, Coordinator, SealedClaim};
 
 thread_local! {
     /// One set of zstd tables per worker thread.
@@ -49,9 +49,17 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Chunks of a region that are to be stored: the region's bytes and where the chunks lie in them.
-struct Batch {
-    bytes: Arc<Buffer>,
-    chunks: std::collections::VecDeque<(usize, usize, ChunkId)>,
+pub(super) struct Batch {
+    pub(super) bytes: Arc<Buffer>,
+    pub(super) chunks: std::collections::VecDeque<(usize, usize, ChunkId)>,
+}
+
+/// What became of a region's fresh chunks.
+pub struct Stored {
+    /// What must be settled before the region may be named in a checkpoint.
+    pub wanted: Vec<Settled>,
+    /// What another node is storing: where in the region, how long, which.
+    pub elsewhere: Vec<(usize, usize, ChunkId)>,
 }
 
 impl RunPacks {
@@ -76,7 +84,12 @@ impl RunPacks {
         Some(lock(&self.failure).take().unwrap_or(BackupError::Stopped(why)))
     }
 
-    fn fail(&self, e: BackupError) {
+    /// Whether they can't be stored any more.
+    pub fn is_broken(&self) -> bool {
+        lock(&self.failed).is_some()
+    }
+
+    pub(super) fn fail(&self, e: BackupError) {
         let mut failed = lock(&self.failed);
         if failed.is_none() {
             *failed = Some(chain(&e));
@@ -86,8 +99,7 @@ impl RunPacks {
         self.claims.ring();
     }
 
-    /// Stores those of a region's fresh chunks that are not known yet. Returns what must be settled before the region may
-    /// be named in a checkpoint.
+    /// Stores those of a region's fresh chunks that are not known yet; with `share`, not those that another node is storing.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -96,7 +108,8 @@ impl RunPacks {
         job: &VolumeJob,
         bytes: Arc<Buffer>,
         fresh: Vec<(usize, usize, ChunkId)>,
-    ) -> Result<Vec<Settled>, BackupError> {
+        share: bool,
+    ) -> Result<Stored, BackupError> {
         let mut wanted = Vec::new();
         let mut mine = Vec::new();
         for chunk in fresh {
@@ -109,17 +122,22 @@ impl RunPacks {
             }
         }
         if mine.is_empty() {
-            return Ok(wanted);
+            return Ok(Stored { wanted, elsewhere: Vec::new() });
         }
         let ids: Vec<ChunkId> = mine.iter().map(|c| c.2).collect();
-        let known = job.coordinator.lookup(&ids).await.inspect_err(|e| self.fail(BackupError::Stopped(chain(e))))?;
-        self.claims.settle(ids.iter().zip(&known).filter(|&(_, &known)| known).map(|(&id, _)| id));
-        let chunks = mine.into_iter().zip(known).filter(|&(_, known)| !known).map(|(c, _)| c).collect();
-        self.fill(job, Batch { bytes, chunks }).await?;
-        Ok(wanted)
+        let answers = job.coordinator.lookup(&ids, share).await;
+        let answers = answers.inspect_err(|e| self.fail(BackupError::Stopped(chain(e))))?;
+        let with = |wanted: Answer| {
+            let matching = mine.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
+            matching.map(|(c, _)| *c)
+        };
+        self.claims.settle(with(Answer::Known).map(|(.., id)| id));
+        let elsewhere = with(Answer::Elsewhere).collect();
+        self.fill(job, Batch { bytes, chunks: with(Answer::Yours).collect() }).await?;
+        Ok(Stored { wanted, elsewhere })
     }
 
-    async fn fill(self: &Arc<Self>, job: &VolumeJob, mut batch: Batch) -> Result<(), BackupError> {
+    pub(super) async fn fill(self: &Arc<Self>, job: &VolumeJob, mut batch: Batch) -> Result<(), BackupError> {
         while !batch.chunks.is_empty() {
             if let Some(e) = self.failed() {
                 return Err(e);

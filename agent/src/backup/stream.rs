@@ -55,7 +55,8 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
         if used > 0 {
             let runs = fresh.iter().map(|&(_, len, id)| whole_chunk(id, len)).collect();
             let region = Region { offset, len: used as u64, unchanged: false, runs };
-            let wanted = job.run.store(&job, buffer, fresh).await?;
+            // Not shared with other nodes: what is gone by can't be read again when its uploader is gone.
+            let wanted = job.run.store(&job, buffer, fresh, false).await?.wanted;
             offset += used as u64;
             checkpoints.push(&job, Done { region, wanted }).await?;
         }

@@ -12,7 +12,8 @@ use tokio_stream::StreamExt;
 
 use super::{Interrupt, check_lock_for, thing};
 use crate::args::{self, Global, Named};
-use crate::embedded::{Embedded, host};
+use crate::driver::Driver;
+use crate::embedded::{self, host};
 use crate::output::{CliError, Exit, note, print, print_json, table};
 use crate::progress::Progress;
 use crate::{place, units};
@@ -21,20 +22,26 @@ use crate::{place, units};
 const MANIFEST_PIECE: usize = 1 << 20;
 
 pub(crate) async fn run(a: args::Backup, global: &Global) -> Result<Exit, CliError> {
-    check_sources(&a)?;
+    check_sources(&a, global)?;
     if let Some(lock_for) = a.lock_for {
         check_lock_for(lock_for, a.yes)?;
     }
     // Before a byte is moved: what can't be understood is refused.
     let mut objects = manifests::load_paths(&a.manifests).map_err(|e| CliError::from_error(&e))?;
     let lines = manifests::encode(&mut objects);
-    let (repository, place) = place::open(&a.repository.repository, global).await?;
+    let order = order(&a, objects.len());
+    if let Some(url) = &global.coordinator {
+        let driver = Driver::connect(url, global).await?;
+        let done = drive(driver, order, lines, global).await?;
+        report(&a, &done, global);
+        return Ok(Exit::Done);
+    }
+    let (repository, place) = place::open(a.repository.url()?, global).await?;
     if a.lock_for.is_some() && repository.config.lock.mode == LockMode::None {
         return Err(CliError::usage("the repository was made without locks: --lock-for can't be kept"));
     }
-    let order = order(&a, objects.len());
-    let embedded = Embedded::start(repository, &place, global).await?;
-    let done = drive(embedded, order, lines, global).await?;
+    let driver = embedded::start(repository, &place, global).await?;
+    let done = drive(driver, order, lines, global).await?;
     report(&a, &done, global);
     Ok(Exit::Done)
 }
@@ -56,7 +63,16 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
 }
 
 /// Names and paths that can't be meant: one name twice, one device under two names, standard input twice.
-fn check_sources(a: &args::Backup) -> Result<(), CliError> {
+fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
+    if global.coordinator.is_some() {
+        return match a.volume.iter().chain(&a.stream).next() {
+            None => Ok(()),
+            Some(named) => Err(CliError::usage(format!(
+                "which volumes {} has, and where, is said by the coordinator's inventory: leave out {}",
+                a.application, named.name
+            ))),
+        };
+    }
     let mut names = HashMap::new();
     let mut things: HashMap<String, &Named> = HashMap::new();
     for named in a.volume.iter().chain(&a.stream) {
@@ -79,14 +95,14 @@ fn check_sources(a: &args::Backup) -> Result<(), CliError> {
 
 /// Orders a backup and waits for its end.
 pub(crate) async fn drive(
-    embedded: Embedded,
+    driver: Driver,
     order: control::BackupOrder,
     manifests: Vec<u8>,
     global: &Global,
 ) -> Result<control::BackupDone, CliError> {
-    let mut control = embedded.control;
+    let mut control = driver.control;
     let (started, run) = tokio::sync::watch::channel(Vec::new());
-    let interrupt = Interrupt::watch(control.clone(), run);
+    let interrupt = Interrupt::watch(control.clone(), run, driver.remote);
     let first = control::BackupRequest { message: Some(control::backup_request::Message::Order(order)) };
     let pieces: Vec<control::BackupRequest> = manifests
         .chunks(MANIFEST_PIECE)

@@ -33,7 +33,7 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     {
         return Err(CliError::usage(format!("{path:?} exists already; the public key is not written over it")));
     }
-    let url = &a.repository.repository;
+    let url = a.repository.url()?;
     let place = place::connect(url, global).await?;
     let password = secret::password(true)?;
     let options =

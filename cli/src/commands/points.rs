@@ -9,7 +9,7 @@ use crate::output::{CliError, Exit, note, print, print_json, table};
 use crate::{place, units};
 
 pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliError> {
-    let (repository, _) = place::open(&a.repository.repository, global).await?;
+    let (repository, _) = place::open(a.repository.url()?, global).await?;
     let app = a.application.as_ref().map(|app| repository.ring.app_hash(app));
     let listing = repository.catalog().list(app.as_ref()).await?;
     let mut documents = Vec::new();

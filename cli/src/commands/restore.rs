@@ -12,7 +12,8 @@ use tokio_stream::StreamExt;
 
 use super::{Interrupt, thing};
 use crate::args::{self, Global, Named};
-use crate::embedded::Embedded;
+use crate::driver::Driver;
+use crate::embedded;
 use crate::output::{CliError, Exit, note, print, print_json, table};
 use crate::progress::Progress;
 use crate::{place, units};
@@ -33,9 +34,15 @@ impl Restored {
 
 pub(crate) async fn run(a: args::Restore, global: &Global) -> Result<Exit, CliError> {
     check_targets(&a)?;
-    let (repository, place) = place::open(&a.repository.repository, global).await?;
-    let embedded = Embedded::start(repository, &place, global).await?;
-    let restored = drive(embedded, request(&a), global).await?;
+    let driver = match &global.coordinator {
+        Some(url) => Driver::connect(url, global).await?,
+        None => {
+            let (repository, place) = place::open(a.repository.url()?, global).await?;
+            embedded::start(repository, &place, global).await?
+        }
+    };
+    let request = request(&a, driver.remote)?;
+    let restored = drive(driver, request, global).await?;
     let written = match &a.manifests {
         Some(folder) => write_manifests(folder, &restored.manifests)?,
         None => 0,
@@ -44,16 +51,26 @@ pub(crate) async fn run(a: args::Restore, global: &Global) -> Result<Exit, CliEr
     Ok(Exit::Done)
 }
 
-fn request(a: &args::Restore) -> control::RestoreRequest {
-    let target = |n: &Named, stream| control::Target { name: n.name.to_string(), path: n.path.clone(), stream };
-    let volumes = a.volume.iter().map(|n| target(n, false));
-    control::RestoreRequest {
+fn request(a: &args::Restore, remote: bool) -> Result<control::RestoreRequest, CliError> {
+    let target = |(n, stream): (&Named, bool)| {
+        let (node, path) = match n.path.split_once(':') {
+            Some((node, path)) if remote && !path.is_empty() => (node.to_owned(), path.to_owned()),
+            _ if remote => {
+                let what = format!("say on which node {} goes: {}=NODE:PATH", n.name, n.name);
+                return Err(CliError::usage(what));
+            }
+            _ => (String::new(), n.path.clone()),
+        };
+        Ok(control::Target { name: n.name.to_string(), path, stream, node })
+    };
+    let volumes = a.volume.iter().map(|n| (n, false));
+    Ok(control::RestoreRequest {
         selector: a.point.clone(),
-        targets: volumes.chain(a.stream.iter().map(|n| target(n, true))).collect(),
+        targets: volumes.chain(a.stream.iter().map(|n| (n, true))).map(target).collect::<Result<_, _>>()?,
         manifests: a.manifests.is_some(),
         force: a.force,
         discard_rest: a.discard_rest,
-    }
+    })
 }
 
 fn check_targets(a: &args::Restore) -> Result<(), CliError> {
@@ -96,13 +113,13 @@ fn to_stdout(a: &args::Restore) -> bool {
 
 /// Orders a restore and waits for its end.
 pub(crate) async fn drive(
-    embedded: Embedded,
+    driver: Driver,
     request: control::RestoreRequest,
     global: &Global,
 ) -> Result<Restored, CliError> {
-    let mut control = embedded.control;
+    let mut control = driver.control;
     let (started, run) = tokio::sync::watch::channel(Vec::new());
-    let interrupt = Interrupt::watch(control.clone(), run);
+    let interrupt = Interrupt::watch(control.clone(), run, driver.remote);
     let mut events = control.restore(request).await?.into_inner();
     let mut progress = Progress::new(global.quiet);
     let (mut left_out, mut manifests) = (Vec::new(), Vec::new());

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use super::{backup, restore};
 use crate::args::{self, Global};
-use crate::embedded::{Embedded, host};
+use crate::embedded::{self, host};
 use crate::output::{CliError, Exit, print, print_json, table};
 use crate::place::{self, Place};
 use crate::units;
@@ -248,7 +248,7 @@ async fn back_up(
     manifests: &[u8],
     global: &Global,
 ) -> Result<control::BackupDone, CliError> {
-    let embedded = Embedded::start(repository.clone(), place, global).await?;
+    let driver = embedded::start(repository.clone(), place, global).await?;
     let sources = volumes.iter().map(|v| control::Source {
         name: v.name.clone(),
         path: v.path.display().to_string(),
@@ -266,7 +266,7 @@ async fn back_up(
         allow_mounted: false,
         allow_changing: false,
     };
-    backup::drive(embedded, order, manifests.to_vec(), global).await
+    backup::drive(driver, order, manifests.to_vec(), global).await
 }
 
 async fn restore_all(
@@ -277,18 +277,22 @@ async fn restore_all(
     folder: &Path,
     global: &Global,
 ) -> Result<restore::Restored, CliError> {
-    let embedded = Embedded::start(repository.clone(), place, global).await?;
+    let driver = embedded::start(repository.clone(), place, global).await?;
     let request = control::RestoreRequest {
         selector: APPLICATION.into(),
         targets: targets
             .iter()
-            .map(|(name, path)| control::Target { name: name.clone(), path: path.display().to_string(), stream: false })
+            .map(|(name, path)| control::Target {
+                name: name.clone(),
+                path: path.display().to_string(),
+                ..Default::default()
+            })
             .collect(),
         manifests,
         force: false,
         discard_rest: false,
     };
-    let restored = restore::drive(embedded, request, global).await?;
+    let restored = restore::drive(driver, request, global).await?;
     if manifests {
         restore::write_manifests(&folder.join("restored").join("manifests"), restored.manifests())?;
     }

@@ -16,7 +16,7 @@ use crate::{place, units};
 const PARALLEL: usize = 4;
 
 pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliError> {
-    let url = &a.repository.repository;
+    let url = a.repository.url()?;
     let report = match &a.public_key {
         Some(file) => {
             let options = public_options(&a)?;

@@ -10,7 +10,7 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::chunk::Piece;
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{AppName, RunId, VolumeName};
+use milkrun_repository::id::{AppName, RunId};
 use milkrun_repository::index::{ChunkIndex, PackInfo};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::MetadataWriter;
@@ -26,10 +26,13 @@ use tokio::sync::mpsc;
 use wire::from_agent::Message as FromAgent;
 use wire::to_agent::Message as ToAgent;
 
+use super::Quota;
 use super::parent::{self, Choice};
 use super::volume::{Finished, VolumeBuild};
 use super::{BackupError, Run, lock};
-use crate::agents::Link;
+use crate::inventory::{Reach, SourceSpec};
+use crate::moves::{Assignment, Moves, Verdict, by_node};
+use crate::runs::view::Feed;
 use crate::runs::{self, RunEvent};
 use crate::{Coordinator, EPOCH};
 
@@ -41,7 +44,7 @@ const MANIFEST_LEAF: usize = 16 << 20;
 pub struct Order {
     /// The application.
     pub application: AppName,
-    /// Volumes and streams.
+    /// Volumes and streams; none and no manifests: those of the inventory.
     pub sources: Vec<SourceSpec>,
     /// Manifests as JSON lines, and how many.
     pub manifests: Vec<u8>,
@@ -61,30 +64,23 @@ pub struct Order {
     pub allow_changing: bool,
 }
 
-/// A volume or stream to back up.
-#[derive(Clone, Debug)]
-pub struct SourceSpec {
-    /// Its name.
-    pub name: VolumeName,
-    /// Where it is.
-    pub path: String,
-    /// Whether it is a stream.
-    pub stream: bool,
-}
-
-/// The way to who ordered.
-pub(crate) type Events = mpsc::Sender<Result<control::BackupEvent, tonic::Status>>;
-
 /// Runs a backup to its end.
 ///
 /// # Errors
 /// [`BackupError`]; then no restore point exists (unless it says that this is not known).
 pub(crate) async fn execute(
     coordinator: &Coordinator,
-    order: Order,
-    events: &Events,
+    mut order: Order,
+    id: RunId,
+    feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
     let began = tokio::time::Instant::now();
+    let mut rpo = None;
+    if !coordinator.inventory.trusts_orders() {
+        let application = coordinator.inventory.application(&order.application)?;
+        order.sources = application.sources;
+        rpo = application.rpo;
+    }
     check_names(&order)?;
     let choice: Choice = order.parent.parse()?;
     let repository = &coordinator.repository;
@@ -95,12 +91,13 @@ pub(crate) async fn execute(
         tombstone: false,
         repository: repository.config.id,
         app,
-        run: RunId::random(),
+        run: id,
         moment,
         lock_until: locks.point.map(|l| l.until),
     };
     let (lease_key, lease_version) = take_lease(coordinator, &root, &order.host).await?;
-    let result = run(coordinator, &order, root, choice, locks, events, began).await;
+    let plan = Plan { root, choice, locks, rpo };
+    let result = run(coordinator, &order, plan, feed, began).await;
     // The run is over and this process will not commit it any more: nobody needs its lease. One that can't be deleted
     // (a writer without that right) is ended by the collector.
     if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {
@@ -134,16 +131,23 @@ async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Resul
     Ok((key, version))
 }
 
-async fn run(
-    coordinator: &Coordinator,
-    order: &Order,
+/// What is settled before anything moves.
+struct Plan {
     root: Root,
     choice: Choice,
     locks: Locks,
-    events: &Events,
+    rpo: Option<Duration>,
+}
+
+async fn run(
+    coordinator: &Coordinator,
+    order: &Order,
+    plan: Plan,
+    feed: &Feed,
     began: tokio::time::Instant,
 ) -> Result<control::BackupDone, BackupError> {
     let repository = &coordinator.repository;
+    let Plan { root, choice, locks, rpo } = plan;
     let parent = parent::open(repository, root.app, choice).await?;
     let (ring, config) = (&repository.ring, &repository.config);
     let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
@@ -166,27 +170,24 @@ async fn run(
         present: tokio::sync::Mutex::default(),
         parent_packs: Mutex::new(parent.as_ref().map(|p| p.placement.packs.clone()).unwrap_or_default()),
         stored_bytes: AtomicU64::new(0),
-        attempt: 1,
+        assigned: Mutex::default(),
+        claims: super::Claims::default(),
+        quotas: Mutex::new(order.sources.iter().map(|s| (s.name.to_string(), Quota::of(s.size))).collect()),
     });
     let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()));
-    let started = control::RunStarted {
-        run: root.run.as_bytes().to_vec().into(),
-        point: root.id().to_string(),
-        parent: parent.as_ref().map(|p| p.found.root.id().to_string()).unwrap_or_default(),
-    };
-    tell(events, control::backup_event::Event::Started(started)).await;
-    let moved = move_volumes(coordinator, order, &run, &mut inbox, events).await;
+    feed.update(|v| {
+        v.point = root.id().to_string();
+        v.parent = parent.as_ref().map(|p| p.found.root.id().to_string()).unwrap_or_default();
+    });
+    // The older the newest point is, the nearer its promise is to being broken.
+    let due = rpo.map(|rpo| parent.as_ref().map_or(root.moment, |p| p.found.root.moment.plus(rpo)));
+    let moved = move_volumes(coordinator, order, &run, due, &mut inbox, feed).await;
     let result = match moved {
         Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
         Err(e) => Err(e),
     };
     coordinator.runs.end(&root.run);
     result
-}
-
-async fn tell(events: &Events, event: control::backup_event::Event) {
-    // Who ordered may have stopped listening; the run goes on.
-    let _ = events.send(Ok(control::BackupEvent { event: Some(event) })).await;
 }
 
 fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {
@@ -199,89 +200,160 @@ fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<
     tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, map))
 }
 
-/// Gives the assignments and waits until all are finished, or one failed.
+/// How often a run looks whether a volume waits in vain.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Moves the volumes to their end, or until one fails.
 async fn move_volumes(
     coordinator: &Coordinator,
     order: &Order,
     run: &Arc<Run>,
+    due: Option<Moment>,
     inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
-    events: &Events,
+    feed: &Feed,
 ) -> Result<(), BackupError> {
-    if order.sources.is_empty() {
-        return Ok(());
-    }
-    let agent = coordinator.agents.any().await;
-    let mut open: HashSet<String> = HashSet::new();
-    for source in &order.sources {
-        let has_parent = run.volumes[source.name.as_str()].lock().await.parent.is_some();
-        open.insert(source.name.to_string());
-        if !agent.send(ToAgent::Backup(assignment(order, run, source, has_parent))).await {
-            return Err(BackupError::AgentGone);
-        }
-    }
+    let sources: HashMap<&str, &SourceSpec> = order.sources.iter().map(|s| (s.name.as_str(), s)).collect();
+    let reach: Vec<(String, Vec<Reach>)> =
+        order.sources.iter().map(|s| (s.name.to_string(), s.reach.clone())).collect();
+    let mut moves = Moves::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
+    let mut look = tokio::time::interval(LOOK_EVERY);
     let result = loop {
-        if open.is_empty() {
+        if moves.all_done() {
             break Ok(());
         }
-        let Some(event) = inbox.recv().await else { break Err(BackupError::AgentGone) };
-        match apply(event, &mut open, events).await {
+        let event = tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => event,
+                None => break Err(BackupError::AgentGone),
+            },
+            _ = look.tick() => match moves.forsaken() {
+                None => continue,
+                Some((volume, nodes)) => break Err(BackupError::NoNode { volume, nodes }),
+            },
+        };
+        match apply(coordinator, order, run, &sources, &mut moves, feed, event).await {
             Ok(()) => {}
             Err(e) => break Err(e),
         }
     };
     if result.is_err() {
-        cancel(&agent, run, &open).await;
-        crate::runs::await_stopped(inbox, open).await;
+        let under_way = moves.under_way();
+        for (volume, attempt, node) in &under_way {
+            if let Some(link) = coordinator.agents.link(node) {
+                link.send(ToAgent::Cancel(assignment_of(run, volume, *attempt))).await;
+            }
+        }
+        runs::await_stopped(inbox, by_node(&under_way)).await;
     }
     result
 }
 
-/// Applies one event to the set of open volumes.
-async fn apply(event: RunEvent, open: &mut HashSet<String>, events: &Events) -> Result<(), BackupError> {
+/// Applies one event.
+async fn apply(
+    coordinator: &Coordinator,
+    order: &Order,
+    run: &Arc<Run>,
+    sources: &HashMap<&str, &SourceSpec>,
+    moves: &mut Moves<'_>,
+    feed: &Feed,
+    event: RunEvent,
+) -> Result<(), BackupError> {
     match event {
+        RunEvent::Placed { volume, node } => {
+            let Some(source) = sources.get(volume.as_str()) else { return Ok(()) };
+            let Some(given) = moves.placed(&volume, &node) else { return Ok(()) };
+            let resume_at = run.assign(&volume, given.attempt, &node).await;
+            if given.attempt > 1 {
+                tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
+            }
+            let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
+            let message = backup_volume(order, run, source, &given, has_parent, resume_at);
+            if !given.link.send(ToAgent::Backup(message)).await {
+                tracing::debug!(node, "an agent went away before it had its assignment");
+            }
+            Ok(())
+        }
         RunEvent::Finished(volume) => {
-            open.remove(&volume);
+            moves.done(&volume);
+            run.release(&volume);
             Ok(())
         }
-        RunEvent::Agent(FromAgent::Progress(p)) => {
-            let progress = control::VolumeProgress {
-                volume: p.assignment.map(|a| a.volume).unwrap_or_default(),
-                done_bytes: p.done_bytes,
-                total_bytes: p.total_bytes,
-                new_bytes: p.new_bytes,
-                stored_bytes: p.stored_bytes,
-            };
-            tell(events, control::backup_event::Event::Progress(progress)).await;
+        RunEvent::Agent(node, FromAgent::Progress(p)) if moves.is_present(&node, p.assignment.as_ref()) => {
+            let volume = p.assignment.as_ref().map(|a| a.volume.clone()).unwrap_or_default();
+            feed.volume(&volume, |v| v.progress = p);
             Ok(())
         }
-        RunEvent::Agent(FromAgent::Failed(f)) => {
-            let kind = f.kind();
-            let volume = f.assignment.map(|a| a.volume).unwrap_or_default();
-            open.remove(&volume);
-            Err(BackupError::Volume { volume, reason: f.reason, kind })
+        RunEvent::Agent(node, FromAgent::Failed(f)) => {
+            let (kind, a) = (f.kind(), f.assignment.unwrap_or_default());
+            match moves.failed(&node, a.attempt, &a.volume, kind) {
+                Verdict::Stale => Ok(()),
+                Verdict::Again => {
+                    tracing::warn!(run = %run.root.run, volume = a.volume, node, reason = f.reason, "a volume goes on elsewhere");
+                    give_back(run, moves, &a.volume, sources)
+                }
+                Verdict::Final => {
+                    run.release(&a.volume);
+                    moves.done(&a.volume);
+                    Err(BackupError::Volume { volume: a.volume, reason: f.reason, kind })
+                }
+            }
         }
-        RunEvent::Agent(_) => Ok(()),
+        RunEvent::AgentGone(_) if coordinator.inventory.trusts_orders() => Err(BackupError::AgentGone),
+        RunEvent::AgentGone(node) => {
+            for (volume, _) in moves.at(&node) {
+                give_back(run, moves, &volume, sources)?;
+            }
+            Ok(())
+        }
+        RunEvent::Drained(node) => {
+            for (volume, attempt) in moves.at(&node) {
+                if let Some(link) = coordinator.agents.link(&node) {
+                    link.send(ToAgent::Cancel(assignment_of(run, &volume, attempt))).await;
+                }
+                give_back(run, moves, &volume, sources)?;
+            }
+            Ok(())
+        }
+        RunEvent::Agent(..) => Ok(()),
         RunEvent::Cancel => Err(BackupError::Cancelled),
-        RunEvent::AgentGone => Err(BackupError::AgentGone),
     }
 }
 
-fn assignment_of(run: &Run, volume: &str) -> wire::Assignment {
-    wire::Assignment {
-        run: run.root.run.as_bytes().to_vec().into(),
-        volume: volume.to_owned(),
-        attempt: run.attempt,
-        epoch: EPOCH,
+/// A volume lost its node: it waits for another. A stream that was begun can't be read again.
+fn give_back(
+    run: &Run,
+    moves: &mut Moves<'_>,
+    volume: &str,
+    sources: &HashMap<&str, &SourceSpec>,
+) -> Result<(), BackupError> {
+    run.release(volume);
+    if sources.get(volume).is_some_and(|s| s.stream) {
+        moves.done(volume);
+        let reason = "its agent is gone, and a stream can't be read twice".to_owned();
+        return Err(BackupError::Volume { volume: volume.to_owned(), reason, kind: wire::failed::Kind::Source });
     }
+    moves.again(volume);
+    Ok(())
 }
 
-fn assignment(order: &Order, run: &Run, source: &SourceSpec, has_parent: bool) -> wire::BackupVolume {
+fn assignment_of(run: &Run, volume: &str, attempt: u32) -> wire::Assignment {
+    wire::Assignment { run: run.root.run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch: EPOCH }
+}
+
+fn backup_volume(
+    order: &Order,
+    run: &Run,
+    source: &SourceSpec,
+    given: &Assignment,
+    has_parent: bool,
+    resume_at: u64,
+) -> wire::BackupVolume {
     let config = &run.repository.config;
     let kind = if source.stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
     wire::BackupVolume {
-        assignment: Some(assignment_of(run, source.name.as_str())),
+        assignment: Some(assignment_of(run, source.name.as_str(), given.attempt)),
         kind: kind.into(),
-        path: source.path.clone(),
+        path: given.path.clone(),
         repository: config.id.as_bytes().to_vec().into(),
         domain_key: run.repository.ring.domain(run.root.app).as_bytes().to_vec().into(),
         data_key: config.keys.data.as_bytes().to_vec().into(),
@@ -299,12 +371,7 @@ fn assignment(order: &Order, run: &Run, source: &SourceSpec, has_parent: bool) -
         has_parent,
         allow_mounted: order.allow_mounted,
         allow_changing: order.allow_changing,
-    }
-}
-
-async fn cancel(agent: &Link, run: &Run, open: &HashSet<String>) {
-    for volume in open {
-        agent.send(ToAgent::Cancel(assignment_of(run, volume))).await;
+        resume_at,
     }
 }
 

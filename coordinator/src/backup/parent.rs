@@ -120,12 +120,16 @@ impl Run {
     pub async fn next_parent(
         &self,
         volume: &str,
+        attempt: u32,
         reader: &milkrun_repository::metadata::MetadataReader<'_>,
     ) -> Result<Option<wire::ParentRange>, BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(None) };
         loop {
             let mut guard = build.lock().await;
             let build = &mut *guard;
+            if build.attempt != attempt {
+                return Ok(None);
+            }
             let Some(root) = build.parent else { return Ok(None) };
             let cursor = build.cursor.get_or_insert_with(|| MapCursor::new(root));
             let step = match cursor.next(reader).await {
@@ -149,6 +153,9 @@ impl Run {
             }
             drop(writer);
             match step {
+                // An earlier attempt reported on it.
+                Step::Hole { offset, len } if offset + len <= build.resumed_at => {}
+                Step::Leaf { offset, leaf, .. } if offset + leaf.len() <= build.resumed_at => {}
                 Step::Hole { offset, len } => {
                     return Ok(Some(wire::ParentRange { offset, length: len, extents: Vec::new() }));
                 }

@@ -10,6 +10,7 @@ use milkrun_repository::point::root::{MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::{BackupError, Run, lock};
+use crate::runs::RefusedCall;
 
 /// What is known of a volume while it is backed up.
 pub(super) struct VolumeBuild {
@@ -18,7 +19,13 @@ pub(super) struct VolumeBuild {
     builder: MapBuilder,
     next: u64,
     hole_bytes: u64,
-    /// The parent's map, until it was handed out.
+    /// The attempt whose calls count.
+    pub(super) attempt: u32,
+    /// Where that attempt went on from.
+    pub(super) resumed_at: u64,
+    /// The parent's map.
+    origin: Option<MapRoot>,
+    /// The same, until it was handed out.
     pub(super) parent: Option<MapRoot>,
     pub(super) cursor: Option<MapCursor>,
     /// Leaves of the parent that the agent was told of and did not report on yet.
@@ -42,11 +49,29 @@ impl VolumeBuild {
             builder: MapBuilder::new(),
             next: 0,
             hole_bytes: 0,
+            attempt: 0,
+            resumed_at: 0,
+            origin: parent,
             parent,
             cursor: None,
             told: BTreeMap::new(),
             finished: None,
         }
+    }
+
+    /// Another attempt goes on from what was checkpointed; its agent is told of the parent anew.
+    pub(super) fn begin_attempt(&mut self, attempt: u32) -> u64 {
+        self.attempt = attempt;
+        self.resumed_at = self.next;
+        self.parent = self.origin;
+        self.cursor = None;
+        self.told.clear();
+        self.next
+    }
+
+    /// Whether the parent can predict anything.
+    pub(super) fn has_parent(&self) -> bool {
+        self.origin.is_some()
     }
 }
 
@@ -55,9 +80,13 @@ impl Run {
     ///
     /// # Errors
     /// [`BackupError::Nonsense`] for regions out of order, or extents of chunks that nobody was told of.
-    pub async fn checkpoint(&self, volume: &str, regions: Vec<wire::Region>) -> Result<(), BackupError> {
+    pub async fn checkpoint(&self, volume: &str, attempt: u32, regions: Vec<wire::Region>) -> Result<(), BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(()) };
         let mut build = build.lock().await;
+        if build.attempt != attempt {
+            // Given to somebody else while this call waited.
+            return Err(RefusedCall::Stale.into());
+        }
         for region in regions {
             let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
             if region.offset != build.next || region.length == 0 || build.finished.is_some() {
@@ -166,6 +195,9 @@ impl Run {
     pub async fn finish(&self, volume: &str, done: wire::FinishRequest) -> Result<(), BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(()) };
         let mut build = build.lock().await;
+        if done.assignment.as_ref().is_none_or(|a| a.attempt != build.attempt) {
+            return Err(RefusedCall::Stale.into());
+        }
         if done.length != build.next || build.finished.is_some() {
             let what = "regions that do not fill the volume";
             return Err(BackupError::Nonsense { volume: volume.to_owned(), what });

@@ -2,25 +2,26 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
+use milkrun_identity::{Action, Peer};
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
-use milkrun_repository::id::{RunId, VolumeName};
+use milkrun_repository::id::{AppName, RunId, VolumeName};
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::root::VolumeKind;
 use milkrun_repository::repository::PointError;
 use tokio::sync::mpsc;
-use wire::from_agent::Message as FromAgent;
 use wire::to_agent::Message as ToAgent;
 
+use super::targets::{Targets, assignment};
 use super::{RestoreError, Run};
-use crate::agents::Link;
+use crate::Coordinator;
+use crate::inventory::Reach;
+use crate::moves::by_node;
+use crate::runs::view::Feed;
 use crate::runs::{self, RunEvent};
-use crate::{Coordinator, EPOCH};
-
-/// Bytes of manifests in one message.
-const MANIFEST_PIECE: usize = 1 << 20;
 
 /// What to restore.
 #[derive(Clone, Debug)]
@@ -46,12 +47,19 @@ pub struct TargetSpec {
     pub name: VolumeName,
     /// Where to.
     pub path: String,
+    /// On which node; `None`: whichever agent there is.
+    pub node: Option<String>,
     /// As a stream, in order.
     pub stream: bool,
 }
 
-/// The way to who ordered.
-pub(crate) type Events = mpsc::Sender<Result<control::RestoreEvent, tonic::Status>>;
+/// What a restore gives.
+pub(crate) struct Done {
+    /// For people and scripts.
+    pub(crate) report: control::RestoreDone,
+    /// The manifests as JSON lines, if they were wanted.
+    pub(crate) manifests: Vec<u8>,
+}
 
 /// Runs a restore to its end.
 ///
@@ -60,8 +68,10 @@ pub(crate) type Events = mpsc::Sender<Result<control::RestoreEvent, tonic::Statu
 pub(crate) async fn execute(
     coordinator: &Coordinator,
     order: Order,
-    events: &Events,
-) -> Result<control::RestoreDone, RestoreError> {
+    by: &Peer,
+    run_id: RunId,
+    feed: &Feed,
+) -> Result<Done, RestoreError> {
     let began = tokio::time::Instant::now();
     let repository = &coordinator.repository;
     let found = repository.catalog().select(&order.selector, &repository.ring).await.map_err(|e| match e {
@@ -72,41 +82,59 @@ pub(crate) async fn execute(
         PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f)) => RestoreError::Store(f),
         e => RestoreError::Point(e),
     })?;
+    let application = point.body.application.clone();
+    feed.update(|v| v.application = application.to_string());
+    if !by.may(Action::Restore, Some(application.as_str())) {
+        return Err(RestoreError::Role { who: by.to_string(), application: application.to_string() });
+    }
     let names: Vec<String> = point.body.volumes.iter().map(|v| v.name.to_string()).collect();
     let wanted = check_targets(&order, &names)?;
+    check_places(coordinator, &order, &application)?;
     let manifests = if order.manifests { repository.manifests(&point).await? } else { Vec::new() };
     let id = point.found.root.id();
-    let run_id = RunId::random();
     let run = Arc::new(Run {
         repository: repository.clone(),
         point,
         volumes: wanted.clone(),
         keys: tokio::sync::Mutex::default(),
-        attempt: 1,
+        assigned: std::sync::Mutex::default(),
     });
     let mut inbox = coordinator.runs.begin(run_id, runs::Run::Restore(run.clone()));
     let mut left_out: Vec<String> = names.into_iter().filter(|n| !wanted.contains_key(n)).collect();
     if !order.manifests && run.point.body.manifests.is_some() {
         left_out.push("manifests".into());
     }
-    let started = control::RestoreStarted { run: run_id.as_bytes().to_vec().into(), point: id.to_string(), left_out };
-    tell(events, control::restore_event::Event::Started(started)).await;
-    let moved = move_volumes(coordinator, &order, &run, run_id, &mut inbox, events).await;
+    feed.update(|v| {
+        v.left_out = left_out;
+        v.point = id.to_string();
+    });
+    let moved = move_volumes(coordinator, &order, &run, run_id, &mut inbox, feed).await;
     coordinator.runs.end(&run_id);
-    let volumes = moved?;
-    for piece in manifests.chunks(MANIFEST_PIECE) {
-        tell(events, control::restore_event::Event::Manifests(piece.to_vec().into())).await;
-    }
-    Ok(control::RestoreDone {
+    let report = control::RestoreDone {
+        volumes: moved?,
         point: id.to_string(),
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        volumes,
-    })
+    };
+    Ok(Done { report, manifests })
 }
 
-async fn tell(events: &Events, event: control::restore_event::Event) {
-    // Who ordered may have stopped listening; the run goes on.
-    let _ = events.send(Ok(control::RestoreEvent { event: Some(event) })).await;
+/// Only where the inventory lets an application's restores write, may they: agents write to devices as root.
+fn check_places(coordinator: &Coordinator, order: &Order, application: &AppName) -> Result<(), RestoreError> {
+    if coordinator.inventory.trusts_orders() || order.targets.is_empty() {
+        return Ok(());
+    }
+    let known = coordinator.inventory.application(application)?;
+    let places: Vec<&Reach> = known.sources.iter().flat_map(|s| &s.reach).chain(&known.targets).collect();
+    for t in &order.targets {
+        let Some(node) = &t.node else {
+            return Err(RestoreError::Order(format!("say on which node {} goes: {}=NODE:PATH", t.name, t.name)));
+        };
+        if !places.iter().any(|p| p.node.as_ref() == Some(node) && p.path == t.path) {
+            let what = format!("the inventory does not let restores of {application} write {node}:{}", t.path);
+            return Err(RestoreError::Order(what));
+        }
+    }
+    Ok(())
 }
 
 fn check_targets(order: &Order, names: &[String]) -> Result<HashMap<String, usize>, RestoreError> {
@@ -128,12 +156,15 @@ fn check_targets(order: &Order, names: &[String]) -> Result<HashMap<String, usiz
         if wanted.insert(target.name.to_string(), at).is_some() {
             return Err(RestoreError::Order(format!("volume {} is named twice", target.name)));
         }
-        if !paths.insert(&target.path) {
+        if !paths.insert((&target.node, &target.path)) {
             return Err(RestoreError::Order(format!("{} is the target of two volumes", target.path)));
         }
     }
     Ok(wanted)
 }
+
+/// How often a restore looks whether a target's agent is there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 async fn move_volumes(
     coordinator: &Coordinator,
@@ -141,52 +172,43 @@ async fn move_volumes(
     run: &Arc<Run>,
     run_id: RunId,
     inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
-    events: &Events,
+    feed: &Feed,
 ) -> Result<Vec<control::VolumeRestored>, RestoreError> {
-    if order.targets.is_empty() {
-        return Ok(Vec::new());
-    }
-    let assignment = |volume: &str| wire::Assignment {
-        run: run_id.as_bytes().to_vec().into(),
-        volume: volume.to_owned(),
-        attempt: run.attempt,
-        epoch: EPOCH,
-    };
-    let agent = coordinator.agents.any().await;
-    let mut state = State::default();
-    for target in &order.targets {
-        state.preparing.insert(target.name.to_string());
-        let message = restore_volume(order, run, target, assignment(target.name.as_str()));
-        if !agent.send(ToAgent::Restore(message)).await {
-            return Err(RestoreError::AgentGone);
-        }
-    }
+    let application = run.point.body.application.to_string();
+    let mut targets = Targets::new(coordinator, order, run, run_id, application, feed);
+    let mut look = tokio::time::interval(LOOK_EVERY);
     let result = loop {
-        let Some(event) = inbox.recv().await else { break Err(RestoreError::AgentGone) };
-        match state.apply(event, events).await {
-            Ok(Next::Wait) => {}
-            // Every target is checked and open: now, and not before, may anything be written.
-            Ok(Next::Go) => {
-                for volume in &state.ready {
-                    agent.send(ToAgent::Go(assignment(volume))).await;
-                }
-            }
-            Ok(Next::Done) => break Ok(()),
-            Err(e) => break Err(e),
+        if targets.all_done() {
+            break Ok(());
+        }
+        let step = tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => targets.apply(event).await,
+                None => Err(RestoreError::AgentGone),
+            },
+            _ = look.tick() => targets.prepare().await,
+        };
+        if let Err(e) = step {
+            break Err(e);
         }
     };
     if let Err(e) = result {
-        cancel(&agent, state.open().map(|v| assignment(v))).await;
-        crate::runs::await_stopped(inbox, state.open().cloned().collect()).await;
+        let under_way = targets.under_way();
+        for (volume, attempt, node) in &under_way {
+            if let Some(link) = coordinator.agents.link(node) {
+                link.send(ToAgent::Cancel(assignment(run_id, volume, *attempt))).await;
+            }
+        }
+        runs::await_stopped(inbox, by_node(&under_way)).await;
         return Err(e);
     }
     let volumes = &run.point.body.volumes;
-    let sizes = |name: &str| run.volumes.get(name).map_or(0, |&i| volumes[i].map.len);
-    Ok(state
-        .restored
+    let size = |name: &str| run.volumes.get(name).map_or(0, |&i| volumes[i].map.len);
+    let restored: std::collections::BTreeMap<_, _> = targets.restored().into_iter().collect();
+    Ok(restored
         .into_iter()
         .map(|(name, r)| control::VolumeRestored {
-            size_bytes: sizes(&name),
+            size_bytes: size(&name),
             name,
             written_bytes: r.written_bytes,
             hole_bytes: r.hole_bytes,
@@ -196,13 +218,13 @@ async fn move_volumes(
         .collect())
 }
 
-async fn cancel(agent: &Link, assignments: impl Iterator<Item = wire::Assignment>) {
-    for assignment in assignments {
-        agent.send(ToAgent::Cancel(assignment)).await;
-    }
-}
-
-fn restore_volume(order: &Order, run: &Run, target: &TargetSpec, assignment: wire::Assignment) -> wire::RestoreVolume {
+pub(super) fn restore_volume(
+    order: &Order,
+    run: &Run,
+    target: &TargetSpec,
+    assignment: wire::Assignment,
+    force: bool,
+) -> wire::RestoreVolume {
     let entry = &run.point.body.volumes[run.volumes[target.name.as_str()]];
     let stream = target.stream || entry.kind == VolumeKind::Stream;
     let kind = if stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
@@ -214,67 +236,7 @@ fn restore_volume(order: &Order, run: &Run, target: &TargetSpec, assignment: wir
         repository: repository.config.id.as_bytes().to_vec().into(),
         domain_key: repository.ring.domain(run.point.found.root.app).as_bytes().to_vec().into(),
         length: entry.map.len,
-        force: order.force,
+        force,
         discard_rest: order.discard_rest,
-    }
-}
-
-/// Where the volumes of a restore are: preparing, ready, restored.
-#[derive(Default)]
-struct State {
-    preparing: HashSet<String>,
-    ready: HashSet<String>,
-    restored: std::collections::BTreeMap<String, wire::Restored>,
-}
-
-enum Next {
-    Wait,
-    Go,
-    Done,
-}
-
-impl State {
-    fn open(&self) -> impl Iterator<Item = &String> {
-        self.preparing.iter().chain(&self.ready)
-    }
-
-    async fn apply(&mut self, event: RunEvent, events: &Events) -> Result<Next, RestoreError> {
-        let name = |a: Option<wire::Assignment>| a.map(|a| a.volume).unwrap_or_default();
-        match event {
-            RunEvent::Agent(FromAgent::Ready(r)) => {
-                let volume = name(r.assignment);
-                if self.preparing.remove(&volume) {
-                    self.ready.insert(volume);
-                }
-                Ok(if self.preparing.is_empty() { Next::Go } else { Next::Wait })
-            }
-            RunEvent::Agent(FromAgent::Restored(r)) => {
-                let volume = name(r.assignment.clone());
-                self.ready.remove(&volume);
-                self.restored.insert(volume, r);
-                Ok(if self.ready.is_empty() { Next::Done } else { Next::Wait })
-            }
-            RunEvent::Agent(FromAgent::Progress(p)) => {
-                let progress = control::VolumeProgress {
-                    volume: name(p.assignment),
-                    done_bytes: p.done_bytes,
-                    total_bytes: p.total_bytes,
-                    new_bytes: 0,
-                    stored_bytes: 0,
-                };
-                tell(events, control::restore_event::Event::Progress(progress)).await;
-                Ok(Next::Wait)
-            }
-            RunEvent::Agent(FromAgent::Failed(f)) => {
-                let kind = f.kind();
-                let volume = name(f.assignment);
-                self.preparing.remove(&volume);
-                self.ready.remove(&volume);
-                Err(RestoreError::Volume { volume, reason: f.reason, kind })
-            }
-            RunEvent::Agent(_) | RunEvent::Finished(_) => Ok(Next::Wait),
-            RunEvent::Cancel => Err(RestoreError::Cancelled),
-            RunEvent::AgentGone => Err(RestoreError::AgentGone),
-        }
     }
 }

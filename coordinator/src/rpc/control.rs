@@ -1,55 +1,96 @@
-//! Who drives: orders come in, progress and results go out.
+//! Who drives: orders come in, progress and results go out. A run goes on whether anybody watches or not.
 
 use std::pin::Pin;
 use std::time::Duration;
 
+use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_server::Control;
 use milkrun_repository::chunk::codec::Level;
 use milkrun_repository::id::RunId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::status;
+use super::connection::peer_of;
+use super::{seen, status};
+use crate::inventory::{Reach, SourceSpec};
 use crate::runs::RunEvent;
+use crate::runs::view::{Feed, Kind, Outcome};
 use crate::{Coordinator, backup, restore};
 
 /// Events that wait in the channel.
 const EVENTS_WAITING: usize = 64;
+/// Bytes of manifests in one message.
+const MANIFEST_PIECE: usize = 1 << 20;
+/// Bytes of manifests that an order may bring.
+const MANIFESTS_MAX: usize = 1 << 30;
 
 /// The service.
 pub struct Service(pub Coordinator);
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn bad(e: &(dyn std::error::Error + 'static)) -> Status {
     Status::invalid_argument(e.to_string())
 }
 
-fn backup_order(o: control::BackupOrder) -> Result<backup::Order, Status> {
-    let sources = o.sources.into_iter().map(|s| {
-        let name = s.name.parse().map_err(|e| bad(&e))?;
-        Ok(backup::SourceSpec { name, path: s.path, stream: s.stream })
-    });
-    Level::new(o.level).map_err(|e| bad(&e))?;
-    Ok(backup::Order {
-        application: o.application.parse().map_err(|e| bad(&e))?,
-        sources: sources.collect::<Result<_, Status>>()?,
-        manifests: Vec::new(),
-        manifest_objects: o.manifest_objects,
-        lock_for: (o.lock_seconds > 0).then(|| Duration::from_secs(o.lock_seconds)),
-        parent: o.parent,
-        level: o.level,
-        host: o.host,
-        allow_mounted: o.allow_mounted,
-        allow_changing: o.allow_changing,
-    })
+fn may(peer: &Peer, action: Action, application: Option<&str>) -> Result<(), Status> {
+    if peer.may(action, application) {
+        return Ok(());
+    }
+    let of = application.map(|a| format!(" of {a}")).unwrap_or_default();
+    let why = format!("{peer} has no role for {action}{of}");
+    tracing::warn!(%peer, why, "a call is refused");
+    Err(Status::permission_denied(why))
+}
+
+impl Service {
+    fn backup_order(&self, o: control::BackupOrder) -> Result<backup::Order, Status> {
+        let trusted = self.0.inventory.trusts_orders();
+        if !trusted && !o.sources.is_empty() {
+            return Err(Status::invalid_argument(
+                "which volumes an application has, and where, is said by the coordinator's inventory: name none",
+            ));
+        }
+        let sources = o.sources.into_iter().map(|s| {
+            let name = s.name.parse().map_err(|e| bad(&e))?;
+            Ok(SourceSpec { name, stream: s.stream, size: None, reach: vec![Reach { node: None, path: s.path }] })
+        });
+        Level::new(o.level).map_err(|e| bad(&e))?;
+        Ok(backup::Order {
+            application: o.application.parse().map_err(|e| bad(&e))?,
+            sources: sources.collect::<Result<_, Status>>()?,
+            manifests: Vec::new(),
+            manifest_objects: o.manifest_objects,
+            lock_for: (o.lock_seconds > 0).then(|| Duration::from_secs(o.lock_seconds)),
+            parent: o.parent,
+            level: o.level,
+            host: o.host,
+            allow_mounted: o.allow_mounted,
+            allow_changing: o.allow_changing,
+        })
+    }
+
+    fn run_id(bytes: &[u8]) -> Result<RunId, Status> {
+        RunId::try_from(bytes).map_err(|e| bad(&e))
+    }
+
+    /// A run that the caller may see.
+    fn feed(&self, peer: &Peer, run: &[u8]) -> Result<Feed, Status> {
+        let id = Self::run_id(run)?;
+        let feed = self.0.runs.feed(&id).ok_or_else(|| Status::not_found("there is no such run"))?;
+        may(peer, Action::View, Some(&feed.now().application))?;
+        Ok(feed)
+    }
 }
 
 fn restore_order(r: control::RestoreRequest) -> Result<restore::Order, Status> {
     let targets = r.targets.into_iter().map(|t| {
         let name = t.name.parse().map_err(|e| bad(&e))?;
-        Ok(restore::TargetSpec { name, path: t.path, stream: t.stream })
+        let node = Some(t.node).filter(|n| !n.is_empty());
+        Ok(restore::TargetSpec { name, path: t.path, node, stream: t.stream })
     });
     Ok(restore::Order {
         selector: r.selector.parse().map_err(|e| bad(&e))?,
@@ -63,35 +104,44 @@ fn restore_order(r: control::RestoreRequest) -> Result<restore::Order, Status> {
 
 #[tonic::async_trait]
 impl Control for Service {
-    type BackupStream = Pin<Box<dyn Stream<Item = Result<control::BackupEvent, Status>> + Send>>;
-    type RestoreStream = Pin<Box<dyn Stream<Item = Result<control::RestoreEvent, Status>> + Send>>;
+    type BackupStream = Events<control::BackupEvent>;
+    type RestoreStream = Events<control::RestoreEvent>;
+    type WatchRunStream = Events<control::Run>;
 
     async fn backup(
         &self,
         request: Request<Streaming<control::BackupRequest>>,
     ) -> Result<Response<Self::BackupStream>, Status> {
+        let peer = peer_of(&request)?;
         let mut incoming = request.into_inner();
         let first = incoming.message().await?.and_then(|m| m.message);
         let Some(control::backup_request::Message::Order(order)) = first else {
             return Err(status::nonsense("the order comes first"));
         };
-        let mut order = backup_order(order)?;
+        may(&peer, Action::Backup, Some(&order.application))?;
+        let mut order = self.backup_order(order)?;
         while let Some(message) = incoming.message().await? {
             match message.message {
                 Some(control::backup_request::Message::Manifests(piece)) => order.manifests.extend_from_slice(&piece),
                 _ => return Err(status::nonsense("only manifests follow the order")),
             }
+            if order.manifests.len() > MANIFESTS_MAX {
+                return Err(status::nonsense("more than 1 GiB of manifests"));
+            }
         }
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        let coordinator = self.0.clone();
+        let id = RunId::random();
+        let feed = Feed::new(id, Kind::Backup, order.application.to_string(), peer.to_string());
+        self.0.runs.show(feed.clone());
+        let (coordinator, shown) = (self.0.clone(), feed.clone());
         tokio::spawn(async move {
-            let last = match backup::execute(&coordinator, order, &events).await {
-                Ok(done) => Ok(control::BackupEvent { event: Some(control::backup_event::Event::Done(done)) }),
-                Err(e) => Err(status::backup(&e)),
+            let outcome = match backup::execute(&coordinator, order, id, &shown).await {
+                Ok(done) => Outcome::BackedUp(done),
+                Err(e) => Outcome::Failed(status::backup(&e)),
             };
-            // Who ordered may have stopped listening.
-            let _ = events.send(last).await;
+            shown.end(outcome);
         });
+        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
+        tokio::spawn(seen::backup(feed.watch(), events));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
@@ -99,26 +149,120 @@ impl Control for Service {
         &self,
         request: Request<control::RestoreRequest>,
     ) -> Result<Response<Self::RestoreStream>, Status> {
+        let peer = peer_of(&request)?;
+        // Of which application the point is, is known once it was found; then its role is asked for.
+        if !peer.may_some(Action::Restore) {
+            may(&peer, Action::Restore, None)?;
+        }
         let order = restore_order(request.into_inner())?;
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        let coordinator = self.0.clone();
+        let id = RunId::random();
+        let feed = Feed::new(id, Kind::Restore, String::new(), peer.to_string());
+        self.0.runs.show(feed.clone());
+        let (coordinator, shown) = (self.0.clone(), feed.clone());
+        let (manifests, wanted) = oneshot::channel();
         tokio::spawn(async move {
-            let last = match restore::execute(&coordinator, order, &events).await {
-                Ok(done) => Ok(control::RestoreEvent { event: Some(control::restore_event::Event::Done(done)) }),
-                Err(e) => Err(status::restore(&e)),
+            let outcome = match restore::execute(&coordinator, order, &peer, id, &shown).await {
+                Ok(done) => {
+                    // Nobody waits for them any more, perhaps.
+                    let _ = manifests.send(done.manifests);
+                    Outcome::Restored(done.report)
+                }
+                Err(e) => Outcome::Failed(status::restore(&e)),
             };
-            // Who ordered may have stopped listening.
-            let _ = events.send(last).await;
+            shown.end(outcome);
         });
+        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
+        tokio::spawn(seen::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
     async fn cancel(&self, request: Request<control::CancelRequest>) -> Result<Response<control::CancelReply>, Status> {
-        let id = RunId::try_from(&request.into_inner().run[..]).map_err(|e| bad(&e))?;
-        if self.0.runs.tell(&id, RunEvent::Cancel) {
+        let peer = peer_of(&request)?;
+        let run = request.into_inner().run;
+        let view = self.feed(&peer, &run)?.now();
+        let action = match view.kind {
+            Kind::Backup => Action::Backup,
+            Kind::Restore => Action::Restore,
+        };
+        may(&peer, action, Some(&view.application))?;
+        if self.0.runs.tell(&view.run, RunEvent::Cancel) {
             Ok(Response::new(control::CancelReply {}))
         } else {
             Err(Status::not_found("the run is not under way"))
         }
+    }
+
+    async fn list_runs(
+        &self,
+        request: Request<control::ListRunsRequest>,
+    ) -> Result<Response<control::ListRunsReply>, Status> {
+        let peer = peer_of(&request)?;
+        if !peer.may_some(Action::View) {
+            may(&peer, Action::View, None)?;
+        }
+        let views = self.0.runs.feeds().into_iter().map(|f| f.now());
+        let seen = views.filter(|v| peer.may(Action::View, Some(&v.application)));
+        Ok(Response::new(control::ListRunsReply { runs: seen.map(|v| seen::run(&v)).collect() }))
+    }
+
+    async fn watch_run(
+        &self,
+        request: Request<control::WatchRunRequest>,
+    ) -> Result<Response<Self::WatchRunStream>, Status> {
+        let peer = peer_of(&request)?;
+        let feed = self.feed(&peer, &request.into_inner().run)?;
+        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
+        tokio::spawn(seen::watch(feed.watch(), events));
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn list_agents(
+        &self,
+        request: Request<control::ListAgentsRequest>,
+    ) -> Result<Response<control::ListAgentsReply>, Status> {
+        let peer = peer_of(&request)?;
+        if !peer.may_some(Action::View) && !peer.may(Action::Operate, None) {
+            may(&peer, Action::View, None)?;
+        }
+        let connected = self.0.agents.list();
+        let listed = self.0.inventory.nodes().map_err(|e| Status::unavailable(e.to_string()))?;
+        let nodes: std::collections::BTreeSet<String> = listed.into_iter().chain(connected.keys().cloned()).collect();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let agents = nodes.into_iter().map(|node| {
+            let agent = connected.get(&node);
+            control::Agent {
+                version: agent.map(|a| a.version.clone()).unwrap_or_default(),
+                protocol: agent.map_or(0, |a| a.protocol),
+                volumes: count(self.0.dispatcher.load(&node)),
+                volumes_max: agent.and_then(|a| a.volumes_max).map_or(0, count),
+                draining: self.0.agents.is_drained(&node) || agent.is_some_and(|a| a.leaving),
+                since_ms: agent.map_or(0, |a| a.since.millis()),
+                connected: agent.is_some(),
+                node,
+            }
+        });
+        Ok(Response::new(control::ListAgentsReply { agents: agents.collect() }))
+    }
+
+    async fn drain(&self, request: Request<control::DrainRequest>) -> Result<Response<control::DrainReply>, Status> {
+        let peer = peer_of(&request)?;
+        may(&peer, Action::Operate, None)?;
+        let control::DrainRequest { node, back } = request.into_inner();
+        let known = self.0.inventory.node(&node).map_err(|e| Status::unavailable(e.to_string()))?;
+        if known.is_none() {
+            return Err(Status::not_found(format!("the inventory has no node {node}")));
+        }
+        tracing::info!(node, back, %peer, "a node is drained or taken back");
+        self.0.agents.drain(&node, !back);
+        let moved = if back { 0 } else { u32::try_from(self.0.dispatcher.load(&node)).unwrap_or(u32::MAX) };
+        if let Some(link) = self.0.agents.link(&node) {
+            link.send(milkrun_proto::agent::v1::to_agent::Message::Drain(!back)).await;
+        }
+        if back {
+            self.0.dispatcher.replan();
+        } else {
+            self.0.runs.tell_all(|| RunEvent::Drained(node.clone()));
+        }
+        Ok(Response::new(control::DrainReply { moved }))
     }
 }

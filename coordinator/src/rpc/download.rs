@@ -9,6 +9,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::connection::peer_of;
 use super::status;
 use crate::Coordinator;
 
@@ -23,8 +24,9 @@ impl Download for Service {
     type PlanStream = Pin<Box<dyn Stream<Item = Result<wire::PlanPage, Status>> + Send>>;
 
     async fn plan(&self, request: Request<wire::PlanRequest>) -> Result<Response<Self::PlanStream>, Status> {
+        let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, volume) = self.0.runs.restore(&request.assignment).map_err(|e| status::refused(&e))?;
+        let (run, volume) = self.0.runs.restore(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let (sender, receiver) = mpsc::channel(PAGES_WAITING);
         tokio::spawn(async move {
             let mut pages = run.pages(volume, request.in_order);

@@ -6,6 +6,8 @@
 //! | `DATA_LOSS` | stored bytes are not what they must be |
 //! | `INVALID_ARGUMENT` | the order makes no sense |
 //! | `CANCELLED` | somebody stopped it |
+//! | `UNAUTHENTICATED`, `PERMISSION_DENIED` | the caller is nobody, or may not |
+//! | `RESOURCE_EXHAUSTED` | an agent's quota |
 //! | `FAILED_PRECONDITION` | anything else that failed |
 
 use milkrun_proto::agent::v1::failed::Kind;
@@ -17,6 +19,7 @@ use milkrun_repository::store::{CreateError, Failure, Trouble};
 use tonic::{Code, Status};
 
 use crate::backup::BackupError;
+use crate::inventory::InventoryError;
 use crate::restore::RestoreError;
 use crate::runs::RefusedCall;
 
@@ -54,7 +57,8 @@ fn of_kind(kind: Kind) -> Code {
 /// A failed backup.
 pub fn backup(e: &BackupError) -> Status {
     let code = match e {
-        BackupError::Order(_) => Code::InvalidArgument,
+        BackupError::Order(_) | BackupError::Inventory(InventoryError::NoApplication(_)) => Code::InvalidArgument,
+        BackupError::Quota { .. } => Code::ResourceExhausted,
         BackupError::Volume { kind, .. } => of_kind(*kind),
         BackupError::Cancelled => Code::Cancelled,
         BackupError::Parent(e) => of_point(e),
@@ -65,6 +69,9 @@ pub fn backup(e: &BackupError) -> Status {
         BackupError::Create(_, CreateError::Failed(f)) => of_failure(f),
         BackupError::Nonsense { .. }
         | BackupError::AgentGone
+        | BackupError::NoNode { .. }
+        | BackupError::Refused(_)
+        | BackupError::Inventory(_)
         | BackupError::Commit(_)
         | BackupError::Create(..)
         | BackupError::Cache(_)
@@ -77,7 +84,8 @@ pub fn backup(e: &BackupError) -> Status {
 /// A failed restore.
 pub fn restore(e: &RestoreError) -> Status {
     let code = match e {
-        RestoreError::Order(_) => Code::InvalidArgument,
+        RestoreError::Order(_) | RestoreError::Inventory(InventoryError::NoApplication(_)) => Code::InvalidArgument,
+        RestoreError::Role { .. } => Code::PermissionDenied,
         RestoreError::Find { source: FindError::Refused { .. }, .. } => Code::DataLoss,
         RestoreError::Find { source: FindError::Store(f), .. } | RestoreError::Store(f) => of_failure(f),
         RestoreError::Find { .. } => Code::NotFound,
@@ -86,7 +94,7 @@ pub fn restore(e: &RestoreError) -> Status {
         RestoreError::Unplaced(_) | RestoreError::PackKey(..) => Code::DataLoss,
         RestoreError::Volume { kind, .. } => of_kind(*kind),
         RestoreError::Cancelled => Code::Cancelled,
-        RestoreError::AgentGone => Code::FailedPrecondition,
+        RestoreError::AgentGone | RestoreError::NoNode { .. } | RestoreError::Inventory(_) => Code::FailedPrecondition,
     };
     Status::new(code, chain(e))
 }

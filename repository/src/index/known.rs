@@ -29,6 +29,15 @@ pub struct CacheError {
 }
 
 impl IndexCache {
+    /// The folder that caches are in: `chosen`, else `$XDG_CACHE_HOME/milkrun`, else `~/.cache/milkrun`.
+    pub fn folder(chosen: Option<PathBuf>) -> PathBuf {
+        chosen.unwrap_or_else(|| {
+            let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
+            let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+            base.unwrap_or_else(std::env::temp_dir).join("milkrun")
+        })
+    }
+
     /// Uses `<folder>/<repository>`, made if missing.
     ///
     /// # Errors

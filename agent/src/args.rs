@@ -1,0 +1,58 @@
+//! What an agent is told.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use milkrun_identity::NodeName;
+use milkrun_identity::channel::CoordinatorUrl;
+use milkrun_repository::units;
+
+/// Moves the volumes of one node: reads them for backups, writes them for restores, as its coordinator says.
+#[derive(Debug, Parser)]
+#[command(
+    name = "milkrun-agent",
+    version,
+    max_term_width = 110,
+    after_help = "Example:\n  milkrun-agent --coordinator https://milkrun.example:7411 --node node-a --tls certs/agent-node-a\n\nIt stops in order on SIGTERM: what it was doing goes on elsewhere. It holds no credential of the store."
+)]
+pub(crate) struct Args {
+    /// The coordinator
+    #[arg(long, value_name = "URL", env = "MILKRUN_COORDINATOR")]
+    pub(crate) coordinator: CoordinatorUrl,
+    /// This node's name, as the certificate and the inventory have it
+    #[arg(long, value_name = "NAME", env = "MILKRUN_NODE")]
+    pub(crate) node: NodeName,
+    /// The folder with ca.crt, tls.crt and tls.key, as `milkrun certs agent` makes it
+    #[arg(long, value_name = "DIR", env = "MILKRUN_TLS")]
+    pub(crate) tls: PathBuf,
+    /// Bytes in flight at most, for all volumes together
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = units::size)]
+    pub(crate) memory: u64,
+    /// Threads for CPU work [default: as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Volumes at once [default: as the inventory says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) volumes: Option<u32>,
+    /// Upload at most so many bytes per second
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) limit_upload: Option<u64>,
+    /// A private CA of the store in PEM, trusted besides the system's (also: AWS_CA_BUNDLE)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The directory of a file:// repository that is mounted here under the same path
+    #[arg(long, value_name = "DIR")]
+    pub(crate) repository_directory: Option<PathBuf>,
+    /// How the log is written
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log: LogFormat,
+}
+
+/// How a log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
+}

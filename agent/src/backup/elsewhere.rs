@@ -1,0 +1,133 @@
+//! Chunks that other nodes are storing. Their bytes are not kept: when a chunk turns up in the index, it is settled; when its
+//! uploader is gone, it falls to us, and is read again (a snapshot does not change).
+
+use std::sync::Arc;
+
+use milkrun_repository::chunk::PAGE;
+use milkrun_repository::id::ChunkId;
+use tokio::sync::mpsc;
+
+use super::lanes::Batch;
+use super::{BackupError, VolumeJob};
+use crate::device::Source;
+use crate::rpc::Answer;
+
+/// Chunks that may wait at once. More, and regions wait before they go on.
+const WAITING_MAX: usize = 16 * 1024;
+/// Ids in one question.
+const ASKED: usize = 4096;
+
+/// A chunk that another node is storing.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    /// Its id.
+    pub id: ChunkId,
+    /// Where it is in this volume.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: usize,
+}
+
+/// The way in; waiting ends when it is dropped and all is settled.
+#[derive(Clone)]
+pub struct Elsewhere {
+    sender: mpsc::Sender<Pending>,
+}
+
+impl Elsewhere {
+    /// Starts waiting for what is sent.
+    pub fn start(job: &Arc<VolumeJob>, source: &Arc<dyn Source>) -> (Self, Waiting) {
+        let (sender, receiver) = mpsc::channel(ASKED);
+        let (job, source) = (job.clone(), source.clone());
+        let task = tokio::spawn(async move {
+            if let Err(e) = wait_for(&job, &source, receiver).await {
+                job.run.fail(e);
+            }
+        });
+        (Self { sender }, Waiting(task))
+    }
+
+    /// More to wait for. Whoever calls holds no buffer: what is waited for may need one.
+    pub async fn add(&self, pending: Vec<Pending>) {
+        for p in pending {
+            // Waiting failed: whoever hands over the region hears why.
+            if self.sender.send(p).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The task that waits; stopped when dropped.
+pub struct Waiting(tokio::task::JoinHandle<()>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn wait_for(
+    job: &Arc<VolumeJob>,
+    source: &Arc<dyn Source>,
+    mut receiver: mpsc::Receiver<Pending>,
+) -> Result<(), BackupError> {
+    let mut waiting: Vec<Pending> = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            match receiver.recv().await {
+                Some(pending) => waiting.push(pending),
+                None => return Ok(()),
+            }
+        }
+        while waiting.len() < WAITING_MAX {
+            let Ok(pending) = receiver.try_recv() else { break };
+            waiting.push(pending);
+        }
+        let asked = waiting.split_off(waiting.len().saturating_sub(ASKED));
+        let ids: Vec<ChunkId> = asked.iter().map(|p| p.id).collect();
+        let answers = job.coordinator.lookup_later(&ids).await?;
+        let with = |wanted: Answer| {
+            let matching = asked.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
+            matching.map(|(p, _)| *p).collect::<Vec<_>>()
+        };
+        job.run.claims.settle(with(Answer::Known).into_iter().map(|p| p.id));
+        store_again(job, source, with(Answer::Yours)).await?;
+        // Others first, next time.
+        waiting.splice(0..0, with(Answer::Elsewhere));
+    }
+}
+
+/// Stores chunks whose uploader is gone, as many at a time as a region's buffer holds.
+async fn store_again(
+    job: &Arc<VolumeJob>,
+    source: &Arc<dyn Source>,
+    mut chunks: Vec<Pending>,
+) -> Result<(), BackupError> {
+    let room = usize::try_from(job.engine.region_bytes).unwrap_or(usize::MAX);
+    while !chunks.is_empty() {
+        let mut used = 0;
+        let mut placed = Vec::new();
+        // Page by page: reads past the system's cache need it.
+        while let Some(chunk) = chunks.pop_if(|c| used + c.len.next_multiple_of(PAGE) <= room) {
+            placed.push((used, chunk));
+            used += chunk.len.next_multiple_of(PAGE);
+        }
+        let permit = job.engine.budget.transfer(job.engine.region_bytes).await;
+        let mut buffer = job.engine.regions.take(used);
+        let (length, from, parts) = (source.len(), source.clone(), placed.clone());
+        let read = move || {
+            for (at, chunk) in parts {
+                let part = &mut buffer[at..at + chunk.len];
+                from.read_at(part, chunk.offset).map_err(|e| (chunk.offset, e))?;
+            }
+            Ok(buffer)
+        };
+        let buffer = job.engine.io.run(read).await;
+        let buffer = buffer.map_err(|(offset, e)| BackupError::Read { offset, length, source: e })?;
+        let chunks = placed.into_iter().map(|(at, c)| (at, c.len, c.id)).collect();
+        job.run.fill(job, Batch { bytes: Arc::new(buffer), chunks }).await?;
+        drop(permit);
+    }
+    Ok(())
+}

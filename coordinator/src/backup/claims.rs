@@ -1,0 +1,102 @@
+//! Who is uploading which chunk of a run, among all its agents. A lookup of an unknown chunk claims it; others are told that it
+//! is on its way, and wait. An entry lives until its pack is sealed, or its claimant is gone; then whoever waits may have it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use milkrun_repository::id::ChunkId;
+use tokio::sync::Notify;
+
+/// How long a lookup waits at most; then it is asked again.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// The table.
+#[derive(Default)]
+pub(super) struct Claims {
+    table: Mutex<HashMap<ChunkId, String>>,
+    bell: Notify,
+}
+
+/// Who uploads an unknown chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Claimed {
+    /// Whoever asked.
+    Yours,
+    /// Another node.
+    Theirs,
+}
+
+impl Claims {
+    fn table(&self) -> MutexGuard<'_, HashMap<ChunkId, String>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Claims unknown chunks for a node.
+    pub(super) fn claim<'a>(&self, ids: impl IntoIterator<Item = &'a ChunkId>, node: &str) -> Vec<Claimed> {
+        let mut table = self.table();
+        let claim = |id: &ChunkId| match table.entry(*id) {
+            std::collections::hash_map::Entry::Occupied(e) if e.get() == node => Claimed::Yours,
+            std::collections::hash_map::Entry::Occupied(_) => Claimed::Theirs,
+            std::collections::hash_map::Entry::Vacant(e) => {
+                e.insert(node.to_owned());
+                Claimed::Yours
+            }
+        };
+        ids.into_iter().map(claim).collect()
+    }
+
+    /// The nodes that upload some of these.
+    pub(super) fn holders(&self, ids: &[ChunkId]) -> HashSet<String> {
+        let table = self.table();
+        ids.iter().filter_map(|id| table.get(id)).cloned().collect()
+    }
+
+    /// These are known now.
+    pub(super) fn settle<'a>(&self, ids: impl IntoIterator<Item = &'a ChunkId>) {
+        let mut table = self.table();
+        for id in ids {
+            table.remove(id);
+        }
+        drop(table);
+        self.bell.notify_waiters();
+    }
+
+    /// A node uploads nothing more for this run.
+    pub(super) fn forget(&self, node: &str) {
+        self.table().retain(|_, holder| holder != node);
+        self.bell.notify_waiters();
+    }
+
+    /// Waits until something may have changed since `look` was called, which returns whether there is reason to wait.
+    pub(super) async fn wait(&self, look: impl FnOnce() -> bool) {
+        let bell = self.bell.notified();
+        tokio::pin!(bell);
+        bell.as_mut().enable();
+        if look() {
+            // Whoever waits asks again in any case.
+            let _ = tokio::time::timeout(WAIT_MAX, bell).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_uploads_the_others_wait_and_inherit() {
+        let claims = Claims::default();
+        let ids = [ChunkId::from_bytes([1; 32]), ChunkId::from_bytes([2; 32])];
+        assert_eq!(claims.claim(&ids[..1], "a"), [Claimed::Yours]);
+        assert_eq!(claims.claim(&ids, "b"), [Claimed::Theirs, Claimed::Yours]);
+        assert_eq!(claims.claim(&ids, "a"), [Claimed::Yours, Claimed::Theirs]);
+        assert_eq!(claims.holders(&ids), ["a".to_owned(), "b".to_owned()].into());
+        claims.forget("a");
+        assert_eq!(claims.claim(&ids, "b"), [Claimed::Yours, Claimed::Yours]);
+        claims.settle(&ids);
+        assert!(claims.holders(&ids).is_empty());
+        // Nothing to wait for: returns at once.
+        claims.wait(|| false).await;
+    }
+}

@@ -1,0 +1,138 @@
+//! The queue of volumes in front of the nodes: what waits and what runs, for all runs together. Whenever something changes,
+//! [`placement`](crate::placement) plans, and each run hears where its volumes go.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use milkrun_repository::clock::Moment;
+use milkrun_repository::id::RunId;
+
+use crate::agents::Agents;
+use crate::inventory::Inventory;
+use crate::placement::{Node, Running, Situation, Waiting, plan};
+use crate::runs::{RunEvent, Runs};
+
+/// The queue.
+#[derive(Clone)]
+pub struct Dispatcher {
+    state: Arc<Mutex<State>>,
+    agents: Agents,
+    runs: Runs,
+    inventory: Arc<dyn Inventory>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Waiting>,
+    running: Vec<(RunId, String, Running)>,
+    turn: u64,
+}
+
+/// A volume that wants a node.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// Whose.
+    pub run: RunId,
+    /// Which.
+    pub volume: String,
+    /// Of which application.
+    pub application: String,
+    /// The nodes that reach it; `None`: any.
+    pub nodes: Option<Vec<String>>,
+    /// When its promise breaks.
+    pub due: Option<Moment>,
+}
+
+impl Dispatcher {
+    /// Over these agents and runs.
+    pub fn new(agents: Agents, runs: Runs, inventory: Arc<dyn Inventory>) -> Self {
+        Self { state: Arc::default(), agents, runs, inventory }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A volume waits from now on. Its run hears [`RunEvent::Placed`].
+    pub fn want(&self, want: Want) {
+        {
+            let mut state = self.state();
+            state.turn += 1;
+            let Want { run, volume, application, nodes, due } = want;
+            let turn = state.turn;
+            state.waiting.push(Waiting { run, volume, application, nodes, due, turn });
+        }
+        self.replan();
+    }
+
+    /// As [`Self::want`], unless it waits or runs already.
+    pub fn want_once(&self, want: Want) {
+        let queued = {
+            let state = self.state();
+            let waits = state.waiting.iter().any(|w| w.run == want.run && w.volume == want.volume);
+            waits || state.running.iter().any(|(run, volume, _)| *run == want.run && *volume == want.volume)
+        };
+        if !queued {
+            self.want(want);
+        }
+    }
+
+    /// A volume no longer runs or waits: it is done, or its node is gone.
+    pub fn done(&self, run: &RunId, volume: &str) {
+        {
+            let mut state = self.state();
+            state.running.retain(|(r, v, _)| (r, v.as_str()) != (run, volume));
+            state.waiting.retain(|w| (&w.run, w.volume.as_str()) != (run, volume));
+        }
+        self.replan();
+    }
+
+    /// A run ended: nothing of it waits or runs.
+    pub fn forget(&self, run: &RunId) {
+        {
+            let mut state = self.state();
+            state.running.retain(|(r, ..)| r != run);
+            state.waiting.retain(|w| &w.run != run);
+        }
+        self.replan();
+    }
+
+    /// Volumes under way on a node.
+    pub fn load(&self, node: &str) -> usize {
+        self.state().running.iter().filter(|(.., r)| r.node == node).count()
+    }
+
+    /// Plans anew: an agent came or went, or something changed here.
+    pub fn replan(&self) {
+        let mut state = self.state();
+        if state.waiting.is_empty() {
+            return;
+        }
+        let limits = |name: &str| self.inventory.node(name).ok().flatten().map(|l| l.volumes);
+        let nodes = self.agents.ready().into_iter().filter_map(|(name, own)| {
+            // Both the inventory and the agent bound it.
+            let volumes_max = limits(&name)?.min(own.unwrap_or(usize::MAX));
+            Some(Node { name, volumes_max })
+        });
+        let store = match self.inventory.store() {
+            Ok(store) => store,
+            Err(e) => {
+                tracing::error!(error = %e, "nothing is placed");
+                return;
+            }
+        };
+        let situation = Situation {
+            nodes: nodes.collect(),
+            waiting: state.waiting.clone(),
+            running: state.running.iter().map(|(.., r)| r.clone()).collect(),
+            volumes_max: store.volumes,
+        };
+        for placed in plan(&situation, Moment::now()) {
+            let at = state.waiting.iter().position(|w| w.run == placed.run && w.volume == placed.volume);
+            let Some(waiting) = at.map(|at| state.waiting.remove(at)) else { continue };
+            tracing::debug!(%placed, "placed");
+            let running = Running { application: waiting.application, node: placed.node.clone() };
+            state.running.push((placed.run, placed.volume.clone(), running));
+            self.runs.tell(&placed.run, RunEvent::Placed { volume: placed.volume, node: placed.node });
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What there is: nodes, applications, their volumes and where each can be read. A file says it today ([`file`]); a cluster
+//! will say it behind the same trait. In the embedded mode ([`Embedded`]) whoever orders says it.
+
+pub mod file;
+
+use std::time::Duration;
+
+use milkrun_repository::id::{AppName, VolumeName};
+
+/// A place where a volume can be read or written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The node; `None`: whichever agent there is.
+    pub node: Option<String>,
+    /// The device, file or pipe there.
+    pub path: String,
+}
+
+/// A volume or stream to back up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSpec {
+    /// Its name.
+    pub name: VolumeName,
+    /// Whether it is a stream.
+    pub stream: bool,
+    /// Its bytes, where they are known beforehand: bounds what its agent may store.
+    pub size: Option<u64>,
+    /// Where it can be read.
+    pub reach: Vec<Reach>,
+}
+
+/// What a node takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeLimits {
+    /// Volumes at once.
+    pub volumes: usize,
+}
+
+/// What the store takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// Volumes at once, on all nodes together.
+    pub volumes: usize,
+}
+
+impl Default for NodeLimits {
+    fn default() -> Self {
+        Self { volumes: 4 }
+    }
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self { volumes: 256 }
+    }
+}
+
+/// An application as the inventory knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Application {
+    /// What is backed up.
+    pub sources: Vec<SourceSpec>,
+    /// Where restores may write, besides the sources' own places.
+    pub targets: Vec<Reach>,
+    /// How old its newest restore point may become: the promise by which work is ordered.
+    pub rpo: Option<Duration>,
+}
+
+/// Why the inventory gives no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum InventoryError {
+    /// It has no such application.
+    #[error("the inventory has no application {0}")]
+    NoApplication(AppName),
+    /// It can't be read.
+    #[error("can't read the inventory {path:?}")]
+    Read {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It makes no sense.
+    #[error("the inventory {path:?}: {what}")]
+    Nonsense {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// What is wrong, and where.
+        what: String,
+    },
+}
+
+/// What the coordinator asks. Answers are used once: the next run asks again.
+pub trait Inventory: Send + Sync + 'static {
+    /// Whether whoever orders says what is read and written, and where. Only in the embedded mode, where the person at the
+    /// command line and the agent are one.
+    fn trusts_orders(&self) -> bool;
+
+    /// What a node takes; `None` for a node that is not listed: its agent is refused.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    fn node(&self, node: &str) -> Result<Option<NodeLimits>, InventoryError>;
+
+    /// All nodes.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    fn nodes(&self) -> Result<Vec<String>, InventoryError>;
+
+    /// What the store takes.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    fn store(&self) -> Result<StoreLimits, InventoryError>;
+
+    /// An application.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    fn application(&self, name: &AppName) -> Result<Application, InventoryError>;
+}
+
+/// Everything is here, and who orders names it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Embedded;
+
+impl Inventory for Embedded {
+    fn trusts_orders(&self) -> bool {
+        true
+    }
+
+    fn node(&self, _: &str) -> Result<Option<NodeLimits>, InventoryError> {
+        Ok(Some(NodeLimits { volumes: usize::MAX }))
+    }
+
+    fn nodes(&self) -> Result<Vec<String>, InventoryError> {
+        Ok(Vec::new())
+    }
+
+    fn store(&self) -> Result<StoreLimits, InventoryError> {
+        Ok(StoreLimits { volumes: usize::MAX })
+    }
+
+    fn application(&self, name: &AppName) -> Result<Application, InventoryError> {
+        Err(InventoryError::NoApplication(name.clone()))
+    }
+}

@@ -1,0 +1,228 @@
+//! An inventory in a YAML file, read anew whenever it is asked, so that it can be edited at any time.
+//!
+//! ```yaml
+//! store: { volumes: 64 }            # at once, on all nodes together
+//! nodes:
+//!   node-a: { volumes: 4 }          # at once
+//!   node-b: {}
+//! applications:
+//!   shop:
+//!     rpo: 4h
+//!     volumes:
+//!       data:                       # where it can be read; more than one place for storage that several nodes reach
+//!         size: 100GiB              # optional: bounds what an agent may store for it
+//!         at: { node-a: /dev/vg/shop-data, node-b: /dev/mapper/shop-data }
+//!       wal: { at: { node-a: /dev/vg/shop-wal } }
+//!       dump: { stream: true, at: { node-b: /run/shop/dump.fifo } }
+//!     targets:                      # where restores may write, besides the volumes' own places
+//!       - { node: node-c, path: /dev/vg/shop-new }
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use milkrun_identity::NodeName;
+use milkrun_repository::id::AppName;
+use milkrun_repository::units;
+use serde::Deserialize;
+
+use super::{Application, Inventory, InventoryError, NodeLimits, Reach, SourceSpec, StoreLimits};
+
+/// An inventory file.
+#[derive(Clone, Debug)]
+pub struct InventoryFile {
+    path: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Document {
+    store: Store,
+    nodes: BTreeMap<String, Option<Node>>,
+    applications: BTreeMap<String, App>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Store {
+    volumes: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Node {
+    volumes: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct App {
+    rpo: Option<String>,
+    volumes: BTreeMap<String, Volume>,
+    targets: Vec<Target>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Volume {
+    at: BTreeMap<String, String>,
+    #[serde(default)]
+    stream: bool,
+    size: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Target {
+    node: String,
+    path: String,
+}
+
+/// A document that was checked.
+struct Checked {
+    store: StoreLimits,
+    nodes: BTreeMap<String, NodeLimits>,
+    applications: BTreeMap<AppName, Application>,
+}
+
+impl InventoryFile {
+    /// Uses this file. It is read and checked at once, and again whenever it is asked.
+    ///
+    /// # Errors
+    /// [`InventoryError`] when it can't be read or makes no sense.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, InventoryError> {
+        let file = Self { path: path.into() };
+        file.load()?;
+        Ok(file)
+    }
+
+    fn load(&self) -> Result<Checked, InventoryError> {
+        let read = std::fs::read_to_string(&self.path);
+        let text = read.map_err(|source| InventoryError::Read { path: self.path.clone(), source })?;
+        parse(&text).map_err(|what| InventoryError::Nonsense { path: self.path.clone(), what })
+    }
+}
+
+fn parse(text: &str) -> Result<Checked, String> {
+    let document: Document = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
+    let at_least_one = |n: Option<usize>, what: &str, otherwise: usize| match n {
+        Some(0) => Err(format!("{what}: volumes must be at least 1")),
+        n => Ok(n.unwrap_or(otherwise)),
+    };
+    let mut nodes = BTreeMap::new();
+    for (name, node) in document.nodes {
+        name.parse::<NodeName>().map_err(|e| e.to_string())?;
+        let volumes = node.unwrap_or_default().volumes;
+        let volumes = at_least_one(volumes, &format!("node {name}"), NodeLimits::default().volumes)?;
+        nodes.insert(name, NodeLimits { volumes });
+    }
+    let known = |node: &str, what: String| match nodes.contains_key(node) {
+        true => Ok(()),
+        false => Err(format!("{what} names the node {node:?}, which is not listed under nodes")),
+    };
+    let mut applications = BTreeMap::new();
+    for (name, app) in document.applications {
+        let app_name: AppName = name.parse().map_err(|e| format!("{e}"))?;
+        let mut sources = Vec::new();
+        for (volume, v) in app.volumes {
+            let what = format!("volume {volume} of {name}");
+            if v.at.is_empty() {
+                return Err(format!("{what} is nowhere: name at least one node under at"));
+            }
+            let mut reach = Vec::new();
+            for (node, path) in v.at {
+                known(&node, what.clone())?;
+                if path.is_empty() || path == "-" {
+                    return Err(format!("{what} has no path on {node}"));
+                }
+                reach.push(Reach { node: Some(node), path });
+            }
+            let size = v.size.as_deref().map(units::size).transpose().map_err(|e| format!("{what}: size: {e}"))?;
+            let source_name = volume.parse().map_err(|e| format!("{what}: {e}"))?;
+            sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach });
+        }
+        let mut targets = Vec::new();
+        for t in app.targets {
+            known(&t.node, format!("a target of {name}"))?;
+            targets.push(Reach { node: Some(t.node), path: t.path });
+        }
+        let rpo = app.rpo.as_deref().map(units::duration).transpose().map_err(|e| format!("{name}: rpo: {e}"))?;
+        applications.insert(app_name, Application { sources, targets, rpo });
+    }
+    let store = StoreLimits { volumes: at_least_one(document.store.volumes, "store", StoreLimits::default().volumes)? };
+    Ok(Checked { store, nodes, applications })
+}
+
+impl Inventory for InventoryFile {
+    fn trusts_orders(&self) -> bool {
+        false
+    }
+
+    fn node(&self, node: &str) -> Result<Option<NodeLimits>, InventoryError> {
+        Ok(self.load()?.nodes.get(node).copied())
+    }
+
+    fn nodes(&self) -> Result<Vec<String>, InventoryError> {
+        Ok(self.load()?.nodes.into_keys().collect())
+    }
+
+    fn store(&self) -> Result<StoreLimits, InventoryError> {
+        Ok(self.load()?.store)
+    }
+
+    fn application(&self, name: &AppName) -> Result<Application, InventoryError> {
+        self.load()?.applications.remove(name).ok_or_else(|| InventoryError::NoApplication(name.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SAMPLE: &str = "
+store: { volumes: 8 }
+nodes:
+  node-a: { volumes: 2 }
+  node-b:
+applications:
+  shop:
+    rpo: 4h
+    volumes:
+      data: { size: 1GiB, at: { node-a: /dev/a, node-b: /dev/b } }
+      dump: { stream: true, at: { node-b: /run/dump } }
+    targets:
+      - { node: node-b, path: /dev/new }
+";
+
+    #[test]
+    fn a_file_says_what_there_is() {
+        let c = parse(SAMPLE).unwrap();
+        assert_eq!((c.store.volumes, c.nodes["node-a"].volumes, c.nodes["node-b"].volumes), (8, 2, 4));
+        let shop = &c.applications[&"shop".parse().unwrap()];
+        assert_eq!(shop.rpo, Some(Duration::from_secs(4 * 3600)));
+        let [data, dump] = &shop.sources[..] else { panic!("{shop:?}") };
+        assert_eq!((data.reach.len(), data.size, data.stream), (2, Some(1 << 30), false));
+        assert!(dump.stream && shop.targets == [Reach { node: Some("node-b".into()), path: "/dev/new".into() }]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (from, to, why) in [
+            ("node-a: /dev/a", "node-x: /dev/a", "node-x"),
+            ("volumes: 2", "volumes: 0", "at least 1"),
+            ("volumes: 2", "volume: 2", "unknown field"),
+            ("rpo: 4h", "rpo: soon", "rpo"),
+            ("1GiB", "big", "size"),
+            ("at: { node-b: /run/dump }", "at: {}", "nowhere"),
+            ("node-b:\n", "Node_B:\n", "no node name"),
+            ("/run/dump", "-", "no path"),
+        ] {
+            let text = SAMPLE.replacen(from, to, 1);
+            assert_ne!(text, SAMPLE);
+            let e = parse(&text).err().unwrap_or_default();
+            assert!(e.contains(why), "{to}: {e}");
+        }
+    }
+}

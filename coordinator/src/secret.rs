@@ -1,0 +1,46 @@
+//! Where the repository's secret comes from, for programs: a file, or the environment. Never an argument.
+
+use std::ffi::OsString;
+
+use zeroize::Zeroizing;
+
+/// The secret.
+pub type Password = Zeroizing<Vec<u8>>;
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file can't be read.
+    #[error("can't read MILKRUN_PASSWORD_FILE {path:?}")]
+    File {
+        /// Which one.
+        path: OsString,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is nothing in it.
+    #[error("the password is empty")]
+    Empty,
+}
+
+/// From `MILKRUN_PASSWORD_FILE`, else `MILKRUN_PASSWORD`; `None` if neither is set.
+///
+/// # Errors
+/// [`SecretError`].
+pub fn from_environment() -> Result<Option<Password>, SecretError> {
+    let found = if let Some(path) = std::env::var_os("MILKRUN_PASSWORD_FILE") {
+        let text = std::fs::read(&path).map_err(|source| SecretError::File { path, source })?;
+        let mut text = Zeroizing::new(text);
+        // Editors end a file with a line break, which is no part of the secret.
+        while text.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
+            text.pop();
+        }
+        text
+    } else if let Some(text) = std::env::var_os("MILKRUN_PASSWORD") {
+        Zeroizing::new(text.into_encoded_bytes())
+    } else {
+        return Ok(None);
+    };
+    if found.is_empty() { Err(SecretError::Empty) } else { Ok(Some(found)) }
+}

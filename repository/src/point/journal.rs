@@ -1,0 +1,328 @@
+//! `journal/<run>/<epoch>-<number>`: what a run has done so far, so that another coordinator can go on with it. Sealed in an
+//! [envelope](crate::keys::envelope); not locked; deleted when the run ends.
+//!
+//! An object holds records, in the order in which things happened. A leader that takes a run over begins its own series with
+//! [`Record::TakeOver`], which says up to where it read the series before: what an older leader writes after that does not count.
+
+use crate::id::{AppName, ChunkId, PointId, VolumeName};
+use crate::index::PackInfo;
+use crate::pack::Place;
+use crate::wire::{Decoder, Encoder, Malformed};
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The run began: all that is needed to begin it again.
+    Begin(Begin),
+    /// Another leader went on, after this object.
+    TakeOver {
+        /// The epoch whose series it read last.
+        epoch: u64,
+        /// The last object of it that counts.
+        number: u32,
+    },
+    /// A pack is durable, whole and locked.
+    Sealed {
+        /// The pack.
+        pack: PackInfo,
+        /// Its chunks.
+        entries: Vec<(ChunkId, Place)>,
+    },
+    /// Regions of a volume are done, in the order of the volume.
+    Regions {
+        /// The volume.
+        volume: VolumeName,
+        /// The regions.
+        regions: Vec<Region>,
+    },
+    /// A volume is done.
+    Finished(Finished),
+}
+
+/// What a run is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// The application.
+    pub application: AppName,
+    /// How long the point stays locked, in ms; 0: as the repository says.
+    pub lock_ms: u64,
+    /// The point that predicts.
+    pub parent: Option<PointId>,
+    /// zstd level.
+    pub level: i32,
+    /// Read devices that are mounted read-write.
+    pub allow_mounted: bool,
+    /// Accept files that change.
+    pub allow_changing: bool,
+    /// Who ordered it, for people.
+    pub ordered_by: String,
+    /// The host that coordinates, for people.
+    pub host: String,
+    /// Volumes and streams.
+    pub sources: Vec<Source>,
+    /// How many manifests.
+    pub manifest_objects: u32,
+    /// The manifests as JSON lines.
+    pub manifests: Vec<u8>,
+}
+
+/// A volume or stream of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its name.
+    pub name: VolumeName,
+    /// Whether it is a stream.
+    pub stream: bool,
+    /// Its bytes; 0: not known.
+    pub size: u64,
+    /// Where it can be read: node and path.
+    pub reach: Vec<(String, String)>,
+}
+
+/// A region of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where it begins.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// It is the parent's, to the byte.
+    pub unchanged: bool,
+    /// What it is made of; none, unless unchanged: a hole.
+    pub runs: Vec<Run>,
+}
+
+/// A run of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Bytes.
+    pub len: u32,
+    /// The chunk, where the bytes begin in it, and its bytes; `None`: a hole.
+    pub chunk: Option<(ChunkId, u32, u32)>,
+}
+
+/// What an agent says of a volume that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// The volume.
+    pub volume: VolumeName,
+    /// Its bytes.
+    pub len: u64,
+    /// Its sector size.
+    pub sector_bytes: u32,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes that were not known before.
+    pub new_bytes: u64,
+    /// Bytes that were stored for it.
+    pub stored_bytes: u64,
+    /// What was reported and did not fail it.
+    pub notes: Vec<String>,
+}
+
+const ENTRY_LEN: usize = 32 + Place::ENCODED_LEN;
+const RUN_LEN: usize = 4 + 32 + 4 + 4;
+
+/// The body's bytes.
+pub fn encode(records: &[Record]) -> Vec<u8> {
+    let mut e = Encoder::new();
+    e.count(records.len());
+    for record in records {
+        match record {
+            Record::Begin(b) => b.encode(e.u8(1)),
+            Record::TakeOver { epoch, number } => {
+                e.u8(2).u64(*epoch).u32(*number);
+            }
+            Record::Sealed { pack, entries } => {
+                pack.encode(e.u8(3));
+                e.count(entries.len());
+                for (id, place) in entries {
+                    place.encode(e.raw(id.as_bytes()));
+                }
+            }
+            Record::Regions { volume, regions } => {
+                e.u8(4).text(volume.as_str()).count(regions.len());
+                for region in regions {
+                    region.encode(&mut e);
+                }
+            }
+            Record::Finished(f) => f.encode(e.u8(5)),
+        }
+    }
+    e.finish()
+}
+
+/// Parses a body.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
+    let mut d = Decoder::new(body);
+    let n = d.count(1, "record count")?;
+    let mut records = Vec::with_capacity(n);
+    for _ in 0..n {
+        records.push(match d.u8("record kind")? {
+            1 => Record::Begin(Begin::decode(&mut d)?),
+            2 => Record::TakeOver { epoch: d.u64("epoch")?, number: d.u32("number")? },
+            3 => {
+                let pack = PackInfo::decode(&mut d)?;
+                let n = d.count(ENTRY_LEN, "entry count")?;
+                let entry = |d: &mut Decoder<'_>| Ok((ChunkId::from_bytes(d.array("chunk id")?), Place::decode(d)?));
+                let entries = (0..n).map(|_| entry(&mut d)).collect::<Result<_, Malformed>>()?;
+                Record::Sealed { pack, entries }
+            }
+            4 => {
+                let volume = d.text("volume")?.parse().map_err(|_| d.bad("volume"))?;
+                let n = d.count(8 + 8 + 1 + 4, "region count")?;
+                let regions = (0..n).map(|_| Region::decode(&mut d)).collect::<Result<_, _>>()?;
+                Record::Regions { volume, regions }
+            }
+            5 => Record::Finished(Finished::decode(&mut d)?),
+            _ => return Err(d.bad("record kind")),
+        });
+    }
+    d.finish("end of journal")?;
+    Ok(records)
+}
+
+fn flag(d: &mut Decoder<'_>, what: &'static str) -> Result<bool, Malformed> {
+    match d.u8(what)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(d.bad(what)),
+    }
+}
+
+impl Begin {
+    fn encode(&self, e: &mut Encoder) {
+        e.text(self.application.as_str()).u64(self.lock_ms);
+        e.text(&self.parent.map(|p| p.to_string()).unwrap_or_default()).i64(self.level.into());
+        e.u8(u8::from(self.allow_mounted)).u8(u8::from(self.allow_changing));
+        e.text(&self.ordered_by).text(&self.host).count(self.sources.len());
+        for s in &self.sources {
+            e.text(s.name.as_str()).u8(u8::from(s.stream)).u64(s.size).count(s.reach.len());
+            for (node, path) in &s.reach {
+                e.text(node).text(path);
+            }
+        }
+        e.u32(self.manifest_objects).bytes(&self.manifests);
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let application = d.text("application")?.parse().map_err(|_| d.bad("application"))?;
+        let lock_ms = d.u64("lock period")?;
+        let parent = Some(d.text("parent")?).filter(|p| !p.is_empty());
+        let parent = parent.map(|p| p.parse()).transpose().map_err(|_| d.bad("parent"))?;
+        let level = i32::try_from(d.i64("level")?).map_err(|_| d.bad("level"))?;
+        let (allow_mounted, allow_changing) = (flag(d, "allow mounted")?, flag(d, "allow changing")?);
+        let (ordered_by, host) = (d.text("ordered by")?, d.text("host")?);
+        let n = d.count(4 + 1 + 8 + 4, "source count")?;
+        let mut sources = Vec::with_capacity(n);
+        for _ in 0..n {
+            let name = d.text("source")?.parse().map_err(|_| d.bad("source"))?;
+            let (stream, size) = (flag(d, "stream")?, d.u64("size")?);
+            let n = d.count(8, "place count")?;
+            let reach = (0..n).map(|_| Ok((d.text("node")?, d.text("path")?))).collect::<Result<_, Malformed>>()?;
+            sources.push(Source { name, stream, size, reach });
+        }
+        let (manifest_objects, manifests) = (d.u32("object count")?, d.bytes("manifests")?.to_vec());
+        Ok(Self {
+            application,
+            lock_ms,
+            parent,
+            level,
+            allow_mounted,
+            allow_changing,
+            ordered_by,
+            host,
+            sources,
+            manifest_objects,
+            manifests,
+        })
+    }
+}
+
+impl Region {
+    fn encode(&self, e: &mut Encoder) {
+        e.u64(self.offset).u64(self.len).u8(u8::from(self.unchanged)).count(self.runs.len());
+        for run in &self.runs {
+            // A hole is a run of no chunk: all zeros, with no bytes in its chunk.
+            let (id, offset, len) = run.chunk.unwrap_or((ChunkId::from_bytes([0; 32]), 0, 0));
+            e.u32(run.len).raw(id.as_bytes()).u32(offset).u32(len);
+        }
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let (offset, len, unchanged) = (d.u64("region offset")?, d.u64("region length")?, flag(d, "unchanged")?);
+        let n = d.count(RUN_LEN, "run count")?;
+        let mut runs = Vec::with_capacity(n);
+        for _ in 0..n {
+            let len = d.u32("run length")?;
+            let id: [u8; 32] = d.array("chunk id")?;
+            let (offset, chunk_len) = (d.u32("chunk offset")?, d.u32("chunk length")?);
+            let chunk = match chunk_len {
+                0 if id == [0; 32] && offset == 0 => None,
+                0 => return Err(d.bad("chunk length")),
+                _ => Some((ChunkId::from_bytes(id), offset, chunk_len)),
+            };
+            runs.push(Run { len, chunk });
+        }
+        Ok(Self { offset, len, unchanged, runs })
+    }
+}
+
+impl Finished {
+    fn encode(&self, e: &mut Encoder) {
+        e.text(self.volume.as_str()).u64(self.len).u32(self.sector_bytes);
+        e.u64(self.read_bytes).u64(self.new_bytes).u64(self.stored_bytes).count(self.notes.len());
+        for note in &self.notes {
+            e.text(note);
+        }
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let volume = d.text("volume")?.parse().map_err(|_| d.bad("volume"))?;
+        let (len, sector_bytes) = (d.u64("volume length")?, d.u32("sector size")?);
+        let (read_bytes, new_bytes, stored_bytes) = (d.u64("read bytes")?, d.u64("new bytes")?, d.u64("stored bytes")?);
+        let n = d.count(4, "note count")?;
+        let notes = (0..n).map(|_| d.text("note")).collect::<Result<_, _>>()?;
+        Ok(Self { volume, len, sector_bytes, read_bytes, new_bytes, stored_bytes, notes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn region(seed: u8, runs: Vec<(u32, bool)>) -> Region {
+        let run = |(len, hole): (u32, bool)| Run {
+            len,
+            chunk: (!hole).then(|| (ChunkId::from_bytes([seed; 32]), len / 2, len.max(1))),
+        };
+        Region {
+            offset: seed.into(),
+            len: 7,
+            unchanged: seed.is_multiple_of(2),
+            runs: runs.into_iter().map(run).collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn records_survive(seed: u8, runs in proptest::collection::vec((1u32..9, any::<bool>()), 0..20), note in ".{0,20}") {
+            let volume: VolumeName = "data".parse().unwrap();
+            let records = vec![
+                Record::TakeOver { epoch: 7, number: seed.into() },
+                Record::Regions { volume: volume.clone(), regions: vec![region(seed, runs.clone()), region(seed.wrapping_add(1), runs)] },
+                Record::Finished(Finished { volume, len: 1, sector_bytes: 512, read_bytes: 2, new_bytes: 3, stored_bytes: 4, notes: vec![note] }),
+            ];
+            let bytes = encode(&records);
+            prop_assert_eq!(decode(&bytes), Ok(records));
+            for cut in 0..bytes.len() {
+                prop_assert!(decode(&bytes[..cut]).is_err());
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! A coordinator and agents, as real processes: together, apart, and when some of them die.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod hosts;
+mod lost;
+mod refused;
+mod together;
