@@ -1,10 +1,12 @@
 //! What an agent is told.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use milkrun_identity::NodeName;
 use milkrun_identity::channel::CoordinatorUrl;
+use milkrun_observe::logs::LogFormat;
 use milkrun_repository::units;
 
 /// Moves the volumes of one node: reads them for backups, writes them for restores, as its coordinator says.
@@ -16,9 +18,9 @@ use milkrun_repository::units;
     after_help = "Example:\n  milkrun-agent --coordinator https://milkrun.example:7411 --node node-a --tls certs/agent-node-a\n\nIt stops in order on SIGTERM: what it was doing goes on elsewhere. It holds no credential of the store."
 )]
 pub(crate) struct Args {
-    /// The coordinator
-    #[arg(long, value_name = "URL", env = "MILKRUN_COORDINATOR")]
-    pub(crate) coordinator: CoordinatorUrl,
+    /// The coordinator; where several stand by for each other, each of them
+    #[arg(long, value_name = "URL", env = "MILKRUN_COORDINATOR", required = true, value_delimiter = ',')]
+    pub(crate) coordinator: Vec<CoordinatorUrl>,
     /// This node's name, as the certificate and the inventory have it
     #[arg(long, value_name = "NAME", env = "MILKRUN_NODE")]
     pub(crate) node: NodeName,
@@ -46,13 +48,7 @@ pub(crate) struct Args {
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
-}
-
-/// How a log is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// Lines for people
-    Text,
-    /// One JSON object a line
-    Json,
+    /// Serve /metrics, /healthz and /readyz here, without TLS
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
 }

@@ -27,7 +27,28 @@ pub struct Budget {
 
 /// Room for one buffer; dropping it gives the room back.
 #[derive(Debug)]
-pub struct Permit(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+pub struct Permit {
+    _room: OwnedSemaphorePermit,
+    bytes: f64,
+}
+
+/// Bytes of the budget that buffers hold now.
+const IN_USE: &str = "milkrun_agent_budget_in_use_bytes";
+
+impl Permit {
+    fn of(room: OwnedSemaphorePermit, bytes: u64) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        let bytes = bytes as f64;
+        metrics::gauge!(IN_USE).increment(bytes);
+        Self { _room: room, bytes }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        metrics::gauge!(IN_USE).decrement(self.bytes);
+    }
+}
 
 impl Budget {
     /// Divides `bytes` (at least [`LEAST`]).
@@ -47,12 +68,15 @@ impl Budget {
 
     /// Waits for room for `bytes` of a volume or of ranges. What is larger than all there is gets all there is.
     pub async fn transfer(&self, bytes: u64) -> Permit {
-        Self::acquire(&self.transfers, self.mib(bytes)).await
+        let n = self.mib(bytes);
+        Permit::of(Self::acquire(&self.transfers, n).await, u64::from(n) * MIB)
     }
 
     /// Room for `bytes` if there is some now.
     pub fn try_transfer(&self, bytes: u64) -> Option<Permit> {
-        self.transfers.clone().try_acquire_many_owned(self.mib(bytes)).ok().map(Permit)
+        let n = self.mib(bytes);
+        let room = self.transfers.clone().try_acquire_many_owned(n).ok()?;
+        Some(Permit::of(room, u64::from(n) * MIB))
     }
 
     fn mib(&self, bytes: u64) -> u32 {
@@ -61,12 +85,12 @@ impl Budget {
 
     /// Waits for room for a pack.
     pub async fn pack(&self) -> Permit {
-        Self::acquire(&self.packs, 1).await
+        Permit::of(Self::acquire(&self.packs, 1).await, self.pack_bytes as u64)
     }
 
     #[expect(clippy::expect_used, reason = "the semaphores are never closed")]
-    async fn acquire(semaphore: &Arc<Semaphore>, n: u32) -> Permit {
-        Permit(semaphore.clone().acquire_many_owned(n).await.expect("never closed"))
+    async fn acquire(semaphore: &Arc<Semaphore>, n: u32) -> OwnedSemaphorePermit {
+        semaphore.clone().acquire_many_owned(n).await.expect("never closed")
     }
 
     /// Bytes of a pack: an eighth of the budget, at most 32 MiB.

@@ -56,6 +56,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    fn wrote(&self, bytes: u64) {
+        Self::add(&self.written, bytes);
+        metrics::counter!("milkrun_agent_restored_bytes_total").increment(bytes);
+    }
+
     fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
@@ -218,7 +223,7 @@ impl RestoreJob {
         let put = move |job: &Self, plain: &mut Vec<u8>, writes: &[Write]| {
             let parts = writes.iter().map(|w| (w.volume_offset, w.chunk_offset as usize, w.len as usize));
             target.write_parts(plain, parts.collect())?;
-            Tally::add(&job.tally.written, writes.iter().map(|w| u64::from(w.len)).sum());
+            job.tally.wrote(writes.iter().map(|w| u64::from(w.len)).sum());
             Ok(())
         };
         self.each_chunk(range, put).await?;
@@ -264,7 +269,7 @@ impl RestoreJob {
                     Ok::<_, RestoreError>(target)
                 })
                 .await?;
-            Tally::add(&self.tally.written, len);
+            self.tally.wrote(len);
             *at = offset + len;
         }
         drop(permit);

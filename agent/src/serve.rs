@@ -7,17 +7,18 @@ use milkrun_agent::session::SessionError;
 use milkrun_agent::{Agent, AgentOptions};
 use milkrun_identity::channel::{DialError, dial};
 use milkrun_identity::tls::Credentials;
+use milkrun_observe::http::{self, HttpError};
+use milkrun_observe::signals::{SignalError, Stop};
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::store::connect::{ConnectError, Way, patient};
-use tokio::sync::watch;
 
-use crate::args::{Args, LogFormat};
+use crate::args::Args;
 
 /// Threads that wait for the network; CPU work and devices have their own.
 const ASYNC_THREADS: usize = 2;
 /// The pause before the first attempt to connect again; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why the agent can't run.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +29,10 @@ enum ServeError {
     Store(#[from] ConnectError),
     #[error(transparent)]
     Threads(#[from] milkrun_agent::workers::StartError),
-    #[error("can't listen for signals")]
-    Signals(#[source] std::io::Error),
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
 }
 
 /// Why a session is over.
@@ -42,7 +45,7 @@ enum Lost {
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    log_to_stderr(args.log);
+    milkrun_observe::logs::begin(args.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(ASYNC_THREADS).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
@@ -62,17 +65,6 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MILKRUN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
-}
-
 async fn serve(args: Args) -> Result<(), ServeError> {
     let credentials = Credentials::new(&args.tls);
     credentials.check()?;
@@ -85,45 +77,33 @@ async fn serve(args: Args) -> Result<(), ServeError> {
         options.threads = threads.into();
     }
     let agent = Agent::new(options)?;
-    let mut stop = stop_on_signal()?;
+    let stop = Stop::on_signal()?;
+    let connected = agent.connected();
+    if let Some(address) = args.metrics {
+        http::serve(address, connected).await?;
+    }
     let mut pause = FIRST_PAUSE;
-    loop {
+    for url in args.coordinator.iter().cycle() {
         let session = async {
-            let channel = dial(&credentials, &args.coordinator).await?;
+            let channel = dial(&credentials, url).await?;
             let began = tokio::time::Instant::now();
-            let ended = agent.run(channel, stop.clone()).await;
+            let ended = agent.run(channel, stop.watch()).await;
             if began.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
             Ok::<_, Lost>(ended?)
         };
         let ended = session.await;
-        if *stop.borrow() {
+        if stop.is_wanted() {
             return Ok(());
         }
         let why = ended.map_or_else(|e| chain(&e), |()| "the coordinator ended it".into());
-        tracing::warn!(coordinator = %args.coordinator, why, "no session; trying again in {:.1} s", pause.as_secs_f64());
+        tracing::warn!(coordinator = %url, why, "no session; trying again in {:.1} s", pause.as_secs_f64());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = stop.wait_for(|&stop| stop) => return Ok(()),
+            () = stop.wanted() => return Ok(()),
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-}
-
-/// Becomes true at SIGTERM or Ctrl-C; the second one ends the process at once.
-fn stop_on_signal() -> Result<watch::Receiver<bool>, ServeError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
-    let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            if stop.send_replace(true) {
-                std::process::exit(1);
-            }
-        }
-    });
-    Ok(stopped)
+    Ok(())
 }

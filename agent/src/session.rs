@@ -23,6 +23,7 @@ use milkrun_repository::store::{CreateError, GetError, Trouble};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::transport::Channel;
+use tracing::Instrument;
 use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
 use wire::to_agent::Message as Down;
@@ -83,6 +84,7 @@ impl AgentOptions {
 pub struct Agent {
     options: AgentOptions,
     engine: Arc<Engine>,
+    connected: watch::Sender<bool>,
 }
 
 /// Why the session ended.
@@ -109,7 +111,12 @@ impl Agent {
             budget,
             region_bytes,
         };
-        Ok(Self { options, engine: Arc::new(engine) })
+        Ok(Self { options, engine: Arc::new(engine), connected: watch::Sender::new(false) })
+    }
+
+    /// Whether a coordinator takes this agent now.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.connected.subscribe()
     }
 
     /// Registers and serves until the session ends. Once `stop` is true it takes no more work, gives back what it has, and
@@ -233,6 +240,8 @@ impl Heart {
 impl Session {
     async fn serve(mut self) -> Result<(), SessionError> {
         let end = loop {
+            #[expect(clippy::cast_precision_loss, reason = "a number of volumes")]
+            metrics::gauge!("milkrun_agent_volumes").set(self.tasks.len() as f64);
             match self.next().await {
                 Ok(Action::Ended) => break Ok(()),
                 Ok(action) => self.apply(action).await,
@@ -242,6 +251,8 @@ impl Session {
                 break Ok(());
             }
         };
+        self.agent.connected.send_replace(false);
+        metrics::gauge!("milkrun_agent_connected").set(0.0);
         for (_, task) in self.tasks.drain() {
             task.handle.abort();
         }
@@ -298,6 +309,8 @@ impl Session {
             }
             Action::Down(Down::Welcome(w)) => {
                 tracing::info!(epoch = w.epoch, "the coordinator takes this agent");
+                self.agent.connected.send_replace(true);
+                metrics::gauge!("milkrun_agent_connected").set(1.0);
                 let every = Duration::from_secs(w.heartbeat_seconds.into());
                 self.heart = (!every.is_zero()).then(|| Heart::start(self.up.clone(), every));
             }
@@ -365,7 +378,8 @@ impl Session {
         let open = self.agent.options.open.clone();
         let (up, reports) = (self.up.clone(), self.reports.clone());
         let (task_key, working) = (key.clone(), job.clone());
-        let handle = tokio::spawn(async move {
+        let span = span_of("backup", &assignment);
+        let work = async move {
             let job = working;
             let ticker = Ticker::start(up, assignment.clone(), backup_progress(job.counters.clone()));
             let result = back_up(&job, &b, open).await;
@@ -376,7 +390,8 @@ impl Session {
                 Err(e) => Some(Up::Failed(failed(assignment, kind_of_backup(&e), chain(&e)))),
             };
             let _ = reports.send((task_key, attempt, report)).await;
-        });
+        };
+        let handle = tokio::spawn(work.instrument(span));
         self.tasks.insert(key, Task { handle, attempt, go: None, job: Some(job) });
     }
 
@@ -430,7 +445,8 @@ impl Session {
         let coordinator = Coordinator::new(self.channel.clone(), assignment.clone());
         let (up, reports) = (self.up.clone(), self.reports.clone());
         let (task_key, attempt) = (key.clone(), assignment.attempt);
-        let handle = tokio::spawn(async move {
+        let span = span_of("restore", &assignment);
+        let work = async move {
             let result = restore(engine, redeem, coordinator, &r, assignment.clone(), up, gone).await;
             let report = match result {
                 Ok(tally) => Up::Restored(wire::Restored {
@@ -443,9 +459,16 @@ impl Session {
                 Err(e) => Up::Failed(failed(assignment, kind_of_restore(&e), chain(&e))),
             };
             let _ = reports.send((task_key, attempt, Some(report))).await;
-        });
+        };
+        let handle = tokio::spawn(work.instrument(span));
         self.tasks.insert(key, Task { handle, attempt, go: Some(go), job: None });
     }
+}
+
+/// What all that is logged about an assignment says of it.
+fn span_of(work: &'static str, a: &wire::Assignment) -> tracing::Span {
+    let run = RunId::try_from(&a.run[..]).map(|r| r.hex()).unwrap_or_default();
+    tracing::info_span!("assignment", work, run, volume = a.volume, attempt = a.attempt, epoch = a.epoch)
 }
 
 /// Ends once somebody wants this agent to stop; never, if nobody can any more.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use milkrun_observe::logs::LogFormat;
 use milkrun_repository::store::StoreUrl;
 use milkrun_repository::store::s3;
 use milkrun_repository::units;
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
+    /// Serve /metrics, /healthz and /readyz here, without TLS
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// How a bucket is addressed.
@@ -62,13 +66,4 @@ impl From<Addressing> for s3::Addressing {
             Addressing::Host => Self::VirtualHost,
         }
     }
-}
-
-/// How a log is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// Lines for people
-    Text,
-    /// One JSON object a line
-    Json,
 }

@@ -4,10 +4,12 @@
 mod claims;
 mod execute;
 mod parent;
+mod take_over;
 mod volume;
 
 pub use execute::Order;
 pub(crate) use execute::execute;
+pub(crate) use take_over::take_over;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,12 +28,14 @@ use milkrun_repository::metadata::{MetadataError, MetadataWriter};
 use milkrun_repository::pack::{PackKind, Place};
 use milkrun_repository::point::Root;
 use milkrun_repository::point::commit::{self, Claim, CommitError, Locks, StoredPack};
+use milkrun_repository::point::journal::Record;
 use milkrun_repository::repository::PointError;
 use milkrun_repository::store::grant::{PutGrant, PutTerms};
 use milkrun_repository::store::{CreateError, Failure, GetError, Key};
 use milkrun_repository::volume_map::MapRef;
 
 use crate::inventory::InventoryError;
+use crate::journal::{Journal, JournalError};
 use crate::runs::{Assigned, RefusedCall};
 use claims::{Claimed, Claims};
 use volume::VolumeBuild;
@@ -93,6 +97,9 @@ pub enum BackupError {
     /// The inventory gives no answer.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
+    /// The run's journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The parent can't be read.
     #[error("can't use the parent restore point")]
     Parent(#[source] PointError),
@@ -139,6 +146,8 @@ pub struct Run {
     /// Which node has which volume, under which attempt.
     assigned: Mutex<HashMap<String, Assigned>>,
     claims: Claims,
+    /// Where what is done is written down, if another leader could go on.
+    journal: Option<Journal>,
     quotas: Mutex<HashMap<String, Quota>>,
 }
 
@@ -235,7 +244,12 @@ impl Run {
             false if claimed.next() == Some(Claimed::Theirs) && share => Answer::Elsewhere,
             false => Answer::Yours,
         };
-        Ok(places.iter().map(answer).collect())
+        let answers: Vec<Answer> = places.iter().map(answer).collect();
+        let count = |wanted| answers.iter().filter(|a| **a == wanted).count() as u64;
+        for (name, wanted) in [("known", Answer::Known), ("yours", Answer::Yours), ("elsewhere", Answer::Elsewhere)] {
+            metrics::counter!("milkrun_lookups_total", "answer" => name).increment(count(wanted));
+        }
+        Ok(answers)
     }
 
     /// As [`Self::lookup`], but waits for some seconds while all that is unknown is on its way from elsewhere. `hurry` hears
@@ -300,6 +314,7 @@ impl Run {
             }
             quota.granted = granted;
         }
+        metrics::counter!("milkrun_grants_total").increment(1);
         let terms = PutTerms { key: Key::pack(&pack), length, crc32, lock: self.locks.packs };
         Ok(self.repository.store.grant_put(&terms).await?)
     }
@@ -311,8 +326,15 @@ impl Run {
     pub async fn seal(&self, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
         let length = claim.length;
         let ids: Vec<ChunkId> = entries.iter().map(|(id, _)| *id).collect();
+        let is_data = claim.kind == PackKind::Data;
         let stored = commit::seal(&*self.repository.store, claim, self.locks.packs).await?;
         self.grew(usize::try_from(length).unwrap_or(usize::MAX));
+        metrics::counter!("milkrun_sealed_packs_total").increment(1);
+        metrics::counter!("milkrun_sealed_bytes_total").increment(length);
+        // Before its chunks are known to anybody: what a journal's regions name stands before them. Maps are made anew.
+        if let (true, Some(journal)) = (is_data, &self.journal) {
+            journal.note(Record::Sealed { pack: stored.info().clone(), entries: entries.clone() });
+        }
         let full = {
             let mut index = lock(&self.index);
             index.add(stored.info().clone(), entries);

@@ -104,6 +104,13 @@ impl Dispatcher {
     /// Plans anew: an agent came or went, or something changed here.
     pub fn replan(&self) {
         let mut state = self.state();
+        #[expect(clippy::cast_precision_loss, reason = "numbers of volumes and agents")]
+        let show = |state: &State| {
+            metrics::gauge!("milkrun_volumes", "state" => "waiting").set(state.waiting.len() as f64);
+            metrics::gauge!("milkrun_volumes", "state" => "running").set(state.running.len() as f64);
+            metrics::gauge!("milkrun_agents").set(self.agents.list().len() as f64);
+        };
+        show(&state);
         if state.waiting.is_empty() {
             return;
         }
@@ -134,5 +141,6 @@ impl Dispatcher {
             state.running.push((placed.run, placed.volume.clone(), running));
             self.runs.tell(&placed.run, RunEvent::Placed { volume: placed.volume, node: placed.node });
         }
+        show(&state);
     }
 }

@@ -13,6 +13,8 @@ pub mod agents;
 pub mod backup;
 pub mod dispatch;
 pub mod inventory;
+mod journal;
+pub mod leader;
 pub mod manifests;
 mod moves;
 pub mod placement;
@@ -29,6 +31,8 @@ use milkrun_repository::index::IndexCache;
 use agents::Agents;
 use dispatch::Dispatcher;
 use inventory::Inventory;
+use leader::Leadership;
+use milkrun_repository::store::Failure;
 use runs::Runs;
 
 /// A coordinator of one repository.
@@ -46,17 +50,50 @@ pub struct Coordinator {
     pub inventory: Arc<dyn Inventory>,
     /// Who goes next.
     pub dispatcher: Dispatcher,
+    /// The epoch under which it leads.
+    pub epoch: u64,
+    /// Whether it leads, and keeps journals so that another can go on; nobody goes on from an embedded one.
+    leadership: Option<Arc<dyn Leadership>>,
 }
 
 impl Coordinator {
     /// For an open repository and what the inventory lists ([`inventory::Embedded`]: what the order says).
     pub fn new(repository: Repository, cache: IndexCache, inventory: impl Inventory) -> Self {
-        let (agents, runs) = (Agents::default(), Runs::default());
+        Self::over(Arc::new(repository), cache, inventory, EMBEDDED_EPOCH, None)
+    }
+
+    /// One that leads under `epoch` and can be followed by another.
+    pub fn leading(
+        repository: Arc<Repository>,
+        cache: IndexCache,
+        inventory: impl Inventory,
+        epoch: u64,
+        leadership: Arc<dyn Leadership>,
+    ) -> Self {
+        Self::over(repository, cache, inventory, epoch, Some(leadership))
+    }
+
+    fn over(
+        repository: Arc<Repository>,
+        cache: IndexCache,
+        inventory: impl Inventory,
+        epoch: u64,
+        leadership: Option<Arc<dyn Leadership>>,
+    ) -> Self {
+        let (agents, runs) = (Agents::default(), Runs::new(epoch));
         let inventory: Arc<dyn Inventory> = Arc::new(inventory);
         let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
-        Self { repository: Arc::new(repository), cache, agents, runs, inventory, dispatcher }
+        Self { repository, cache, agents, runs, inventory, dispatcher, epoch, leadership }
+    }
+
+    /// Goes on with every run that an earlier leader left unfinished.
+    ///
+    /// # Errors
+    /// When the store can't be asked which those are.
+    pub async fn take_over(&self) -> Result<(), Failure> {
+        backup::take_over(self).await
     }
 }
 
-/// The epoch of this leader. One process leads for its whole life until leases of leaders exist.
-pub const EPOCH: u64 = 1;
+/// The epoch of a coordinator that nobody else can be besides: the embedded one.
+pub const EMBEDDED_EPOCH: u64 = 1;

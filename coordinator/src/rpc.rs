@@ -47,15 +47,11 @@ where
     server().add_service(control).serve_with_incoming(connections).await
 }
 
-/// Serves agents and whoever drives, on these connections, until `stop`. Who may do what stands in their certificates.
+/// Serves agents and whoever drives, on these connections. Who may do what stands in their certificates.
 ///
 /// # Errors
 /// When the transport fails.
-pub async fn serve_all<I, IO>(
-    coordinator: Coordinator,
-    connections: I,
-    stop: impl Future<Output = ()>,
-) -> Result<(), tonic::transport::Error>
+pub async fn serve_all<I, IO>(coordinator: Coordinator, connections: I) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = std::io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
@@ -63,7 +59,7 @@ where
     let (session, upload, download) = agent_services(&coordinator);
     let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let services = server().add_service(session).add_service(upload).add_service(download).add_service(control);
-    services.serve_with_incoming_shutdown(connections, stop).await
+    services.serve_with_incoming(connections).await
 }
 
 type AgentServices =

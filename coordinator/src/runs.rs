@@ -10,7 +10,7 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::RunId;
 use tokio::sync::mpsc;
 
-use crate::{EPOCH, backup, restore};
+use crate::{backup, restore};
 use view::Feed;
 
 /// What happens to a run, from outside.
@@ -89,9 +89,10 @@ impl Assigned {
 const KEPT: usize = 256;
 
 /// The table.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Runs {
     table: Arc<Mutex<Table>>,
+    epoch: u64,
 }
 
 #[derive(Default)]
@@ -106,6 +107,11 @@ struct Entry {
 }
 
 impl Runs {
+    /// Of a coordinator that leads under `epoch`.
+    pub fn new(epoch: u64) -> Self {
+        Self { table: Arc::default(), epoch }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -159,7 +165,7 @@ impl Runs {
 
     fn find(&self, a: &Option<wire::Assignment>) -> Result<(Run, wire::Assignment), RefusedCall> {
         let a = a.clone().ok_or(RefusedCall::NoRun)?;
-        if a.epoch != EPOCH {
+        if a.epoch != self.epoch {
             return Err(RefusedCall::Stale);
         }
         let id = RunId::try_from(&a.run[..]).map_err(|_| RefusedCall::NoRun)?;

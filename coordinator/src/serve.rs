@@ -2,23 +2,29 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use milkrun_coordinator::inventory::InventoryError;
 use milkrun_coordinator::inventory::file::InventoryFile;
+use milkrun_coordinator::leader::{Leadership, StoreLease};
 use milkrun_coordinator::secret::{self, SecretError};
 use milkrun_coordinator::{Coordinator, rpc};
 use milkrun_identity::tls::{Credentials, TlsError};
+use milkrun_observe::http::{self, HttpError};
+use milkrun_observe::signals::{SignalError, Stop};
 use milkrun_repository::index::{CacheError, IndexCache};
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::repository::OpenError;
+use milkrun_repository::store::Failure;
 use milkrun_repository::store::connect::{ConnectError, Way};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use crate::args::{Args, LogFormat};
+use crate::args::Args;
 
-/// How long connections may take to end once the process is told to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long giving way to the next coordinator may take.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the coordinator can't run.
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +45,20 @@ enum ServeError {
     Cache(#[from] CacheError),
     #[error("can't listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
-    #[error("can't listen for signals")]
-    Signals(#[source] std::io::Error),
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error("this coordinator leads no longer: {0}")]
+    Superseded(String),
+    #[error("can't ask the store who leads")]
+    Store(#[from] Failure),
     #[error("serving failed")]
     Serve(#[from] tonic::transport::Error),
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    log_to_stderr(args.log);
+    milkrun_observe::logs::begin(args.log);
     let result = match tokio::runtime::Runtime::new() {
         Ok(runtime) => {
             let result = runtime.block_on(serve(args));
@@ -64,17 +76,6 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MILKRUN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
-}
-
 async fn serve(args: Args) -> Result<(), ServeError> {
     let credentials = Credentials::new(&args.tls);
     credentials.check()?;
@@ -82,48 +83,36 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let password = secret::from_environment()?.ok_or(ServeError::NoSecret)?;
     let way = Way { ca_file: args.ca_file, limit_upload: args.limit_upload, addressing: args.s3_addressing.into() };
     let place = way.with_ca_of_environment().connect(&args.repository).await?;
-    let repository = milkrun_repository::repository::open(place.store, &password).await?;
+    let repository = Arc::new(milkrun_repository::repository::open(place.store, &password).await?);
     drop(password);
     let cache = IndexCache::new(&IndexCache::folder(args.cache), &repository.config.id)?;
     let listener = TcpListener::bind(args.listen).await.map_err(|e| ServeError::Listen(args.listen, e))?;
     let address = listener.local_addr().map_err(|e| ServeError::Listen(args.listen, e))?;
-    let coordinator = Coordinator::new(repository, cache, inventory);
-    tracing::info!(repository = %args.repository, %address, "serving");
-    let mut stopped = stop_on_signal()?;
-    let mut stop = stopped.clone();
-    let served = rpc::serve_all(coordinator, rpc::connection::accept(listener, credentials), async move {
-        // Whoever could say so is gone: nobody stops us.
-        if stop.wait_for(|&stop| stop).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    });
-    let bound = async move {
-        if stopped.wait_for(|&stop| stop).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        tracing::info!("stopping");
-        tokio::time::sleep(STOP_LIMIT).await;
-    };
-    tokio::select! {
-        served = served => Ok(served?),
-        // Agents stay connected for as long as they can.
-        () = bound => Ok(()),
+    let stop = Stop::on_signal()?;
+    let (leads, ready) = watch::channel(false);
+    if let Some(address) = args.metrics {
+        http::serve(address, ready).await?;
     }
-}
-
-/// Becomes true at SIGTERM or Ctrl-C; the second one ends the process at once.
-fn stop_on_signal() -> Result<tokio::sync::watch::Receiver<bool>, ServeError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            if stop.send_replace(true) {
-                std::process::exit(1);
-            }
-        }
-    });
-    Ok(stopped)
+    let name = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
+    let leadership: Arc<dyn Leadership> = Arc::new(StoreLease::new(repository.clone(), name));
+    let epoch = tokio::select! {
+        epoch = leadership.campaign() => epoch?,
+        () = stop.wanted() => return Ok(()),
+    };
+    let coordinator = Coordinator::leading(repository, cache, inventory, epoch, leadership.clone());
+    tracing::info!(repository = %args.repository, %address, epoch, "serving");
+    coordinator.take_over().await?;
+    leads.send_replace(true);
+    tokio::select! {
+        served = rpc::serve_all(coordinator, rpc::connection::accept(listener, credentials)) => served?,
+        // At once: runs are left as they are, and their journals say how far they came. What ends in order here would only
+        // look to them as if their agents failed.
+        () = stop.wanted() => {}
+        // Whoever leads now goes on with the runs; what this process does from here on counts nowhere.
+        why = leadership.hold(epoch) => return Err(ServeError::Superseded(why)),
+    }
+    tracing::info!("stopping; the next coordinator goes on with what is under way");
+    // Else the next one waits a little.
+    let _ = tokio::time::timeout(RELEASE_LIMIT, leadership.release(epoch)).await;
+    Ok(())
 }

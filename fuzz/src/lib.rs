@@ -25,6 +25,7 @@ use milkrun_repository::index::{MappedSegment, Segment};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::wrapped;
 use milkrun_repository::pack::{Directory, PackKind};
+use milkrun_repository::point::journal;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::{Placement, Root, RootBody, Selector};
 use milkrun_repository::store::{Key, StoreUrl};
@@ -93,6 +94,9 @@ fn stored() -> Vec<Target> {
         }),
         Target::canonical("lease", golden!("lease-body-v1.bin").to_vec(), |b| {
             Lease::decode(b).ok().map(|x| x.encode())
+        }),
+        Target::canonical("journal", golden!("journal-body-v1.bin").to_vec(), |b| {
+            journal::decode(b).ok().map(|x| journal::encode(&x))
         }),
         Target::canonical("root-body", golden!("point-body-v1.bin").to_vec(), |b| {
             RootBody::decode(b).ok().map(|x| x.encode())

@@ -11,6 +11,7 @@ use milkrun_repository::index::Segment;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::wrapped;
 use milkrun_repository::pack::{Directory, PackKind, SlotOpener, slot_key};
+use milkrun_repository::point::journal;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::{Placement, Root, RootBody};
 use milkrun_repository::store::Key;
@@ -102,6 +103,13 @@ fn lease_v1() {
     let body = golden("lease-body-v1.bin", || lease().encode());
     assert_eq!(Lease::decode(&body).unwrap(), lease());
     assert_eq!(lease().encode(), body);
+}
+
+#[test]
+fn journal_v1() {
+    let body = golden("journal-body-v1.bin", || journal::encode(&journal()));
+    assert_eq!(journal::decode(&body).unwrap(), journal());
+    assert_eq!(journal::encode(&journal()), body);
 }
 
 #[test]

@@ -7,10 +7,10 @@ use milkrun_tests::cluster::{Cluster, wait_for};
 use milkrun_tests::noise;
 use nix::sys::signal::Signal;
 
-const SIZE: usize = 192 << 20;
+pub(crate) const SIZE: usize = 192 << 20;
 
 /// A volume that both nodes reach, and agents slow enough to be caught at work.
-fn shared_volume() -> Cluster {
+pub(crate) fn shared_volume() -> Cluster {
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
     let at = |name: &str| c.folder().join(name).display().to_string();

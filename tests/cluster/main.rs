@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod hosts;
+mod leaders;
 mod lost;
 mod refused;
 mod together;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use milkrun_tests::cluster::Cluster;
+use milkrun_tests::cluster::{Cluster, free_port, http_get};
 use milkrun_tests::noise;
 
 /// Two nodes with a volume each, and a place on each to restore the other's.
@@ -27,6 +27,45 @@ applications:
     ));
     fs::write(at("data.img"), [noise(20 << 20, 1), vec![0; 4 << 20]].concat()).unwrap();
     fs::write(at("wal.img"), noise(8 << 20, 2)).unwrap();
+}
+
+#[test]
+fn what_a_coordinator_and_an_agent_do_can_be_seen() {
+    let mut c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let (at_coordinator, at_agent) = (free_port(), free_port());
+    let coordinator =
+        c.coordinator_with("coordinator", &["--log", "json", "--metrics", &format!("127.0.0.1:{at_coordinator}")]);
+    coordinator.wait_for_log("serving");
+    let _b = c.agent("node-b");
+    c.agent_args.extend(["--log".into(), "json".into(), "--metrics".into(), format!("127.0.0.1:{at_agent}")]);
+    let agent = c.agent("node-a");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    for port in [at_coordinator, at_agent] {
+        assert!(http_get(port, "/healthz").0.contains("200"));
+        assert!(http_get(port, "/readyz").0.contains("200"));
+    }
+    let value = |port: u16, name: &str| {
+        let metrics = http_get(port, "/metrics").1;
+        let line = metrics.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in:\n{metrics}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(value(at_agent, "milkrun_agent_read_bytes_total") as u64, 24 << 20);
+    assert_eq!(value(at_agent, "milkrun_agent_new_bytes_total") as u64, 20 << 20);
+    assert_eq!(value(at_agent, "milkrun_agent_budget_in_use_bytes") as u64, 0);
+    assert_eq!(value(at_agent, "milkrun_agent_connected") as u64, 1);
+    assert!(value(at_coordinator, "milkrun_grants_total") >= 2.0);
+    assert!(value(at_coordinator, "milkrun_journal_writes_total") >= 3.0);
+    assert_eq!(value(at_coordinator, "milkrun_agents") as u64, 2);
+    assert!(value(at_coordinator, "milkrun_last_success_timestamp_seconds{application=\"shop\"}") > 1.7e9);
+    assert_eq!(value(at_coordinator, "milkrun_runs_total{kind=\"backup\",outcome=\"done\"}") as u64, 1);
+    // Every line is a document, and says which run it is about.
+    for log in [coordinator.log(), agent.log()] {
+        assert!(log.lines().all(|l| l.starts_with('{') && l.ends_with('}')), "{log}");
+    }
+    assert!(coordinator.log().lines().any(|l| l.contains("committed") && l.contains("\"run\":")));
 }
 
 #[test]

@@ -15,6 +15,31 @@ use crate::binary::{Milkrun, Ran, binary, ran};
 /// What tests wait for takes no longer, or does not come.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// What `GET path` answers on loopback: the status line and the body.
+///
+/// # Panics
+/// If nobody answers.
+#[expect(clippy::expect_used, reason = "a test helper")]
+pub fn http_get(port: u16, path: &str) -> (String, String) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("it takes the question");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
+}
+
+/// A port of loopback that nobody listens on.
+///
+/// # Panics
+/// If there is none.
+#[expect(clippy::expect_used, reason = "a test helper")]
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("a port").port()
+}
+
 /// Looks until `look` has something.
 ///
 /// # Panics
@@ -256,9 +281,7 @@ impl Cluster {
         network: Option<Network>,
         agent_args: Vec<String>,
     ) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("a port").port();
-        let cluster = Self { folder, repository, env, network, port, agent_args };
+        let cluster = Self { folder, repository, env, network, port: free_port(), agent_args };
         cluster.certs(&["authority"]);
         let host = cluster.coordinator_host();
         cluster.certs(&["coordinator", &host]);
@@ -324,10 +347,22 @@ impl Cluster {
     /// # Panics
     /// If it does not.
     pub fn coordinator_with(&self, name: &str, args: &[&str]) -> Process {
+        self.start_coordinator(name, &format!("{}:{}", self.coordinator_host(), self.port), args)
+    }
+
+    /// Starts a coordinator that serves elsewhere.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub fn coordinator_listening(&self, name: &str, address: &str) -> Process {
+        self.start_coordinator(name, address, &[])
+    }
+
+    fn start_coordinator(&self, name: &str, listen: &str, args: &[&str]) -> Process {
         let mut command = self.on("coordinator", &Self::program("milkrun-coordinator"));
         let host = self.coordinator_host();
         let at = |file: &str| self.folder().join(file);
-        command.args(["--listen", &format!("{host}:{}", self.port)]).args(args);
+        command.args(["--listen", listen]).args(args);
         command.arg("--inventory").arg(at("inventory.yaml"));
         command.arg("--tls").arg(at("certs").join(format!("coordinator-{host}")));
         command.env("MILKRUN_REPOSITORY", self.repository.url()).env("MILKRUN_PASSWORD", "correct horse");
@@ -357,8 +392,17 @@ impl Cluster {
 
     /// Starts a node's agent with another certificate.
     pub fn agent_as(&self, node: &str, tls: &Path) -> Process {
+        self.start_agent(node, tls, &self.url())
+    }
+
+    /// Starts a node's agent, whose certificate was made, for another coordinator.
+    pub fn agent_of(&self, node: &str, url: &str) -> Process {
+        self.start_agent(node, &self.folder().join("certs").join(format!("agent-{node}")), url)
+    }
+
+    fn start_agent(&self, node: &str, tls: &Path, url: &str) -> Process {
         let mut command = self.on(node, &Self::program("milkrun-agent"));
-        command.args(["--coordinator", &self.url(), "--node", node]).arg("--tls").arg(tls).args(&self.agent_args);
+        command.args(["--coordinator", url, "--node", node]).arg("--tls").arg(tls).args(&self.agent_args);
         // What reads or writes the bucket by itself would fail: agents have grants alone.
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
         Process::start(command, &self.folder().join(format!("{node}.log")))

@@ -129,6 +129,7 @@ async fn region(
             .await
             .map_err(|(at, e)| BackupError::Read { offset: at, length, source: e })?;
         Counters::add(&job.counters.read, read);
+        metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
         let (pages, domain) = (job.pages, job.domain.clone());
         let buffer = Arc::new(buffer);
         let bytes = buffer.clone();

@@ -204,6 +204,8 @@ impl RunPacks {
         let body = Bytes::from(pack.bytes);
         let stored = self.redeem.put(&grant, body.clone()).await;
         stored.map_err(|source| BackupError::Store { pack: claim.id, source })?;
+        metrics::counter!("milkrun_agent_uploads_total").increment(1);
+        metrics::counter!("milkrun_agent_uploaded_bytes_total").increment(claim.length);
         if let Ok(buffer) = body.try_into_mut() {
             lock(&self.buffers).push(buffer.into());
         }
@@ -252,6 +254,7 @@ fn fill_now(
             let place = open.builder.append(&id, &batch.bytes[offset..offset + len], compressor);
             open.entries.push((id, place));
             Counters::add(&counters.new, len as u64);
+            metrics::counter!("milkrun_agent_new_bytes_total").increment(len as u64);
             Counters::add(&counters.stored, u64::from(place.sealed_len));
             batch.chunks.pop_front();
         }

@@ -35,6 +35,7 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
             .map_err(|e| BackupError::Read { offset, length: 0, source: e })?;
         let last = filled < size;
         Counters::add(&job.counters.read, (filled - carried) as u64);
+        metrics::counter!("milkrun_agent_read_bytes_total").increment((filled - carried) as u64);
         let (cutter, domain) = (job.streams, job.domain.clone());
         let buffer = Arc::new(buffer);
         let bytes = buffer.clone();

@@ -10,12 +10,13 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::chunk::Piece;
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{AppName, RunId};
+use milkrun_repository::id::{AppName, PointId, RunId};
 use milkrun_repository::index::{ChunkIndex, PackInfo};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::MetadataWriter;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::commit::{Commit, CommitError, Committed, Locks, check_store_clock};
+use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::{ManifestEntry, MapId, VolumeKind};
 use milkrun_repository::point::{Root, RootBody};
@@ -28,13 +29,15 @@ use wire::to_agent::Message as ToAgent;
 
 use super::Quota;
 use super::parent::{self, Choice};
+use super::take_over::begin;
 use super::volume::{Finished, VolumeBuild};
 use super::{BackupError, Run, lock};
+use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
-use crate::moves::{Assignment, Moves, Verdict, by_node};
+use crate::journal::{Journal, Left};
+use crate::moves::{Moves, Verdict, by_node};
 use crate::runs::view::Feed;
 use crate::runs::{self, RunEvent};
-use crate::{Coordinator, EPOCH};
 
 /// Bytes of manifests that one leaf covers.
 const MANIFEST_LEAF: usize = 16 << 20;
@@ -74,7 +77,6 @@ pub(crate) async fn execute(
     id: RunId,
     feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
-    let began = tokio::time::Instant::now();
     let mut rpo = None;
     if !coordinator.inventory.trusts_orders() {
         let application = coordinator.inventory.application(&order.application)?;
@@ -95,11 +97,44 @@ pub(crate) async fn execute(
         moment,
         lock_until: locks.point.map(|l| l.until),
     };
-    let (lease_key, lease_version) = take_lease(coordinator, &root, &order.host).await?;
-    let plan = Plan { root, choice, locks, rpo };
-    let result = run(coordinator, &order, plan, feed, began).await;
-    // The run is over and this process will not commit it any more: nobody needs its lease. One that can't be deleted
-    // (a writer without that right) is ended by the collector.
+    let lease = take_lease(coordinator, &root, &order.host).await?;
+    let plan = Plan { root, choice, locks, rpo, left: None };
+    execute_plan(coordinator, &order, plan, feed, lease).await
+}
+
+/// Runs a backup whose lease is taken.
+///
+/// # Errors
+/// As [`execute`].
+pub(super) async fn execute_plan(
+    coordinator: &Coordinator,
+    order: &Order,
+    plan: Plan,
+    feed: &Feed,
+    (lease_key, lease_version): (Key, Version),
+) -> Result<control::BackupDone, BackupError> {
+    let began = tokio::time::Instant::now();
+    let (repository, id) = (&coordinator.repository, plan.root.run);
+    let point = plan.root.id();
+    let taken_over = plan.left.is_some();
+    let mut result = run(coordinator, order, plan, feed, began).await;
+    if let (true, Err(BackupError::Commit(CommitError::Ended(_)))) = (taken_over, &result)
+        && repository.catalog().point(&point).await.is_ok()
+    {
+        // The leader before committed it after all.
+        result = Ok(control::BackupDone { point: point.to_string(), ..Default::default() });
+    }
+    // Somebody else leads since: the run is theirs now.
+    if let Some(leadership) = &coordinator.leadership
+        && !leadership.is_newest(coordinator.epoch).await
+    {
+        return result;
+    }
+    // The run is over and this process will not commit it any more: nobody needs its journal and its lease. What can't be
+    // deleted (a writer without that right) is ended by the collector.
+    if coordinator.leadership.is_some() {
+        Journal::delete(repository, &id).await;
+    }
     if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {
         tracing::debug!(error = %e, "the lease stays for the collector");
     }
@@ -120,7 +155,7 @@ fn check_names(order: &Order) -> Result<(), BackupError> {
 async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<(Key, Version), BackupError> {
     let repository = &coordinator.repository;
     let key = Key::lease(&root.run);
-    let body = Lease::of(root, host).encode();
+    let body = Lease::of(root, coordinator.epoch, host).encode();
     let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Lease, &body);
     let version = match repository.store.create(&key, object.into(), None).await {
         Ok(version) => version,
@@ -132,11 +167,13 @@ async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Resul
 }
 
 /// What is settled before anything moves.
-struct Plan {
-    root: Root,
-    choice: Choice,
-    locks: Locks,
-    rpo: Option<Duration>,
+pub(super) struct Plan {
+    pub(super) root: Root,
+    pub(super) choice: Choice,
+    pub(super) locks: Locks,
+    pub(super) rpo: Option<Duration>,
+    /// What an earlier leader did of it.
+    pub(super) left: Option<Left>,
 }
 
 async fn run(
@@ -147,7 +184,7 @@ async fn run(
     began: tokio::time::Instant,
 ) -> Result<control::BackupDone, BackupError> {
     let repository = &coordinator.repository;
-    let Plan { root, choice, locks, rpo } = plan;
+    let Plan { root, choice, locks, rpo, left } = plan;
     let parent = parent::open(repository, root.app, choice).await?;
     let (ring, config) = (&repository.ring, &repository.config);
     let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
@@ -172,6 +209,10 @@ async fn run(
         stored_bytes: AtomicU64::new(0),
         assigned: Mutex::default(),
         claims: super::Claims::default(),
+        journal: coordinator
+            .leadership
+            .is_some()
+            .then(|| Journal::new(repository.clone(), root.run, coordinator.epoch)),
         quotas: Mutex::new(order.sources.iter().map(|s| (s.name.to_string(), Quota::of(s.size))).collect()),
     });
     let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()));
@@ -181,13 +222,35 @@ async fn run(
     });
     // The older the newest point is, the nearer its promise is to being broken.
     let due = rpo.map(|rpo| parent.as_ref().map_or(root.moment, |p| p.found.root.moment.plus(rpo)));
-    let moved = move_volumes(coordinator, order, &run, due, &mut inbox, feed).await;
-    let result = match moved {
-        Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
+    let parent_id = parent.as_ref().map(|p| p.found.root.id());
+    let result = match prepare(order, &run, parent_id, left, feed).await {
+        Ok(done) => match move_volumes(coordinator, order, &run, due, done, &mut inbox, feed).await {
+            Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
+            Err(e) => Err(e),
+        },
         Err(e) => Err(e),
     };
     coordinator.runs.end(&root.run);
     result
+}
+
+/// Begins the journal, or goes on with what an earlier one says. Returns the volumes that are done.
+async fn prepare(
+    order: &Order,
+    run: &Run,
+    parent: Option<PointId>,
+    left: Option<Left>,
+    feed: &Feed,
+) -> Result<Vec<String>, BackupError> {
+    let Some(journal) = &run.journal else { return Ok(Vec::new()) };
+    let Some(Left { records, epoch, number }) = left else {
+        journal.note(begin(order, parent, feed.now().ordered_by));
+        journal.write().await?;
+        return Ok(Vec::new());
+    };
+    journal.note(Record::TakeOver { epoch, number });
+    journal.write().await?;
+    run.replay(records).await
 }
 
 fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {
@@ -209,12 +272,16 @@ async fn move_volumes(
     order: &Order,
     run: &Arc<Run>,
     due: Option<Moment>,
+    done: Vec<String>,
     inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
     feed: &Feed,
 ) -> Result<(), BackupError> {
     let sources: HashMap<&str, &SourceSpec> = order.sources.iter().map(|s| (s.name.as_str(), s)).collect();
-    let reach: Vec<(String, Vec<Reach>)> =
-        order.sources.iter().map(|s| (s.name.to_string(), s.reach.clone())).collect();
+    for name in &done {
+        feed.volume(name, |v| v.done = true);
+    }
+    let open = order.sources.iter().filter(|s| !done.iter().any(|d| d == s.name.as_str()));
+    let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
     let mut moves = Moves::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
     let mut look = tokio::time::interval(LOOK_EVERY);
     let result = loop {
@@ -240,7 +307,7 @@ async fn move_volumes(
         let under_way = moves.under_way();
         for (volume, attempt, node) in &under_way {
             if let Some(link) = coordinator.agents.link(node) {
-                link.send(ToAgent::Cancel(assignment_of(run, volume, *attempt))).await;
+                link.send(ToAgent::Cancel(assignment_of(coordinator, run, volume, *attempt))).await;
             }
         }
         runs::await_stopped(inbox, by_node(&under_way)).await;
@@ -263,11 +330,12 @@ async fn apply(
             let Some(source) = sources.get(volume.as_str()) else { return Ok(()) };
             let Some(given) = moves.placed(&volume, &node) else { return Ok(()) };
             let resume_at = run.assign(&volume, given.attempt, &node).await;
-            if given.attempt > 1 {
+            if given.attempt > 1 || resume_at > 0 {
                 tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
             }
             let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
-            let message = backup_volume(order, run, source, &given, has_parent, resume_at);
+            let a = assignment_of(coordinator, run, &volume, given.attempt);
+            let message = backup_volume(order, run, source, a, given.path, has_parent, resume_at);
             if !given.link.send(ToAgent::Backup(message)).await {
                 tracing::debug!(node, "an agent went away before it had its assignment");
             }
@@ -308,7 +376,7 @@ async fn apply(
         RunEvent::Drained(node) => {
             for (volume, attempt) in moves.at(&node) {
                 if let Some(link) = coordinator.agents.link(&node) {
-                    link.send(ToAgent::Cancel(assignment_of(run, &volume, attempt))).await;
+                    link.send(ToAgent::Cancel(assignment_of(coordinator, run, &volume, attempt))).await;
                 }
                 give_back(run, moves, &volume, sources)?;
             }
@@ -336,24 +404,26 @@ fn give_back(
     Ok(())
 }
 
-fn assignment_of(run: &Run, volume: &str, attempt: u32) -> wire::Assignment {
-    wire::Assignment { run: run.root.run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch: EPOCH }
+fn assignment_of(coordinator: &Coordinator, run: &Run, volume: &str, attempt: u32) -> wire::Assignment {
+    let epoch = coordinator.epoch;
+    wire::Assignment { run: run.root.run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch }
 }
 
 fn backup_volume(
     order: &Order,
     run: &Run,
     source: &SourceSpec,
-    given: &Assignment,
+    assignment: wire::Assignment,
+    path: String,
     has_parent: bool,
     resume_at: u64,
 ) -> wire::BackupVolume {
     let config = &run.repository.config;
     let kind = if source.stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
     wire::BackupVolume {
-        assignment: Some(assignment_of(run, source.name.as_str(), given.attempt)),
+        assignment: Some(assignment),
         kind: kind.into(),
-        path: given.path.clone(),
+        path,
         repository: config.id.as_bytes().to_vec().into(),
         domain_key: run.repository.ring.domain(run.root.app).as_bytes().to_vec().into(),
         data_key: config.keys.data.as_bytes().to_vec().into(),
@@ -430,6 +500,11 @@ async fn commit(
     .run()
     .await?;
     run.grew(usize::try_from(committed.stored_bytes).unwrap_or(usize::MAX));
+    metrics::counter!("milkrun_lock_extensions_total").increment(committed.locks_extended);
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
+    let now = Moment::now().seconds() as f64;
+    metrics::gauge!("milkrun_last_success_timestamp_seconds", "application" => order.application.to_string()).set(now);
+    tracing::info!(run = %run.root.run, point = %run.root.id(), application = %order.application, "committed");
     Ok(control::BackupDone {
         point: run.root.id().to_string(),
         moment_ms: run.root.moment.millis(),

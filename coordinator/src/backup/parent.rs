@@ -152,10 +152,14 @@ impl Run {
                 writer.note(reference);
             }
             drop(writer);
+            let end = match &step {
+                Step::Hole { offset, len } => offset + len,
+                Step::Leaf { offset, leaf, .. } => offset + leaf.len(),
+            };
+            build.told_to = end;
             match step {
                 // An earlier attempt reported on it.
-                Step::Hole { offset, len } if offset + len <= build.resumed_at => {}
-                Step::Leaf { offset, leaf, .. } if offset + leaf.len() <= build.resumed_at => {}
+                _ if end <= build.resumed_at => {}
                 Step::Hole { offset, len } => {
                     return Ok(Some(wire::ParentRange { offset, length: len, extents: Vec::new() }));
                 }

@@ -6,9 +6,11 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::{ChunkId, VolumeName};
 use milkrun_repository::pack::Place;
+use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::root::{MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
+use super::take_over::region;
 use super::{BackupError, Run, lock};
 use crate::runs::RefusedCall;
 
@@ -28,6 +30,8 @@ pub(super) struct VolumeBuild {
     /// The same, until it was handed out.
     pub(super) parent: Option<MapRoot>,
     pub(super) cursor: Option<MapCursor>,
+    /// Up to where the agent was told of the parent.
+    pub(super) told_to: u64,
     /// Leaves of the parent that the agent was told of and did not report on yet.
     pub(super) told: BTreeMap<u64, (MapRef, Leaf)>,
     pub(super) finished: Option<Finished>,
@@ -54,6 +58,7 @@ impl VolumeBuild {
             origin: parent,
             parent,
             cursor: None,
+            told_to: 0,
             told: BTreeMap::new(),
             finished: None,
         }
@@ -65,8 +70,14 @@ impl VolumeBuild {
         self.resumed_at = self.next;
         self.parent = self.origin;
         self.cursor = None;
+        self.told_to = 0;
         self.told.clear();
         self.next
+    }
+
+    /// Up to where the parent was told.
+    pub(super) fn told_until(&self) -> u64 {
+        self.told_to
     }
 
     /// Whether the parent can predict anything.
@@ -76,11 +87,27 @@ impl VolumeBuild {
 }
 
 impl Run {
-    /// Takes finished regions of a volume, in order.
+    /// Takes finished regions of a volume, in order. When this returns, another leader would go on after them.
     ///
     /// # Errors
     /// [`BackupError::Nonsense`] for regions out of order, or extents of chunks that nobody was told of.
     pub async fn checkpoint(&self, volume: &str, attempt: u32, regions: Vec<wire::Region>) -> Result<(), BackupError> {
+        let noted = regions.iter().map(region).collect::<Option<Vec<_>>>();
+        self.take_regions(volume, attempt, regions).await?;
+        if let (Some(journal), Some(regions), Ok(volume)) = (&self.journal, noted, volume.parse()) {
+            journal.note(Record::Regions { volume, regions });
+            journal.write().await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::checkpoint`], in memory alone.
+    pub(super) async fn take_regions(
+        &self,
+        volume: &str,
+        attempt: u32,
+        regions: Vec<wire::Region>,
+    ) -> Result<(), BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(()) };
         let mut build = build.lock().await;
         if build.attempt != attempt {
@@ -193,6 +220,25 @@ impl Run {
     /// # Errors
     /// [`BackupError::Nonsense`] when they do not fill the volume.
     pub async fn finish(&self, volume: &str, done: wire::FinishRequest) -> Result<(), BackupError> {
+        let noted = volume.parse().map(|volume| journal::Finished {
+            volume,
+            len: done.length,
+            sector_bytes: done.sector_bytes,
+            read_bytes: done.read_bytes,
+            new_bytes: done.new_bytes,
+            stored_bytes: done.stored_bytes,
+            notes: done.notes.clone(),
+        });
+        self.take_finish(volume, done).await?;
+        if let (Some(journal), Ok(finished)) = (&self.journal, noted) {
+            journal.note(Record::Finished(finished));
+            journal.write().await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::finish`], in memory alone.
+    pub(super) async fn take_finish(&self, volume: &str, done: wire::FinishRequest) -> Result<(), BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(()) };
         let mut build = build.lock().await;
         if done.assignment.as_ref().is_none_or(|a| a.attempt != build.attempt) {

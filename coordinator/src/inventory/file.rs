@@ -217,7 +217,7 @@ applications:
             ("1GiB", "big", "size"),
             ("at: { node-b: /run/dump }", "at: {}", "nowhere"),
             ("node-b:\n", "Node_B:\n", "no node name"),
-            ("/run/dump", "-", "no path"),
+            ("/run/dump", "'-'", "no path"),
         ] {
             let text = SAMPLE.replacen(from, to, 1);
             assert_ne!(text, SAMPLE);

@@ -196,7 +196,7 @@ async fn move_volumes(
         let under_way = targets.under_way();
         for (volume, attempt, node) in &under_way {
             if let Some(link) = coordinator.agents.link(node) {
-                link.send(ToAgent::Cancel(assignment(run_id, volume, *attempt))).await;
+                link.send(ToAgent::Cancel(assignment(coordinator, run_id, volume, *attempt))).await;
             }
         }
         runs::await_stopped(inbox, by_node(&under_way)).await;

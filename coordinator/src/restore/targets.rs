@@ -13,10 +13,10 @@ use wire::to_agent::Message as ToAgent;
 
 use super::execute::{Order, TargetSpec, restore_volume};
 use super::{RestoreError, Run};
+use crate::Coordinator;
 use crate::dispatch::Want;
 use crate::runs::view::Feed;
 use crate::runs::{Assigned, RunEvent};
-use crate::{Coordinator, EPOCH};
 
 /// How long a target waits for its node's agent.
 const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
@@ -108,7 +108,13 @@ impl<'a> Targets<'a> {
             });
             // What an earlier attempt wrote is in nobody's way.
             let force = self.order.force || target.begun;
-            let message = restore_volume(self.order, self.run, target.spec, assignment(self.id, name, attempt), force);
+            let message = restore_volume(
+                self.order,
+                self.run,
+                target.spec,
+                assignment(self.coordinator, self.id, name, attempt),
+                force,
+            );
             if link.send(ToAgent::Restore(message)).await {
                 target.state = State::Preparing(node);
             }
@@ -131,7 +137,7 @@ impl<'a> Targets<'a> {
                 match (&target.state, self.coordinator.agents.link(&node)) {
                     (State::Ready(at), Some(link)) if *at == node => {
                         target.begun = true;
-                        link.send(ToAgent::Go(assignment(self.id, &volume, target.attempt))).await;
+                        link.send(ToAgent::Go(assignment(self.coordinator, self.id, &volume, target.attempt))).await;
                         target.state = State::Writing(node);
                     }
                     _ => self.coordinator.dispatcher.done(&self.id, &volume),
@@ -235,6 +241,7 @@ impl Drop for Targets<'_> {
     }
 }
 
-pub(super) fn assignment(run: RunId, volume: &str, attempt: u32) -> wire::Assignment {
-    wire::Assignment { run: run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch: EPOCH }
+pub(super) fn assignment(coordinator: &Coordinator, run: RunId, volume: &str, attempt: u32) -> wire::Assignment {
+    let epoch = coordinator.epoch;
+    wire::Assignment { run: run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch }
 }

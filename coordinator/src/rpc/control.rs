@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use super::connection::peer_of;
 use super::{seen, status};
@@ -133,13 +134,18 @@ impl Control for Service {
         let feed = Feed::new(id, Kind::Backup, order.application.to_string(), peer.to_string());
         self.0.runs.show(feed.clone());
         let (coordinator, shown) = (self.0.clone(), feed.clone());
-        tokio::spawn(async move {
+        let span = tracing::info_span!("backup", run = %id, application = %order.application, epoch = self.0.epoch);
+        let work = async move {
             let outcome = match backup::execute(&coordinator, order, id, &shown).await {
                 Ok(done) => Outcome::BackedUp(done),
-                Err(e) => Outcome::Failed(status::backup(&e)),
+                Err(e) => {
+                    tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");
+                    Outcome::Failed(status::backup(&e))
+                }
             };
             shown.end(outcome);
-        });
+        };
+        tokio::spawn(work.instrument(span));
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
         tokio::spawn(seen::backup(feed.watch(), events));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
@@ -160,7 +166,8 @@ impl Control for Service {
         self.0.runs.show(feed.clone());
         let (coordinator, shown) = (self.0.clone(), feed.clone());
         let (manifests, wanted) = oneshot::channel();
-        tokio::spawn(async move {
+        let span = tracing::info_span!("restore", run = %id, epoch = self.0.epoch);
+        let work = async move {
             let outcome = match restore::execute(&coordinator, order, &peer, id, &shown).await {
                 Ok(done) => {
                     // Nobody waits for them any more, perhaps.
@@ -170,7 +177,8 @@ impl Control for Service {
                 Err(e) => Outcome::Failed(status::restore(&e)),
             };
             shown.end(outcome);
-        });
+        };
+        tokio::spawn(work.instrument(span));
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
         tokio::spawn(seen::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))

@@ -13,9 +13,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::connection::peer_of;
 use super::status;
+use crate::Coordinator;
 use crate::agents::{Link, Registration};
 use crate::runs::{RunEvent, run_of};
-use crate::{Coordinator, EPOCH};
 
 /// The oldest and the newest protocol that are served: this release's, and those of the minor releases before and after it.
 /// Messages only ever gain fields within that span.
@@ -52,7 +52,7 @@ impl Session for Service {
         // In the embedded mode both end together: nobody needs to listen whether the other is there.
         let listens = peer != Peer::Local;
         let heartbeat_seconds = if listens { u32::try_from(HEARTBEAT.as_secs()).unwrap_or(0) } else { 0 };
-        link.send(wire::to_agent::Message::Welcome(wire::Welcome { epoch: EPOCH, heartbeat_seconds })).await;
+        link.send(wire::to_agent::Message::Welcome(wire::Welcome { epoch: self.0.epoch, heartbeat_seconds })).await;
         let coordinator = self.0.clone();
         if coordinator.agents.is_drained(&node) {
             link.send(wire::to_agent::Message::Drain(true)).await;

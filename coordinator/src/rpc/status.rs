@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 
 use crate::backup::BackupError;
 use crate::inventory::InventoryError;
+use crate::journal::JournalError;
 use crate::restore::RestoreError;
 use crate::runs::RefusedCall;
 
@@ -66,11 +67,12 @@ pub fn backup(e: &BackupError) -> Status {
         BackupError::Commit(CommitError::Store(f) | CommitError::Unknowable(f)) | BackupError::Store(f) => {
             of_failure(f)
         }
-        BackupError::Create(_, CreateError::Failed(f)) => of_failure(f),
+        BackupError::Create(_, CreateError::Failed(f)) | BackupError::Journal(JournalError::Store(f)) => of_failure(f),
         BackupError::Nonsense { .. }
         | BackupError::AgentGone
         | BackupError::NoNode { .. }
         | BackupError::Refused(_)
+        | BackupError::Journal(_)
         | BackupError::Inventory(_)
         | BackupError::Commit(_)
         | BackupError::Create(..)

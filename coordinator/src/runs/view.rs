@@ -105,6 +105,13 @@ impl Feed {
 
     /// It ended.
     pub fn end(&self, outcome: Outcome) {
+        let (kind, ended) = match &outcome {
+            Outcome::BackedUp(_) => ("backup", "done"),
+            Outcome::Restored(_) => ("restore", "done"),
+            Outcome::Failed(_) if self.now().kind == Kind::Backup => ("backup", "failed"),
+            Outcome::Failed(_) => ("restore", "failed"),
+        };
+        metrics::counter!("milkrun_runs_total", "kind" => kind, "outcome" => ended).increment(1);
         self.update(|v| {
             v.ended = Some(Moment::now());
             v.outcome = Some(outcome);

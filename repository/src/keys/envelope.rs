@@ -1,10 +1,10 @@
-//! The envelope of unlocked objects (index segments, leases): sealed with a key that no node holds, and bound to
+//! The envelope of unlocked objects (index segments, leases, journals): sealed with a key that no node holds, and bound to
 //! the object's key, so that a forged, altered or moved one is refused.
 //!
 //! ```text
 //!  0  16  magic "milkrun sealed\0\0"
 //! 16   2  version = 1
-//! 18   2  kind (1 index segment, 2 lease)
+//! 18   2  kind (1 index segment, 2 lease, 3 journal, 4 leader)
 //! 20   4  reserved, zero
 //! 24  32  salt; the object's own key = BLAKE3-keyed(envelope key, salt), used once, so the nonce is zero
 //! 56   n  ciphertext, then 16 bytes of tag     AAD: bytes 0..56, repository id, object key
@@ -29,6 +29,10 @@ pub enum Kind {
     IndexSegment = 1,
     /// A writer at work.
     Lease = 2,
+    /// What a run has done so far.
+    Journal = 3,
+    /// Who leads.
+    Leader = 4,
 }
 
 /// Why an envelope was refused.

@@ -24,6 +24,9 @@ use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, St
 /// Calls in flight while packs are looked at and extended.
 const PARALLEL: usize = 64;
 
+/// Placements that leaders of one run may have written before this one.
+const PLACEMENTS_MAX: u32 = 64;
+
 /// How much the store's clock and ours may differ.
 pub const SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
@@ -227,7 +230,7 @@ impl Commit<'_> {
         drop(checks);
 
         let root_bytes = Bytes::from(root.encode(&body, ring, &config.keys.metadata)?);
-        let placement = Placement {
+        let mut placement = Placement {
             repository: config.id,
             root: *blake3::hash(&root_bytes).as_bytes(),
             number: 0,
@@ -235,10 +238,18 @@ impl Commit<'_> {
             maps,
             packs: packs.into_values().collect(),
         };
-        let placement_bytes = Bytes::from(placement.encode(ring));
-        let stored_bytes = (placement_bytes.len() + root_bytes.len()) as u64;
-        let placement_key = Key::placement(&root.id(), 0);
-        create_checked(store, &placement_key, placement_bytes, locks.point).await?;
+        // Another leader of the same run may have written one and come no further. Each binds its own root, and readers take
+        // the newest that binds the root that is there.
+        let placement_len = loop {
+            let bytes = Bytes::from(placement.encode(ring));
+            let len = bytes.len();
+            match create_checked(store, &Key::placement(&root.id(), placement.number), bytes, locks.point).await {
+                Ok(()) => break len,
+                Err(CommitError::Ended(_)) if placement.number < PLACEMENTS_MAX => placement.number += 1,
+                Err(e) => return Err(e),
+            }
+        };
+        let stored_bytes = (placement_len + root_bytes.len()) as u64;
 
         let key = root.key();
         match create_checked(store, &key, root_bytes, locks.point).await {

@@ -11,7 +11,7 @@ use crate::wire::{Decoder, Encoder, Malformed};
 pub struct Lease {
     /// The run.
     pub run: RunId,
-    /// Its epoch; a take-over counts up.
+    /// The epoch of the leader that began it. Who takes the run over says so in its journal.
     pub epoch: u64,
     /// The application.
     pub app: AppHash,
@@ -22,9 +22,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The lease of the run that will make `root`.
-    pub fn of(root: &Root, host: &str) -> Self {
-        Self { run: root.run, epoch: 1, app: root.app, moment: root.moment, host: host.to_owned() }
+    /// The lease of the run that will make `root`, under a leader of that epoch.
+    pub fn of(root: &Root, epoch: u64, host: &str) -> Self {
+        Self { run: root.run, epoch, app: root.app, moment: root.moment, host: host.to_owned() }
     }
 
     /// The body's bytes.

@@ -89,10 +89,52 @@ impl Key {
         Self(format!("leases/{run}"))
     }
 
+    /// `leases/leader/`: who leads.
+    pub fn leaders() -> &'static str {
+        "leases/leader/"
+    }
+
+    /// `leases/leader/<epoch>-<beat>`
+    pub fn leader(epoch: u64, beat: u32) -> Self {
+        Self(format!("leases/leader/{epoch:016x}-{beat:08x}"))
+    }
+
+    /// Epoch and beat of a leader from the key.
+    pub fn parse_leader(&self) -> Option<(u64, u32)> {
+        series(self.0.strip_prefix(Self::leaders())?)
+    }
+
+    /// The run of a lease from the key.
+    pub fn parse_lease(&self) -> Option<RunId> {
+        self.0.strip_prefix("leases/")?.parse().ok()
+    }
+
+    /// `journal/<run>/`
+    pub fn journals(run: &RunId) -> String {
+        format!("journal/{run}/")
+    }
+
+    /// `journal/<run>/<epoch>-<number>`
+    pub fn journal(run: &RunId, epoch: u64, number: u32) -> Self {
+        Self(format!("journal/{run}/{epoch:016x}-{number:08x}"))
+    }
+
+    /// Epoch and number of a journal's object from the key.
+    pub fn parse_journal(&self) -> Option<(u64, u32)> {
+        series(self.0.strip_prefix("journal/")?.split_once('/')?.1)
+    }
+
     /// `probe/<random>`: what `init` tries the locks on.
     pub fn probe(id: &KeyId) -> Self {
         Self(format!("probe/{id}"))
     }
+}
+
+/// `<epoch>-<number>`, in the one form that is written.
+fn series(text: &str) -> Option<(u64, u32)> {
+    let (epoch, number) = text.split_once('-')?;
+    let (e, n) = (u64::from_str_radix(epoch, 16).ok()?, u32::from_str_radix(number, 16).ok()?);
+    (text == format!("{e:016x}-{n:08x}")).then_some((e, n))
 }
 
 impl fmt::Display for Key {

@@ -136,6 +136,7 @@ impl<T> Retrying<T> {
             if !failure.transient() || attempt >= self.patience.attempts {
                 return (Err(error), earlier);
             }
+            metrics::counter!("milkrun_store_retries_total").increment(1);
             tracing::debug!(key, attempt, error = %failure, "trying again");
             // Jitter of ±25 %, so that callers that failed together don't return together.
             let jitter = 0.75 + f64::from(entropy::<1>()[0]) / 512.0;

@@ -12,6 +12,7 @@ use milkrun_repository::id::{ChunkId, PackId, RepositoryId, RunId, SegmentId};
 use milkrun_repository::index::{PackInfo, Segment};
 use milkrun_repository::keys::{DomainKey, KeyRing, Secret};
 use milkrun_repository::pack::{PackBuilder, PackKind, PackTarget, Place, SealedKey, SealedPack};
+use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::{ManifestEntry, MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::point::{Placement, Root, RootBody};
@@ -152,7 +153,49 @@ pub fn segment() -> Segment {
 }
 
 pub fn lease() -> Lease {
-    Lease::of(&root(), "node-1")
+    Lease::of(&root(), 1, "node-1")
+}
+
+pub fn journal() -> Vec<Record> {
+    let source = journal::Source {
+        name: "data".parse().unwrap(),
+        stream: false,
+        size: 1 << 30,
+        reach: vec![("node-a".into(), "/dev/vg/data".into()), ("node-b".into(), "/dev/data".into())],
+    };
+    let chunk = Some((ChunkId::from_bytes([1; 32]), 96, 4096));
+    let runs = vec![journal::Run { len: 4000, chunk }, journal::Run { len: 65536, chunk: None }];
+    let region = |offset, unchanged, runs| journal::Region { offset, len: 16 << 20, unchanged, runs };
+    vec![
+        Record::TakeOver { epoch: 6, number: 2 },
+        Record::Begin(journal::Begin {
+            application: "shop".parse().unwrap(),
+            lock_ms: 86_400_000,
+            parent: Some(root().id()),
+            level: -3,
+            allow_mounted: true,
+            allow_changing: false,
+            ordered_by: "user ann".into(),
+            host: "node-1".into(),
+            sources: vec![source],
+            manifest_objects: 1,
+            manifests: b"{}\n".to_vec(),
+        }),
+        Record::Sealed { pack: info(4), entries: vec![(ChunkId::from_bytes([1; 32]), place(4))] },
+        Record::Regions {
+            volume: "data".parse().unwrap(),
+            regions: vec![region(0, false, runs), region(16 << 20, true, Vec::new())],
+        },
+        Record::Finished(journal::Finished {
+            volume: "data".parse().unwrap(),
+            len: 32 << 20,
+            sector_bytes: 4096,
+            read_bytes: 5,
+            new_bytes: 6,
+            stored_bytes: 7,
+            notes: vec!["a note".into()],
+        }),
+    ]
 }
 
 pub fn leaf() -> Leaf {

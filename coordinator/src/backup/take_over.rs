@@ -1,0 +1,233 @@
+//! Going on with runs that an earlier leader left unfinished: what its journal says is done again here, without moving a byte.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::id::{RunId, VolumeName};
+use milkrun_repository::keys::envelope::{self, Kind};
+use milkrun_repository::point::commit::Locks;
+use milkrun_repository::point::journal::{self, Record};
+use milkrun_repository::point::lease::Lease;
+use milkrun_repository::point::root::Root;
+use milkrun_repository::store::{Failure, GetError, Key, Version};
+
+use super::execute::{self, Order, Plan};
+use super::parent::Choice;
+use super::{BackupError, Run, lock};
+use crate::Coordinator;
+use crate::inventory::{Reach, SourceSpec};
+use crate::journal::{Journal, Left};
+use crate::rpc::status;
+use crate::runs::view::{Feed, Kind as RunKind, Outcome};
+
+/// A run that was left.
+struct Found {
+    lease: Lease,
+    lease_key: Key,
+    lease_version: Version,
+    left: Left,
+}
+
+/// Goes on with every run that was left, each in a task of its own.
+///
+/// # Errors
+/// [`Failure`] when the store can't be asked which there are.
+pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> {
+    let repository = &coordinator.repository;
+    let versions = repository.store.versions("leases/").await?;
+    for v in versions.into_iter().filter(|v| v.latest && !v.delete_marker) {
+        let Some(run) = v.key.parse_lease() else { continue };
+        match find(coordinator, run, v.key.clone(), v.version).await {
+            Ok(Some(found)) => {
+                tracing::warn!(%run, "a run that another coordinator left goes on");
+                let coordinator = coordinator.clone();
+                tokio::spawn(async move { go_on(&coordinator, found).await });
+            }
+            Ok(None) => {}
+            Err(reason) => tracing::error!(%run, reason, "a run can't be taken over; it stays unfinished"),
+        }
+    }
+    Ok(())
+}
+
+/// What was left of a run; `None` for one that keeps no journal (its process goes on with it, or nobody does).
+async fn find(
+    coordinator: &Coordinator,
+    run: RunId,
+    lease_key: Key,
+    lease_version: Version,
+) -> Result<Option<Found>, String> {
+    let repository = &coordinator.repository;
+    let chain = |e: &dyn std::error::Error| milkrun_repository::point::catalog::chain(e);
+    let bytes = match repository.store.get(&lease_key, Some(&lease_version), None).await {
+        Ok(bytes) => bytes,
+        Err(GetError::NotFound(_)) => return Ok(None),
+        Err(e) => return Err(chain(&e)),
+    };
+    let body = envelope::open(&repository.ring, &repository.config.id, &lease_key, Kind::Lease, &bytes);
+    let lease = Lease::decode(&body.map_err(|e| chain(&e))?).map_err(|e| chain(&e))?;
+    let left = Journal::read(repository, &run).await.map_err(|e| chain(&e))?;
+    Ok(left.map(|left| Found { lease, lease_key, lease_version, left }))
+}
+
+async fn go_on(coordinator: &Coordinator, found: Found) {
+    let Found { lease, lease_key, lease_version, left } = found;
+    let begun = left.records.iter().find_map(|r| match r {
+        Record::Begin(begin) => Some(begin.clone()),
+        _ => None,
+    });
+    let Some(begin) = begun else {
+        tracing::error!(run = %lease.run, "a journal does not say what its run is; it stays unfinished");
+        return;
+    };
+    let feed = Feed::new(lease.run, RunKind::Backup, begin.application.to_string(), begin.ordered_by.clone());
+    coordinator.runs.show(feed.clone());
+    let config = &coordinator.repository.config;
+    let lock_for = (begin.lock_ms > 0).then(|| Duration::from_millis(begin.lock_ms));
+    let locks = Locks::of(config, lease.moment, lock_for.unwrap_or(config.lock.period));
+    let root = Root {
+        tombstone: false,
+        repository: config.id,
+        app: lease.app,
+        run: lease.run,
+        moment: lease.moment,
+        lock_until: locks.point.map(|l| l.until),
+    };
+    let rpo = coordinator.inventory.application(&begin.application).ok().and_then(|a| a.rpo);
+    let plan = Plan { root, choice: begin.parent.map_or(Choice::None, Choice::Point), locks, rpo, left: Some(left) };
+    let order = order_of(begin);
+    let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, (lease_key, lease_version)).await {
+        Ok(done) => Outcome::BackedUp(done),
+        Err(e) => {
+            tracing::error!(run = %lease.run, reason = milkrun_repository::point::catalog::chain(&e), "a run failed");
+            Outcome::Failed(status::backup(&e))
+        }
+    };
+    feed.end(outcome);
+}
+
+fn order_of(begin: journal::Begin) -> Order {
+    let source = |s: journal::Source| SourceSpec {
+        name: s.name,
+        stream: s.stream,
+        size: (s.size > 0).then_some(s.size),
+        reach: s.reach.into_iter().map(|(node, path)| Reach { node: Some(node), path }).collect(),
+    };
+    Order {
+        application: begin.application,
+        sources: begin.sources.into_iter().map(source).collect(),
+        manifests: begin.manifests,
+        manifest_objects: begin.manifest_objects,
+        lock_for: None,
+        parent: String::new(),
+        level: begin.level,
+        host: begin.host,
+        allow_mounted: begin.allow_mounted,
+        allow_changing: begin.allow_changing,
+    }
+}
+
+/// What another leader needs to begin this run again.
+pub(super) fn begin(order: &Order, parent: Option<milkrun_repository::id::PointId>, ordered_by: String) -> Record {
+    let source = |s: &SourceSpec| journal::Source {
+        name: s.name.clone(),
+        stream: s.stream,
+        size: s.size.unwrap_or(0),
+        reach: s.reach.iter().map(|r| (r.node.clone().unwrap_or_default(), r.path.clone())).collect(),
+    };
+    Record::Begin(journal::Begin {
+        application: order.application.clone(),
+        lock_ms: order.lock_for.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        parent,
+        level: order.level,
+        allow_mounted: order.allow_mounted,
+        allow_changing: order.allow_changing,
+        ordered_by,
+        host: order.host.clone(),
+        sources: order.sources.iter().map(source).collect(),
+        manifest_objects: order.manifest_objects,
+        manifests: order.manifests.clone(),
+    })
+}
+
+/// A region as it stands in the journal. `None` for one that makes no sense; the map refuses it too.
+pub(super) fn region(r: &wire::Region) -> Option<journal::Region> {
+    let run = |e: &wire::Extent| {
+        let chunk = match e.chunk.is_empty() {
+            true => None,
+            false => Some((e.chunk[..].try_into().ok()?, e.chunk_offset, e.chunk_length)),
+        };
+        Some(journal::Run { len: e.length, chunk })
+    };
+    let runs = r.extents.iter().map(run).collect::<Option<_>>()?;
+    Some(journal::Region { offset: r.offset, len: r.length, unchanged: r.unchanged, runs })
+}
+
+fn to_wire(r: journal::Region) -> wire::Region {
+    let extent = |run: journal::Run| match run.chunk {
+        None => wire::Extent { length: run.len, ..Default::default() },
+        Some((id, chunk_offset, chunk_length)) => {
+            wire::Extent { length: run.len, chunk: id.as_bytes().to_vec().into(), chunk_offset, chunk_length }
+        }
+    };
+    let extents = r.runs.into_iter().map(extent).collect();
+    wire::Region { offset: r.offset, length: r.len, unchanged: r.unchanged, extents }
+}
+
+impl Run {
+    /// Does what a journal says again. Returns the volumes that are done.
+    pub(super) async fn replay(&self, records: Vec<Record>) -> Result<Vec<String>, BackupError> {
+        let mut finished = Vec::new();
+        let mut readers = HashMap::new();
+        for record in records {
+            match record {
+                Record::Begin(_) | Record::TakeOver { .. } => {}
+                Record::Sealed { pack, entries } => {
+                    // Nothing is believed of the store: the commit looks at each pack that the maps name.
+                    self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));
+                    lock(&self.index).add(pack, entries);
+                }
+                Record::Regions { volume, regions } => {
+                    let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());
+                    self.tell_until(&volume, regions.last().map_or(0, |r| r.offset + r.len), reader).await?;
+                    let regions = regions.into_iter().map(to_wire).collect();
+                    self.take_regions(volume.as_str(), 0, regions).await?;
+                }
+                Record::Finished(f) => {
+                    let volume = f.volume.to_string();
+                    let done = wire::FinishRequest {
+                        assignment: Some(wire::Assignment { volume: volume.clone(), ..Default::default() }),
+                        length: f.len,
+                        sector_bytes: f.sector_bytes,
+                        read_bytes: f.read_bytes,
+                        new_bytes: f.new_bytes,
+                        stored_bytes: f.stored_bytes,
+                        notes: f.notes,
+                    };
+                    self.take_finish(&volume, done).await?;
+                    finished.push(volume);
+                }
+            }
+        }
+        Ok(finished)
+    }
+
+    /// Goes through the parent as an agent that was told of it would have, up to `until`.
+    async fn tell_until(
+        &self,
+        volume: &VolumeName,
+        until: u64,
+        reader: &milkrun_repository::metadata::MetadataReader<'_>,
+    ) -> Result<(), BackupError> {
+        loop {
+            let told = match self.volumes.get(volume.as_str()) {
+                Some(build) => build.lock().await.told_until(),
+                None => return Ok(()),
+            };
+            if told >= until || self.next_parent(volume.as_str(), 0, reader).await?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}

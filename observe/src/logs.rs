@@ -1,0 +1,25 @@
+//! Logs, on standard error.
+
+use std::io::IsTerminal;
+
+use clap::ValueEnum;
+
+/// How a log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Begins to log, as much as `MILKRUN_LOG` says (`info` unless set).
+pub fn begin(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MILKRUN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,130 @@
+//! Coordinators that die, hang, or stand by: the next one goes on with their runs, and theirs counts no more.
+
+use std::fs;
+use std::process::Stdio;
+
+use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::noise;
+use nix::sys::signal::Signal;
+
+use crate::lost::{SIZE, shared_volume};
+
+/// The bytes of the newest point, through the repository alone.
+fn restores(c: &Cluster) {
+    c.repository().run(["verify", "--data"]).ok();
+    let back = c.folder().join("data.back");
+    let _ = fs::remove_file(&back);
+    c.repository().run(["restore", "shop", "--volume", &format!("data={}", back.display())]).ok();
+    assert!(fs::read(c.folder().join("data.img")).unwrap() == fs::read(&back).unwrap());
+}
+
+fn points(c: &Cluster) -> usize {
+    c.repository().run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len()
+}
+
+/// What lies below a folder of the repository.
+fn objects(c: &Cluster, folder: &str) -> Vec<String> {
+    let root = c.folder().join("repository");
+    let mut found = Vec::new();
+    let mut folders = vec![root.join(folder)];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).into_iter().flatten().flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else {
+                found.push(entry.path().strip_prefix(&root).unwrap().display().to_string());
+            }
+        }
+    }
+    found
+}
+
+/// Orders a backup that nobody waits for, and waits until it has made some way.
+fn begin(c: &Cluster, far: u64) -> String {
+    let mut command = c.command("root", &["view", "backup", "restore", "operate"], &["backup", "shop", "--json"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let run = wait_for("some progress", || {
+        let run = c.runs().last()?.clone();
+        let volume = run["volumes"].as_array()?.first()?.clone();
+        (run["state"] == "running" && volume["done_bytes"].as_u64()? >= far)
+            .then(|| run["run"].as_str().unwrap().to_owned())
+    });
+    // Long work outlives the one who ordered it.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    run
+}
+
+fn ends(c: &Cluster, run: &str) -> serde_json::Value {
+    wait_for("the run's end", || {
+        let runs = c.run(&["runs", "--json"]);
+        let document = (runs.code == Some(0)).then(|| runs.json())?;
+        let found = document["runs"].as_array()?.iter().find(|r| r["run"] == run)?.clone();
+        (found["state"] != "running").then_some(found)
+    })
+}
+
+#[test]
+fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
+    let c = shared_volume();
+    let mut coordinator = c.coordinator();
+    let _agents = [c.agent("node-a"), c.agent("node-b")];
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let run = begin(&c, 64 << 20);
+    coordinator.signal(Signal::SIGKILL);
+    coordinator.wait();
+    assert_eq!(points(&c), 0);
+    let next = c.coordinator_with("next", &[]);
+    next.wait_for_log("a run that another coordinator left goes on");
+    let ended = ends(&c, &run);
+    assert_eq!(ended["state"], "done", "{ended}\n{}", next.log());
+    assert_eq!(points(&c), 1);
+    assert!(next.log().contains("epoch=2"), "{}", next.log());
+    // Not from the beginning: what was checkpointed was not read again.
+    assert!(next.log().contains("a volume goes on") && !next.log().contains("resume_at=0\n"), "{}", next.log());
+    restores(&c);
+    let left = [objects(&c, "journal"), objects(&c, "leases")].concat();
+    assert!(left.iter().all(|o| o.starts_with("leases/leader/")), "{left:?}");
+    // And again, told to stop politely: the next one need not wait.
+    fs::write(c.folder().join("data.img"), noise(SIZE, 9)).unwrap();
+    let run = begin(&c, 64 << 20);
+    let mut next = next;
+    next.signal(Signal::SIGTERM);
+    assert_eq!(next.wait(), Some(0), "{}", next.log());
+    let began = std::time::Instant::now();
+    let third = c.coordinator_with("third", &[]);
+    third.wait_for_log("epoch=3");
+    assert!(began.elapsed().as_secs() < 8, "it waited although the one before gave way");
+    assert_eq!(ends(&c, &run)["state"], "done", "{}", third.log());
+    assert_eq!(points(&c), 2);
+    restores(&c);
+}
+
+#[test]
+fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
+    let c = shared_volume();
+    let mut first = c.coordinator();
+    let _agents = [c.agent("node-a"), c.agent("node-b")];
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let run = begin(&c, 64 << 20);
+    first.signal(Signal::SIGSTOP);
+    // The port is still the first one's: the second serves on another.
+    let port = c.url().rsplit(':').next().unwrap().parse::<u16>().unwrap();
+    let other = format!("127.0.0.1:{}", if port > 60_000 { port - 777 } else { port + 777 });
+    let second = c.coordinator_listening("second", &other);
+    second.wait_for_log("epoch=2");
+    second.wait_for_log("a run that another coordinator left goes on");
+    // Agents know both.
+    let mut agents = Vec::new();
+    for node in ["node-a", "node-b"] {
+        agents.push(c.agent_of(node, &format!("https://{other}")));
+    }
+    second.wait_for_log("a volume goes on");
+    first.signal(Signal::SIGCONT);
+    assert_eq!(first.wait(), Some(1));
+    assert!(first.log().contains("leads no longer"), "{}", first.log());
+    wait_for("the one point", || (points(&c) == 1).then_some(()));
+    second.wait_for_log(&format!("committed run={run}"));
+    assert_eq!(points(&c), 1);
+    restores(&c);
+}
