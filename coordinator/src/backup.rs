@@ -14,6 +14,7 @@ pub(crate) use take_over::take_over;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -33,6 +34,7 @@ use milkrun_repository::repository::PointError;
 use milkrun_repository::store::grant::{PutGrant, PutTerms};
 use milkrun_repository::store::{CreateError, Failure, GetError, Key};
 use milkrun_repository::volume_map::MapRef;
+use tokio::time::Instant;
 
 use crate::inventory::InventoryError;
 use crate::journal::{Journal, JournalError};
@@ -42,6 +44,9 @@ use volume::VolumeBuild;
 
 /// Entries that are kept in memory before they become a segment: 512 Ki entries are about 60 MB.
 const SEGMENT_ENTRIES: usize = 512 * 1024;
+
+/// How often a node is told that others wait for what it is storing: each time it sends packs that are not full.
+const HURRY_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a backup failed.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +151,8 @@ pub struct Run {
     /// Which node has which volume, under which attempt.
     assigned: Mutex<HashMap<String, Assigned>>,
     claims: Claims,
+    /// When nodes were last told that others wait for what they are storing.
+    hurried: Mutex<HashMap<String, Instant>>,
     /// Where what is done is written down, if another leader could go on.
     journal: Option<Journal>,
     quotas: Mutex<HashMap<String, Quota>>,
@@ -268,7 +275,14 @@ impl Run {
             return Ok(answers);
         }
         for holder in self.claims.holders(ids) {
-            hurry(&holder);
+            let now = Instant::now();
+            let mut hurried = lock(&self.hurried);
+            let due = hurried.get(&holder).is_none_or(|last| now.duration_since(*last) >= HURRY_EVERY);
+            if due {
+                hurried.insert(holder.clone(), now);
+                drop(hurried);
+                hurry(&holder);
+            }
         }
         self.claims.wait(|| !self.claims.holders(ids).is_empty()).await;
         self.lookup(ids, node, true).await

@@ -301,7 +301,7 @@ mod tests {
         // Nor is a coordinator's taken for another host.
         let elsewhere = of(&authority, &Peer::Coordinator, &["elsewhere.example".into()], HOUR);
         let (_, client) = meet(&elsewhere, &of(&authority, &agent("e"), &[], HOUR)).await;
-        assert!(client.clone().unwrap_err().contains("NotValidForName"), "{client:?}");
+        assert!(client.clone().unwrap_err().contains("not valid for name"), "{client:?}");
     }
 
     #[test]

@@ -36,7 +36,8 @@ fn begin(c: &Cluster) -> (Child, String) {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let node = wait_for("some progress", || {
         let volume = c.runs().first()?["volumes"].as_array()?.first()?.clone();
-        let far = volume["done_bytes"].as_u64()? >= 48 << 20;
+        // More than what waits to be handed over (3 seconds at 24 MiB a second).
+        let far = volume["done_bytes"].as_u64()? >= 112 << 20;
         far.then(|| volume["node"].as_str().unwrap().to_owned())
     });
     (child, node)
@@ -113,4 +114,35 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
     milkrun_tests::binary::ran(child.wait_with_output()).ok();
     assert!(coordinator.log().contains("a volume goes on"));
     c.repository().run(["verify", "--data"]).ok();
+}
+
+#[test]
+fn a_restore_whose_agent_is_killed_goes_on_when_it_is_back() {
+    let mut c = shared_volume();
+    c.agent_args.retain(|a| a != "--limit-upload" && a != "24MiB");
+    let _coordinator = c.coordinator();
+    let _a = c.agent("node-a");
+    c.wait_for_agents(&["node-a"]);
+    c.run(&["backup", "shop"]).ok();
+    // It has written everything, and nothing of it is durable yet.
+    c.agent_env.push(("MILKRUN_HANG_AT".into(), "before fsync of the target".into()));
+    let mut hanging = c.agent("node-b");
+    c.agent_env.clear();
+    c.wait_for_agents(&["node-b"]);
+    let back = c.folder().join("data.back");
+    let target = format!("data=node-b:{}", back.display());
+    let mut command = c.command("root", &[], &["restore", "shop", "--volume", &target, "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the target to be written", || {
+        let volume = c.runs().last()?["volumes"].as_array()?.first()?.clone();
+        (volume["done_bytes"].as_u64()? == SIZE as u64).then_some(())
+    });
+    hanging.signal(Signal::SIGKILL);
+    hanging.wait();
+    assert!(!back.exists(), "half of a volume has its name");
+    let _b = c.agent("node-b");
+    milkrun_tests::binary::ran(child.wait_with_output()).ok();
+    let run = c.runs().pop().unwrap();
+    assert_eq!(run["volumes"][0]["attempt"].as_u64(), Some(2), "{run}");
+    assert!(fs::read(c.folder().join("data.img")).unwrap() == fs::read(&back).unwrap());
 }

@@ -5,4 +5,5 @@ mod hosts;
 mod leaders;
 mod lost;
 mod refused;
+mod stolen;
 mod together;

@@ -250,6 +250,8 @@ pub struct Cluster {
     port: u16,
     /// More for every agent's command line.
     pub agent_args: Vec<String>,
+    /// More for every agent's environment.
+    pub agent_env: Vec<(String, String)>,
 }
 
 #[expect(clippy::expect_used, reason = "a test helper")]
@@ -281,7 +283,7 @@ impl Cluster {
         network: Option<Network>,
         agent_args: Vec<String>,
     ) -> Self {
-        let cluster = Self { folder, repository, env, network, port: free_port(), agent_args };
+        let cluster = Self { folder, repository, env, network, port: free_port(), agent_args, agent_env: Vec::new() };
         cluster.certs(&["authority"]);
         let host = cluster.coordinator_host();
         cluster.certs(&["coordinator", &host]);
@@ -404,6 +406,7 @@ impl Cluster {
         let mut command = self.on(node, &Self::program("milkrun-agent"));
         command.args(["--coordinator", url, "--node", node]).arg("--tls").arg(tls).args(&self.agent_args);
         // What reads or writes the bucket by itself would fail: agents have grants alone.
+        command.envs(self.agent_env.iter().map(|(k, v)| (k, v)));
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
         Process::start(command, &self.folder().join(format!("{node}.log")))
     }

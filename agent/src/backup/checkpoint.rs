@@ -1,8 +1,10 @@
 //! Handing finished regions to the coordinator: in the order of the volume, each only once all its packs are sealed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::claims::Settled;
 use super::{BackupError, Counters, Run, VolumeJob};
@@ -13,6 +15,12 @@ const WAITING: usize = 2048;
 /// Regions and runs in one call.
 const BATCH_REGIONS: usize = 256;
 const BATCH_RUNS: usize = 16 * 1024;
+/// What is handed over at once, or so often, whatever comes first. Each call is an object in the run's journal; what was not
+/// handed over when an agent dies is read again by the next one.
+const BATCH_BYTES: u64 = 256 << 20;
+const EVERY: Duration = Duration::from_secs(3);
+/// A region that has waited so long for an open pack has it sent early, full or not: regions behind it wait too.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A region that was dealt with.
 pub struct Done {
@@ -77,22 +85,34 @@ impl Checkpoints {
 
 async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> Result<(), BackupError> {
     let mut batch: Vec<Region> = Vec::new();
-    let mut runs = 0;
+    let (mut runs, mut bytes) = (0, 0);
+    let mut due = Instant::now() + EVERY;
     loop {
-        let next = match receiver.try_recv() {
-            Ok(done) => Some(done),
-            Err(_) => {
-                // Nothing waits: hand over what there is before waiting for more.
+        let next = tokio::select! {
+            next = receiver.recv() => next,
+            () = tokio::time::sleep_until(due), if !batch.is_empty() => {
                 send(&job, &mut batch, &mut runs).await?;
-                receiver.recv().await
+                (bytes, due) = (0, Instant::now() + EVERY);
+                continue;
             }
         };
         let Some(Done { mut region, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
-        job.run.claims.wait(&wanted, || job.run.failed()).await?;
+        loop {
+            match tokio::time::timeout(PATIENCE, job.run.claims.wait(&wanted, || job.run.failed())).await {
+                Ok(settled) => break settled?,
+                Err(_) => {
+                    job.run.flush(&job).await;
+                    send(&job, &mut batch, &mut runs).await?;
+                    (bytes, due) = (0, Instant::now() + EVERY);
+                }
+            }
+        }
         // Only now: what was read and still waits for its upload is not done.
         Counters::add(&job.counters.done, region.len);
         if region.is_hole() {
             region.runs.clear();
+        } else {
+            bytes += region.len;
         }
         runs += region.runs.len();
         match (batch.last_mut(), region.is_hole()) {
@@ -100,8 +120,9 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
             (Some(last), true) if last.is_hole() && last.offset + last.len == region.offset => last.len += region.len,
             _ => batch.push(region),
         }
-        if batch.len() >= BATCH_REGIONS || runs >= BATCH_RUNS {
+        if batch.len() >= BATCH_REGIONS || runs >= BATCH_RUNS || bytes >= BATCH_BYTES {
             send(&job, &mut batch, &mut runs).await?;
+            (bytes, due) = (0, Instant::now() + EVERY);
         }
     }
 }

@@ -209,6 +209,7 @@ async fn run(
         stored_bytes: AtomicU64::new(0),
         assigned: Mutex::default(),
         claims: super::Claims::default(),
+        hurried: Mutex::default(),
         journal: coordinator
             .leadership
             .is_some()

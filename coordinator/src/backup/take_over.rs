@@ -186,7 +186,14 @@ impl Run {
                 Record::Sealed { pack, entries } => {
                     // Nothing is believed of the store: the commit looks at each pack that the maps name.
                     self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));
-                    lock(&self.index).add(pack, entries);
+                    let full = {
+                        let mut index = lock(&self.index);
+                        index.add(pack, entries);
+                        index.fresh_len() >= super::SEGMENT_ENTRIES
+                    };
+                    if full {
+                        self.write_segment(false).await?;
+                    }
                 }
                 Record::Regions { volume, regions } => {
                     let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());

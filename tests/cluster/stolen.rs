@@ -1,0 +1,211 @@
+//! A stolen agent: everything that its node has, in the wrong hands. Played over the wire, with its true certificate.
+
+use milkrun_identity::channel::dial;
+use milkrun_identity::tls::Credentials;
+use milkrun_proto::agent::v1 as wire;
+use milkrun_proto::agent::v1::download_client::DownloadClient;
+use milkrun_proto::agent::v1::session_client::SessionClient;
+use milkrun_proto::agent::v1::upload_client::UploadClient;
+use milkrun_proto::control::v1 as control;
+use milkrun_proto::control::v1::control_client::ControlClient;
+use milkrun_tests::cluster::{Cluster, wait_for};
+use std::process::Stdio;
+use tokio::sync::mpsc;
+use tonic::Code;
+use tonic::transport::Channel;
+use wire::from_agent::Message as Up;
+use wire::to_agent::Message as Down;
+
+use crate::together::two_nodes;
+
+/// An agent that does what the test says.
+struct Played {
+    channel: Channel,
+    up: mpsc::Sender<wire::FromAgent>,
+    down: tonic::Streaming<wire::ToAgent>,
+}
+
+impl Played {
+    async fn register(c: &Cluster, certificate: &str, node: &str, protocol: u32) -> Result<Self, tonic::Status> {
+        let credentials = Credentials::new(c.folder().join("certs").join(certificate));
+        let channel = dial(&credentials, &c.url().parse().unwrap()).await.unwrap();
+        let (up, outgoing) = mpsc::channel(8);
+        let register = wire::Register { node: node.into(), version: "0.0.0".into(), protocol, volumes: 0 };
+        up.send(wire::FromAgent { message: Some(Up::Register(register)) }).await.unwrap();
+        let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
+        let down = SessionClient::new(channel.clone()).attach(outgoing).await?.into_inner();
+        Ok(Self { channel, up, down })
+    }
+
+    async fn next(&mut self) -> Down {
+        let next = tokio::time::timeout(std::time::Duration::from_secs(30), self.down.message());
+        next.await.unwrap().unwrap().unwrap().message.unwrap()
+    }
+
+    async fn assignment(&mut self) -> wire::BackupVolume {
+        loop {
+            if let Down::Backup(b) = self.next().await {
+                return b;
+            }
+        }
+    }
+}
+
+fn code<T>(answer: Result<T, tonic::Status>) -> Code {
+    answer.err().map_or(Code::Ok, |e| e.code())
+}
+
+#[test]
+fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let coordinator = c.coordinator();
+    // A point of before, so that there is something to read.
+    let honest = c.agent("node-a");
+    let b = c.agent("node-b");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    drop(honest);
+    // node-b is gone as well: its volume waits, so that the run stays open while we try.
+    drop(b);
+    coordinator.wait_for_log("an agent is gone node=\"node-b\"");
+    let mut order =
+        c.command("root", &[], &["backup", "shop"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let run_id = wait_for("the run", || {
+        let run = c.runs().into_iter().find(|r| r["state"] == "running")?;
+        Some(run["run"].as_str().unwrap().to_owned())
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(tries(&c));
+    c.run(&["cancel", &run_id]).ok();
+    assert_eq!(order.wait().unwrap().code(), Some(1));
+    let points = c.repository().run(["points", "--json"]).ok().json();
+    assert_eq!(points["points"].as_array().unwrap().len(), 1, "nothing of it is listed");
+    c.repository().run(["verify", "--data"]).ok();
+}
+
+async fn tries(c: &Cluster) {
+    // Another node's name.
+    let other = Played::register(c, "agent-node-a", "node-b", 2).await;
+    assert_eq!(code(other), Code::PermissionDenied);
+    let mut agent = Played::register(c, "agent-node-a", "node-a", 2).await.unwrap();
+    let backup = agent.assignment().await;
+    let own = backup.assignment.clone().unwrap();
+    let mut upload = UploadClient::new(agent.channel.clone());
+    let mut download = DownloadClient::new(agent.channel.clone());
+    let with = |change: fn(&mut wire::Assignment)| {
+        let mut a = own.clone();
+        change(&mut a);
+        Some(a)
+    };
+    let foreign = [
+        with(|a| a.volume = "wal".into()),
+        with(|a| a.volume = "none".into()),
+        with(|a| a.run = vec![9; 8].into()),
+        with(|a| a.attempt += 1),
+        with(|a| a.epoch += 1),
+        None,
+    ];
+    for assignment in foreign {
+        // Neither the parent's extents, nor whether some content is known, nor leave to store, nor a word on the map.
+        let refused = Code::FailedPrecondition;
+        assert_eq!(code(upload.parent(wire::ParentRequest { assignment: assignment.clone() }).await), refused);
+        let ids = vec![1; 32].into();
+        let lookup = wire::LookupRequest { assignment: assignment.clone(), ids, share: true, wait: false };
+        assert_eq!(code(upload.lookup(lookup).await), refused);
+        let grant =
+            wire::GrantRequest { assignment: assignment.clone(), pack: vec![1; 16].into(), length: 1000, crc32: 0 };
+        assert_eq!(code(upload.grant(grant).await), refused);
+        let checkpoint = wire::CheckpointRequest { assignment: assignment.clone(), regions: Vec::new() };
+        assert_eq!(code(upload.checkpoint(checkpoint).await), refused);
+        let finish = wire::FinishRequest { assignment: assignment.clone(), ..Default::default() };
+        assert_eq!(code(upload.finish(finish).await), refused);
+        assert_eq!(code(download.plan(wire::PlanRequest { assignment, in_order: false }).await), refused);
+    }
+    // A backup's assignment opens nothing for reading.
+    let plan = wire::PlanRequest { assignment: Some(own.clone()), in_order: false };
+    assert_eq!(code(download.plan(plan).await), Code::FailedPrecondition);
+    // What it knows opens no chunk: an id key, and a public key.
+    assert_eq!(backup.domain_key.len(), 32);
+    // More than its volume can need, at once or in parts (the volume has 24 MiB).
+    let grant = |length: u64, n: u8| wire::GrantRequest {
+        assignment: Some(own.clone()),
+        pack: vec![n; 16].into(),
+        length,
+        crc32: 0,
+    };
+    assert_eq!(code(upload.grant(grant(1 << 40, 1)).await), Code::ResourceExhausted);
+    let mut granted = 0u64;
+    let mut n = 2;
+    while upload.grant(grant(16 << 20, n)).await.is_ok() {
+        granted += 16 << 20;
+        n += 1;
+        assert!(granted < 1 << 30, "no quota");
+    }
+    assert!(granted >= 24 << 20, "a quota that an honest agent could not keep: {granted}");
+    // A pack that it never stored.
+    let seal = wire::SealRequest {
+        assignment: Some(own.clone()),
+        pack: vec![2; 16].into(),
+        length: 16 << 20,
+        digest: vec![0; 32].into(),
+        sealed_key: vec![0; 80].into(),
+        ..Default::default()
+    };
+    assert_ne!(code(upload.seal(seal).await), Code::Ok);
+    // Chunks that it was not told of; regions out of order; an end before the end.
+    let extent = wire::Extent { length: 4096, chunk: vec![7; 32].into(), chunk_offset: 0, chunk_length: 4096 };
+    let region = |offset, extents| wire::Region { offset, length: 4096, unchanged: false, extents };
+    for regions in [vec![region(0, vec![extent])], vec![region(4096, Vec::new())]] {
+        let checkpoint = wire::CheckpointRequest { assignment: Some(own.clone()), regions };
+        assert_ne!(code(upload.checkpoint(checkpoint).await), Code::Ok);
+    }
+    let finish = wire::FinishRequest { assignment: Some(own.clone()), length: 24 << 20, ..Default::default() };
+    assert_ne!(code(upload.finish(finish).await), Code::Ok);
+    // Nothing to drive with.
+    let mut control = ControlClient::new(agent.channel.clone());
+    assert_eq!(code(control.list_runs(control::ListRunsRequest {}).await), Code::PermissionDenied);
+    assert_eq!(code(control.cancel(control::CancelRequest { run: own.run.clone() }).await), Code::PermissionDenied);
+    let drain = control::DrainRequest { node: "node-b".into(), back: false };
+    assert_eq!(code(control.drain(drain).await), Code::PermissionDenied);
+    let restore = control::RestoreRequest { selector: "shop".into(), manifests: true, ..Default::default() };
+    assert_eq!(code(control.restore(restore).await), Code::PermissionDenied);
+    drop(agent.up);
+}
+
+#[test]
+fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let coordinator = c.coordinator();
+    c.certs(&["agent", "node-a"]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        for (protocol, wanted) in
+            [(0, Code::FailedPrecondition), (1, Code::Ok), (2, Code::Ok), (3, Code::Ok), (4, Code::FailedPrecondition)]
+        {
+            let registered = Played::register(&c, "agent-node-a", "node-a", protocol).await;
+            assert_eq!(registered.as_ref().err().map_or(Code::Ok, |e| e.code()), wanted, "protocol {protocol}");
+            if let Err(e) = registered {
+                assert!(e.message().contains("update the older one"), "{e}");
+            }
+        }
+        // One of the last release never asks to share, and is never told to wait.
+        let mut order = c
+            .command("root", &["view", "backup", "restore", "operate"], &["backup", "shop"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut old = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
+        let own = old.assignment().await.assignment;
+        let lookup = wire::LookupRequest { assignment: own, ids: vec![1; 64].into(), ..Default::default() };
+        let known = UploadClient::new(old.channel.clone()).lookup(lookup).await.unwrap().into_inner().known;
+        assert_eq!(known[..], [0, 0]);
+        order.kill().unwrap();
+        order.wait().unwrap();
+    });
+    assert!(coordinator.log().contains("an agent is refused"));
+}
