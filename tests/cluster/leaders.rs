@@ -70,7 +70,7 @@ fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
     let mut coordinator = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let run = begin(&c, 112 << 20);
+    let run = begin(&c, 64 << 20);
     coordinator.signal(Signal::SIGKILL);
     coordinator.wait();
     assert_eq!(points(&c), 0);
@@ -87,7 +87,7 @@ fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
     assert!(left.iter().all(|o| o.starts_with("leases/leader/")), "{left:?}");
     // And again, told to stop politely: the next one need not wait.
     fs::write(c.folder().join("data.img"), noise(SIZE, 9)).unwrap();
-    let run = begin(&c, 112 << 20);
+    let run = begin(&c, 64 << 20);
     let mut next = next;
     next.signal(Signal::SIGTERM);
     assert_eq!(next.wait(), Some(0), "{}", next.log());
@@ -106,7 +106,7 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
     let mut first = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let run = begin(&c, 112 << 20);
+    let run = begin(&c, 64 << 20);
     first.signal(Signal::SIGSTOP);
     // The port is still the first one's: the second serves on another.
     let port = c.url().rsplit(':').next().unwrap().parse::<u16>().unwrap();

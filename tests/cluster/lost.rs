@@ -36,8 +36,7 @@ fn begin(c: &Cluster) -> (Child, String) {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let node = wait_for("some progress", || {
         let volume = c.runs().first()?["volumes"].as_array()?.first()?.clone();
-        // More than what waits to be handed over (3 seconds at 24 MiB a second).
-        let far = volume["done_bytes"].as_u64()? >= 112 << 20;
+        let far = volume["done_bytes"].as_u64()? >= 48 << 20;
         far.then(|| volume["node"].as_str().unwrap().to_owned())
     });
     (child, node)

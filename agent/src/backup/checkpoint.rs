@@ -18,7 +18,7 @@ const BATCH_RUNS: usize = 16 * 1024;
 /// What is handed over at once, or so often, whatever comes first. Each call is an object in the run's journal; what was not
 /// handed over when an agent dies is read again by the next one.
 const BATCH_BYTES: u64 = 256 << 20;
-const EVERY: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(1);
 /// A region that has waited so long for an open pack has it sent early, full or not: regions behind it wait too.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -107,8 +107,6 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
                 }
             }
         }
-        // Only now: what was read and still waits for its upload is not done.
-        Counters::add(&job.counters.done, region.len);
         if region.is_hole() {
             region.runs.clear();
         } else {
@@ -132,7 +130,11 @@ async fn send(job: &VolumeJob, batch: &mut Vec<Region>, runs: &mut usize) -> Res
     if batch.is_empty() {
         return Ok(());
     }
-    Ok(job.coordinator.checkpoint(std::mem::take(batch)).await?)
+    let len = batch.iter().map(|r| r.len).sum();
+    job.coordinator.checkpoint(std::mem::take(batch)).await?;
+    // Only now: what was read and still waits for its upload, or to be handed over, is not done.
+    Counters::add(&job.counters.done, len);
+    Ok(())
 }
 
 impl Region {
