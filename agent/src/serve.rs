@@ -86,14 +86,15 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     for url in args.coordinator.iter().cycle() {
         let session = async {
             let channel = dial(&credentials, url).await?;
-            let began = tokio::time::Instant::now();
-            let ended = agent.run(channel, stop.watch()).await;
-            if began.elapsed() > LONGEST_PAUSE {
-                pause = FIRST_PAUSE;
-            }
-            Ok::<_, Lost>(ended?)
+            Ok::<_, Lost>(agent.run(channel, stop.watch()).await?)
         };
+        let mut taken = agent.connected();
+        taken.mark_unchanged();
         let ended = session.await;
+        if taken.has_changed().unwrap_or(false) {
+            // There was one: whoever led a moment ago may be back in a moment.
+            pause = FIRST_PAUSE;
+        }
         if stop.is_wanted() {
             return Ok(());
         }

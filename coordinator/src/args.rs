@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use milkrun_observe::logs::LogFormat;
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
+    /// Lead in place of a coordinator of which nothing was heard for so long
+    #[arg(long, value_name = "TIME", default_value = "16s", value_parser = units::duration)]
+    pub(crate) take_over_after: Duration,
     /// Serve /metrics, /healthz and /readyz here, without TLS
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,

@@ -17,12 +17,8 @@ use milkrun_repository::store::{CreateError, Failure, GetError, Key};
 use milkrun_repository::wire::{Decoder, Encoder};
 use tokio::time::Instant;
 
-/// How often who leads says so.
-const BEAT: Duration = Duration::from_secs(4);
-/// After so long without a beat another may lead.
-const PATIENCE: Duration = Duration::from_secs(16);
-/// How often a follower looks.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often who leads says so, in each span after which another may lead; a follower looks as often.
+const BEATS: u32 = 4;
 
 /// Decides who leads.
 #[async_trait]
@@ -47,6 +43,8 @@ pub trait Leadership: Send + Sync {
 pub struct StoreLease {
     repository: Arc<Repository>,
     name: String,
+    /// After so long without a beat another may lead.
+    patience: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,9 +60,13 @@ impl Beat {
 }
 
 impl StoreLease {
-    /// In this repository; `name` is for people.
-    pub fn new(repository: Arc<Repository>, name: String) -> Self {
-        Self { repository, name }
+    /// In this repository; `name` is for people. Another may lead when nothing was heard for `patience`.
+    pub fn new(repository: Arc<Repository>, name: String, patience: Duration) -> Self {
+        Self { repository, name, patience }
+    }
+
+    fn pause(&self) -> Duration {
+        self.patience / BEATS
     }
 
     async fn newest(&self) -> Result<Option<Beat>, Failure> {
@@ -119,7 +121,7 @@ impl Leadership for StoreLease {
             seen = Some((newest, since));
             let free = match newest {
                 None => true,
-                Some(beat) => since.elapsed() >= PATIENCE || self.gave_way(beat).await?,
+                Some(beat) => since.elapsed() >= self.patience || self.gave_way(beat).await?,
             };
             if free {
                 let beat = Beat { epoch: newest.map_or(0, |b| b.epoch) + 1, number: 0 };
@@ -133,7 +135,7 @@ impl Leadership for StoreLease {
                     Err(CreateError::Failed(f)) => return Err(f),
                 }
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(self.pause()).await;
         }
     }
 
@@ -141,7 +143,7 @@ impl Leadership for StoreLease {
         let mut beat = Beat { epoch, number: 0 };
         let mut last = Instant::now();
         loop {
-            tokio::time::sleep(BEAT).await;
+            tokio::time::sleep(self.pause()).await;
             let next = Beat { epoch, number: beat.number + 1 };
             let renewed = match self.newest().await {
                 Ok(Some(newest)) if newest.epoch > epoch => {
@@ -156,7 +158,7 @@ impl Leadership for StoreLease {
                     last = Instant::now();
                     self.sweep(beat).await;
                 }
-                Err(CreateError::Failed(f)) if last.elapsed() >= PATIENCE => {
+                Err(CreateError::Failed(f)) if last.elapsed() >= self.patience => {
                     return format!("the store could not be asked for {} s: {f}", last.elapsed().as_secs());
                 }
                 Err(CreateError::Failed(f)) => tracing::warn!(error = %f, "can't say that this coordinator leads"),

@@ -94,7 +94,7 @@ async fn serve(args: Args) -> Result<(), ServeError> {
         http::serve(address, ready).await?;
     }
     let name = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
-    let leadership: Arc<dyn Leadership> = Arc::new(StoreLease::new(repository.clone(), name));
+    let leadership: Arc<dyn Leadership> = Arc::new(StoreLease::new(repository.clone(), name, args.take_over_after));
     let epoch = tokio::select! {
         epoch = leadership.campaign() => epoch?,
         () = stop.wanted() => return Ok(()),

@@ -11,7 +11,7 @@ use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem, Redeemer};
 use milkrun_repository::store::retry::{Patience, Retrying};
 use milkrun_repository::store::s3::{S3, S3Options};
 use milkrun_repository::store::throttle::Throttle;
-use milkrun_repository::store::{Firmness, Key, Lock, Store, conformance};
+use milkrun_repository::store::{CreateError, Firmness, Key, Lock, Store, Trouble, conformance};
 use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::troublemaker::Troublemaker;
 
@@ -86,4 +86,26 @@ async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
     let longer = PutGrant::Presigned { url, headers };
     let more = bytes::Bytes::from(vec![0; body.len() + 1]);
     assert!(redeemer.put(&longer, more).await.is_err(), "stored another length");
+    let PutGrant::Presigned { url, headers } = longer else { unreachable!("made above") };
+    let without_condition = headers.iter().filter(|(n, _)| !n.eq_ignore_ascii_case("if-none-match")).cloned().collect();
+    let unconditional = PutGrant::Presigned { url: url.clone(), headers: without_condition };
+    assert!(redeemer.put(&unconditional, body.clone()).await.is_err(), "stored without If-None-Match");
+    assert!(store.head(&Key::new("packs/00/good"), None).await.is_err(), "one of them left something");
+
+    // As it was meant: once.
+    let fits = PutTerms { crc32: crc32fast::hash(&body), ..terms("packs/00/once") };
+    let once = store.grant_put(&fits).await.unwrap();
+    redeemer.put(&once, body.clone()).await.unwrap();
+    assert!(matches!(redeemer.put(&once, body.clone()).await, Err(CreateError::Exists(_))), "used twice");
+    let versions = store.versions("packs/00/once").await.unwrap();
+    assert_eq!(versions.len(), 1, "a second version that nobody can delete: {versions:?}");
+
+    // And not after its time.
+    let options = S3Options { put_lifetime: Some(std::time::Duration::from_secs(1)), ..S3Options::default() };
+    let hasty = S3::new("locked-bucket", "some/prefix", options).await.unwrap();
+    let late = hasty.grant_put(&PutTerms { key: Key::new("packs/00/late"), ..fits }).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let refused = redeemer.put(&late, body.clone()).await;
+    assert!(matches!(&refused, Err(CreateError::Failed(f)) if f.trouble == Trouble::Denied), "{refused:?}");
+    assert!(store.head(&Key::new("packs/00/late"), None).await.is_err());
 }

@@ -250,6 +250,8 @@ pub struct Cluster {
     port: u16,
     /// More for every agent's command line.
     pub agent_args: Vec<String>,
+    /// More for every coordinator's environment.
+    pub coordinator_env: Vec<(String, String)>,
     /// More for every agent's environment.
     pub agent_env: Vec<(String, String)>,
 }
@@ -283,7 +285,16 @@ impl Cluster {
         network: Option<Network>,
         agent_args: Vec<String>,
     ) -> Self {
-        let cluster = Self { folder, repository, env, network, port: free_port(), agent_args, agent_env: Vec::new() };
+        let cluster = Self {
+            folder,
+            repository,
+            env,
+            network,
+            port: free_port(),
+            agent_args,
+            agent_env: Vec::new(),
+            coordinator_env: Vec::new(),
+        };
         cluster.certs(&["authority"]);
         let host = cluster.coordinator_host();
         cluster.certs(&["coordinator", &host]);
@@ -369,6 +380,7 @@ impl Cluster {
         command.arg("--tls").arg(at("certs").join(format!("coordinator-{host}")));
         command.env("MILKRUN_REPOSITORY", self.repository.url()).env("MILKRUN_PASSWORD", "correct horse");
         command.env("MILKRUN_CACHE", at("coordinator-cache"));
+        command.envs(self.coordinator_env.iter().map(|(k, v)| (k, v)));
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         Process::start(command, &at(&format!("{name}.log")))
     }

@@ -63,7 +63,12 @@ impl Way {
         match url {
             StoreUrl::Directory(path) => Ok(place(Directory::new(path, throttle), redeemer)),
             StoreUrl::S3 { bucket, prefix } => {
-                let options = S3Options { addressing: self.addressing, ca_file: self.ca_file.clone(), throttle };
+                let options = S3Options {
+                    addressing: self.addressing,
+                    ca_file: self.ca_file.clone(),
+                    throttle,
+                    put_lifetime: None,
+                };
                 Ok(place(S3::new(bucket, prefix, options).await?, redeemer))
             }
         }

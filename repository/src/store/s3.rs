@@ -56,6 +56,8 @@ pub struct S3Options {
     pub ca_file: Option<PathBuf>,
     /// A bound on upload bandwidth.
     pub throttle: Throttle,
+    /// How long a grant to store may be used; `None`: [`PUT_LIFETIME`].
+    pub put_lifetime: Option<Duration>,
 }
 
 /// A bucket and prefix.
@@ -64,6 +66,7 @@ pub struct S3 {
     bucket: String,
     prefix: String,
     throttle: Throttle,
+    put_lifetime: Duration,
 }
 
 /// The client could not be made.
@@ -135,6 +138,7 @@ impl S3 {
             bucket: bucket.to_owned(),
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
             throttle: options.throttle,
+            put_lifetime: options.put_lifetime.unwrap_or(PUT_LIFETIME),
         })
     }
 
@@ -430,7 +434,7 @@ impl Store for S3 {
         let length = i64::try_from(terms.length).unwrap_or(i64::MAX);
         let request = self.put(&terms.key, terms.crc32, terms.lock).content_length(length);
         let signed = request
-            .presigned(presigning(&terms.key, PUT_LIFETIME)?)
+            .presigned(presigning(&terms.key, self.put_lifetime)?)
             .await
             .map_err(|e| judge(Operation::Grant, terms.key.as_str(), e).failure)?;
         let headers = signed.headers().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();

@@ -1,0 +1,173 @@
+//! `kill -9` before and after every store call of a coordinator, and of an agent, while a backup goes on. The points are not listed
+//! here: the processes count them. Then another one goes on: the run ends with its one point, or nothing of it is listed.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use milkrun_tests::cluster::{Cluster, Process, wait_for};
+use milkrun_tests::{noise, skip};
+
+use crate::together::two_nodes;
+
+fn copy(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+fn points(c: &Cluster) -> Vec<String> {
+    let listed = c.repository().run(["points", "--json"]).ok().json();
+    listed["points"].as_array().unwrap().iter().map(|p| p["point"].as_str().unwrap().to_owned()).collect()
+}
+
+fn order(c: &Cluster) -> Child {
+    let roles = ["view", "backup", "restore", "operate"];
+    c.command("root", &roles, &["backup", "shop"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// A cluster with one point, changed volumes, and a copy of its repository.
+fn ready() -> Cluster {
+    let c = Cluster::in_directory();
+    c.repository().run(["init", "--lock", "compliance", "--lock-for", "1h"]).ok();
+    two_nodes(&c);
+    fs::write(c.folder().join("data.img"), noise(300_000, 1)).unwrap();
+    fs::write(c.folder().join("wal.img"), noise(200_000, 2)).unwrap();
+    let mut coordinator = c.coordinator();
+    let agents = [c.agent("node-a"), c.agent("node-b")];
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    drop(agents);
+    coordinator.signal(nix::sys::signal::Signal::SIGTERM);
+    coordinator.wait();
+    fs::write(c.folder().join("data.img"), noise(350_000, 3)).unwrap();
+    copy(&c.folder().join("repository"), &c.folder().join("before"));
+    c
+}
+
+fn lines(path: &Path) -> usize {
+    fs::read_to_string(path).unwrap_or_default().lines().count()
+}
+
+/// What must be true once everybody is back: no run is open, at most one more point, all of it whole.
+fn all_is_well(c: &Cluster, first: &[String], what: &str, coordinator: &Process) -> usize {
+    wait_for(&format!("the end of all runs ({what})"), || {
+        let runs = c.run(&["runs", "--json"]);
+        let document = (runs.code == Some(0)).then(|| runs.json())?;
+        document["runs"].as_array()?.iter().all(|r| r["state"] != "running").then_some(())
+    });
+    let left = points(c);
+    assert!(left.starts_with(first) && left.len() <= first.len() + 1, "{what}: {left:?}\n{}", coordinator.log());
+    let verified = c.repository().run(["verify", "--data"]);
+    assert_eq!(verified.code, Some(0), "{what}: {} {}", verified.out, verified.err);
+    left.len() - first.len()
+}
+
+#[test]
+fn a_coordinator_killed_anywhere_is_followed_by_one_that_goes_on() {
+    let mut c = ready();
+    let first = points(&c);
+    let log = c.folder().join("points");
+    let reset = |c: &Cluster| copy(&c.folder().join("before"), &c.folder().join("repository"));
+
+    c.coordinator_env = vec![("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
+    let agents = [c.agent("node-a"), c.agent("node-b")];
+    let counted = c.coordinator();
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let opened = lines(&log);
+    c.run(&["backup", "shop"]).ok();
+    let total = lines(&log);
+    drop(counted);
+    if total == 0 {
+        skip(
+            "crash points of a coordinator",
+            "the binaries were built without the feature `faults` (cargo xtask test builds them)",
+        );
+        return;
+    }
+    assert!(total > opened + 40, "only {total} points, {opened} of them before the backup");
+    let (mut killed, mut committed, mut gone_on) = (0, 0, 0);
+    // Those before the backup are the start: it dies before it serves. Every fifth of them will do.
+    for at in (1..opened).step_by(5).chain(opened..=total) {
+        reset(&c);
+        c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), at.to_string())];
+        let mut dying = c.coordinator_with("dying", &[]);
+        let mut child = wait_for("somebody to order from, or its end", || {
+            if !dying.runs() {
+                return Some(None);
+            }
+            let agents = c.run(&["agents", "--json"]);
+            let there = agents.code == Some(0) && agents.out.matches("\"connected\": true").count() == 2;
+            there.then(|| Some(order(&c)))
+        });
+        wait_for("the crash, or the end of the backup", || {
+            let ended = child.as_mut().is_none_or(|c| c.try_wait().unwrap().is_some());
+            (!dying.runs() || ended).then_some(())
+        });
+        if let Some(child) = &mut child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        killed += usize::from(!dying.runs());
+        drop(dying);
+        c.coordinator_env.clear();
+        let next = c.coordinator_with("next", &["--take-over-after", "1s"]);
+        next.wait_for_log("serving");
+        gone_on += usize::from(next.log().contains("goes on"));
+        committed += all_is_well(&c, &first, &format!("point {at}"), &next);
+        drop(next);
+        fs::remove_file(c.folder().join("next.log")).unwrap();
+    }
+    drop(agents);
+    assert!(killed * 10 > (total - opened) * 8, "{killed} of {total} were killed");
+    assert!(gone_on > 5, "only {gone_on} runs went on");
+    // What had begun was finished by the next one: nearly all of them.
+    assert!(committed * 10 > (total - opened) * 5, "only {committed} of {} were committed", total - opened);
+}
+
+#[test]
+fn an_agent_killed_anywhere_is_followed_by_one_that_goes_on() {
+    let mut c = ready();
+    let first = points(&c);
+    let log = c.folder().join("points");
+    let coordinator = c.coordinator();
+    let _b = c.agent("node-b");
+    c.agent_env = vec![("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
+    let counted = c.agent("node-a");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    let total = lines(&log);
+    drop(counted);
+    if total == 0 {
+        skip(
+            "crash points of an agent",
+            "the binaries were built without the feature `faults` (cargo xtask test builds them)",
+        );
+        return;
+    }
+    let (mut points_before, mut killed) = (points(&c).len(), 0);
+    assert_eq!(points_before, first.len() + 1);
+    for at in 1..=total {
+        // Another change each time: else nothing is uploaded.
+        fs::write(c.folder().join("data.img"), noise(350_000, 100 + at as u64)).unwrap();
+        c.agent_env = vec![("MILKRUN_CRASH_AT".into(), at.to_string())];
+        let mut dying = c.agent("node-a");
+        c.wait_for_agents(&["node-a"]);
+        let mut child = order(&c);
+        wait_for("the crash, or the end of the backup", || {
+            (!dying.runs() || child.try_wait().unwrap().is_some()).then_some(())
+        });
+        c.agent_env.clear();
+        let crashed = !dying.runs();
+        drop(dying);
+        let _fresh = c.agent("node-a");
+        let code = wait_for("the backup's end", || child.try_wait().unwrap()).code();
+        assert_eq!(code, Some(0), "point {at}: {}", coordinator.log());
+        killed += usize::from(crashed);
+        let now = points(&c).len();
+        assert_eq!(now, points_before + 1);
+        points_before = now;
+    }
+    // Some are only there when a folder has to be made.
+    assert!(killed * 10 >= total * 7, "{killed} of {total} were killed");
+    c.repository().run(["verify", "--data"]).ok();
+}
