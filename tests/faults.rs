@@ -193,3 +193,16 @@ fn equal_volumes_are_stored_once() {
         }
     });
 }
+
+/// Volumes of one run share packs: one that is done long before the other must not take the other's packs with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_volume_beside_a_large_one() {
+    let world = World::new(LockPolicy::NONE).await;
+    for round in 0..4u64 {
+        world.content("small", noise(40_000, round));
+        world.content("large", noise(20 << 20, 100 + round));
+        let done = world.back_up(&["small", "large"], sound()).await.unwrap();
+        assert_eq!(done.volumes.len(), 2);
+    }
+    assert!(world.verify().await.findings.is_empty());
+}

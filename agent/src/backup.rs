@@ -23,6 +23,7 @@ use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::keys::DomainKey;
+use milkrun_repository::store::CreateError;
 
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
@@ -68,6 +69,33 @@ pub struct VolumeJob {
     pub resume_at: u64,
     /// What was done so far.
     pub counters: Arc<Counters>,
+    /// Packs that were sent on their way in this assignment's name and have not arrived.
+    pub uploads: tokio::sync::watch::Sender<Uploads>,
+}
+
+/// Packs on their way in an assignment's name: the coordinator takes them only as long as that is in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uploads {
+    /// How many.
+    pub under_way: usize,
+    /// No more may set out: the volume is about to be done.
+    pub closed: bool,
+}
+
+impl VolumeJob {
+    /// Waits until all packs that went in this assignment's name have arrived; no more set out after that.
+    pub async fn close_uploads(&self) {
+        let mut uploads = self.uploads.subscribe();
+        loop {
+            let closed = self.uploads.send_if_modified(|u| {
+                u.closed |= u.under_way == 0;
+                u.closed
+            });
+            if closed || uploads.wait_for(|u| u.under_way == 0).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 /// Counters of one volume, for progress and the result.
@@ -176,6 +204,32 @@ pub enum BackupError {
     #[error("can't make a pack: {0}")]
     Pack(String),
     /// Another part of the run failed first.
-    #[error("stopped, because {0}")]
-    Stopped(String),
+    #[error("stopped, because {why}")]
+    Stopped {
+        /// Why that one failed.
+        why: String,
+        /// It may go well another time, or elsewhere.
+        passing: bool,
+    },
+}
+
+impl BackupError {
+    /// Whether it may go well another time, or on another node: nothing is wrong with the volume.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Call(CallError::Refused(status)) => status.code() == tonic::Code::Unavailable,
+            Self::Store { source: CreateError::Failed(f), .. } => f.transient(),
+            Self::Stopped { passing, .. } => *passing,
+            _ => false,
+        }
+    }
+
+    /// What others hear who stop because of this.
+    pub(crate) fn stops_others(&self) -> Self {
+        let why = match self {
+            Self::Stopped { why, .. } => why.clone(),
+            e => milkrun_repository::point::catalog::chain(e),
+        };
+        Self::Stopped { why, passing: self.is_passing() }
+    }
 }

@@ -180,6 +180,17 @@ struct Task {
     job: Option<Arc<VolumeJob>>,
 }
 
+impl Task {
+    /// Ends it. What it claimed and did not store falls to whoever begins anew.
+    async fn end(self) {
+        self.handle.abort();
+        let _ = self.handle.await;
+        if let Some(job) = self.job {
+            job.run.fail(BackupError::Stopped { why: "another volume's attempt ended".into(), passing: true });
+        }
+    }
+}
+
 enum Action {
     Down(Down),
     /// A task of this attempt ended.
@@ -301,8 +312,7 @@ impl Session {
                 if self.tasks.get(&key).is_some_and(|t| t.attempt <= a.attempt)
                     && let Some(task) = self.tasks.remove(&key)
                 {
-                    task.handle.abort();
-                    let _ = task.handle.await;
+                    task.end().await;
                     self.forget_run(&key.run).await;
                 }
                 self.send(Up::Failed(failed(a, FailureKind::Cancelled, "cancelled".into()))).await;
@@ -346,8 +356,7 @@ impl Session {
     /// An attempt that is given again is over here.
     async fn supersede(&mut self, a: Option<&wire::Assignment>) {
         if let Some(task) = a.and_then(|a| self.tasks.remove(&AssignmentKey::of(a))) {
-            task.handle.abort();
-            let _ = task.handle.await;
+            task.end().await;
         }
     }
 
@@ -387,7 +396,11 @@ impl Session {
             let report = match result {
                 // `Finish` told the coordinator already.
                 Ok(()) => None,
-                Err(e) => Some(Up::Failed(failed(assignment, kind_of_backup(&e), chain(&e)))),
+                Err(e) => {
+                    // What it claimed and did not store would be waited for in vain.
+                    job.run.fail(BackupError::Stopped { why: "another volume's attempt ended".into(), passing: true });
+                    Some(Up::Failed(failed(assignment, kind_of_backup(&e), chain(&e))))
+                }
             };
             let _ = reports.send((task_key, attempt, report)).await;
         };
@@ -434,6 +447,7 @@ impl Session {
             has_parent: b.has_parent,
             resume_at: b.resume_at,
             counters: Arc::default(),
+            uploads: watch::Sender::default(),
         })
     }
 
@@ -490,6 +504,11 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource)
         let source = job.engine.io.run(move || open(&path, options)).await?;
         image::back_up(job.clone(), source.into()).await?
     };
+    // Those of other volumes too that went in this one's name: once it is done, nobody takes them any more.
+    job.close_uploads().await;
+    if let Some(e) = job.run.failed() {
+        return Err(e);
+    }
     let c = &job.counters;
     let (read, new, stored) = (Counters::get(&c.read), Counters::get(&c.new), Counters::get(&c.stored));
     Ok(job.coordinator.finish(&outcome, read, new, stored).await?)
@@ -617,7 +636,8 @@ fn kind_of_backup(e: &BackupError) -> FailureKind {
         BackupError::Call(e) => kind_of_call(e),
         BackupError::Store { source: CreateError::Failed(f), .. } => kind_of_trouble(f.trouble),
         BackupError::Store { .. } | BackupError::Pack(_) => FailureKind::Store,
-        BackupError::Stopped(_) => FailureKind::Cancelled,
+        BackupError::Stopped { passing: true, .. } => FailureKind::Unreachable,
+        BackupError::Stopped { .. } => FailureKind::Cancelled,
     }
 }
 

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use milkrun_proto::agent::v1::{ToAgent, to_agent::Message};
 use milkrun_repository::clock::Moment;
 use tokio::sync::mpsc;
+
+/// How long an agent may take to read what it is told before it counts as gone.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
 
 /// The connected agents, by node.
 #[derive(Clone, Default)]
@@ -65,7 +69,9 @@ impl Link {
 
     /// Sends a message. Returns whether the agent is still there.
     pub async fn send(&self, message: Message) -> bool {
-        self.down.send(Ok(ToAgent { message: Some(message) })).await.is_ok()
+        let send = self.down.send(Ok(ToAgent { message: Some(message) }));
+        // One that does not read what it is told must not hold up who tells.
+        matches!(tokio::time::timeout(SEND_LIMIT, send).await, Ok(Ok(())))
     }
 
     /// Sends a message that may be lost when many wait.

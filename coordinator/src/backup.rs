@@ -91,11 +91,14 @@ pub enum BackupError {
     /// A call of an attempt that is over.
     #[error(transparent)]
     Refused(#[from] RefusedCall),
-    /// An agent wants to store more than its volume can need.
-    #[error("volume {volume}: its agent wants to store more than {most} bytes, which a volume of its size can't need")]
+    /// An agent seals what it was not granted.
+    #[error("pack {0} was not granted to this node, or is sealed already")]
+    Ungranted(PackId),
+    /// An agent wants to store more than its volumes can need.
+    #[error("the agent of {node} wants to store more than {most} bytes, which its volumes can't need")]
     Quota {
-        /// Which volume.
-        volume: String,
+        /// The node.
+        node: String,
         /// Its quota.
         most: u64,
     },
@@ -155,25 +158,44 @@ pub struct Run {
     hurried: Mutex<HashMap<String, Instant>>,
     /// Where what is done is written down, if another leader could go on.
     journal: Option<Journal>,
+    /// Of volumes, where they are known.
+    sizes: HashMap<String, Option<u64>>,
+    /// By node.
     quotas: Mutex<HashMap<String, Quota>>,
+    /// Packs that were granted and are not sealed yet.
+    granted: Mutex<HashMap<PackId, Granted>>,
 }
 
-/// What a volume's agents may still store.
+/// What a node may still store for a run: its volumes share packs, so that no volume's share can be told apart.
+#[derive(Default)]
 struct Quota {
     granted: u64,
-    /// `None`: nobody knows how large the volume is.
-    most: Option<u64>,
+    most: u64,
+    /// The volumes that it ever had.
+    volumes: HashSet<String>,
+    /// One of them has no known size: nobody can tell what is too much.
+    open: bool,
 }
 
 impl Quota {
     /// For a volume of `size` bytes: all of it twice, since an attempt may be lost after its packs were stored, and what packs
     /// and their directories take themselves.
-    fn of(size: Option<u64>) -> Self {
-        Self {
-            granted: 0,
-            most: size.map(|size| size.saturating_mul(2).saturating_add(size / 32).saturating_add(64 << 20)),
+    fn add(&mut self, volume: &str, size: Option<u64>) {
+        if !self.volumes.insert(volume.to_owned()) {
+            return;
+        }
+        match size {
+            Some(size) => self.most += size.saturating_mul(2).saturating_add(size / 32).saturating_add(64 << 20),
+            None => self.open = true,
         }
     }
+}
+
+/// A pack that somebody has leave to store.
+struct Granted {
+    node: String,
+    length: u64,
+    crc32: u32,
 }
 
 /// What a lookup answers for one chunk.
@@ -206,6 +228,7 @@ impl Run {
     /// A volume has a node: from now on only calls of this attempt count. Returns where it goes on from.
     async fn assign(&self, volume: &str, attempt: u32, node: &str) -> u64 {
         lock(&self.assigned).insert(volume.to_owned(), Assigned { attempt, node: node.to_owned() });
+        lock(&self.quotas).entry(node.to_owned()).or_default().add(volume, self.sizes.get(volume).copied().flatten());
         match self.volumes.get(volume) {
             Some(build) => build.lock().await.begin_attempt(attempt),
             None => 0,
@@ -217,7 +240,7 @@ impl Run {
         let mut assigned = lock(&self.assigned);
         let Some(gone) = assigned.remove(volume) else { return };
         if !assigned.values().any(|a| a.node == gone.node) {
-            drop(assigned);
+            // Under the lock: a lookup that is late claims nothing afterwards.
             self.claims.forget(&gone.node);
         }
     }
@@ -231,12 +254,12 @@ impl Run {
         self.stored_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Which chunks are known and really there. The others are claimed for `node`, unless another one has. With `share` it is
-    /// told so, else it may store them as well.
+    /// Which chunks are known and really there. The others are claimed for the volume's node, unless another one has. With
+    /// `share` it is told so, else it may store them as well.
     ///
     /// # Errors
     /// [`BackupError::Store`] when the store can't be asked for a pack.
-    pub async fn lookup(&self, ids: &[ChunkId], node: &str, share: bool) -> Result<Vec<Answer>, BackupError> {
+    pub async fn lookup(&self, volume: &str, ids: &[ChunkId], share: bool) -> Result<Vec<Answer>, BackupError> {
         let places: Vec<Option<Place>> = {
             let index = lock(&self.index);
             ids.iter().map(|id| index.find(id)).collect()
@@ -245,7 +268,11 @@ impl Run {
         let gone = self.missing(packs).await?;
         let known = |p: &Option<Place>| p.is_some_and(|p| !gone.contains(&p.pack));
         let unknown: Vec<ChunkId> = ids.iter().zip(&places).filter(|(_, p)| !known(p)).map(|(id, _)| *id).collect();
-        let mut claimed = self.claims.claim(&unknown, node).into_iter();
+        let mut claimed = {
+            let assigned = lock(&self.assigned);
+            let node = &assigned.get(volume).ok_or(RefusedCall::Stale)?.node;
+            self.claims.claim(&unknown, node).into_iter()
+        };
         let answer = |p: &Option<Place>| match known(p) {
             true => Answer::Known,
             false if claimed.next() == Some(Claimed::Theirs) && share => Answer::Elsewhere,
@@ -266,11 +293,11 @@ impl Run {
     /// [`BackupError::Store`].
     pub async fn lookup_later(
         &self,
+        volume: &str,
         ids: &[ChunkId],
-        node: &str,
         hurry: impl Fn(&str),
     ) -> Result<Vec<Answer>, BackupError> {
-        let answers = self.lookup(ids, node, true).await?;
+        let answers = self.lookup(volume, ids, true).await?;
         if answers.iter().any(|a| *a != Answer::Elsewhere) {
             return Ok(answers);
         }
@@ -285,7 +312,7 @@ impl Run {
             }
         }
         self.claims.wait(|| !self.claims.holders(ids).is_empty()).await;
-        self.lookup(ids, node, true).await
+        self.lookup(volume, ids, true).await
     }
 
     /// Asks the store once per run whether packs are there, so that a lost pack is uploaded again instead of referred to.
@@ -321,13 +348,15 @@ impl Run {
     /// # Errors
     /// [`BackupError::Store`]; [`BackupError::Quota`] when the volume's agent has stored too much.
     pub async fn grant(&self, volume: &str, pack: PackId, length: u64, crc32: u32) -> Result<PutGrant, BackupError> {
-        if let Some(quota) = lock(&self.quotas).get_mut(volume) {
+        let node = lock(&self.assigned).get(volume).ok_or(RefusedCall::Stale)?.node.clone();
+        if let Some(quota) = lock(&self.quotas).get_mut(&node) {
             let granted = quota.granted.saturating_add(length);
-            if let Some(most) = quota.most.filter(|&most| granted > most) {
-                return Err(BackupError::Quota { volume: volume.to_owned(), most });
+            if !quota.open && granted > quota.most {
+                return Err(BackupError::Quota { node, most: quota.most });
             }
             quota.granted = granted;
         }
+        lock(&self.granted).insert(pack, Granted { node, length, crc32 });
         metrics::counter!("milkrun_grants_total").increment(1);
         let terms = PutTerms { key: Key::pack(&pack), length, crc32, lock: self.locks.packs };
         Ok(self.repository.store.grant_put(&terms).await?)
@@ -337,7 +366,22 @@ impl Run {
     ///
     /// # Errors
     /// [`BackupError`] unless it is there, whole and locked.
-    pub async fn seal(&self, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
+    pub async fn seal(&self, volume: &str, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
+        let node = lock(&self.assigned).get(volume).ok_or(RefusedCall::Stale)?.node.clone();
+        {
+            // Once, and as it was granted: what is known of a pack can't be changed by sealing another in its name.
+            let mut granted = lock(&self.granted);
+            let fits = |g: &Granted| g.node == node && g.length == claim.length && g.crc32 == claim.crc32;
+            if !granted.get(&claim.id).is_some_and(fits) {
+                return Err(BackupError::Ungranted(claim.id));
+            }
+            granted.remove(&claim.id);
+        }
+        self.take_sealed(claim, entries).await
+    }
+
+    /// As [`Self::seal`], of a pack that nobody has to be asked about.
+    async fn take_sealed(&self, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
         let length = claim.length;
         let ids: Vec<ChunkId> = entries.iter().map(|(id, _)| *id).collect();
         let is_data = claim.kind == PackKind::Data;
@@ -407,7 +451,7 @@ impl Run {
             let created = self.repository.store.create(&key, Bytes::from(pack.bytes), self.locks.packs).await;
             created.map_err(|e| BackupError::Create(key, e))?;
             // Map chunks are found by their places; the index need not know them.
-            self.seal(claim, Vec::new()).await?;
+            self.take_sealed(claim, Vec::new()).await?;
         }
         Ok(())
     }

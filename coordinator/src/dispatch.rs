@@ -76,6 +76,13 @@ impl Dispatcher {
         }
     }
 
+    /// Other nodes reach a volume that waits. It keeps its place.
+    pub fn renew(&self, run: &RunId, volume: &str, nodes: Option<Vec<String>>) {
+        if let Some(waiting) = self.state().waiting.iter_mut().find(|w| w.run == *run && w.volume == volume) {
+            waiting.nodes = nodes;
+        }
+    }
+
     /// A volume no longer runs or waits: it is done, or its node is gone.
     pub fn done(&self, run: &RunId, volume: &str) {
         {
@@ -103,6 +110,14 @@ impl Dispatcher {
 
     /// Plans anew: an agent came or went, or something changed here.
     pub fn replan(&self) {
+        // Outside of the lock: it reads a file, or asks a cluster.
+        let loads = match self.inventory.loads() {
+            Ok(loads) => loads,
+            Err(e) => {
+                tracing::error!(error = %e, "nothing is placed");
+                return;
+            }
+        };
         let mut state = self.state();
         #[expect(clippy::cast_precision_loss, reason = "numbers of volumes and agents")]
         let show = |state: &State| {
@@ -114,24 +129,20 @@ impl Dispatcher {
         if state.waiting.is_empty() {
             return;
         }
-        let limits = |name: &str| self.inventory.node(name).ok().flatten().map(|l| l.volumes);
+        let limits = |name: &str| match &loads.nodes {
+            Some(nodes) => nodes.get(name).map(|l| l.volumes),
+            None => Some(usize::MAX),
+        };
         let nodes = self.agents.ready().into_iter().filter_map(|(name, own)| {
             // Both the inventory and the agent bound it.
             let volumes_max = limits(&name)?.min(own.unwrap_or(usize::MAX));
             Some(Node { name, volumes_max })
         });
-        let store = match self.inventory.store() {
-            Ok(store) => store,
-            Err(e) => {
-                tracing::error!(error = %e, "nothing is placed");
-                return;
-            }
-        };
         let situation = Situation {
             nodes: nodes.collect(),
             waiting: state.waiting.clone(),
             running: state.running.iter().map(|(.., r)| r.clone()).collect(),
-            volumes_max: store.volumes,
+            volumes_max: loads.store.volumes,
         };
         for placed in plan(&situation, Moment::now()) {
             let at = state.waiting.iter().position(|w| w.run == placed.run && w.volume == placed.volume);

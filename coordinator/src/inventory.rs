@@ -43,6 +43,15 @@ pub struct StoreLimits {
     pub volumes: usize,
 }
 
+/// What nodes and store take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loads {
+    /// All nodes together.
+    pub store: StoreLimits,
+    /// Each node that is listed; `None`: any node, without bounds.
+    pub nodes: Option<std::collections::BTreeMap<String, NodeLimits>>,
+}
+
 impl Default for NodeLimits {
     fn default() -> Self {
         Self { volumes: 4 }
@@ -109,11 +118,11 @@ pub trait Inventory: Send + Sync + 'static {
     /// [`InventoryError`].
     fn nodes(&self) -> Result<Vec<String>, InventoryError>;
 
-    /// What the store takes.
+    /// What nodes and store take.
     ///
     /// # Errors
     /// [`InventoryError`].
-    fn store(&self) -> Result<StoreLimits, InventoryError>;
+    fn loads(&self) -> Result<Loads, InventoryError>;
 
     /// An application.
     ///
@@ -139,8 +148,8 @@ impl Inventory for Embedded {
         Ok(Vec::new())
     }
 
-    fn store(&self) -> Result<StoreLimits, InventoryError> {
-        Ok(StoreLimits { volumes: usize::MAX })
+    fn loads(&self) -> Result<Loads, InventoryError> {
+        Ok(Loads { store: StoreLimits { volumes: usize::MAX }, nodes: None })
     }
 
     fn application(&self, name: &AppName) -> Result<Application, InventoryError> {

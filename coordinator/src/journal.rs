@@ -3,6 +3,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+use futures::StreamExt;
 use milkrun_repository::Repository;
 use milkrun_repository::id::RunId;
 use milkrun_repository::keys::envelope::{self, EnvelopeError, Kind};
@@ -30,14 +32,31 @@ pub enum JournalError {
     Missing(Key),
 }
 
+/// Objects of a journal that are read side by side.
+const READS: usize = 16;
+
 /// The writing end.
 pub(crate) struct Journal {
     repository: Arc<Repository>,
     run: RunId,
     epoch: u64,
     noted: Mutex<Noted>,
-    /// The number of the next object; who holds it writes.
-    next: tokio::sync::Mutex<u32>,
+    /// Who holds it writes.
+    writer: tokio::sync::Mutex<Writer>,
+}
+
+#[derive(Default)]
+struct Writer {
+    /// The number of the next object.
+    next: u32,
+    /// One that may or may not have been written. The same bytes are tried again before anything else.
+    unsure: Option<Unsure>,
+}
+
+struct Unsure {
+    object: Bytes,
+    /// How much of what was noted is in it.
+    upto: u64,
 }
 
 #[derive(Default)]
@@ -61,7 +80,7 @@ pub(crate) struct Left {
 impl Journal {
     /// A series of its own.
     pub(crate) fn new(repository: Arc<Repository>, run: RunId, epoch: u64) -> Self {
-        Self { repository, run, epoch, noted: Mutex::default(), next: tokio::sync::Mutex::new(0) }
+        Self { repository, run, epoch, noted: Mutex::default(), writer: tokio::sync::Mutex::default() }
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {
@@ -78,26 +97,48 @@ impl Journal {
     /// Waits until everything that was noted before is durable. Those who come while an object is written share the next one.
     pub(crate) async fn write(&self) -> Result<(), JournalError> {
         let mine = self.noted().noted;
-        let mut next = self.next.lock().await;
+        let mut writer = self.writer.lock().await;
+        while self.noted().written < mine {
+            let key = Key::journal(&self.run, self.epoch, writer.next);
+            let unsure = match writer.unsure.take() {
+                Some(unsure) => unsure,
+                None => self.seal(&key),
+            };
+            let (object, upto) = (unsure.object.clone(), unsure.upto);
+            // Until it is known to be there, also if whoever waits here is gone in the middle.
+            writer.unsure = Some(unsure);
+            match self.repository.store.create(&key, object.clone(), None).await {
+                Ok(_) => {}
+                Err(CreateError::Exists(_)) if self.is_ours(&key, &object).await? => {}
+                Err(CreateError::Exists(_)) => return Err(JournalError::Superseded(key)),
+                Err(CreateError::Failed(f)) => return Err(f.into()),
+            }
+            metrics::counter!("milkrun_journal_writes_total").increment(1);
+            writer.unsure = None;
+            writer.next += 1;
+            self.noted().written = upto;
+        }
+        Ok(())
+    }
+
+    /// An object of all that was noted and is in none yet.
+    fn seal(&self, key: &Key) -> Unsure {
         let (records, upto) = {
             let mut noted = self.noted();
-            if noted.written >= mine {
-                return Ok(());
-            }
             (std::mem::take(&mut noted.records), noted.noted)
         };
-        let key = Key::journal(&self.run, self.epoch, *next);
         let body = encode(&records);
-        let object = envelope::seal(&self.repository.ring, &self.repository.config.id, &key, Kind::Journal, &body);
-        match self.repository.store.create(&key, object.into(), None).await {
-            Ok(_) => {}
-            Err(CreateError::Exists(_)) => return Err(JournalError::Superseded(key)),
-            Err(CreateError::Failed(f)) => return Err(f.into()),
+        let object = envelope::seal(&self.repository.ring, &self.repository.config.id, key, Kind::Journal, &body);
+        Unsure { object: object.into(), upto }
+    }
+
+    /// Whether what stands there is what an earlier attempt of ours wrote.
+    async fn is_ours(&self, key: &Key, object: &Bytes) -> Result<bool, JournalError> {
+        match self.repository.store.get(key, None, None).await {
+            Ok(found) => Ok(found == *object),
+            Err(GetError::NotFound(_)) => Ok(false),
+            Err(GetError::Failed(f)) => Err(f.into()),
         }
-        metrics::counter!("milkrun_journal_writes_total").increment(1);
-        *next += 1;
-        self.noted().written = upto;
-        Ok(())
     }
 
     /// Deletes the journal of a run that ended. What can't be deleted is left to the collector.
@@ -127,12 +168,10 @@ impl Journal {
         // Backwards from the newest series: each says which one it went on from, and up to where.
         loop {
             let mut records = Vec::new();
-            for n in 0..=number {
-                let key = Key::journal(run, epoch, n);
-                if !found.contains(&(epoch, n)) {
-                    return Err(JournalError::Missing(key));
-                }
-                records.extend(Self::object(repository, key).await?);
+            let objects = (0..=number).map(move |n| Self::object(repository, Key::journal(run, epoch, n)));
+            let mut objects = futures::stream::iter(objects).buffered(READS);
+            while let Some(object) = objects.next().await {
+                records.extend(object?);
             }
             let earlier = match records.first() {
                 Some(&Record::TakeOver { epoch: earlier, number }) if earlier < epoch => Some((earlier, number)),
@@ -157,5 +196,97 @@ impl Journal {
         let opened = envelope::open(&repository.ring, &repository.config.id, &key, Kind::Journal, &bytes);
         let body = opened.map_err(|e| JournalError::Refused(key.clone(), e))?;
         decode(&body).map_err(|e| JournalError::Malformed(key, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use milkrun_repository::chunk::page_cutter::PageCutter;
+    use milkrun_repository::chunk::stream_cutter::StreamCutter;
+    use milkrun_repository::config::LockPolicy;
+    use milkrun_repository::keys::wrapped::Cost;
+    use milkrun_repository::repository::{InitOptions, init};
+    use milkrun_repository::store::faulty::{Fault, Faulty};
+    use milkrun_repository::store::memory::Memory;
+    use milkrun_repository::store::{Operation, Trouble};
+
+    use super::*;
+
+    async fn repository() -> Repository {
+        let options = InitOptions {
+            lock: LockPolicy::NONE,
+            pages: PageCutter::DEFAULT,
+            streams: StreamCutter::DEFAULT,
+            cost: Cost::TEST,
+        };
+        init(Arc::new(Memory::new()), b"password", options).await.unwrap().repository
+    }
+
+    fn record(n: u32) -> Record {
+        Record::TakeOver { epoch: 99, number: n }
+    }
+
+    /// Whatever became of a write, the next one goes on without a gap, and nothing is in the journal twice.
+    #[tokio::test]
+    async fn a_write_that_failed_or_only_seemed_to_is_made_good_by_the_next() {
+        for fault in [Fault::Before(Trouble::Unreachable), Fault::After(Trouble::Unreachable)] {
+            let sound = repository().await;
+            let calls = Arc::new(std::sync::atomic::AtomicU32::new(0));
+            let script = move |_: u64, operation: Operation, key: &str| {
+                let journal = operation == Operation::Create && key.starts_with("journal/");
+                // The second object, once.
+                (journal && calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1).then_some(fault)
+            };
+            let store = Arc::new(Faulty::new(sound.store.clone(), Arc::new(script)));
+            let shaky = Arc::new(Repository { store, ..sound.clone() });
+            let run = RunId::from_bytes([5; 8]);
+            let journal = Journal::new(shaky, run, 3);
+            journal.note(record(1));
+            journal.write().await.unwrap();
+            journal.note(Record::Ended);
+            assert!(matches!(journal.write().await, Err(JournalError::Store(_))));
+            journal.note(record(2));
+            journal.write().await.unwrap();
+            // Take-overs are no news of the run; of what is left, nothing is missing and nothing twice.
+            let left = Journal::read(&sound, &run).await.unwrap().unwrap();
+            assert_eq!((left.records, left.epoch, left.number), (vec![Record::Ended], 3, 2));
+        }
+    }
+
+    /// What an older leader writes after it was followed does not count.
+    #[tokio::test]
+    async fn a_series_counts_as_far_as_the_next_leader_read_it() {
+        let repository = Arc::new(repository().await);
+        let run = RunId::from_bytes([6; 8]);
+        let finished = |volume: &str| {
+            Record::Finished(milkrun_repository::point::journal::Finished {
+                volume: volume.parse().unwrap(),
+                len: 0,
+                sector_bytes: 0,
+                read_bytes: 0,
+                new_bytes: 0,
+                stored_bytes: 0,
+                notes: Vec::new(),
+            })
+        };
+        let old = Journal::new(repository.clone(), run, 1);
+        old.note(finished("first"));
+        old.write().await.unwrap();
+        let left = Journal::read(&repository, &run).await.unwrap().unwrap();
+        let new = Journal::new(repository.clone(), run, 2);
+        new.note(Record::TakeOver { epoch: left.epoch, number: left.number });
+        new.write().await.unwrap();
+        old.note(finished("too-late"));
+        old.write().await.unwrap();
+        new.note(finished("second"));
+        new.write().await.unwrap();
+        let left = Journal::read(&repository, &run).await.unwrap().unwrap();
+        assert_eq!(left.records, [finished("first"), finished("second")]);
+        // Two leaders of one epoch can't be: who comes second is told.
+        let twin = Journal::new(repository.clone(), run, 2);
+        twin.note(finished("twin"));
+        assert!(matches!(twin.write().await, Err(JournalError::Superseded(_))));
+        Journal::delete(&repository, &run).await;
+        assert!(Journal::read(&repository, &run).await.unwrap().is_none());
     }
 }

@@ -91,16 +91,19 @@ impl<'a> Moves<'a> {
     fn wait(&mut self, name: &str) {
         let Some(m) = self.volumes.get_mut(name) else { return };
         m.state = State::Waiting(Instant::now());
-        let named: Option<Vec<String>> = m.reach.iter().map(|r| r.node.clone()).collect();
-        let nodes = named.map(|nodes| {
-            let others: Vec<String> = nodes.iter().filter(|n| Some(*n) != m.failed_at.as_ref()).cloned().collect();
-            let ready = self.coordinator.agents.ready();
-            // Another one, if there is another one.
-            if others.iter().any(|o| ready.iter().any(|(node, _)| node == o)) { others } else { nodes }
-        });
+        let nodes = nodes_for(self.coordinator, m);
         self.feed.volume(name, |v| v.node.clear());
         let (run, volume, application) = (self.run, name.to_owned(), self.application.clone());
         self.coordinator.dispatcher.want(Want { run, volume, application, nodes, due: self.due });
+    }
+
+    /// Looks again which nodes the waiting ones could go to.
+    pub(crate) fn renew(&self) {
+        let waiting = self.volumes.iter().filter(|(_, m)| matches!(m.state, State::Waiting(_)));
+        for (name, m) in waiting {
+            self.coordinator.dispatcher.renew(&self.run, name, nodes_for(self.coordinator, m));
+        }
+        self.coordinator.dispatcher.replan();
     }
 
     /// A volume has its turn on a node. `None` if it no longer waits, or the node's agent went away in this moment.
@@ -196,6 +199,15 @@ impl<'a> Moves<'a> {
         }
         None
     }
+}
+
+/// The nodes that reach a volume; not where it failed last, if it can go anywhere else.
+fn nodes_for(coordinator: &Coordinator, m: &Move) -> Option<Vec<String>> {
+    let nodes: Vec<String> = m.reach.iter().map(|r| r.node.clone()).collect::<Option<_>>()?;
+    let others: Vec<String> = nodes.iter().filter(|n| Some(*n) != m.failed_at.as_ref()).cloned().collect();
+    let ready = coordinator.agents.ready();
+    let elsewhere = others.iter().any(|o| ready.iter().any(|(node, _)| node == o));
+    Some(if elsewhere { others } else { nodes })
 }
 
 impl Drop for Moves<'_> {

@@ -101,10 +101,13 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     };
     let coordinator = Coordinator::leading(repository, cache, inventory, epoch, leadership.clone());
     tracing::info!(repository = %args.repository, %address, epoch, "serving");
-    coordinator.take_over().await?;
-    leads.send_replace(true);
+    let serving = async {
+        coordinator.take_over().await?;
+        leads.send_replace(true);
+        rpc::serve_all(coordinator, rpc::connection::accept(listener, credentials)).await.map_err(ServeError::from)
+    };
     tokio::select! {
-        served = rpc::serve_all(coordinator, rpc::connection::accept(listener, credentials)) => served?,
+        served = serving => served?,
         // At once: runs are left as they are, and their journals say how far they came. What ends in order here would only
         // look to them as if their agents failed.
         () = stop.wanted() => {}

@@ -153,11 +153,17 @@ async fn tries(c: &Cluster) {
         sealed_key: vec![0; 80].into(),
         ..Default::default()
     };
-    assert_ne!(code(upload.seal(seal).await), Code::Ok);
+    assert_ne!(code(upload.seal(seal.clone()).await), Code::Ok);
+    // Nor one that it had no leave for: what is known of a pack can't be changed in its name.
+    let ungranted = wire::SealRequest { pack: vec![99; 16].into(), ..seal };
+    assert_eq!(code(upload.seal(ungranted).await), Code::FailedPrecondition);
     // Chunks that it was not told of; regions out of order; an end before the end.
     let extent = wire::Extent { length: 4096, chunk: vec![7; 32].into(), chunk_offset: 0, chunk_length: 4096 };
     let region = |offset, extents| wire::Region { offset, length: 4096, unchanged: false, extents };
-    for regions in [vec![region(0, vec![extent])], vec![region(4096, Vec::new())]] {
+    // And what it says is unchanged, though it was never told of it.
+    let unchanged = wire::Region { offset: 0, length: 16 << 20, unchanged: true, extents: Vec::new() };
+    let endless = wire::Region { length: 1 << 62, ..region(0, Vec::new()) };
+    for regions in [vec![region(0, vec![extent])], vec![region(4096, Vec::new())], vec![unchanged], vec![endless]] {
         let checkpoint = wire::CheckpointRequest { assignment: Some(own.clone()), regions };
         assert_ne!(code(upload.checkpoint(checkpoint).await), Code::Ok);
     }

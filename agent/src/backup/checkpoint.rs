@@ -33,14 +33,23 @@ pub struct Done {
 /// The way in.
 pub struct Checkpoints {
     sender: mpsc::Sender<Done>,
-    task: tokio::task::JoinHandle<Result<(), BackupError>>,
+    task: HandOver,
+}
+
+/// The task that hands over; stopped when dropped.
+struct HandOver(tokio::task::JoinHandle<Result<(), BackupError>>);
+
+impl Drop for HandOver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Checkpoints {
     /// Starts handing over.
     pub fn start(job: &Arc<VolumeJob>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        Self { sender, task: tokio::spawn(hand_over(job.clone(), receiver)) }
+        Self { sender, task: HandOver(tokio::spawn(hand_over(job.clone(), receiver))) }
     }
 
     /// Adds the next region in order.
@@ -63,9 +72,9 @@ impl Checkpoints {
     }
 
     async fn why(&mut self) -> Result<(), BackupError> {
-        match (&mut self.task).await {
+        match (&mut self.task.0).await {
             Ok(Err(e)) => Err(e),
-            _ => Err(BackupError::Stopped("handing over regions ended".into())),
+            _ => Err(BackupError::Stopped { why: "handing over regions ended".into(), passing: false }),
         }
     }
 
@@ -74,11 +83,11 @@ impl Checkpoints {
     /// # Errors
     /// Why handing over stopped.
     pub async fn finish(self) -> Result<(), BackupError> {
-        let Self { sender, task } = self;
+        let Self { sender, mut task } = self;
         drop(sender);
-        match task.await {
+        match (&mut task.0).await {
             Ok(result) => result,
-            Err(_) => Err(BackupError::Stopped("handing over regions was stopped".into())),
+            Err(_) => Err(BackupError::Stopped { why: "handing over regions was stopped".into(), passing: false }),
         }
     }
 }

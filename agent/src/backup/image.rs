@@ -78,7 +78,7 @@ impl Future for Task {
         std::pin::Pin::new(&mut self.0).poll(cx).map(|joined| match joined {
             Ok(result) => result,
             Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            Err(_) => Err(BackupError::Stopped("the region was stopped".into())),
+            Err(_) => Err(BackupError::Stopped { why: "the region was stopped".into(), passing: false }),
         })
     }
 }

@@ -11,12 +11,11 @@ use bytes::Bytes;
 use milkrun_repository::chunk::codec::{Compressor, Level};
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::pack::{PackBuilder, PackTarget, Place};
-use milkrun_repository::point::catalog::chain;
 use milkrun_repository::store::grant::Redeem;
 use tokio::task::JoinSet;
 
 use super::claims::{Claim, Claims, Settled};
-use super::{BackupError, Counters, VolumeJob};
+use super::{BackupError, Counters, Uploads, VolumeJob};
 use crate::budget::Permit;
 use crate::buffer::Buffer;
 use crate::rpc::{Answer, Coordinator, SealedClaim};
@@ -40,8 +39,8 @@ pub struct RunPacks {
     idle: Mutex<Vec<OpenPack>>,
     buffers: Mutex<Vec<Vec<u8>>>,
     uploads: tokio::sync::Mutex<JoinSet<()>>,
-    failed: Mutex<Option<String>>,
-    failure: Mutex<Option<BackupError>>,
+    /// Why they can't be stored, as others hear it, and for the first who asks.
+    failed: Mutex<Option<(BackupError, Option<BackupError>)>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -52,6 +51,26 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Batch {
     pub(super) bytes: Arc<Buffer>,
     pub(super) chunks: std::collections::VecDeque<(usize, usize, ChunkId)>,
+}
+
+/// Counts a pack on its way in an assignment's name: the coordinator takes it only as long as that is in force.
+struct Underway(tokio::sync::watch::Sender<Uploads>);
+
+impl Underway {
+    /// `None` once no more may set out.
+    fn of(job: &VolumeJob) -> Option<Self> {
+        let may = job.uploads.send_if_modified(|u| {
+            u.under_way += usize::from(!u.closed);
+            !u.closed
+        });
+        may.then(|| Self(job.uploads.clone()))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.send_modify(|u| u.under_way -= 1);
+    }
 }
 
 /// What became of a region's fresh chunks.
@@ -73,15 +92,15 @@ impl RunPacks {
             buffers: Mutex::default(),
             uploads: tokio::sync::Mutex::default(),
             failed: Mutex::default(),
-            failure: Mutex::default(),
         }
     }
 
     /// Why the run's packs can't be stored, if they can't.
     pub fn failed(&self) -> Option<BackupError> {
-        let why = lock(&self.failed).clone()?;
-        // The first to ask gets the error itself, the others its text.
-        Some(lock(&self.failure).take().unwrap_or(BackupError::Stopped(why)))
+        let mut failed = lock(&self.failed);
+        let (others, first) = failed.as_mut()?;
+        // The first to ask gets the error itself, the others what follows for them.
+        Some(first.take().unwrap_or_else(|| others.stops_others()))
     }
 
     /// Whether they can't be stored any more.
@@ -89,13 +108,9 @@ impl RunPacks {
         lock(&self.failed).is_some()
     }
 
-    pub(super) fn fail(&self, e: BackupError) {
-        let mut failed = lock(&self.failed);
-        if failed.is_none() {
-            *failed = Some(chain(&e));
-            *lock(&self.failure) = Some(e);
-        }
-        drop(failed);
+    /// Nothing of the run is stored from here any more.
+    pub fn fail(&self, e: BackupError) {
+        lock(&self.failed).get_or_insert_with(|| (e.stops_others(), Some(e)));
         self.claims.ring();
     }
 
@@ -126,7 +141,11 @@ impl RunPacks {
         }
         let ids: Vec<ChunkId> = mine.iter().map(|c| c.2).collect();
         let answers = job.coordinator.lookup(&ids, share).await;
-        let answers = answers.inspect_err(|e| self.fail(BackupError::Stopped(chain(e))))?;
+        let answers = answers.map_err(|e| {
+            let e = BackupError::from(e);
+            self.fail(e.stops_others());
+            e
+        })?;
         let with = |wanted: Answer| {
             let matching = mine.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
             matching.map(|(c, _)| *c)
@@ -168,8 +187,13 @@ impl RunPacks {
         (OpenPack { builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit)
     }
 
-    /// Finishes a pack and sends it on its way.
-    async fn dispatch(self: &Arc<Self>, job: &VolumeJob, open: OpenPack, permit: Permit) {
+    /// Finishes a pack and sends it on its way. Returns whether it went: in the name of a volume that is about to be done none
+    /// does any more, and it lies idle again.
+    async fn dispatch(self: &Arc<Self>, job: &VolumeJob, open: OpenPack, permit: Permit) -> bool {
+        let Some(underway) = Underway::of(job) else {
+            lock(&self.idle).push(open);
+            return false;
+        };
         let (this, engine, coordinator) = (self.clone(), job.engine.clone(), job.coordinator.clone());
         let mut uploads = self.uploads.lock().await;
         while uploads.try_join_next().is_some() {}
@@ -183,8 +207,9 @@ impl RunPacks {
             if let Err(e) = result {
                 this.fail(e);
             }
-            drop(permit);
+            drop((permit, underway));
         });
+        true
     }
 
     async fn upload(
@@ -219,8 +244,8 @@ impl RunPacks {
         loop {
             let permit = job.engine.budget.pack().await;
             let Some(open) = lock(&self.idle).pop() else { return };
-            if !open.builder.is_empty() {
-                self.dispatch(job, open, permit).await;
+            if !open.builder.is_empty() && !self.dispatch(job, open, permit).await {
+                return;
             }
         }
     }

@@ -27,7 +27,6 @@ use tokio::sync::mpsc;
 use wire::from_agent::Message as FromAgent;
 use wire::to_agent::Message as ToAgent;
 
-use super::Quota;
 use super::parent::{self, Choice};
 use super::take_over::begin;
 use super::volume::{Finished, VolumeBuild};
@@ -36,6 +35,7 @@ use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
 use crate::moves::{Moves, Verdict, by_node};
+use crate::rpc::status;
 use crate::runs::view::Feed;
 use crate::runs::{self, RunEvent};
 
@@ -130,6 +130,10 @@ pub(super) async fn execute_plan(
     {
         return result;
     }
+    if taken_over && result.as_ref().is_err_and(|e| status::backup(e).code() == tonic::Code::Unavailable) {
+        // The store could not be asked; the next leader tries again.
+        return result;
+    }
     // The run is over and this process will not commit it any more: nobody needs its journal and its lease. What can't be
     // deleted (a writer without that right) is ended by the collector.
     if coordinator.leadership.is_some() {
@@ -214,7 +218,9 @@ async fn run(
             .leadership
             .is_some()
             .then(|| Journal::new(repository.clone(), root.run, coordinator.epoch)),
-        quotas: Mutex::new(order.sources.iter().map(|s| (s.name.to_string(), Quota::of(s.size))).collect()),
+        sizes: order.sources.iter().map(|s| (s.name.to_string(), s.size)).collect(),
+        quotas: Mutex::default(),
+        granted: Mutex::default(),
     });
     let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()));
     feed.update(|v| {
@@ -264,6 +270,9 @@ fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<
     tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, map))
 }
 
+/// How long writing down that a run ended may hold up its end.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
 /// How often a run looks whether a volume waits in vain.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -295,7 +304,11 @@ async fn move_volumes(
                 None => break Err(BackupError::AgentGone),
             },
             _ = look.tick() => match moves.forsaken() {
-                None => continue,
+                None => {
+                    // The inventory may have changed, and who is there.
+                    moves.renew();
+                    continue;
+                }
                 Some((volume, nodes)) => break Err(BackupError::NoNode { volume, nodes }),
             },
         };
@@ -305,6 +318,11 @@ async fn move_volumes(
         }
     };
     if result.is_err() {
+        if let Some(journal) = &run.journal {
+            // Before all else: nobody may go on with it, should this process end now.
+            journal.note(Record::Ended);
+            let _ = tokio::time::timeout(END_LIMIT, journal.write()).await;
+        }
         let under_way = moves.under_way();
         for (volume, attempt, node) in &under_way {
             if let Some(link) = coordinator.agents.link(node) {

@@ -161,6 +161,7 @@ impl Run {
                 // An earlier attempt reported on it.
                 _ if end <= build.resumed_at => {}
                 Step::Hole { offset, len } => {
+                    build.told_holes.insert(offset, len);
                     return Ok(Some(wire::ParentRange { offset, length: len, extents: Vec::new() }));
                 }
                 Step::Leaf { offset, reference, leaf } => {

@@ -73,6 +73,12 @@ async fn find(
 
 async fn go_on(coordinator: &Coordinator, found: Found) {
     let Found { lease, lease_key, lease_version, left } = found;
+    if left.records.contains(&Record::Ended) {
+        tracing::info!(run = %lease.run, "a run had ended; what is left of it goes");
+        Journal::delete(&coordinator.repository, &lease.run).await;
+        let _ = coordinator.repository.store.delete(&lease_key, &lease_version).await;
+        return;
+    }
     let begun = left.records.iter().find_map(|r| match r {
         Record::Begin(begin) => Some(begin.clone()),
         _ => None,
@@ -182,7 +188,7 @@ impl Run {
         let mut readers = HashMap::new();
         for record in records {
             match record {
-                Record::Begin(_) | Record::TakeOver { .. } => {}
+                Record::Begin(_) | Record::TakeOver { .. } | Record::Ended => {}
                 Record::Sealed { pack, entries } => {
                     // Nothing is believed of the store: the commit looks at each pack that the maps name.
                     self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));

@@ -14,6 +14,9 @@ use super::take_over::region;
 use super::{BackupError, Run, lock};
 use crate::runs::RefusedCall;
 
+/// No volume is larger: 128 TiB.
+const VOLUME_BYTES_MAX: u64 = 1 << 47;
+
 /// What is known of a volume while it is backed up.
 pub(super) struct VolumeBuild {
     pub(super) name: VolumeName,
@@ -32,6 +35,8 @@ pub(super) struct VolumeBuild {
     pub(super) cursor: Option<MapCursor>,
     /// Up to where the agent was told of the parent.
     pub(super) told_to: u64,
+    /// Holes of the parent that the agent was told of and did not report on yet: where, and how long.
+    pub(super) told_holes: BTreeMap<u64, u64>,
     /// Leaves of the parent that the agent was told of and did not report on yet.
     pub(super) told: BTreeMap<u64, (MapRef, Leaf)>,
     pub(super) finished: Option<Finished>,
@@ -59,6 +64,7 @@ impl VolumeBuild {
             parent,
             cursor: None,
             told_to: 0,
+            told_holes: BTreeMap::new(),
             told: BTreeMap::new(),
             finished: None,
         }
@@ -71,6 +77,7 @@ impl VolumeBuild {
         self.parent = self.origin;
         self.cursor = None;
         self.told_to = 0;
+        self.told_holes.clear();
         self.told.clear();
         self.next
     }
@@ -119,11 +126,13 @@ impl Run {
             if region.offset != build.next || region.length == 0 || build.finished.is_some() {
                 return Err(nonsense("a region out of order"));
             }
-            let end = region.offset.checked_add(region.length).ok_or_else(|| nonsense("a region without end"))?;
+            let end = region.offset.checked_add(region.length).filter(|&end| end <= VOLUME_BYTES_MAX);
+            let end = end.ok_or_else(|| nonsense("a region behind any volume's end"))?;
             self.take_region(&mut build, &region, nonsense).await?;
             build.next = end;
             // What the parent had up to here is of no use any more.
             build.told = build.told.split_off(&end);
+            build.told_holes.retain(|at, len| *at + *len > end);
         }
         Ok(())
     }
@@ -143,12 +152,10 @@ impl Run {
                 let child = Child { len: region.length, chunk: Some(*reference) };
                 return build.builder.push(child, &mut put).await;
             }
-            // An unchanged hole has no leaf; the agent need not know.
-            let hole = build
-                .told
-                .range(..=region.offset)
-                .next_back()
-                .is_none_or(|(at, (_, leaf))| at + leaf.len() <= region.offset);
+            // An unchanged hole has no leaf. What the parent was not heard to have is not unchanged, whoever says so: neither
+            // an agent, nor a journal of before the parent was damaged.
+            let before = build.told_holes.range(..=region.offset).next_back();
+            let hole = before.is_some_and(|(at, len)| at + len >= region.offset + region.length);
             if !hole || !region.extents.is_empty() {
                 return Err(nonsense("an unchanged region that the parent does not have"));
             }
@@ -160,6 +167,10 @@ impl Run {
                 let len = left.min(REGION_BYTES);
                 build.builder.push(Child { len, chunk: None }, &mut put).await?;
                 left -= len;
+                if left.is_multiple_of(REGION_BYTES << 10) {
+                    // A long hole must not keep the thread.
+                    tokio::task::yield_now().await;
+                }
             }
             return Ok(());
         }
@@ -244,12 +255,20 @@ impl Run {
         if done.assignment.as_ref().is_none_or(|a| a.attempt != build.attempt) {
             return Err(RefusedCall::Stale.into());
         }
+        if build.finished.as_ref().is_some_and(|f| f.entry.map.len == done.length) {
+            // Done before, and its agent never heard so.
+            return Ok(());
+        }
         if done.length != build.next || build.finished.is_some() {
             let what = "regions that do not fill the volume";
             return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
         }
         let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
         let map = std::mem::take(&mut build.builder).finish(&mut put).await?;
+        if map.len != done.length {
+            let what = "a map that does not fill the volume";
+            return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
+        }
         let entry = VolumeEntry {
             name: build.name.clone(),
             kind: build.kind,

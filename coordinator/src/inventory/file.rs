@@ -26,7 +26,7 @@ use milkrun_repository::id::AppName;
 use milkrun_repository::units;
 use serde::Deserialize;
 
-use super::{Application, Inventory, InventoryError, NodeLimits, Reach, SourceSpec, StoreLimits};
+use super::{Application, Inventory, InventoryError, Loads, NodeLimits, Reach, SourceSpec, StoreLimits};
 
 /// An inventory file.
 #[derive(Clone, Debug)]
@@ -166,8 +166,9 @@ impl Inventory for InventoryFile {
         Ok(self.load()?.nodes.into_keys().collect())
     }
 
-    fn store(&self) -> Result<StoreLimits, InventoryError> {
-        Ok(self.load()?.store)
+    fn loads(&self) -> Result<Loads, InventoryError> {
+        let Checked { store, nodes, .. } = self.load()?;
+        Ok(Loads { store, nodes: Some(nodes) })
     }
 
     fn application(&self, name: &AppName) -> Result<Application, InventoryError> {

@@ -263,13 +263,13 @@ impl Control for Service {
         tracing::info!(node, back, %peer, "a node is drained or taken back");
         self.0.agents.drain(&node, !back);
         let moved = if back { 0 } else { u32::try_from(self.0.dispatcher.load(&node)).unwrap_or(u32::MAX) };
-        if let Some(link) = self.0.agents.link(&node) {
-            link.send(milkrun_proto::agent::v1::to_agent::Message::Drain(!back)).await;
-        }
         if back {
             self.0.dispatcher.replan();
         } else {
             self.0.runs.tell_all(|| RunEvent::Drained(node.clone()));
+        }
+        if let Some(link) = self.0.agents.link(&node) {
+            link.send(milkrun_proto::agent::v1::to_agent::Message::Drain(!back)).await;
         }
         Ok(Response::new(control::DrainReply { moved }))
     }

@@ -57,10 +57,7 @@ impl Session for Service {
         if coordinator.agents.is_drained(&node) {
             link.send(wire::to_agent::Message::Drain(true)).await;
         }
-        if coordinator.agents.link(&node).is_some() {
-            tracing::warn!(node, "an agent connects again while its last session goes on; that one is over");
-            gone(&coordinator, &node);
-        }
+        let again = coordinator.agents.link(&node).is_some();
         let registration = Registration {
             node: node.clone(),
             version: register.version.clone(),
@@ -68,6 +65,10 @@ impl Session for Service {
             volumes_max: usize::try_from(register.volumes).ok().filter(|&n| n > 0),
         };
         let session = coordinator.agents.add(registration, link);
+        if again {
+            tracing::warn!(node, "an agent connects again while its last session goes on; that one is over");
+            gone(&coordinator, &node);
+        }
         tracing::info!(node, version = register.version, "an agent is connected");
         coordinator.dispatcher.replan();
         tokio::spawn(async move {

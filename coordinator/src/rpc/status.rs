@@ -72,6 +72,7 @@ pub fn backup(e: &BackupError) -> Status {
         | BackupError::AgentGone
         | BackupError::NoNode { .. }
         | BackupError::Refused(_)
+        | BackupError::Ungranted(_)
         | BackupError::Journal(_)
         | BackupError::Inventory(_)
         | BackupError::Commit(_)

@@ -10,7 +10,6 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use milkrun_identity::Peer;
 use wire::to_agent::Message as ToAgent;
 
 use super::connection::peer_of;
@@ -21,6 +20,15 @@ use crate::runs::RunEvent;
 
 /// Parent ranges that wait in the channel: each is a leaf.
 const PARENT_WAITING: usize = 16;
+
+/// Does what must not stop half-way, also when its caller is gone: a call whose connection ends is dropped where it stands.
+async fn whole(work: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(_) => Err(Status::unavailable("the coordinator is stopping")),
+    }
+}
 
 /// The service.
 pub struct Service(pub Coordinator);
@@ -56,19 +64,15 @@ impl Upload for Service {
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let ids = convert::ids(&request.ids).ok_or_else(|| status::nonsense("ids of another length"))?;
-        let node = match &peer {
-            Peer::Agent(node) => node.as_str(),
-            _ => "",
-        };
         let answers = if request.wait {
             let flush = |holder: &str| {
                 if let Some(link) = self.0.agents.link(holder) {
                     link.hint(ToAgent::Flush(a.run.clone()));
                 }
             };
-            run.lookup_later(&ids, node, flush).await
+            run.lookup_later(&a.volume, &ids, flush).await
         } else {
-            run.lookup(&ids, node, request.share).await
+            run.lookup(&a.volume, &ids, request.share).await
         };
         let known = answers.map_err(|e| status::backup(&e))?.into_iter().map(|a| match a {
             Answer::Yours => 0,
@@ -91,10 +95,10 @@ impl Upload for Service {
     async fn seal(&self, request: Request<wire::SealRequest>) -> Result<Response<wire::SealReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, _) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let (claim, entries) =
             convert::sealed(&request).ok_or_else(|| status::nonsense("a pack that contradicts itself"))?;
-        run.seal(claim, entries).await.map_err(|e| status::backup(&e))?;
+        whole(async move { run.seal(&a.volume, claim, entries).await.map_err(|e| status::backup(&e)) }).await?;
         Ok(Response::new(wire::SealReply {}))
     }
 
@@ -105,7 +109,9 @@ impl Upload for Service {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
-        run.checkpoint(&a.volume, a.attempt, request.regions).await.map_err(|e| status::backup(&e))?;
+        let work =
+            async move { run.checkpoint(&a.volume, a.attempt, request.regions).await.map_err(|e| status::backup(&e)) };
+        whole(work).await?;
         Ok(Response::new(wire::CheckpointReply {}))
     }
 
@@ -113,12 +119,14 @@ impl Upload for Service {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
-        let volume = a.volume;
-        let id = request.assignment.as_ref().and_then(|a| RunId::try_from(&a.run[..]).ok());
-        run.finish(&volume, request).await.map_err(|e| status::backup(&e))?;
-        if let Some(id) = id {
-            self.0.runs.tell(&id, RunEvent::Finished(volume));
-        }
+        let runs = self.0.runs.clone();
+        let work = async move {
+            let id = RunId::try_from(&a.run[..]).map_err(|_| status::nonsense("a run id of another length"))?;
+            run.finish(&a.volume, request).await.map_err(|e| status::backup(&e))?;
+            runs.tell(&id, RunEvent::Finished(a.volume));
+            Ok(())
+        };
+        whole(work).await?;
         Ok(Response::new(wire::FinishReply {}))
     }
 }

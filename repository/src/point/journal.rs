@@ -37,6 +37,8 @@ pub enum Record {
     },
     /// A volume is done.
     Finished(Finished),
+    /// The run was stopped, or failed: nobody goes on with it.
+    Ended,
 }
 
 /// What a run is to do.
@@ -147,6 +149,9 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
                 }
             }
             Record::Finished(f) => f.encode(e.u8(5)),
+            Record::Ended => {
+                e.u8(6);
+            }
         }
     }
     e.finish()
@@ -178,6 +183,7 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
                 Record::Regions { volume, regions }
             }
             5 => Record::Finished(Finished::decode(&mut d)?),
+            6 => Record::Ended,
             _ => return Err(d.bad("record kind")),
         });
     }

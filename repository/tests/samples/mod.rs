@@ -195,6 +195,7 @@ pub fn journal() -> Vec<Record> {
             stored_bytes: 7,
             notes: vec!["a note".into()],
         }),
+        Record::Ended,
     ]
 }
 
