@@ -1,4 +1,4 @@
-//! What there is: nodes, applications, their volumes and where each can be read. A file says it today ([`file`]); a cluster
+//! What there is: nodes, applications, their volumes and where each can be read. A file says it today ([`mod@file`]); a cluster
 //! will say it behind the same trait. In the embedded mode ([`Embedded`]) whoever orders says it.
 
 pub mod file;
