@@ -65,6 +65,9 @@ const ADVICE_FULL: &str =
 const ADVICE_DAMAGE: &str =
     "Run `milkrun verify --data` to see how far it goes; restore from another copy or an earlier point.";
 
+const ADVICE_ROLE: &str =
+    "Roles stand in your certificate; whoever has the authority gives more with `milkrun certs user NAME --role ROLE`.";
+
 impl From<Failure> for CliError {
     fn from(f: Failure) -> Self {
         let (exit, advice) = match f.trouble {
@@ -115,6 +118,7 @@ impl From<tonic::Status> for CliError {
             tonic::Code::Unavailable => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
             tonic::Code::DataLoss => (Exit::Damage, Some(ADVICE_DAMAGE)),
             tonic::Code::InvalidArgument => (Exit::Usage, None),
+            tonic::Code::PermissionDenied => (Exit::Failed, Some(ADVICE_ROLE)),
             tonic::Code::NotFound => (Exit::Failed, Some("`milkrun points` lists what there is.")),
             _ if message.contains("no space left") => (Exit::Failed, Some(ADVICE_FULL)),
             _ if message.contains("access denied") => (Exit::Failed, Some(ADVICE_DENIED)),

@@ -171,3 +171,64 @@ fn an_agent_killed_anywhere_is_followed_by_one_that_goes_on() {
     assert!(killed * 10 >= total * 7, "{killed} of {total} were killed");
     c.repository().run(["verify", "--data"]).ok();
 }
+
+/// What a journal calls unchanged is the parent's. If the parent is gone by the time that another leader reads the journal, the run
+/// fails; nothing takes the place of what can't be read.
+#[test]
+fn a_parent_that_is_lost_before_a_take_over_never_becomes_holes() {
+    let mut c = ready();
+    let first = points(&c);
+    let log = c.folder().join("points");
+    // All of the data volume is as it was.
+    fs::write(c.folder().join("data.img"), noise(300_000, 1)).unwrap();
+    let agents = [c.agent("node-a"), c.agent("node-b")];
+    c.coordinator_env = vec![("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
+    let counted = c.coordinator();
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    drop(counted);
+    let text = fs::read_to_string(&log).unwrap_or_default();
+    let last = text.lines().rfind(|l| l.contains(" after create journal/"));
+    let Some(at) = last.and_then(|l| l.split(' ').next()) else {
+        skip(
+            "a lost parent at a take-over",
+            "the binaries were built without the feature `faults` (cargo xtask test builds them)",
+        );
+        return;
+    };
+    copy(&c.folder().join("before"), &c.folder().join("repository"));
+    c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), at.into())];
+    let mut dying = c.coordinator_with("dying", &[]);
+    dying.wait_for_log("serving");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let mut child = order(&c);
+    wait_for("the crash", || (!dying.runs()).then_some(()));
+    let _ = child.kill();
+    let _ = child.wait();
+    drop(dying);
+    // Every pack of the parent.
+    let packs = c.folder().join("before/packs");
+    for folder in fs::read_dir(&packs).unwrap().flatten() {
+        for pack in fs::read_dir(folder.path()).unwrap().flatten() {
+            let name = pack.path().strip_prefix(c.folder().join("before")).unwrap().to_owned();
+            fs::remove_file(c.folder().join("repository").join(name)).unwrap();
+        }
+    }
+    c.coordinator_env.clear();
+    let next = c.coordinator_with("next", &["--take-over-after", "1s"]);
+    next.wait_for_log("goes on");
+    let ended = wait_for("the run's end", || {
+        let runs = c.run(&["runs", "--json"]);
+        let document = (runs.code == Some(0)).then(|| runs.json())?;
+        document["runs"].as_array()?.iter().find(|r| r["state"] != "running").cloned()
+    });
+    assert_eq!(ended["state"], "failed", "{ended}\n{}", next.log());
+    assert!(ended["reason"].as_str().unwrap().contains("unchanged"), "for another reason: {ended}");
+    assert_eq!(points(&c), first, "{}", next.log());
+    // And nothing stands in the way of a fresh one.
+    c.run(&["backup", "shop", "--parent", "none"]).ok();
+    let back = c.folder().join("back");
+    c.repository().run(["restore", "shop", "--volume", &format!("data={}", back.display())]).ok();
+    assert!(fs::read(c.folder().join("data.img")).unwrap() == fs::read(back).unwrap());
+    drop(agents);
+}

@@ -191,3 +191,21 @@ fn two_processes_back_up_into_one_repository_at_once() {
     assert_eq!(m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len(), 4);
     m.run(["verify", "--data"]).ok();
 }
+
+/// There is no other way through the code: also on one machine an agent registers with a coordinator, over gRPC.
+#[test]
+fn one_machine_goes_through_the_same_services() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    let image = folder.path().join("image");
+    fs::write(&image, noise(100_000, 1)).unwrap();
+    let log = "milkrun_coordinator=info,milkrun_agent=info";
+    let ran = Milkrun::in_folder(folder.path())
+        .env("MILKRUN_LOG", log)
+        .run(["backup", "shop", "--volume", &volume(&image)])
+        .ok();
+    for said in ["an agent is connected", "the coordinator takes this agent", "committed"] {
+        assert!(ran.err.contains(said), "no {said:?} in:\n{}", ran.err);
+    }
+}
