@@ -3,6 +3,8 @@
 
 mod claims;
 mod execute;
+mod finish;
+mod moving;
 mod parent;
 mod take_over;
 mod volume;

@@ -1,46 +1,38 @@
 //! A backup run, from the order to the commit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
-use milkrun_repository::chunk::Piece;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppName, PointId, RunId};
-use milkrun_repository::index::{ChunkIndex, PackInfo};
+use milkrun_repository::index::ChunkIndex;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::MetadataWriter;
 use milkrun_repository::pack::PackKind;
-use milkrun_repository::point::commit::{Commit, CommitError, Committed, Locks, check_store_clock};
+use milkrun_repository::point::Root;
+use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
-use milkrun_repository::point::root::{ManifestEntry, MapId, VolumeKind};
-use milkrun_repository::point::{Root, RootBody};
+use milkrun_repository::point::root::VolumeKind;
 use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::store::{CreateError, Key, Version};
-use milkrun_repository::volume_map::{Child, Extent, Leaf, MapBuilder, MapRoot};
-use tokio::sync::mpsc;
-use wire::from_agent::Message as FromAgent;
-use wire::to_agent::Message as ToAgent;
 
+use super::finish::commit;
+use super::moving::move_volumes;
 use super::parent::{self, Choice};
 use super::take_over::begin;
-use super::volume::{Finished, VolumeBuild};
-use super::{BackupError, Run, lock};
+use super::volume::VolumeBuild;
+use super::{BackupError, Run};
 use crate::Coordinator;
-use crate::inventory::{Reach, SourceSpec};
+use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
-use crate::moves::{Moves, Verdict, by_node};
 use crate::rpc::status;
+use crate::runs;
 use crate::runs::view::Feed;
-use crate::runs::{self, RunEvent};
-
-/// Bytes of manifests that one leaf covers.
-const MANIFEST_LEAF: usize = 16 << 20;
 
 /// What to back up.
 #[derive(Clone, Debug)]
@@ -268,325 +260,4 @@ fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<
         Some(p.map(i, &p.body.volumes[i].map))
     });
     tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, map))
-}
-
-/// How long writing down that a run ended may hold up its end.
-const END_LIMIT: Duration = Duration::from_secs(10);
-
-/// How often a run looks whether a volume waits in vain.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-
-/// Moves the volumes to their end, or until one fails.
-async fn move_volumes(
-    coordinator: &Coordinator,
-    order: &Order,
-    run: &Arc<Run>,
-    due: Option<Moment>,
-    done: Vec<String>,
-    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
-    feed: &Feed,
-) -> Result<(), BackupError> {
-    let sources: HashMap<&str, &SourceSpec> = order.sources.iter().map(|s| (s.name.as_str(), s)).collect();
-    for name in &done {
-        feed.volume(name, |v| v.done = true);
-    }
-    let open = order.sources.iter().filter(|s| !done.iter().any(|d| d == s.name.as_str()));
-    let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
-    let mut moves = Moves::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    let result = loop {
-        if moves.all_done() {
-            break Ok(());
-        }
-        let event = tokio::select! {
-            event = inbox.recv() => match event {
-                Some(event) => event,
-                None => break Err(BackupError::AgentGone),
-            },
-            _ = look.tick() => match moves.forsaken() {
-                None => {
-                    // The inventory may have changed, and who is there.
-                    moves.renew();
-                    continue;
-                }
-                Some((volume, nodes)) => break Err(BackupError::NoNode { volume, nodes }),
-            },
-        };
-        match apply(coordinator, order, run, &sources, &mut moves, feed, event).await {
-            Ok(()) => {}
-            Err(e) => break Err(e),
-        }
-    };
-    if result.is_err() {
-        if let Some(journal) = &run.journal {
-            // Before all else: nobody may go on with it, should this process end now.
-            journal.note(Record::Ended);
-            let _ = tokio::time::timeout(END_LIMIT, journal.write()).await;
-        }
-        let under_way = moves.under_way();
-        for (volume, attempt, node) in &under_way {
-            if let Some(link) = coordinator.agents.link(node) {
-                link.send(ToAgent::Cancel(assignment_of(coordinator, run, volume, *attempt))).await;
-            }
-        }
-        runs::await_stopped(inbox, by_node(&under_way)).await;
-    }
-    result
-}
-
-/// Applies one event.
-async fn apply(
-    coordinator: &Coordinator,
-    order: &Order,
-    run: &Arc<Run>,
-    sources: &HashMap<&str, &SourceSpec>,
-    moves: &mut Moves<'_>,
-    feed: &Feed,
-    event: RunEvent,
-) -> Result<(), BackupError> {
-    match event {
-        RunEvent::Placed { volume, node } => {
-            let Some(source) = sources.get(volume.as_str()) else { return Ok(()) };
-            let Some(given) = moves.placed(&volume, &node) else { return Ok(()) };
-            let resume_at = run.assign(&volume, given.attempt, &node).await;
-            if given.attempt > 1 || resume_at > 0 {
-                tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
-            }
-            let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
-            let a = assignment_of(coordinator, run, &volume, given.attempt);
-            let message = backup_volume(order, run, source, a, given.path, has_parent, resume_at);
-            if !given.link.send(ToAgent::Backup(message)).await {
-                tracing::debug!(node, "an agent went away before it had its assignment");
-            }
-            Ok(())
-        }
-        RunEvent::Finished(volume) => {
-            moves.done(&volume);
-            run.release(&volume);
-            Ok(())
-        }
-        RunEvent::Agent(node, FromAgent::Progress(p)) if moves.is_present(&node, p.assignment.as_ref()) => {
-            let volume = p.assignment.as_ref().map(|a| a.volume.clone()).unwrap_or_default();
-            feed.volume(&volume, |v| v.progress = p);
-            Ok(())
-        }
-        RunEvent::Agent(node, FromAgent::Failed(f)) => {
-            let (kind, a) = (f.kind(), f.assignment.unwrap_or_default());
-            match moves.failed(&node, a.attempt, &a.volume, kind) {
-                Verdict::Stale => Ok(()),
-                Verdict::Again => {
-                    tracing::warn!(run = %run.root.run, volume = a.volume, node, reason = f.reason, "a volume goes on elsewhere");
-                    give_back(run, moves, &a.volume, sources)
-                }
-                Verdict::Final => {
-                    run.release(&a.volume);
-                    moves.done(&a.volume);
-                    Err(BackupError::Volume { volume: a.volume, reason: f.reason, kind })
-                }
-            }
-        }
-        RunEvent::AgentGone(_) if coordinator.inventory.trusts_orders() => Err(BackupError::AgentGone),
-        RunEvent::AgentGone(node) => {
-            for (volume, _) in moves.at(&node) {
-                give_back(run, moves, &volume, sources)?;
-            }
-            Ok(())
-        }
-        RunEvent::Drained(node) => {
-            for (volume, attempt) in moves.at(&node) {
-                if let Some(link) = coordinator.agents.link(&node) {
-                    link.send(ToAgent::Cancel(assignment_of(coordinator, run, &volume, attempt))).await;
-                }
-                give_back(run, moves, &volume, sources)?;
-            }
-            Ok(())
-        }
-        RunEvent::Agent(..) => Ok(()),
-        RunEvent::Cancel => Err(BackupError::Cancelled),
-    }
-}
-
-/// A volume lost its node: it waits for another. A stream that was begun can't be read again.
-fn give_back(
-    run: &Run,
-    moves: &mut Moves<'_>,
-    volume: &str,
-    sources: &HashMap<&str, &SourceSpec>,
-) -> Result<(), BackupError> {
-    run.release(volume);
-    if sources.get(volume).is_some_and(|s| s.stream) {
-        moves.done(volume);
-        let reason = "its agent is gone, and a stream can't be read twice".to_owned();
-        return Err(BackupError::Volume { volume: volume.to_owned(), reason, kind: wire::failed::Kind::Source });
-    }
-    moves.again(volume);
-    Ok(())
-}
-
-fn assignment_of(coordinator: &Coordinator, run: &Run, volume: &str, attempt: u32) -> wire::Assignment {
-    let epoch = coordinator.epoch;
-    wire::Assignment { run: run.root.run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch }
-}
-
-fn backup_volume(
-    order: &Order,
-    run: &Run,
-    source: &SourceSpec,
-    assignment: wire::Assignment,
-    path: String,
-    has_parent: bool,
-    resume_at: u64,
-) -> wire::BackupVolume {
-    let config = &run.repository.config;
-    let kind = if source.stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
-    wire::BackupVolume {
-        assignment: Some(assignment),
-        kind: kind.into(),
-        path,
-        repository: config.id.as_bytes().to_vec().into(),
-        domain_key: run.repository.ring.domain(run.root.app).as_bytes().to_vec().into(),
-        data_key: config.keys.data.as_bytes().to_vec().into(),
-        cutters: Some(wire::Cutters {
-            min_pages: config.pages.min_pages,
-            avg_pages: config.pages.avg_pages,
-            max_pages: config.pages.max_pages,
-            hole_pages: config.pages.hole_pages,
-            stream_min: config.streams.min,
-            stream_avg: config.streams.avg,
-            stream_max: config.streams.max,
-        }),
-        level: order.level,
-        region_bytes: milkrun_repository::config::REGION_BYTES,
-        has_parent,
-        allow_mounted: order.allow_mounted,
-        allow_changing: order.allow_changing,
-        resume_at,
-    }
-}
-
-/// Everything is moved: manifests, index, and the commit.
-async fn commit(
-    order: &Order,
-    run: &Arc<Run>,
-    parent: Option<&OpenPoint>,
-    began: tokio::time::Instant,
-    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
-) -> Result<control::BackupDone, BackupError> {
-    let mut finished: Vec<Finished> = Vec::new();
-    for source in &order.sources {
-        finished.extend(run.volumes[source.name.as_str()].lock().await.finished.clone());
-    }
-    let mut maps: Vec<MapRoot> = finished.iter().map(|f| f.map).collect();
-    let mut manifests = None;
-    if order.manifest_objects > 0 {
-        let map = run.put_manifests(&order.manifests).await?;
-        let id = MapId { len: map.len, level: map.level, chunk: map.chunk.map(|c| c.id) };
-        manifests = Some(ManifestEntry { objects: order.manifest_objects, map: id });
-        maps.push(map);
-    }
-    run.close_metadata().await?;
-    run.write_segment(true).await?;
-    let repository = &run.repository;
-    repository.lock_config(run.locks).await?;
-    while let Ok(event) = inbox.try_recv() {
-        if matches!(event, RunEvent::Cancel) {
-            return Err(BackupError::Cancelled);
-        }
-    }
-    let (stored, reused) = run.receipts()?;
-    let packs_reused = reused.len() as u64;
-    let body = RootBody {
-        application: order.application.clone(),
-        host: order.host.clone(),
-        writer: format!("milkrun {}", env!("CARGO_PKG_VERSION")),
-        parent: parent.map(|p| p.found.root.id()),
-        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        stored_bytes: run.stored_bytes(),
-        volumes: finished.iter().map(|f| f.entry.clone()).collect(),
-        manifests,
-    };
-    let committed: Committed = Commit {
-        store: &*repository.store,
-        config: &repository.config,
-        ring: &repository.ring,
-        root: run.root,
-        body,
-        maps: maps.iter().map(|m| m.chunk.map(|c| c.place)).collect(),
-        locks: run.locks,
-        stored,
-        reused,
-    }
-    .run()
-    .await?;
-    run.grew(usize::try_from(committed.stored_bytes).unwrap_or(usize::MAX));
-    metrics::counter!("milkrun_lock_extensions_total").increment(committed.locks_extended);
-    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
-    let now = Moment::now().seconds() as f64;
-    metrics::gauge!("milkrun_last_success_timestamp_seconds", "application" => order.application.to_string()).set(now);
-    tracing::info!(run = %run.root.run, point = %run.root.id(), application = %order.application, "committed");
-    Ok(control::BackupDone {
-        point: run.root.id().to_string(),
-        moment_ms: run.root.moment.millis(),
-        lock_until_ms: run.root.lock_until.map_or(0, Moment::millis),
-        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        stored_bytes: run.stored_bytes(),
-        volumes: finished.into_iter().map(result).collect(),
-        manifest_objects: order.manifest_objects,
-        packs_reused,
-        locks_extended: committed.locks_extended,
-    })
-}
-
-fn result(f: Finished) -> control::VolumeResult {
-    control::VolumeResult {
-        name: f.entry.name.to_string(),
-        size_bytes: f.entry.map.len,
-        read_bytes: f.read_bytes,
-        hole_bytes: f.entry.hole_bytes,
-        new_bytes: f.entry.new_bytes,
-        stored_bytes: f.entry.stored_bytes,
-        notes: f.entry.notes,
-    }
-}
-
-impl Run {
-    /// Stores the manifests as a stream in metadata packs.
-    async fn put_manifests(self: &Arc<Self>, bytes: &[u8]) -> Result<MapRoot, BackupError> {
-        let cutter = self.repository.config.streams;
-        let seed = self.repository.ring.domain(self.root.app).cut_seed();
-        let mut pieces = Vec::new();
-        cutter.cut(seed, bytes, true, &mut pieces);
-        let mut builder = MapBuilder::new();
-        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
-        let mut leaf = Leaf::default();
-        for piece in pieces {
-            let Piece::Data { offset, len } = piece else { continue };
-            if leaf.len() as usize + len > MANIFEST_LEAF {
-                let full = std::mem::take(&mut leaf);
-                let chunk = Some(self.put_metadata(&full.encode()).await?);
-                builder.push(Child { len: full.len(), chunk }, &mut put).await?;
-            }
-            let reference = self.put_metadata(&bytes[offset..offset + len]).await?;
-            let place = reference.place;
-            leaf.extents.push(Extent::Data { len: place.plain_len, chunk_offset: 0, id: reference.id, place });
-        }
-        if !leaf.is_empty() {
-            let chunk = Some(self.put_metadata(&leaf.encode()).await?);
-            builder.push(Child { len: leaf.len(), chunk }, &mut put).await?;
-        }
-        builder.finish(&mut put).await
-    }
-
-    /// Receipts of what this run stored and its maps name, and what they reuse.
-    fn receipts(&self) -> Result<(Vec<milkrun_repository::point::StoredPack>, Vec<PackInfo>), BackupError> {
-        let referenced = lock(&self.referenced).clone();
-        let stored: HashMap<_, _> = lock(&self.stored).drain(..).map(|s| (s.info().id, s)).collect();
-        let index = lock(&self.index);
-        let mut reused = Vec::new();
-        for id in referenced.iter().filter(|id| !stored.contains_key(*id)) {
-            reused.push(index.pack(id).cloned().ok_or(CommitError::Unknown(*id))?);
-        }
-        let stored = stored.into_iter().filter(|(id, _)| referenced.contains(id)).map(|(_, s)| s).collect();
-        Ok((stored, reused))
-    }
 }

@@ -1,0 +1,150 @@
+//! The end of a run: manifests, index, and the commit.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use milkrun_proto::control::v1 as control;
+use milkrun_repository::chunk::Piece;
+use milkrun_repository::clock::Moment;
+use milkrun_repository::index::PackInfo;
+use milkrun_repository::point::RootBody;
+use milkrun_repository::point::commit::{Commit, CommitError, Committed};
+use milkrun_repository::point::root::{ManifestEntry, MapId};
+use milkrun_repository::repository::OpenPoint;
+use milkrun_repository::volume_map::{Child, Extent, Leaf, MapBuilder, MapRoot};
+use tokio::sync::mpsc;
+
+use super::execute::Order;
+use super::volume::Finished;
+use super::{BackupError, Run, lock};
+use crate::runs::RunEvent;
+
+/// Bytes of manifests that one leaf covers.
+const MANIFEST_LEAF: usize = 16 << 20;
+
+/// Everything is moved: manifests, index, and the commit.
+pub(super) async fn commit(
+    order: &Order,
+    run: &Arc<Run>,
+    parent: Option<&OpenPoint>,
+    began: tokio::time::Instant,
+    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
+) -> Result<control::BackupDone, BackupError> {
+    let mut finished: Vec<Finished> = Vec::new();
+    for source in &order.sources {
+        finished.extend(run.volumes[source.name.as_str()].lock().await.finished.clone());
+    }
+    let mut maps: Vec<MapRoot> = finished.iter().map(|f| f.map).collect();
+    let mut manifests = None;
+    if order.manifest_objects > 0 {
+        let map = run.put_manifests(&order.manifests).await?;
+        let id = MapId { len: map.len, level: map.level, chunk: map.chunk.map(|c| c.id) };
+        manifests = Some(ManifestEntry { objects: order.manifest_objects, map: id });
+        maps.push(map);
+    }
+    run.close_metadata().await?;
+    run.write_segment(true).await?;
+    let repository = &run.repository;
+    repository.lock_config(run.locks).await?;
+    while let Ok(event) = inbox.try_recv() {
+        if matches!(event, RunEvent::Cancel) {
+            return Err(BackupError::Cancelled);
+        }
+    }
+    let (stored, reused) = run.receipts()?;
+    let packs_reused = reused.len() as u64;
+    let body = RootBody {
+        application: order.application.clone(),
+        host: order.host.clone(),
+        writer: format!("milkrun {}", env!("CARGO_PKG_VERSION")),
+        parent: parent.map(|p| p.found.root.id()),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        stored_bytes: run.stored_bytes(),
+        volumes: finished.iter().map(|f| f.entry.clone()).collect(),
+        manifests,
+    };
+    let committed: Committed = Commit {
+        store: &*repository.store,
+        config: &repository.config,
+        ring: &repository.ring,
+        root: run.root,
+        body,
+        maps: maps.iter().map(|m| m.chunk.map(|c| c.place)).collect(),
+        locks: run.locks,
+        stored,
+        reused,
+    }
+    .run()
+    .await?;
+    run.grew(usize::try_from(committed.stored_bytes).unwrap_or(usize::MAX));
+    metrics::counter!("milkrun_lock_extensions_total").increment(committed.locks_extended);
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
+    let now = Moment::now().seconds() as f64;
+    metrics::gauge!("milkrun_last_success_timestamp_seconds", "application" => order.application.to_string()).set(now);
+    tracing::info!(run = %run.root.run, point = %run.root.id(), application = %order.application, "committed");
+    Ok(control::BackupDone {
+        point: run.root.id().to_string(),
+        moment_ms: run.root.moment.millis(),
+        lock_until_ms: run.root.lock_until.map_or(0, Moment::millis),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        stored_bytes: run.stored_bytes(),
+        volumes: finished.into_iter().map(result).collect(),
+        manifest_objects: order.manifest_objects,
+        packs_reused,
+        locks_extended: committed.locks_extended,
+    })
+}
+
+fn result(f: Finished) -> control::VolumeResult {
+    control::VolumeResult {
+        name: f.entry.name.to_string(),
+        size_bytes: f.entry.map.len,
+        read_bytes: f.read_bytes,
+        hole_bytes: f.entry.hole_bytes,
+        new_bytes: f.entry.new_bytes,
+        stored_bytes: f.entry.stored_bytes,
+        notes: f.entry.notes,
+    }
+}
+
+impl Run {
+    /// Stores the manifests as a stream in metadata packs.
+    async fn put_manifests(self: &Arc<Self>, bytes: &[u8]) -> Result<MapRoot, BackupError> {
+        let cutter = self.repository.config.streams;
+        let seed = self.repository.ring.domain(self.root.app).cut_seed();
+        let mut pieces = Vec::new();
+        cutter.cut(seed, bytes, true, &mut pieces);
+        let mut builder = MapBuilder::new();
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
+        let mut leaf = Leaf::default();
+        for piece in pieces {
+            let Piece::Data { offset, len } = piece else { continue };
+            if leaf.len() as usize + len > MANIFEST_LEAF {
+                let full = std::mem::take(&mut leaf);
+                let chunk = Some(self.put_metadata(&full.encode()).await?);
+                builder.push(Child { len: full.len(), chunk }, &mut put).await?;
+            }
+            let reference = self.put_metadata(&bytes[offset..offset + len]).await?;
+            let place = reference.place;
+            leaf.extents.push(Extent::Data { len: place.plain_len, chunk_offset: 0, id: reference.id, place });
+        }
+        if !leaf.is_empty() {
+            let chunk = Some(self.put_metadata(&leaf.encode()).await?);
+            builder.push(Child { len: leaf.len(), chunk }, &mut put).await?;
+        }
+        builder.finish(&mut put).await
+    }
+
+    /// Receipts of what this run stored and its maps name, and what they reuse.
+    fn receipts(&self) -> Result<(Vec<milkrun_repository::point::StoredPack>, Vec<PackInfo>), BackupError> {
+        let referenced = lock(&self.referenced).clone();
+        let stored: HashMap<_, _> = lock(&self.stored).drain(..).map(|s| (s.info().id, s)).collect();
+        let index = lock(&self.index);
+        let mut reused = Vec::new();
+        for id in referenced.iter().filter(|id| !stored.contains_key(*id)) {
+            reused.push(index.pack(id).cloned().ok_or(CommitError::Unknown(*id))?);
+        }
+        let stored = stored.into_iter().filter(|(id, _)| referenced.contains(id)).map(|(_, s)| s).collect();
+        Ok((stored, reused))
+    }
+}

@@ -1,0 +1,214 @@
+//! Moving a run's volumes: to the nodes that reach them, again when an agent is lost, until all are done or one failed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::clock::Moment;
+use milkrun_repository::point::journal::Record;
+use tokio::sync::mpsc;
+use wire::from_agent::Message as FromAgent;
+use wire::to_agent::Message as ToAgent;
+
+use super::execute::Order;
+use super::{BackupError, Run};
+use crate::Coordinator;
+use crate::inventory::{Reach, SourceSpec};
+use crate::moves::{Moves, Verdict, by_node};
+use crate::runs::view::Feed;
+use crate::runs::{self, RunEvent};
+
+/// How long writing down that a run ended may hold up its end.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a run looks whether a volume waits in vain.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Moves the volumes to their end, or until one fails.
+pub(super) async fn move_volumes(
+    coordinator: &Coordinator,
+    order: &Order,
+    run: &Arc<Run>,
+    due: Option<Moment>,
+    done: Vec<String>,
+    inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
+    feed: &Feed,
+) -> Result<(), BackupError> {
+    let sources: HashMap<&str, &SourceSpec> = order.sources.iter().map(|s| (s.name.as_str(), s)).collect();
+    for name in &done {
+        feed.volume(name, |v| v.done = true);
+    }
+    let open = order.sources.iter().filter(|s| !done.iter().any(|d| d == s.name.as_str()));
+    let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
+    let mut moves = Moves::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let result = loop {
+        if moves.all_done() {
+            break Ok(());
+        }
+        let event = tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => event,
+                None => break Err(BackupError::AgentGone),
+            },
+            _ = look.tick() => match moves.forsaken() {
+                None => {
+                    // The inventory may have changed, and who is there.
+                    moves.renew();
+                    continue;
+                }
+                Some((volume, nodes)) => break Err(BackupError::NoNode { volume, nodes }),
+            },
+        };
+        match apply(coordinator, order, run, &sources, &mut moves, feed, event).await {
+            Ok(()) => {}
+            Err(e) => break Err(e),
+        }
+    };
+    if result.is_err() {
+        if let Some(journal) = &run.journal {
+            // Before all else: nobody may go on with it, should this process end now.
+            journal.note(Record::Ended);
+            let _ = tokio::time::timeout(END_LIMIT, journal.write()).await;
+        }
+        let under_way = moves.under_way();
+        for (volume, attempt, node) in &under_way {
+            if let Some(link) = coordinator.agents.link(node) {
+                link.send(ToAgent::Cancel(assignment_of(coordinator, run, volume, *attempt))).await;
+            }
+        }
+        runs::await_stopped(inbox, by_node(&under_way)).await;
+    }
+    result
+}
+
+/// Applies one event.
+async fn apply(
+    coordinator: &Coordinator,
+    order: &Order,
+    run: &Arc<Run>,
+    sources: &HashMap<&str, &SourceSpec>,
+    moves: &mut Moves<'_>,
+    feed: &Feed,
+    event: RunEvent,
+) -> Result<(), BackupError> {
+    match event {
+        RunEvent::Placed { volume, node } => {
+            let Some(source) = sources.get(volume.as_str()) else { return Ok(()) };
+            let Some(given) = moves.placed(&volume, &node) else { return Ok(()) };
+            let resume_at = run.assign(&volume, given.attempt, &node).await;
+            if given.attempt > 1 || resume_at > 0 {
+                tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
+            }
+            let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
+            let a = assignment_of(coordinator, run, &volume, given.attempt);
+            let message = backup_volume(order, run, source, a, given.path, has_parent, resume_at);
+            if !given.link.send(ToAgent::Backup(message)).await {
+                tracing::debug!(node, "an agent went away before it had its assignment");
+            }
+            Ok(())
+        }
+        RunEvent::Finished(volume) => {
+            moves.done(&volume);
+            run.release(&volume);
+            Ok(())
+        }
+        RunEvent::Agent(node, FromAgent::Progress(p)) if moves.is_present(&node, p.assignment.as_ref()) => {
+            let volume = p.assignment.as_ref().map(|a| a.volume.clone()).unwrap_or_default();
+            feed.volume(&volume, |v| v.progress = p);
+            Ok(())
+        }
+        RunEvent::Agent(node, FromAgent::Failed(f)) => {
+            let (kind, a) = (f.kind(), f.assignment.unwrap_or_default());
+            match moves.failed(&node, a.attempt, &a.volume, kind) {
+                Verdict::Stale => Ok(()),
+                Verdict::Again => {
+                    tracing::warn!(run = %run.root.run, volume = a.volume, node, reason = f.reason, "a volume goes on elsewhere");
+                    give_back(run, moves, &a.volume, sources)
+                }
+                Verdict::Final => {
+                    run.release(&a.volume);
+                    moves.done(&a.volume);
+                    Err(BackupError::Volume { volume: a.volume, reason: f.reason, kind })
+                }
+            }
+        }
+        RunEvent::AgentGone(_) if coordinator.inventory.trusts_orders() => Err(BackupError::AgentGone),
+        RunEvent::AgentGone(node) => {
+            for (volume, _) in moves.at(&node) {
+                give_back(run, moves, &volume, sources)?;
+            }
+            Ok(())
+        }
+        RunEvent::Drained(node) => {
+            for (volume, attempt) in moves.at(&node) {
+                if let Some(link) = coordinator.agents.link(&node) {
+                    link.send(ToAgent::Cancel(assignment_of(coordinator, run, &volume, attempt))).await;
+                }
+                give_back(run, moves, &volume, sources)?;
+            }
+            Ok(())
+        }
+        RunEvent::Agent(..) => Ok(()),
+        RunEvent::Cancel => Err(BackupError::Cancelled),
+    }
+}
+
+/// A volume lost its node: it waits for another. A stream that was begun can't be read again.
+fn give_back(
+    run: &Run,
+    moves: &mut Moves<'_>,
+    volume: &str,
+    sources: &HashMap<&str, &SourceSpec>,
+) -> Result<(), BackupError> {
+    run.release(volume);
+    if sources.get(volume).is_some_and(|s| s.stream) {
+        moves.done(volume);
+        let reason = "its agent is gone, and a stream can't be read twice".to_owned();
+        return Err(BackupError::Volume { volume: volume.to_owned(), reason, kind: wire::failed::Kind::Source });
+    }
+    moves.again(volume);
+    Ok(())
+}
+
+fn assignment_of(coordinator: &Coordinator, run: &Run, volume: &str, attempt: u32) -> wire::Assignment {
+    let epoch = coordinator.epoch;
+    wire::Assignment { run: run.root.run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch }
+}
+
+fn backup_volume(
+    order: &Order,
+    run: &Run,
+    source: &SourceSpec,
+    assignment: wire::Assignment,
+    path: String,
+    has_parent: bool,
+    resume_at: u64,
+) -> wire::BackupVolume {
+    let config = &run.repository.config;
+    let kind = if source.stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
+    wire::BackupVolume {
+        assignment: Some(assignment),
+        kind: kind.into(),
+        path,
+        repository: config.id.as_bytes().to_vec().into(),
+        domain_key: run.repository.ring.domain(run.root.app).as_bytes().to_vec().into(),
+        data_key: config.keys.data.as_bytes().to_vec().into(),
+        cutters: Some(wire::Cutters {
+            min_pages: config.pages.min_pages,
+            avg_pages: config.pages.avg_pages,
+            max_pages: config.pages.max_pages,
+            hole_pages: config.pages.hole_pages,
+            stream_min: config.streams.min,
+            stream_avg: config.streams.avg,
+            stream_max: config.streams.max,
+        }),
+        level: order.level,
+        region_bytes: milkrun_repository::config::REGION_BYTES,
+        has_parent,
+        allow_mounted: order.allow_mounted,
+        allow_changing: order.allow_changing,
+        resume_at,
+    }
+}
