@@ -25,7 +25,7 @@ fn make_bucket(server: &Seaweed) {
 }
 
 /// Four nodes, a coordinator and a store, each a host; a locked repository.
-fn four_hosts(test: &str) -> Option<(Seaweed, Cluster)> {
+fn four_hosts(test: &str) -> Option<(Seaweed, tempfile::TempDir, Cluster)> {
     if !is_root() {
         skip(test, "network namespaces need root");
         return None;
@@ -40,16 +40,16 @@ fn four_hosts(test: &str) -> Option<(Seaweed, Cluster)> {
     let server = Seaweed::start_on(test, &network, "store")?;
     network.within("coordinator", || make_bucket(&server));
     let folder = tempfile::tempdir().unwrap();
-    let repository = server.milkrun("cluster", "p", &folder.keep());
+    let repository = server.milkrun("cluster", "p", folder.path());
     let env = server.env().map(|(k, v)| (k.to_owned(), v)).to_vec();
     let repository = repository.under(network.prefix("coordinator"));
     repository.run(["init", "--lock", "compliance", "--lock-for", "1h"]).ok();
-    Some((server, Cluster::in_bucket(repository, env, Some(network))))
+    Some((server, folder, Cluster::in_bucket(repository, env, Some(network))))
 }
 
 #[test]
 fn four_hosts_with_identical_images_store_them_once() {
-    let Some((_server, c)) = four_hosts("four hosts with identical images") else { return };
+    let Some((_server, _cache, c)) = four_hosts("four hosts with identical images") else { return };
     const SIZE: usize = 128 << 20;
     fs::write(c.folder().join("image"), noise(SIZE, 3)).unwrap();
     let mut volumes = String::new();
@@ -80,7 +80,7 @@ fn four_hosts_with_identical_images_store_them_once() {
 
 #[test]
 fn cut_links_lose_nothing() {
-    let Some((_server, mut c)) = four_hosts("cut links between hosts") else { return };
+    let Some((_server, _cache, mut c)) = four_hosts("cut links between hosts") else { return };
     const SIZE: usize = 160 << 20;
     fs::write(c.folder().join("data"), noise(SIZE, 4)).unwrap();
     let at: Vec<String> = NODES.iter().map(|n| format!("{n}: {}", c.folder().join("data").display())).collect();

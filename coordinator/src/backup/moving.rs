@@ -70,7 +70,9 @@ pub(super) async fn move_volumes(
         if let Some(journal) = &run.journal {
             // Before all else: nobody may go on with it, should this process end now.
             journal.note(Record::Ended);
-            let _ = tokio::time::timeout(END_LIMIT, journal.write()).await;
+            if !matches!(tokio::time::timeout(END_LIMIT, journal.write()).await, Ok(Ok(()))) {
+                tracing::warn!(run = %run.root.run, "can't write down that this run ended: another coordinator may go on with it");
+            }
         }
         let under_way = moves.under_way();
         for (volume, attempt, node) in &under_way {
