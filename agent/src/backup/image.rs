@@ -170,10 +170,14 @@ fn read_region(
         if start < end {
             let part = &mut buffer[within(start)..within(stop)];
             read += part.len() as u64;
-            part.par_chunks_mut(READ_BYTES).enumerate().try_for_each(|(i, piece)| {
+            let failed = part.par_chunks_mut(READ_BYTES).enumerate().filter_map(|(i, piece)| {
                 let at = start + (i * READ_BYTES) as u64;
-                source.read_at(piece, at).map_err(|e| (at, e))
-            })?;
+                source.read_at(piece, at).err().map(|e| (at, e))
+            });
+            // Of several reads that fail side by side, the first on the volume is the one that tells where it begins.
+            if let Some(first) = failed.min_by_key(|(at, _)| *at) {
+                return Err(first);
+            }
         }
         at = stop.max(start);
         if at < end {
