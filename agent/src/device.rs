@@ -2,16 +2,19 @@
 
 mod block;
 pub mod mounts;
+mod partial;
 #[cfg(any(test, feature = "test-util"))]
 pub mod scripted;
 mod source;
 mod target;
 mod turns;
 
+pub use partial::Attempt;
 pub use source::{SourceError, SourceOptions, open_source, open_stream};
 pub use target::{StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A volume that can be read anywhere, from several threads at once.
 pub trait Source: Send + Sync {
@@ -45,4 +48,8 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`SourceError::Changed`] when it did not.
     fn finish(&self) -> Result<Vec<String>, SourceError>;
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
 }

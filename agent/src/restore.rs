@@ -4,6 +4,9 @@
 //! byte of it is written; at the end the target is made durable, and only then it counts.
 
 mod chunks;
+mod reached;
+
+pub use reached::{Listener, Reached, SYNC_EVERY_BYTES};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +26,7 @@ use crate::budget::Permit;
 use crate::buffer::RangeBuffers;
 use crate::device::{StreamPartial, StreamTarget, TargetError, VolumeTarget};
 use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
+use reached::{Number, Syncs, Windows};
 
 /// One volume's restore.
 pub struct RestoreJob {
@@ -40,6 +44,10 @@ pub struct RestoreJob {
     pub tally: Arc<Tally>,
     /// Bytes of the volume.
     pub len: u64,
+    /// What lies before is durable already.
+    pub from: u64,
+    /// Hears how far the target is.
+    pub listener: Option<Listener>,
 }
 
 /// Counters of one restore.
@@ -59,6 +67,11 @@ impl Tally {
     fn wrote(&self, bytes: u64) {
         Self::add(&self.written, bytes);
         metrics::counter!("milkrun_agent_restored_bytes_total").increment(bytes);
+    }
+
+    /// Bytes and ranged reads.
+    fn fetched_so_far(&self) -> (u64, u64) {
+        (self.fetched.load(Ordering::Relaxed), self.requests.load(Ordering::Relaxed))
     }
 
     fn add(counter: &AtomicU64, n: u64) {
@@ -125,24 +138,33 @@ impl RestoreJob {
     pub async fn to_volume(self: Arc<Self>, target: Arc<VolumeTarget>) -> Result<(), RestoreError> {
         // Dropped with this future, however that ends: after it nothing is written, and nothing half done is left.
         let _writing = target.begin()?;
-        let mut pages = self.coordinator.plan(false).await?;
-        let mut tasks: JoinSet<Result<(), RestoreError>> = JoinSet::new();
-        while let Some(Page { holes, ranges }) = pages.next().await? {
+        let mut pages = self.coordinator.plan(false, self.from).await?;
+        let mut tasks: JoinSet<Result<Number, RestoreError>> = JoinSet::new();
+        let (mut windows, mut syncs) = (Windows::from(self.from), Syncs::new(self.listener.clone(), self.from));
+        while let Some(Page { holes, ranges, until }) = pages.next().await? {
             for (offset, len) in holes {
                 let target = target.clone();
                 self.engine.io.run(move || target.zero(offset, len)).await?;
                 Tally::add(&self.tally.holes, len);
+                windows.hole(len);
             }
             for range in ranges {
                 let permit = self.engine.budget.transfer(Self::cost(&range)).await;
                 while let Some(done) = tasks.try_join_next() {
-                    Self::joined(done)?;
+                    windows.done(Self::joined(done)?);
                 }
-                tasks.spawn(self.clone().range_to_volume(range, target.clone(), permit));
+                syncs.look(&self.engine, &target, windows.whole(), &self.tally).await?;
+                let number = windows.begin(range.slots.iter().flat_map(|s| &s.writes).map(|w| u64::from(w.len)).sum());
+                let written = self.clone().range_to_volume(range, target.clone(), permit);
+                tasks.spawn(async move { written.await.map(|()| number) });
+            }
+            if let Some(until) = until {
+                windows.end(until);
             }
         }
         while let Some(done) = tasks.join_next().await {
-            Self::joined(done)?;
+            windows.done(Self::joined(done)?);
+            syncs.look(&self.engine, &target, windows.whole(), &self.tally).await?;
         }
         self.check_coverage()?;
         let finishing = target.clone();
@@ -158,7 +180,7 @@ impl RestoreJob {
         mut target: StreamTarget,
         _partial: StreamPartial,
     ) -> Result<(), RestoreError> {
-        let mut pages = self.coordinator.plan(true).await?;
+        let mut pages = self.coordinator.plan(true, 0).await?;
         let mut in_flight = FuturesOrdered::new();
         let mut at = 0;
         loop {
@@ -202,7 +224,7 @@ impl RestoreJob {
         Self::cost(range) + range.slots.iter().map(|s| u64::from(s.place.plain_len)).sum::<u64>()
     }
 
-    fn joined(done: Result<Result<(), RestoreError>, tokio::task::JoinError>) -> Result<(), RestoreError> {
+    fn joined<T>(done: Result<Result<T, RestoreError>, tokio::task::JoinError>) -> Result<T, RestoreError> {
         match done {
             Ok(result) => result,
             Err(e) => std::panic::resume_unwind(e.into_panic()),
@@ -210,7 +232,7 @@ impl RestoreJob {
     }
 
     fn check_coverage(&self) -> Result<(), RestoreError> {
-        let covered = self.tally.written.load(Ordering::Relaxed) + self.tally.holes.load(Ordering::Relaxed);
+        let covered = self.from + self.tally.written.load(Ordering::Relaxed) + self.tally.holes.load(Ordering::Relaxed);
         if covered == self.len { Ok(()) } else { Err(RestoreError::Incomplete { covered, len: self.len }) }
     }
 

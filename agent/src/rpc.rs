@@ -248,12 +248,12 @@ impl Coordinator {
         Ok(())
     }
 
-    /// The plan of a restore.
+    /// The plan of a restore, without what ends before `from`.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn plan(&self, in_order: bool) -> Result<Pages, CallError> {
-        let request = wire::PlanRequest { assignment: self.assignment(), in_order };
+    pub async fn plan(&self, in_order: bool, from: u64) -> Result<Pages, CallError> {
+        let request = wire::PlanRequest { assignment: self.assignment(), in_order, from };
         Ok(Pages(self.download.clone().plan(request).await?.into_inner()))
     }
 }
@@ -307,6 +307,8 @@ pub struct Page {
     pub holes: Vec<(u64, u64)>,
     /// Ranges to read.
     pub ranges: Vec<GrantedRange>,
+    /// All of the volume before this is in the pages up to this one; `None`: this one does not tell.
+    pub until: Option<u64>,
 }
 
 /// One ranged read with leave for it.
@@ -349,7 +351,8 @@ impl Pages {
         let Some(page) = self.0.message().await? else { return Ok(None) };
         let holes = page.holes.iter().map(|h| (h.offset, h.length)).collect();
         let ranges = page.ranges.into_iter().map(range).collect::<Option<_>>();
-        Ok(Some(Page { holes, ranges: ranges.ok_or(CallError::Nonsense("a planned range"))? }))
+        let until = (page.until > 0).then_some(page.until);
+        Ok(Some(Page { holes, ranges: ranges.ok_or(CallError::Nonsense("a planned range"))?, until }))
     }
 }
 

@@ -73,6 +73,7 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let mut options = AgentOptions::new(args.node.as_str(), patient(redeemer));
     options.memory = args.memory;
     options.volumes = args.volumes.unwrap_or(0);
+    options.sync_every = args.sync_every;
     if let Some(threads) = args.threads {
         options.threads = threads.into();
     }

@@ -9,6 +9,7 @@ mod work;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
@@ -51,6 +52,8 @@ pub struct AgentOptions {
     pub redeem: Arc<dyn Redeem>,
     /// Opens volumes.
     pub open: OpenSource,
+    /// The target of a restore is made durable after so many bytes: at most so much is done again after an interruption.
+    pub sync_every: u64,
 }
 
 impl AgentOptions {
@@ -64,6 +67,7 @@ impl AgentOptions {
             volumes: 0,
             redeem,
             open: Arc::new(open_source),
+            sync_every: crate::restore::SYNC_EVERY_BYTES,
         }
     }
 }
@@ -138,6 +142,7 @@ impl Agent {
             stop,
             leaving: None,
             heart: None,
+            keep: Arc::default(),
         }
         .serve()
         .await
@@ -192,6 +197,8 @@ enum Action {
 
 /// How long an agent that is to stop waits for the coordinator to take its work back.
 const LEAVE_LIMIT: Duration = Duration::from_secs(20);
+/// How long the work of a session that is over may take to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 struct Session {
     agent: Agent,
@@ -209,6 +216,8 @@ struct Session {
     leaving: Option<Instant>,
     /// Says that it is there.
     heart: Option<Heart>,
+    /// Set once restores are given up because the session is over: the coordinator has them go on later.
+    keep: Arc<AtomicBool>,
 }
 
 /// A task's end: which, its attempt, what the coordinator hears of it.
@@ -253,9 +262,19 @@ impl Session {
         };
         self.agent.connected.send_replace(false);
         metrics::gauge!("milkrun_agent_connected").set(0.0);
-        for (_, task) in self.tasks.drain() {
+        self.keep.store(true, Ordering::SeqCst);
+        let tasks: Vec<Task> = self.tasks.drain().map(|(_, task)| task).collect();
+        for task in &tasks {
             task.handle.abort();
         }
+        // The next session may have the same target opened again: nobody of this one writes to it then. A device that hangs
+        // must not keep this agent from its coordinator.
+        let ended = async {
+            for task in tasks {
+                let _ = task.handle.await;
+            }
+        };
+        let _ = tokio::time::timeout(END_LIMIT, ended).await;
         for (_, run) in self.runs.drain() {
             run.abort().await;
         }

@@ -2,11 +2,15 @@
 
 mod execute;
 mod plan;
+mod progress;
+mod take_over;
 mod targets;
 
-pub(crate) use execute::execute;
+pub(crate) use execute::{Authority, execute};
 pub use execute::{Order, TargetSpec};
 pub use plan::PageStream;
+pub(crate) use progress::LeftOver;
+pub(crate) use take_over::go_on;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
-use milkrun_repository::id::PackId;
+use milkrun_repository::id::{PackId, RunId};
 use milkrun_repository::keys::hybrid::HybridError;
 use milkrun_repository::metadata::MetadataError;
 use milkrun_repository::pack::PackKey;
@@ -83,6 +87,17 @@ pub enum RestoreError {
         /// Which application.
         application: String,
     },
+    /// Another coordinator goes on with it.
+    #[error("{0} was written by somebody else: another coordinator leads, and goes on with the restore")]
+    Superseded(Key),
+    /// Two restores to one place.
+    #[error("{path} is the target of restore {run}, which is under way: wait for its end, or cancel it")]
+    Taken {
+        /// Which place.
+        path: String,
+        /// Which restore.
+        run: RunId,
+    },
     /// The inventory gives no answer.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
@@ -98,6 +113,8 @@ pub struct Run {
     /// Volume names to their number in the point.
     volumes: HashMap<String, usize>,
     keys: tokio::sync::Mutex<HashMap<PackId, PackKey>>,
+    /// Where everything goes: node and path.
+    pub(crate) targets: Vec<(Option<String>, String)>,
     /// Which node has which volume, under which attempt.
     assigned: Mutex<HashMap<String, Assigned>>,
 }

@@ -145,6 +145,27 @@ impl Runs {
         events
     }
 
+    /// A restore begins, unless another one that is under way has one of its targets: that path, and that restore.
+    ///
+    /// # Errors
+    /// The path and the other restore.
+    pub(crate) fn begin_restore(
+        &self,
+        id: RunId,
+        run: Arc<restore::Run>,
+    ) -> Result<mpsc::UnboundedReceiver<RunEvent>, (String, RunId)> {
+        let (inbox, events) = mpsc::unbounded_channel();
+        let mut table = self.table();
+        for (other, entry) in &table.running {
+            let Run::Restore(theirs) = &entry.run else { continue };
+            if let Some((_, path)) = run.targets.iter().find(|t| theirs.targets.contains(t)) {
+                return Err((path.clone(), *other));
+            }
+        }
+        table.running.insert(id, Entry { run: Run::Restore(run), inbox });
+        Ok(events)
+    }
+
     /// A run ended.
     pub fn end(&self, id: &RunId) {
         self.table().running.remove(id);
@@ -240,6 +261,7 @@ pub fn run_of(m: &wire::from_agent::Message) -> Option<RunId> {
         M::Ready(r) => &r.assignment,
         M::Failed(f) => &f.assignment,
         M::Restored(r) => &r.assignment,
+        M::Reached(r) => &r.assignment,
         M::Register(_) | M::Heartbeat(_) | M::Draining(_) => return None,
     };
     RunId::try_from(&a.as_ref()?.run[..]).ok()

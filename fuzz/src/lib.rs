@@ -95,6 +95,9 @@ fn stored() -> Vec<Target> {
         Target::canonical("lease", golden!("lease-body-v1.bin").to_vec(), |b| {
             Lease::decode(b).ok().map(|x| x.encode())
         }),
+        Target::canonical("journal of a restore", golden!("restore-journal-body-v1.bin").to_vec(), |b| {
+            journal::decode(b).ok().map(|x| journal::encode(&x))
+        }),
         Target::canonical("journal", golden!("journal-body-v1.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))
         }),

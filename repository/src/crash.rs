@@ -1,8 +1,8 @@
 //! Points at which a test may stop the whole process, as `kill -9` does.
 //!
 //! The points are not listed anywhere: the faulty store and every fsync call [`point`], and a test first counts them
-//! (`MILKRUN_CRASH_LOG`), then runs once per point (`MILKRUN_CRASH_AT`). At one that is named by `MILKRUN_HANG_AT` the caller
-//! stays for ever. Without the feature `test-util` this is nothing.
+//! (`MILKRUN_CRASH_LOG`), then runs once per point (`MILKRUN_CRASH_AT`). At one that is named by `MILKRUN_HANG_AT` every caller
+//! stays for ever, at one that is named by `MILKRUN_HANG_ONCE_AT` the first. Without the feature `test-util` this is nothing.
 
 /// A moment before or after something that outlives the process.
 #[inline]
@@ -17,16 +17,24 @@ pub fn point(name: &str) {
 mod counted {
     use std::io::Write;
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     static HITS: AtomicU64 = AtomicU64::new(0);
     static AT: OnceLock<Option<u64>> = OnceLock::new();
     static HANG: OnceLock<Option<String>> = OnceLock::new();
+    static HANG_ONCE: OnceLock<Option<String>> = OnceLock::new();
+    static HUNG: AtomicBool = AtomicBool::new(false);
     static LOG: OnceLock<Option<std::path::PathBuf>> = OnceLock::new();
 
     pub(super) fn hit(name: &str) {
         let hang = HANG.get_or_init(|| std::env::var("MILKRUN_HANG_AT").ok());
         if hang.as_deref() == Some(name) {
+            loop {
+                std::thread::park();
+            }
+        }
+        let once = HANG_ONCE.get_or_init(|| std::env::var("MILKRUN_HANG_ONCE_AT").ok());
+        if once.as_deref() == Some(name) && !HUNG.swap(true, Ordering::SeqCst) {
             loop {
                 std::thread::park();
             }

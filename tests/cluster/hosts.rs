@@ -9,7 +9,7 @@ use milkrun_tests::{is_root, noise, skip};
 
 const NODES: [&str; 4] = ["node-1", "node-2", "node-3", "node-4"];
 
-fn make_bucket(server: &Seaweed) {
+pub(crate) fn make_bucket(server: &Seaweed) {
     use milkrun_tests::seaweed::{ACCESS_KEY, SECRET_KEY};
     let credentials = aws_sdk_s3::config::Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test");
     let config = aws_sdk_s3::Config::builder()

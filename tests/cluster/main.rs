@@ -6,5 +6,7 @@ mod hosts;
 mod leaders;
 mod lost;
 mod refused;
+mod restores;
 mod stolen;
+mod stores;
 mod together;

@@ -7,14 +7,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::partial::{Attempt, IN_PLACE, Partial, put_in_place};
 use super::turns::{Ended, LEFT_MAX, Part, Turns};
-use super::{block, mounts};
+use super::{block, lock, mounts};
 
 /// Zeroed in one call: an end is noticed in between.
 const ZERO_BYTES: u64 = 1 << 30;
@@ -24,6 +25,8 @@ const ZERO_BYTES: u64 = 1 << 30;
 pub struct TargetOptions {
     /// Write to a device that is mounted or not empty, or over an existing file.
     pub force: bool,
+    /// What lies there is of an earlier attempt: it need not be empty. Mounted it must not be.
+    pub ours: bool,
     /// Zero what a larger target has behind the volume.
     pub discard_rest: bool,
 }
@@ -111,43 +114,9 @@ pub struct VolumeTarget {
     turns: Turns<(u64, io::Error)>,
     /// A new file is written here, and renamed to its name at the end.
     partial: Mutex<Option<Partial>>,
-}
-
-/// The unfinished file of a volume or stream. Half of one is worth nothing under any name: removed when dropped.
-#[derive(Debug)]
-struct Partial {
-    path: PathBuf,
-    finished: bool,
-}
-
-impl Partial {
-    /// Opens a file beside `path`.
-    fn create(path: &Path) -> io::Result<(Self, File)> {
-        let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?;
-        let mut partial = name.to_os_string();
-        partial.push(".milkrun-partial");
-        let partial = path.with_file_name(partial);
-        // Left over from a crash: nobody else writes under this name.
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&partial)?;
-        Ok((Self { path: partial, finished: false }, file))
-    }
-
-    /// Gives a whole and durable file its name, durably.
-    fn put_in_place(mut self, path: &Path) -> io::Result<()> {
-        fs::rename(&self.path, path)?;
-        self.finished = true;
-        crash::point("after rename of the target");
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
+    /// What an earlier attempt wrote is there.
+    resumed: bool,
+    tag: String,
 }
 
 /// Ends all writing to a target when dropped: whoever stops waiting for a restore can rely on it. What was not finished by
@@ -168,13 +137,14 @@ impl Drop for Writing<'_> {
 const LOOK: u64 = 4 << 20;
 
 impl VolumeTarget {
-    /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file.
+    /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file. Of an attempt that
+    /// goes on, [`Self::resumed`] says afterwards whether it can.
     ///
     /// # Errors
     /// [`TargetError`].
-    pub fn open(path: &Path, len: u64, options: TargetOptions) -> Result<Self, TargetError> {
+    pub fn open(path: &Path, len: u64, options: TargetOptions, attempt: &Attempt) -> Result<Self, TargetError> {
         let fail = |source| TargetError::Open { path: path.to_owned(), source };
-        let base = |file, partial, capacity, fresh| Self {
+        let base = |file, partial: Option<Partial>, capacity, fresh| Self {
             path: path.to_owned(),
             file,
             len,
@@ -182,12 +152,17 @@ impl VolumeTarget {
             fresh,
             options,
             turns: Turns::new(LEFT_MAX),
+            resumed: match &partial {
+                Some(partial) => partial.was_there(),
+                None => attempt.goes_on.as_deref() == Some(IN_PLACE),
+            },
+            tag: partial.as_ref().map_or(IN_PLACE, Partial::tag).to_owned(),
             partial: Mutex::new(partial),
         };
         let kind = match fs::metadata(path) {
             Ok(m) => m.file_type(),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let (partial, file) = Partial::create(path).map_err(fail)?;
+                let (partial, file) = Partial::open(path, len, attempt).map_err(fail)?;
                 file.set_len(len).map_err(fail)?;
                 return Ok(base(file, Some(partial), len, true));
             }
@@ -202,7 +177,7 @@ impl VolumeTarget {
         if kind.is_file() {
             let file = write()?;
             let capacity = file.metadata().map_err(fail)?.len();
-            if capacity > 0 && !options.force {
+            if capacity > 0 && !options.force && !options.ours {
                 return Err(TargetError::NotEmpty { path: path.to_owned() });
             }
             return Ok(base(file, None, capacity.max(len), capacity == 0));
@@ -215,7 +190,7 @@ impl VolumeTarget {
         if capacity < len {
             return Err(TargetError::Small { path: path.to_owned(), found: capacity, wanted: len });
         }
-        if !options.force {
+        if !options.force && !options.ours {
             let mut look = vec![0; usize::try_from(LOOK.min(capacity)).unwrap_or(0)];
             for at in [0, capacity - look.len() as u64] {
                 file.read_exact_at(&mut look, at).map_err(fail)?;
@@ -239,6 +214,26 @@ impl VolumeTarget {
             self.file.set_len(self.len).map_err(fail)?;
         }
         Ok(Writing(self))
+    }
+
+    /// Whether an attempt that goes on finds what the one before made durable.
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// What another attempt that goes on knows it by.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Makes everything durable that was written when this is called.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn sync(&self) -> Result<(), TargetError> {
+        self.turns.catch_up().map_err(|Ended| self.ended())?;
+        crash::point("before a sync of the target");
+        self.file.sync_data().map_err(|source| TargetError::Sync { path: self.path.clone(), source })
     }
 
     fn partial(&self) -> MutexGuard<'_, Option<Partial>> {
@@ -337,19 +332,6 @@ impl VolumeTarget {
     }
 }
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives the finished file its name, unless it was given up meanwhile; nobody gives it up in between.
-fn put_in_place(partial: &Mutex<Option<Partial>>, path: &Path) -> io::Result<()> {
-    let mut partial = lock(partial);
-    match partial.take() {
-        Some(finished) => finished.put_in_place(path),
-        None => Ok(()),
-    }
-}
-
 /// The unfinished file of a stream, kept by whoever waits for the stream's end; gone when that one stops waiting.
 #[derive(Debug)]
 pub struct StreamPartial(Arc<Mutex<Option<Partial>>>);
@@ -374,7 +356,7 @@ impl StreamTarget {
     ///
     /// # Errors
     /// [`TargetError`].
-    pub fn open(path: &str, options: TargetOptions) -> Result<(Self, StreamPartial), TargetError> {
+    pub fn open(path: &str, options: TargetOptions, attempt: &Attempt) -> Result<(Self, StreamPartial), TargetError> {
         let fail = |source| TargetError::Open { path: path.into(), source };
         let whole = |file, partial| {
             let partial = Arc::new(Mutex::new(partial));
@@ -386,14 +368,16 @@ impl StreamTarget {
         }
         match fs::metadata(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let (partial, file) = Partial::create(Path::new(path)).map_err(fail)?;
+                let (partial, file) = Partial::create(Path::new(path), attempt).map_err(fail)?;
                 Ok(whole(file, Some(partial)))
             }
             Err(e) => Err(fail(e)),
             Ok(m) if m.is_dir() => Err(TargetError::Kind { path: path.into() }),
-            Ok(m) if m.is_file() && m.len() > 0 && !options.force => Err(TargetError::NotEmpty { path: path.into() }),
+            Ok(m) if m.is_file() && m.len() > 0 && !options.force && !options.ours => {
+                Err(TargetError::NotEmpty { path: path.into() })
+            }
             Ok(m) if m.is_file() => {
-                let (partial, file) = Partial::create(Path::new(path)).map_err(fail)?;
+                let (partial, file) = Partial::create(Path::new(path), attempt).map_err(fail)?;
                 Ok(whole(file, Some(partial)))
             }
             Ok(_) => Ok(whole(OpenOptions::new().write(true).open(path).map_err(fail)?, None)),

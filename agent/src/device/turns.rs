@@ -29,6 +29,9 @@ struct State<E> {
     /// What they will write next: plaintext, and where each part of it goes.
     left: VecDeque<Piece>,
     left_bytes: usize,
+    /// How many buffers were taken, and how many of them, in the same order, are written.
+    taken_in: u64,
+    written: u64,
     /// Buffers whose bytes were written; no more of them than may be left.
     spare: Vec<Vec<u8>>,
     /// Nothing is written any more.
@@ -53,6 +56,8 @@ impl<E> Turns<E> {
             beside: 0,
             left: VecDeque::new(),
             left_bytes: 0,
+            taken_in: 0,
+            written: 0,
             spare: Vec::new(),
             ended: false,
             failed: None,
@@ -85,6 +90,7 @@ impl<E> Turns<E> {
         if state.ended {
             return Err(Ended);
         }
+        state.taken_in += 1;
         let mut own = Piece { bytes: std::mem::take(bytes), parts };
         if state.taken {
             *bytes = state.spare.pop().unwrap_or_default();
@@ -106,6 +112,8 @@ impl<E> Turns<E> {
                     break;
                 }
             }
+            state.written += u64::from(!state.ended);
+            self.changed.notify_all();
             if !state.ended
                 && let Some(next) = state.left.pop_front()
             {
@@ -114,7 +122,6 @@ impl<E> Turns<E> {
                 if state.spare.iter().map(Vec::capacity).sum::<usize>() + written.capacity() <= self.left_max {
                     state.spare.push(written);
                 }
-                self.changed.notify_all();
                 continue;
             }
             state.taken = false;
@@ -140,6 +147,19 @@ impl<E> Turns<E> {
         self.state().beside -= 1;
         self.changed.notify_all();
         Ok(out)
+    }
+
+    /// Waits until everything is written that was left when this is called.
+    ///
+    /// # Errors
+    /// [`Ended`] if it is not.
+    pub(super) fn catch_up(&self) -> Result<(), Ended> {
+        let mut state = self.state();
+        let wanted = state.taken_in;
+        while state.written < wanted && !state.ended {
+            state = self.wait(state);
+        }
+        if state.ended { Err(Ended) } else { Ok(()) }
     }
 
     /// Whether everything was written that was left so far.

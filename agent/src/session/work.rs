@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
@@ -23,8 +23,8 @@ use wire::from_agent::Message as Up;
 use super::failures::{failed, kind_of_backup, kind_of_restore};
 use super::{AssignmentKey, OpenSource, Session, Task, message};
 use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, stream};
-use crate::device::{SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget, open_stream};
-use crate::restore::{RestoreError, RestoreJob, Tally};
+use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget, open_stream};
+use crate::restore::{Listener, Reached, RestoreError, RestoreJob, Tally};
 use crate::rpc::{CallError, Coordinator};
 
 impl Session {
@@ -110,16 +110,24 @@ impl Session {
         let Some(assignment) = r.assignment.clone() else { return };
         let key = AssignmentKey::of(&assignment);
         let (go, gone) = oneshot::channel();
-        let (engine, redeem) = (self.agent.engine.clone(), self.agent.options.redeem.clone());
-        let coordinator = Coordinator::new(self.channel.clone(), assignment.clone());
-        let (up, reports) = (self.up.clone(), self.reports.clone());
+        let reports = self.reports.clone();
+        let restoring = Restoring {
+            engine: self.agent.engine.clone(),
+            redeem: self.agent.options.redeem.clone(),
+            coordinator: Coordinator::new(self.channel.clone(), assignment.clone()),
+            up: self.up.clone(),
+            assignment: assignment.clone(),
+            sync_every: self.agent.options.sync_every,
+            keep: self.keep.clone(),
+        };
         let (task_key, attempt) = (key.clone(), assignment.attempt);
         let span = span_of("restore", &assignment);
         let work = async move {
-            let result = restore(engine, redeem, coordinator, &r, assignment.clone(), up, gone).await;
+            let result = restore(restoring, &r, gone).await;
             let report = match result {
-                Ok(tally) => Up::Restored(wire::Restored {
+                Ok((tally, resumed_at)) => Up::Restored(wire::Restored {
                     assignment: Some(assignment),
+                    resumed_at,
                     written_bytes: tally.written.load(Ordering::Relaxed),
                     hole_bytes: tally.holes.load(Ordering::Relaxed),
                     fetched_bytes: tally.fetched.load(Ordering::Relaxed),
@@ -162,54 +170,107 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource)
     Ok(job.coordinator.finish(&outcome, read, new, stored).await?)
 }
 
-async fn restore(
+/// What a restore works with.
+struct Restoring {
     engine: Arc<Engine>,
     redeem: Arc<dyn Redeem>,
     coordinator: Coordinator,
-    r: &wire::RestoreVolume,
-    assignment: wire::Assignment,
     up: mpsc::Sender<wire::FromAgent>,
+    assignment: wire::Assignment,
+    /// Bytes between two syncs of the target.
+    sync_every: u64,
+    /// Set once unfinished files are to stay.
+    keep: Arc<AtomicBool>,
+}
+
+enum Opened {
+    Stream(StreamTarget, StreamPartial),
+    Volume(Arc<VolumeTarget>),
+}
+
+/// Returns what was done, and from where on.
+async fn restore(
+    with: Restoring,
+    r: &wire::RestoreVolume,
     go: oneshot::Receiver<()>,
-) -> Result<Arc<Tally>, RestoreError> {
+) -> Result<(Arc<Tally>, u64), RestoreError> {
     let nonsense = |what| RestoreError::Call(CallError::Nonsense(what));
-    let job = Arc::new(RestoreJob {
-        engine: engine.clone(),
-        coordinator,
-        redeem,
-        repository: RepositoryId::try_from(&r.repository[..]).map_err(|_| nonsense("a repository id"))?,
-        domain: DomainKey::from_bytes(r.domain_key[..].try_into().map_err(|_| nonsense("a domain key"))?),
-        tally: Arc::default(),
-        len: r.length,
-    });
-    let options = TargetOptions { force: r.force, discard_rest: r.discard_rest };
+    let Restoring { engine, redeem, coordinator, up, assignment, sync_every, keep } = with;
+    let repository = RepositoryId::try_from(&r.repository[..]).map_err(|_| nonsense("a repository id"))?;
+    let domain = DomainKey::from_bytes(r.domain_key[..].try_into().map_err(|_| nonsense("a domain key"))?);
+    let run = RunId::try_from(&assignment.run[..]).map_err(|_| nonsense("a run id"))?.hex();
+    if r.resume_at > r.length {
+        return Err(nonsense("where to go on from"));
+    }
+    // Nobody goes on with what is restored within one process.
+    let keep = if r.resumable { keep } else { Arc::default() };
+    let tag = format!("{run}-{:x}-{}", assignment.epoch, assignment.attempt);
+    let goes_on = (r.resume_at > 0).then(|| r.resume_tag.clone());
+    let attempt = Attempt { tag, goes_on, keep };
+    let options = TargetOptions { force: r.force, ours: r.ours, discard_rest: r.discard_rest };
     let (path, len) = (r.path.clone(), r.length);
     let stream = r.kind() == wire::VolumeKind::Stream;
-    enum Opened {
-        Stream(StreamTarget, StreamPartial),
-        Volume(VolumeTarget),
-    }
     let opened = engine
         .io
         .run(move || {
             if stream {
-                StreamTarget::open(&path, options).map(|(target, partial)| Opened::Stream(target, partial))
+                StreamTarget::open(&path, options, &attempt).map(|(target, partial)| Opened::Stream(target, partial))
             } else {
-                VolumeTarget::open(Path::new(&path), len, options).map(Opened::Volume)
+                VolumeTarget::open(Path::new(&path), len, options, &attempt).map(|t| Opened::Volume(Arc::new(t)))
             }
         })
         .await?;
+    let from = match &opened {
+        Opened::Volume(target) if target.resumed() => r.resume_at,
+        _ => 0,
+    };
+    let listener = match &opened {
+        Opened::Volume(target) if r.resumable => {
+            let (reports, heard) = mpsc::channel(4);
+            tokio::spawn(tell_reached(heard, up.clone(), assignment.clone(), target.tag().to_owned()));
+            Some(Listener { reports, every: sync_every })
+        }
+        _ => None,
+    };
+    let tally: Arc<Tally> = Arc::default();
+    let (engine, len) = (engine.clone(), r.length);
+    let job = RestoreJob { engine, coordinator, redeem, repository, domain, tally: tally.clone(), len, from, listener };
+    let job = Arc::new(job);
     let ready = wire::Ready { assignment: Some(assignment.clone()) };
     let _ = up.send(message(Up::Ready(ready))).await;
     if go.await.is_err() {
         return Err(nonsense("to go"));
     }
-    let ticker = Ticker::start(up, assignment, restore_progress(job.tally.clone(), len));
+    let ticker = Ticker::start(up, assignment, restore_progress(tally.clone(), from, len));
     match opened {
-        Opened::Stream(target, partial) => job.clone().to_stream(target, partial).await?,
-        Opened::Volume(target) => job.clone().to_volume(Arc::new(target)).await?,
+        Opened::Stream(target, partial) => job.to_stream(target, partial).await?,
+        Opened::Volume(target) => job.to_volume(target).await?,
     }
     drop(ticker);
-    Ok(job.tally.clone())
+    Ok((tally, from))
+}
+
+/// Tells the coordinator how far a target is, until the attempt is over.
+async fn tell_reached(
+    mut heard: mpsc::Receiver<Reached>,
+    up: mpsc::Sender<wire::FromAgent>,
+    assignment: wire::Assignment,
+    tag: String,
+) {
+    while let Some(r) = heard.recv().await {
+        let reached = wire::Reached {
+            assignment: Some(assignment.clone()),
+            offset: r.offset,
+            written_bytes: r.written,
+            hole_bytes: r.holes,
+            fetched_bytes: r.fetched,
+            requests: r.requests,
+            tag: tag.clone(),
+        };
+        if up.send(message(Up::Reached(reached))).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Sends progress now and then, until dropped.
@@ -250,9 +311,9 @@ fn backup_progress(c: Arc<Counters>) -> impl Fn(wire::Progress) -> wire::Progres
     }
 }
 
-fn restore_progress(t: Arc<Tally>, len: u64) -> impl Fn(wire::Progress) -> wire::Progress + Send + 'static {
+fn restore_progress(t: Arc<Tally>, from: u64, len: u64) -> impl Fn(wire::Progress) -> wire::Progress + Send + 'static {
     move |p| wire::Progress {
-        done_bytes: t.written.load(Ordering::Relaxed) + t.holes.load(Ordering::Relaxed),
+        done_bytes: from + t.written.load(Ordering::Relaxed) + t.holes.load(Ordering::Relaxed),
         total_bytes: len,
         ..p
     }

@@ -18,6 +18,7 @@ use super::{BackupError, Run, lock};
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
+use crate::restore;
 use crate::rpc::status;
 use crate::runs::view::{Feed, Kind as RunKind, Outcome};
 
@@ -78,6 +79,14 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         Journal::delete(&coordinator.repository, &lease.run).await;
         let _ = coordinator.repository.store.delete(&lease_key, &lease_version).await;
         return;
+    }
+    let restore = left.records.iter().find_map(|r| match r {
+        Record::Restore(restore) => Some(restore.clone()),
+        _ => None,
+    });
+    if let Some(begun) = restore {
+        let left = restore::LeftOver { left, lease: (lease_key, lease_version) };
+        return restore::go_on(coordinator, lease.run, begun, left).await;
     }
     let begun = left.records.iter().find_map(|r| match r {
         Record::Begin(begin) => Some(begin.clone()),
@@ -188,7 +197,9 @@ impl Run {
         let mut readers = HashMap::new();
         for record in records {
             match record {
+                // Those of a restore are none of a backup.
                 Record::Begin(_) | Record::TakeOver { .. } | Record::Ended => {}
+                Record::Restore(_) | Record::Writing | Record::Reached { .. } | Record::Restored { .. } => {}
                 Record::Sealed { pack, entries } => {
                     // Nothing is believed of the store: the commit looks at each pack that the maps name.
                     self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));

@@ -10,11 +10,13 @@ use milkrun_proto::control::v1 as control;
 use milkrun_repository::id::{AppName, RunId, VolumeName};
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::FindError;
+use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::root::VolumeKind;
 use milkrun_repository::repository::PointError;
 use tokio::sync::mpsc;
 use wire::to_agent::Message as ToAgent;
 
+use super::progress::{LeftOver, Progress};
 use super::targets::{Targets, assignment};
 use super::{RestoreError, Run};
 use crate::Coordinator;
@@ -53,6 +55,14 @@ pub struct TargetSpec {
     pub stream: bool,
 }
 
+/// On whose word.
+pub(crate) enum Authority {
+    /// Somebody orders it now.
+    Peer(Peer),
+    /// Another leader had begun it.
+    Before(LeftOver),
+}
+
 /// What a restore gives.
 pub(crate) struct Done {
     /// For people and scripts.
@@ -68,7 +78,7 @@ pub(crate) struct Done {
 pub(crate) async fn execute(
     coordinator: &Coordinator,
     order: Order,
-    by: &Peer,
+    by: Authority,
     run_id: RunId,
     feed: &Feed,
 ) -> Result<Done, RestoreError> {
@@ -84,9 +94,13 @@ pub(crate) async fn execute(
     })?;
     let application = point.body.application.clone();
     feed.update(|v| v.application = application.to_string());
-    if !by.may(Action::Restore, Some(application.as_str())) {
-        return Err(RestoreError::Role { who: by.to_string(), application: application.to_string() });
-    }
+    let left = match by {
+        Authority::Peer(by) if by.may(Action::Restore, Some(application.as_str())) => None,
+        Authority::Peer(by) => {
+            return Err(RestoreError::Role { who: by.to_string(), application: application.to_string() });
+        }
+        Authority::Before(left) => Some(left),
+    };
     let names: Vec<String> = point.body.volumes.iter().map(|v| v.name.to_string()).collect();
     let wanted = check_targets(&order, &names)?;
     check_places(coordinator, &order, &application)?;
@@ -97,9 +111,11 @@ pub(crate) async fn execute(
         point,
         volumes: wanted.clone(),
         keys: tokio::sync::Mutex::default(),
+        targets: order.targets.iter().map(|t| (t.node.clone(), t.path.clone())).collect(),
         assigned: std::sync::Mutex::default(),
     });
-    let mut inbox = coordinator.runs.begin(run_id, runs::Run::Restore(run.clone()));
+    let began_as = coordinator.runs.begin_restore(run_id, run.clone());
+    let mut inbox = began_as.map_err(|(path, run)| RestoreError::Taken { path, run })?;
     let mut left_out: Vec<String> = names.into_iter().filter(|n| !wanted.contains_key(n)).collect();
     if !order.manifests && run.point.body.manifests.is_some() {
         left_out.push("manifests".into());
@@ -108,7 +124,15 @@ pub(crate) async fn execute(
         v.left_out = left_out;
         v.point = id.to_string();
     });
-    let moved = move_volumes(coordinator, &order, &run, run_id, &mut inbox, feed).await;
+    let ordered_by = feed.now().ordered_by;
+    let moved = match Progress::begin(coordinator, run_id, &order, id, &application, ordered_by, left).await {
+        Ok(progress) => {
+            let moved = move_volumes(coordinator, &order, &run, run_id, &mut inbox, feed, &progress).await;
+            progress.end(coordinator).await;
+            moved
+        }
+        Err(e) => Err(e),
+    };
     coordinator.runs.end(&run_id);
     let report = control::RestoreDone {
         volumes: moved?,
@@ -173,9 +197,10 @@ async fn move_volumes(
     run_id: RunId,
     inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
     feed: &Feed,
+    progress: &Progress,
 ) -> Result<Vec<control::VolumeRestored>, RestoreError> {
     let application = run.point.body.application.to_string();
-    let mut targets = Targets::new(coordinator, order, run, run_id, application, feed);
+    let mut targets = Targets::new(coordinator, order, run, run_id, application, feed, progress);
     let mut look = tokio::time::interval(LOOK_EVERY);
     let result = loop {
         if targets.all_done() {
@@ -193,6 +218,8 @@ async fn move_volumes(
         }
     };
     if let Err(e) = result {
+        // Before all else: nobody may go on with it, should this process end now.
+        progress.note(Record::Ended).await?;
         let under_way = targets.under_way();
         for (volume, attempt, node) in &under_way {
             if let Some(link) = coordinator.agents.link(node) {
@@ -204,7 +231,7 @@ async fn move_volumes(
     }
     let volumes = &run.point.body.volumes;
     let size = |name: &str| run.volumes.get(name).map_or(0, |&i| volumes[i].map.len);
-    let restored: std::collections::BTreeMap<_, _> = targets.restored().into_iter().collect();
+    let restored = targets.restored();
     Ok(restored
         .into_iter()
         .map(|(name, r)| control::VolumeRestored {
@@ -223,7 +250,6 @@ pub(super) fn restore_volume(
     run: &Run,
     target: &TargetSpec,
     assignment: wire::Assignment,
-    force: bool,
 ) -> wire::RestoreVolume {
     let entry = &run.point.body.volumes[run.volumes[target.name.as_str()]];
     let stream = target.stream || entry.kind == VolumeKind::Stream;
@@ -236,7 +262,8 @@ pub(super) fn restore_volume(
         repository: repository.config.id.as_bytes().to_vec().into(),
         domain_key: repository.ring.domain(run.point.found.root.app).as_bytes().to_vec().into(),
         length: entry.map.len,
-        force,
+        force: order.force,
         discard_rest: order.discard_rest,
+        ..Default::default()
     }
 }

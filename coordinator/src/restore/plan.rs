@@ -32,11 +32,11 @@ pub struct PageStream<'a> {
 }
 
 impl Run {
-    /// The plan of a volume.
-    pub fn pages(self: &Arc<Self>, volume: usize, in_order: bool) -> PageStream<'_> {
+    /// The plan of a volume, without what ends before `from`.
+    pub fn pages(self: &Arc<Self>, volume: usize, in_order: bool, from: u64) -> PageStream<'_> {
         let entry = &self.point.body.volumes[volume];
         let reader = self.repository.reader(self.point.found.root.app, self.point.placement.packs.iter().cloned());
-        let cursor = MapCursor::new(self.point.map(volume, &entry.map));
+        let cursor = MapCursor::starting_at(self.point.map(volume, &entry.map), from);
         PageStream { run: self, reader, cursor, in_order, ready: std::collections::VecDeque::new(), ended: false }
     }
 
@@ -108,13 +108,16 @@ impl PageStream<'_> {
         let mut pages: Vec<wire::PlanPage> = ranges
             .chunks(PAGE_RANGES)
             .map(|part| wire::PlanPage {
-                holes: Vec::new(),
                 ranges: part.iter().map(|r| to_wire(r, &grants[&r.pack])).collect(),
+                ..Default::default()
             })
             .collect();
         // In order, holes are what lies between parts.
         if !self.in_order && !holes.is_empty() {
-            pages.insert(0, wire::PlanPage { holes, ranges: Vec::new() });
+            pages.insert(0, wire::PlanPage { holes, ..Default::default() });
+        }
+        if let Some(last) = pages.last_mut() {
+            last.until = self.cursor.offset();
         }
         self.ready.extend(pages);
         Ok(())

@@ -1,17 +1,20 @@
 //! The targets of one restore: each is opened and checked by its node's agent; once all are ready, and not before, they are
 //! written, as many at once as the nodes take. A target whose agent is gone is prepared again when an agent is there again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::RunId;
+use milkrun_repository::point::journal::Record;
+use milkrun_repository::point::journal::restore::Work;
 use tokio::time::Instant;
 use wire::from_agent::Message as FromAgent;
 use wire::to_agent::Message as ToAgent;
 
 use super::execute::{Order, TargetSpec, restore_volume};
+use super::progress::{Progress, Reached};
 use super::{RestoreError, Run};
 use crate::Coordinator;
 use crate::dispatch::Want;
@@ -32,6 +35,7 @@ pub(super) struct Targets<'a> {
     targets: BTreeMap<String, Target<'a>>,
     /// Every target was ready once: from then on they are written.
     writing: bool,
+    progress: &'a Progress,
 }
 
 struct Target<'a> {
@@ -40,6 +44,10 @@ struct Target<'a> {
     attempt: u32,
     /// It was told to write: what lies there is ours.
     begun: bool,
+    /// How far it is.
+    reached: Reached,
+    /// What was done before this attempt, should it go on.
+    before: Work,
 }
 
 #[derive(Debug)]
@@ -53,7 +61,7 @@ enum State {
     /// It is written.
     Writing(String),
     /// It is done.
-    Done(wire::Restored),
+    Done(Work),
 }
 
 impl State {
@@ -73,10 +81,19 @@ impl<'a> Targets<'a> {
         id: RunId,
         application: String,
         feed: &'a Feed,
+        progress: &'a Progress,
     ) -> Self {
-        let fresh = |spec| Target { spec, state: State::Absent(Instant::now()), attempt: 0, begun: false };
-        let targets = order.targets.iter().map(|spec| (spec.name.to_string(), fresh(spec))).collect();
-        Self { coordinator, order, run, id, application, feed, targets, writing: false }
+        let fresh = |spec: &'a TargetSpec| {
+            let left = progress.left(spec.name.as_str());
+            let state = if left.whole { State::Done(left.work) } else { State::Absent(Instant::now()) };
+            Target { spec, state, attempt: 0, begun: progress.left_writing(), before: Work::default(), reached: left }
+        };
+        let targets: BTreeMap<String, Target<'a>> =
+            order.targets.iter().map(|spec| (spec.name.to_string(), fresh(spec))).collect();
+        for (name, _) in targets.iter().filter(|(_, t)| matches!(t.state, State::Done(_))) {
+            feed.volume(name, |v| v.done = true);
+        }
+        Self { coordinator, order, run, id, application, feed, targets, writing: false, progress }
     }
 
     pub(super) fn all_done(&self) -> bool {
@@ -107,14 +124,24 @@ impl<'a> Targets<'a> {
                 v.attempt = attempt;
             });
             // What an earlier attempt wrote is in nobody's way.
-            let force = self.order.force || target.begun;
-            let message = restore_volume(
-                self.order,
-                self.run,
-                target.spec,
-                assignment(self.coordinator, self.id, name, attempt),
-                force,
-            );
+            let ours = target.begun;
+            let Reached { offset: resume_at, tag: resume_tag, work, .. } = target.reached.clone();
+            target.before = work;
+            if resume_at > 0 {
+                tracing::warn!(run = %self.id, volume = name, node, attempt, resume_at, "a target goes on");
+            }
+            let message = wire::RestoreVolume {
+                ours,
+                resume_at,
+                resume_tag,
+                resumable: self.progress.is_kept(),
+                ..restore_volume(
+                    self.order,
+                    self.run,
+                    target.spec,
+                    assignment(self.coordinator, self.id, name, attempt),
+                )
+            };
             if link.send(ToAgent::Restore(message)).await {
                 target.state = State::Preparing(node);
             }
@@ -167,6 +194,7 @@ impl<'a> Targets<'a> {
         let a = match &message {
             FromAgent::Ready(r) => r.assignment.clone(),
             FromAgent::Restored(r) => r.assignment.clone(),
+            FromAgent::Reached(r) => r.assignment.clone(),
             FromAgent::Progress(p) => p.assignment.clone(),
             FromAgent::Failed(f) => f.assignment.clone(),
             _ => None,
@@ -179,11 +207,32 @@ impl<'a> Targets<'a> {
         match message {
             FromAgent::Ready(_) => {
                 target.state = State::Ready(node.to_owned());
-                self.write_when_ready();
-                Ok(())
+                self.write_when_ready().await
+            }
+            FromAgent::Reached(r) => {
+                let so_far = Work {
+                    written_bytes: r.written_bytes,
+                    hole_bytes: r.hole_bytes,
+                    fetched_bytes: r.fetched_bytes,
+                    requests: r.requests,
+                };
+                // One that could not go on writes something else, anew.
+                let work = if r.tag == target.reached.tag { target.before + so_far } else { so_far };
+                target.before = if r.tag == target.reached.tag { target.before } else { Work::default() };
+                target.reached = Reached { offset: r.offset, tag: r.tag.clone(), work, whole: false };
+                let volume = target.spec.name.clone();
+                self.progress.note(Record::Reached { volume, offset: r.offset, tag: r.tag, work }).await
             }
             FromAgent::Restored(r) => {
-                target.state = State::Done(r);
+                let so_far = Work {
+                    written_bytes: r.written_bytes,
+                    hole_bytes: r.hole_bytes,
+                    fetched_bytes: r.fetched_bytes,
+                    requests: r.requests,
+                };
+                let work = if r.resumed_at > 0 { target.before + so_far } else { so_far };
+                target.state = State::Done(work);
+                self.progress.note(Record::Restored { volume: target.spec.name.clone(), work }).await?;
                 self.run.assign(&a.volume, None);
                 self.feed.volume(&a.volume, |v| v.done = true);
                 self.coordinator.dispatcher.done(&self.id, &a.volume);
@@ -204,11 +253,14 @@ impl<'a> Targets<'a> {
     }
 
     /// Once every target was checked and is open: now, and not before, may anything be written.
-    fn write_when_ready(&mut self) {
+    async fn write_when_ready(&mut self) -> Result<(), RestoreError> {
         let ready = |t: &Target<'_>| matches!(t.state, State::Ready(_) | State::Writing(_) | State::Done(_));
-        self.writing |= self.targets.values().all(ready);
+        if !self.writing && self.targets.values().all(ready) {
+            self.progress.note(Record::Writing).await?;
+            self.writing = true;
+        }
         if !self.writing {
-            return;
+            return Ok(());
         }
         for (name, target) in &self.targets {
             let State::Ready(node) = &target.state else { continue };
@@ -223,12 +275,13 @@ impl<'a> Targets<'a> {
                 due,
             });
         }
+        Ok(())
     }
 
     /// What was restored, by volume.
-    pub(super) fn restored(&self) -> HashMap<String, wire::Restored> {
+    pub(super) fn restored(&self) -> BTreeMap<String, Work> {
         let done = self.targets.iter().filter_map(|(name, t)| match &t.state {
-            State::Done(r) => Some((name.clone(), r.clone())),
+            State::Done(work) => Some((name.clone(), *work)),
             _ => None,
         });
         done.collect()

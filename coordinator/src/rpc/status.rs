@@ -97,7 +97,11 @@ pub fn restore(e: &RestoreError) -> Status {
         RestoreError::Unplaced(_) | RestoreError::PackKey(..) => Code::DataLoss,
         RestoreError::Volume { kind, .. } => of_kind(*kind),
         RestoreError::Cancelled => Code::Cancelled,
-        RestoreError::AgentGone | RestoreError::NoNode { .. } | RestoreError::Inventory(_) => Code::FailedPrecondition,
+        RestoreError::AgentGone
+        | RestoreError::NoNode { .. }
+        | RestoreError::Taken { .. }
+        | RestoreError::Inventory(_) => Code::FailedPrecondition,
+        RestoreError::Superseded(_) => Code::Aborted,
     };
     Status::new(code, chain(e))
 }

@@ -4,10 +4,13 @@
 //! An object holds records, in the order in which things happened. A leader that takes a run over begins its own series with
 //! [`Record::TakeOver`], which says up to where it read the series before: what an older leader writes after that does not count.
 
+pub mod restore;
+
 use crate::id::{AppName, ChunkId, PointId, VolumeName};
 use crate::index::PackInfo;
 use crate::pack::Place;
 use crate::wire::{Decoder, Encoder, Malformed};
+use restore::{Restore, Work};
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +42,28 @@ pub enum Record {
     Finished(Finished),
     /// The run was stopped, or failed: nobody goes on with it.
     Ended,
+    /// The run is a restore, and began.
+    Restore(Restore),
+    /// Every target of a restore was checked; from now on they are written.
+    Writing,
+    /// A target of a restore is durable up to here.
+    Reached {
+        /// The volume.
+        volume: VolumeName,
+        /// All before it is durable.
+        offset: u64,
+        /// What the agent knows it by.
+        tag: String,
+        /// What was done for that.
+        work: Work,
+    },
+    /// A target of a restore is whole and durable.
+    Restored {
+        /// The volume.
+        volume: VolumeName,
+        /// What was done for that.
+        work: Work,
+    },
 }
 
 /// What a run is to do.
@@ -152,6 +177,14 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
             Record::Ended => {
                 e.u8(6);
             }
+            Record::Restore(r) => r.encode(e.u8(7)),
+            Record::Writing => {
+                e.u8(8);
+            }
+            Record::Reached { volume, offset, tag, work } => {
+                work.encode(e.u8(9).text(volume.as_str()).u64(*offset).text(tag));
+            }
+            Record::Restored { volume, work } => work.encode(e.u8(10).text(volume.as_str())),
         }
     }
     e.finish()
@@ -177,18 +210,29 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
                 Record::Sealed { pack, entries }
             }
             4 => {
-                let volume = d.text("volume")?.parse().map_err(|_| d.bad("volume"))?;
+                let volume = volume(&mut d)?;
                 let n = d.count(8 + 8 + 1 + 4, "region count")?;
                 let regions = (0..n).map(|_| Region::decode(&mut d)).collect::<Result<_, _>>()?;
                 Record::Regions { volume, regions }
             }
             5 => Record::Finished(Finished::decode(&mut d)?),
             6 => Record::Ended,
+            7 => Record::Restore(Restore::decode(&mut d)?),
+            8 => Record::Writing,
+            9 => {
+                let (volume, offset, tag) = (volume(&mut d)?, d.u64("reached offset")?, d.text("tag")?);
+                Record::Reached { volume, offset, tag, work: Work::decode(&mut d)? }
+            }
+            10 => Record::Restored { volume: volume(&mut d)?, work: Work::decode(&mut d)? },
             _ => return Err(d.bad("record kind")),
         });
     }
     d.finish("end of journal")?;
     Ok(records)
+}
+
+fn volume(d: &mut Decoder<'_>) -> Result<VolumeName, Malformed> {
+    d.text("volume")?.parse().map_err(|_| d.bad("volume"))
 }
 
 fn flag(d: &mut Decoder<'_>, what: &'static str) -> Result<bool, Malformed> {
@@ -287,7 +331,7 @@ impl Finished {
     }
 
     fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        let volume = d.text("volume")?.parse().map_err(|_| d.bad("volume"))?;
+        let volume = volume(d)?;
         let (len, sector_bytes) = (d.u64("volume length")?, d.u32("sector size")?);
         let (read_bytes, new_bytes, stored_bytes) = (d.u64("read bytes")?, d.u64("new bytes")?, d.u64("stored bytes")?);
         let n = d.count(4, "note count")?;
@@ -322,7 +366,18 @@ mod tests {
             let records = vec![
                 Record::TakeOver { epoch: 7, number: seed.into() },
                 Record::Regions { volume: volume.clone(), regions: vec![region(seed, runs.clone()), region(seed.wrapping_add(1), runs)] },
-                Record::Finished(Finished { volume, len: 1, sector_bytes: 512, read_bytes: 2, new_bytes: 3, stored_bytes: 4, notes: vec![note] }),
+                Record::Finished(Finished { volume: volume.clone(), len: 1, sector_bytes: 512, read_bytes: 2, new_bytes: 3, stored_bytes: 4, notes: vec![note.clone()] }),
+                Record::Restore(restore::Restore {
+                    application: "shop".parse().unwrap(),
+                    point: "rp-20260101t000000z-0102030405060708".parse().unwrap(),
+                    ordered_by: note.clone(),
+                    force: seed.is_multiple_of(2),
+                    discard_rest: seed.is_multiple_of(3),
+                    targets: vec![restore::Target { volume: volume.clone(), node: "a".into(), path: note, stream: seed.is_multiple_of(5) }],
+                }),
+                Record::Writing,
+                Record::Reached { volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
+                Record::Restored { volume, work: Work::default() },
             ];
             let bytes = encode(&records);
             prop_assert_eq!(decode(&bytes), Ok(records));

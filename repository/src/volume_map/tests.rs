@@ -82,6 +82,48 @@ fn round_trip(regions: &[Option<u8>]) {
             }
         }
         assert_eq!(seen, regions);
+        // From anywhere: the same steps, but for those that end before.
+        let all = steps(&chunks, MapCursor::new(root)).await;
+        for from in [0, 1, 999, 1000, 255_500, 256_000, root.len / 2, root.len] {
+            let wanted = all.iter().filter(|s| s.1 > from);
+            assert!(steps(&chunks, MapCursor::starting_at(root, from)).await.iter().eq(wanted), "from {from}");
+        }
+    });
+}
+
+/// Where each step begins and ends.
+async fn steps(chunks: &Chunks, mut cursor: MapCursor) -> Vec<(u64, u64)> {
+    let mut steps = Vec::new();
+    while let Some(step) = cursor.next(chunks).await.unwrap() {
+        let (offset, len) = match &step {
+            Step::Hole { offset, len } => (*offset, *len),
+            Step::Leaf { offset, leaf, .. } => (*offset, leaf.len()),
+        };
+        assert_eq!(cursor.offset(), offset + len);
+        steps.push((offset, offset + len));
+    }
+    steps
+}
+
+#[test]
+fn what_is_passed_over_is_not_read() {
+    let chunks = Chunks::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut put = |bytes: Vec<u8>| {
+            let r = chunks.store(bytes);
+            async move { Ok::<_, String>(r) }
+        };
+        let mut builder = MapBuilder::new();
+        for n in 0..1000u32 {
+            let chunk = Some(chunks.store(leaf((n % 250) as u8, 1000 + n).encode()));
+            builder.push(Child { len: u64::from(1000 + n), chunk }, &mut put).await.unwrap();
+        }
+        let root = builder.finish(&mut put).await.unwrap();
+        let mut cursor = MapCursor::starting_at(root, root.len - 1);
+        assert!(matches!(cursor.next(&chunks).await, Ok(Some(Step::Leaf { .. }))));
+        assert_eq!(cursor.next(&chunks).await, Ok(None));
+        assert_eq!(cursor.take_visited().len(), 3, "the top, one node of level 1, one leaf");
     });
 }
 

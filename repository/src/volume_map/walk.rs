@@ -47,6 +47,8 @@ pub struct MapCursor {
     root: MapRoot,
     stack: Vec<Open>,
     offset: u64,
+    /// What ends before it is passed over.
+    from: u64,
     started: bool,
     /// Every map chunk that was visited goes here, for the set of packs that a point needs.
     visited: Vec<MapRef>,
@@ -55,7 +57,17 @@ pub struct MapCursor {
 impl MapCursor {
     /// At the start of a volume.
     pub fn new(root: MapRoot) -> Self {
-        Self { root, stack: Vec::new(), offset: 0, started: false, visited: Vec::new() }
+        Self::starting_at(root, 0)
+    }
+
+    /// At the first leaf or hole that ends behind `from`; what lies before is not read.
+    pub fn starting_at(root: MapRoot, from: u64) -> Self {
+        Self { root, stack: Vec::new(), offset: 0, from, started: false, visited: Vec::new() }
+    }
+
+    /// Where the next leaf or hole begins.
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// The inner nodes and leaves that were read since the last call.
@@ -71,11 +83,15 @@ impl MapCursor {
         if !self.started {
             self.started = true;
             let MapRoot { len, level, chunk } = self.root;
-            return match chunk {
-                None if len == 0 => Ok(None),
-                None => Ok(Some(self.hole(len))),
-                Some(r) => self.enter(r, level, len, source).await,
-            };
+            match chunk {
+                None if len == 0 => return Ok(None),
+                None => return Ok(Some(self.hole(len))),
+                Some(r) => {
+                    if let Some(step) = self.enter(r, level, len, source).await? {
+                        return Ok(Some(step));
+                    }
+                }
+            }
         }
         loop {
             let Some(open) = self.stack.last_mut() else { return Ok(None) };
@@ -85,10 +101,18 @@ impl MapCursor {
             };
             open.next += 1;
             let level = open.node.level - 1;
-            return match child.chunk {
-                None => Ok(Some(self.hole(child.len))),
-                Some(r) => self.enter(r, level, child.len, source).await,
-            };
+            if self.offset.saturating_add(child.len) <= self.from {
+                self.offset += child.len;
+                continue;
+            }
+            match child.chunk {
+                None => return Ok(Some(self.hole(child.len))),
+                Some(r) => {
+                    if let Some(step) = self.enter(r, level, child.len, source).await? {
+                        return Ok(Some(step));
+                    }
+                }
+            }
         }
     }
 
@@ -98,7 +122,7 @@ impl MapCursor {
         Step::Hole { offset, len }
     }
 
-    /// Goes down to the first leaf or hole below `r`.
+    /// Opens a chunk: a leaf is the next step, a node is gone through.
     async fn enter<S: MapSource + ?Sized>(
         &mut self,
         r: MapRef,
@@ -106,30 +130,25 @@ impl MapCursor {
         len: u64,
         source: &S,
     ) -> Result<Option<Step>, S::Error> {
-        let (mut r, mut level, mut len) = (r, level, len);
-        loop {
-            let bytes = source.chunk(&r).await?;
-            self.visited.push(r);
-            if level == 0 {
-                let leaf = Leaf::decode(&bytes).map_err(|e| source.malformed(&r, e.what))?;
-                if leaf.len() != len {
-                    return Err(source.malformed(&r, "leaf length"));
-                }
-                let offset = self.offset;
-                self.offset += len;
-                return Ok(Some(Step::Leaf { offset, reference: r, leaf }));
+        let bytes = source.chunk(&r).await?;
+        self.visited.push(r);
+        if level == 0 {
+            let leaf = Leaf::decode(&bytes).map_err(|e| source.malformed(&r, e.what))?;
+            if leaf.len() != len {
+                return Err(source.malformed(&r, "leaf length"));
             }
-            let node = Node::decode(&bytes).map_err(|e| source.malformed(&r, e.what))?;
-            if node.level != level || node.len() != len {
-                return Err(source.malformed(&r, "node length or level"));
-            }
-            let first = node.children.first().copied();
-            self.stack.push(Open { node, next: 1 });
-            let Some(first) = first else { return Err(source.malformed(&r, "empty node")) };
-            match first.chunk {
-                None => return Ok(Some(self.hole(first.len))),
-                Some(next) => (r, level, len) = (next, level - 1, first.len),
-            }
+            let offset = self.offset;
+            self.offset += len;
+            return Ok(Some(Step::Leaf { offset, reference: r, leaf }));
         }
+        let node = Node::decode(&bytes).map_err(|e| source.malformed(&r, e.what))?;
+        if node.level != level || node.len() != len {
+            return Err(source.malformed(&r, "node length or level"));
+        }
+        if node.children.is_empty() {
+            return Err(source.malformed(&r, "empty node"));
+        }
+        self.stack.push(Open { node, next: 0 });
+        Ok(None)
     }
 }

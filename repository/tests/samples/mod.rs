@@ -199,6 +199,29 @@ pub fn journal() -> Vec<Record> {
     ]
 }
 
+pub fn restore_journal() -> Vec<Record> {
+    let target = |volume: &str, stream| journal::restore::Target {
+        volume: volume.parse().unwrap(),
+        node: "node-a".into(),
+        path: format!("/dev/vg/{volume}"),
+        stream,
+    };
+    let work = journal::restore::Work { written_bytes: 1 << 30, hole_bytes: 4096, fetched_bytes: 5, requests: 6 };
+    vec![
+        Record::Restore(journal::restore::Restore {
+            application: "shop".parse().unwrap(),
+            point: root().id(),
+            ordered_by: "user ann".into(),
+            force: false,
+            discard_rest: true,
+            targets: vec![target("data", false), target("dump", true)],
+        }),
+        Record::Writing,
+        Record::Reached { volume: "data".parse().unwrap(), offset: (1 << 30) + 4096, tag: "in place".into(), work },
+        Record::Restored { volume: "data".parse().unwrap(), work },
+    ]
+}
+
 pub fn leaf() -> Leaf {
     let data = |id: u8, pack: u8| Extent::Data {
         len: 4000,

@@ -1,0 +1,99 @@
+//! What a journal says of a restore.
+
+use super::{flag, volume};
+use crate::id::{AppName, PointId, VolumeName};
+use crate::wire::{Decoder, Encoder, Malformed};
+
+/// What a restore is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
+    /// The application.
+    pub application: AppName,
+    /// The point.
+    pub point: PointId,
+    /// Who ordered it, for people.
+    pub ordered_by: String,
+    /// Over what is there.
+    pub force: bool,
+    /// Zero what a larger target has beyond the volume.
+    pub discard_rest: bool,
+    /// Where to.
+    pub targets: Vec<Target>,
+}
+
+/// A target of a restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The volume.
+    pub volume: VolumeName,
+    /// On which node.
+    pub node: String,
+    /// The device, file or pipe there.
+    pub path: String,
+    /// Written in order.
+    pub stream: bool,
+}
+
+/// What a restore did for a target, over all attempts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Bytes of holes.
+    pub hole_bytes: u64,
+    /// Bytes fetched.
+    pub fetched_bytes: u64,
+    /// Ranged reads.
+    pub requests: u64,
+}
+
+impl Restore {
+    pub(super) fn encode(&self, e: &mut Encoder) {
+        e.text(self.application.as_str()).text(&self.point.to_string()).text(&self.ordered_by);
+        e.u8(u8::from(self.force)).u8(u8::from(self.discard_rest)).count(self.targets.len());
+        for t in &self.targets {
+            e.text(t.volume.as_str()).text(&t.node).text(&t.path).u8(u8::from(t.stream));
+        }
+    }
+
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let application = d.text("application")?.parse().map_err(|_| d.bad("application"))?;
+        let point = d.text("point")?.parse().map_err(|_| d.bad("point"))?;
+        let ordered_by = d.text("ordered by")?;
+        let (force, discard_rest) = (flag(d, "force")?, flag(d, "discard rest")?);
+        let n = d.count(4 + 4 + 4 + 1, "target count")?;
+        let mut targets = Vec::with_capacity(n);
+        for _ in 0..n {
+            let (volume, node, path) = (volume(d)?, d.text("node")?, d.text("path")?);
+            targets.push(Target { volume, node, path, stream: flag(d, "stream")? });
+        }
+        Ok(Self { application, point, ordered_by, force, discard_rest, targets })
+    }
+}
+
+impl Work {
+    pub(super) fn encode(&self, e: &mut Encoder) {
+        e.u64(self.written_bytes).u64(self.hole_bytes).u64(self.fetched_bytes).u64(self.requests);
+    }
+
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            written_bytes: d.u64("written bytes")?,
+            hole_bytes: d.u64("hole bytes")?,
+            fetched_bytes: d.u64("fetched bytes")?,
+            requests: d.u64("requests")?,
+        })
+    }
+}
+
+impl std::ops::Add for Work {
+    type Output = Self;
+    fn add(self, o: Self) -> Self {
+        Self {
+            written_bytes: self.written_bytes + o.written_bytes,
+            hole_bytes: self.hole_bytes + o.hole_bytes,
+            fetched_bytes: self.fetched_bytes + o.fetched_bytes,
+            requests: self.requests + o.requests,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Restores that are interrupted: they go on where their targets were durable, under the same coordinator or the next.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+
+use milkrun_tests::cluster::{Cluster, Process, wait_for};
+use milkrun_tests::noise;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Longer than two windows of a plan; every second region holds something.
+const SIZE: u64 = 1536 << 20;
+const REGION: u64 = 16 << 20;
+const DATA: usize = 3 << 20;
+
+/// A backed up volume, and a node that it is to come back on, whose agent was not started.
+fn backed_up() -> (Cluster, Process, Process) {
+    let mut c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    let at = |name: &str| c.folder().join(name).display().to_string();
+    c.inventory(&format!(
+        "nodes: {{ node-a: , node-b: }}
+applications:
+  shop:
+    volumes:
+      data: {{ size: 1536MiB, at: {{ node-a: {} }} }}
+    targets: [ {{ node: node-b, path: {} }} ]
+",
+        at("data.img"),
+        at("data.back")
+    ));
+    let image = fs::File::create(at("data.img")).unwrap();
+    image.set_len(SIZE).unwrap();
+    for n in (0..SIZE / REGION).step_by(2) {
+        image.write_all_at(&noise(DATA, n), n * REGION + 4096).unwrap();
+    }
+    c.agent_args.extend(["--sync-every".into(), "64MiB".into(), "--memory".into(), "64MiB".into()]);
+    let coordinator = c.coordinator();
+    let agent = c.agent("node-a");
+    c.wait_for_agents(&["node-a"]);
+    c.run(&["backup", "shop"]).ok();
+    (c, coordinator, agent)
+}
+
+fn target(c: &Cluster) -> PathBuf {
+    c.folder().join("data.back")
+}
+
+/// Starts node-b's agent, which once does not come back from where it makes the whole target durable, and a restore; waits until
+/// everything is written.
+fn begin(c: &mut Cluster) -> (Process, Child, String) {
+    c.agent_env.push(("MILKRUN_HANG_ONCE_AT".into(), "before fsync of the target".into()));
+    let agent = c.agent("node-b");
+    c.agent_env.clear();
+    c.wait_for_agents(&["node-b"]);
+    let volume = format!("data=node-b:{}", target(c).display());
+    let mut command = c.command("root", &[], &["restore", "shop", "--volume", &volume, "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = wait_for("the target to be written", || {
+        let run = c.runs().pop()?;
+        (run["kind"] == "restore" && run["state"] == "running" && run["volumes"][0]["done_bytes"].as_u64()? == SIZE)
+            .then_some(run)
+    });
+    assert!(!target(c).exists(), "half of a volume has its name");
+    (agent, child, run["run"].as_str().unwrap().to_owned())
+}
+
+fn came_back(c: &Cluster) {
+    assert!(fs::read(c.folder().join("data.img")).unwrap() == fs::read(target(c)).unwrap());
+    let left: Vec<_> = fs::read_dir(c.folder()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|n| n.to_string_lossy().contains("partial")), "{left:?}");
+}
+
+/// What the new attempt did not do again, and that it counts all the same.
+fn went_on(log: &str, volume: &Value) {
+    let line = log.lines().find(|l| l.contains("a target goes on")).unwrap_or_else(|| panic!("it began anew:\n{log}"));
+    let at = line.split("resume_at=").nth(1).unwrap().split_whitespace().next().unwrap();
+    assert!(at.parse::<u64>().unwrap() >= 512 << 20, "{line}");
+    let bytes = |what: &str| volume[what].as_u64().unwrap();
+    assert_eq!(bytes("written_bytes") + bytes("hole_bytes"), SIZE, "{volume}");
+    assert!(bytes("fetched_bytes") >= SIZE / REGION / 2 * DATA as u64, "{volume}");
+}
+
+#[test]
+fn a_killed_agent_s_target_goes_on_where_it_was_durable() {
+    let (mut c, coordinator, _a) = backed_up();
+    let (mut hanging, child, _) = begin(&mut c);
+    hanging.signal(Signal::SIGKILL);
+    hanging.wait();
+    let _b = c.agent("node-b");
+    let done = milkrun_tests::binary::ran(child.wait_with_output()).ok().json();
+    went_on(&coordinator.log(), &done["volumes"][0]);
+    came_back(&c);
+    // Once more, and what was kept is taken away in between: all is written anew.
+    fs::remove_file(target(&c)).unwrap();
+    drop(_b);
+    let (mut hanging, child, _) = begin(&mut c);
+    hanging.signal(Signal::SIGKILL);
+    hanging.wait();
+    let kept = fs::read_dir(c.folder()).unwrap().map(|e| e.unwrap().path());
+    let kept: Vec<_> = kept.filter(|p| p.display().to_string().contains("data.back.milkrun-partial-")).collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    fs::rename(&kept[0], c.folder().join("elsewhere")).unwrap();
+    let _b = c.agent("node-b");
+    milkrun_tests::binary::ran(child.wait_with_output()).ok();
+    came_back(&c);
+}
+
+#[test]
+fn a_killed_coordinator_s_restore_goes_on_under_the_next_one() {
+    let (mut c, mut coordinator, _a) = backed_up();
+    let (_b, mut child, run) = begin(&mut c);
+    // Its place is taken: nobody else restores there meanwhile.
+    let volume = format!("data=node-b:{}", target(&c).display());
+    let second = c.run(&["restore", "shop", "--volume", &volume]);
+    assert!(second.code == Some(1) && second.err.contains("is the target of restore"), "{second:?}");
+    coordinator.signal(Signal::SIGKILL);
+    coordinator.wait();
+    assert_ne!(child.wait().unwrap().code(), Some(0), "the restore was not done");
+    let next = c.coordinator_with("next", &[]);
+    next.wait_for_log("a run that another coordinator left goes on");
+    // The agent is the same process: it kept what it had written.
+    let ended = wait_for("the restore's end", || {
+        let runs = c.run(&["runs", "--json"]);
+        let document = (runs.code == Some(0)).then(|| runs.json())?;
+        let found = document["runs"].as_array()?.iter().find(|r| r["run"] == run.as_str())?.clone();
+        (found["state"] != "running").then_some(found)
+    });
+    assert_eq!(ended["state"], "done", "{ended}\n{}", next.log());
+    assert!(next.log().contains("a target goes on"), "{}", next.log());
+    came_back(&c);
+    let left = fs::read_dir(c.folder().join("repository/leases")).unwrap().map(|e| e.unwrap().file_name());
+    let left: Vec<_> = left.filter(|n| n != "leader").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
