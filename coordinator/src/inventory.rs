@@ -1,7 +1,10 @@
 //! What there is: nodes, applications, their volumes and where each can be read. A file says it today ([`mod@file`]); a cluster
 //! will say it behind the same trait. In the embedded mode ([`Embedded`]) whoever orders says it.
 
+mod bandwidth;
 pub mod file;
+
+pub use bandwidth::Bandwidth;
 
 use std::time::Duration;
 
@@ -37,10 +40,14 @@ pub struct NodeLimits {
 }
 
 /// What the store takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreLimits {
     /// Volumes at once, on all nodes together.
     pub volumes: usize,
+    /// Bytes of packs on their way at once, from all nodes together.
+    pub bytes_in_flight: Option<u64>,
+    /// Bytes of packs per second, from all nodes together.
+    pub bandwidth: Bandwidth,
 }
 
 /// What nodes and store take.
@@ -60,7 +67,7 @@ impl Default for NodeLimits {
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { volumes: 256 }
+        Self { volumes: 256, bytes_in_flight: None, bandwidth: Bandwidth::default() }
     }
 }
 
@@ -149,7 +156,7 @@ impl Inventory for Embedded {
     }
 
     fn loads(&self) -> Result<Loads, InventoryError> {
-        Ok(Loads { store: StoreLimits { volumes: usize::MAX }, nodes: None })
+        Ok(Loads { store: StoreLimits { volumes: usize::MAX, ..StoreLimits::default() }, nodes: None })
     }
 
     fn application(&self, name: &AppName) -> Result<Application, InventoryError> {

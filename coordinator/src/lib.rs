@@ -9,6 +9,7 @@
 //! The coordinator writes everything that is not a volume's bytes: maps, manifests, index segments, placement and root. So an
 //! agent can't write a map that names what it was not told of, and needs no metadata key.
 
+mod admission;
 pub mod agents;
 pub mod backup;
 pub mod dispatch;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
 
+use admission::Admission;
 use agents::Agents;
 use dispatch::Dispatcher;
 use inventory::Inventory;
@@ -50,6 +52,8 @@ pub struct Coordinator {
     pub inventory: Arc<dyn Inventory>,
     /// Who goes next.
     pub dispatcher: Dispatcher,
+    /// What may be on its way to the store.
+    pub(crate) admission: Admission,
     /// The epoch under which it leads.
     pub epoch: u64,
     /// Whether it leads, and keeps journals so that another can go on; nobody goes on from an embedded one.
@@ -83,7 +87,8 @@ impl Coordinator {
         let (agents, runs) = (Agents::default(), Runs::new(epoch));
         let inventory: Arc<dyn Inventory> = Arc::new(inventory);
         let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
-        Self { repository, cache, agents, runs, inventory, dispatcher, epoch, leadership }
+        let admission = Admission::new(inventory.clone());
+        Self { repository, cache, agents, runs, inventory, dispatcher, admission, epoch, leadership }
     }
 
     /// Goes on with every run that an earlier leader left unfinished.

@@ -151,6 +151,14 @@ pub enum PeerError {
 }
 
 impl Peer {
+    /// Of an agent: its node.
+    pub fn node(&self) -> Option<&str> {
+        match self {
+            Self::Agent(node) => Some(node.as_str()),
+            _ => None,
+        }
+    }
+
     /// Whether it may do this to an application (`None`: to all of them).
     pub fn may(&self, action: Action, application: Option<&str>) -> bool {
         match self {

@@ -7,7 +7,7 @@ use milkrun_tests::cluster::{Cluster, Network, wait_for};
 use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::{is_root, noise, skip};
 
-const NODES: [&str; 4] = ["node-1", "node-2", "node-3", "node-4"];
+pub(crate) const NODES: [&str; 4] = ["node-1", "node-2", "node-3", "node-4"];
 
 pub(crate) fn make_bucket(server: &Seaweed) {
     use milkrun_tests::seaweed::{ACCESS_KEY, SECRET_KEY};
@@ -25,7 +25,7 @@ pub(crate) fn make_bucket(server: &Seaweed) {
 }
 
 /// Four nodes, a coordinator and a store, each a host; a locked repository.
-fn four_hosts(test: &str) -> Option<(Seaweed, tempfile::TempDir, Cluster)> {
+pub(crate) fn four_hosts(test: &str) -> Option<(Seaweed, tempfile::TempDir, Cluster)> {
     if !is_root() {
         skip(test, "network namespaces need root");
         return None;
@@ -48,7 +48,7 @@ fn four_hosts(test: &str) -> Option<(Seaweed, tempfile::TempDir, Cluster)> {
 }
 
 #[test]
-fn four_hosts_with_identical_images_store_them_once() {
+pub(crate) fn four_hosts_with_identical_images_store_them_once() {
     let Some((_server, _cache, c)) = four_hosts("four hosts with identical images") else { return };
     const SIZE: usize = 128 << 20;
     fs::write(c.folder().join("image"), noise(SIZE, 3)).unwrap();

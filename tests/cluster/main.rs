@@ -1,6 +1,7 @@
 //! A coordinator and agents, as real processes: together, apart, and when some of them die.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod chaos;
 mod crash_points;
 mod hosts;
 mod leaders;

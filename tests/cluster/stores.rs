@@ -116,3 +116,29 @@ fn full_disks_are_told_and_cost_nothing_but_the_run() {
     c.run(&["restore", "shop", "--volume", &volume]).ok();
     assert!(fs::read(c.folder().join("first.img")).unwrap() == fs::read(&back).unwrap());
 }
+
+/// What the inventory allows for all nodes together is kept, and what it says counts from the moment it is saved.
+#[test]
+fn the_inventory_bounds_what_is_sent() {
+    let mut c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    c.agent_args.extend(["--memory".into(), "64MiB".into()]);
+    two_volumes(&c, "");
+    let path = c.folder().join("inventory.yaml");
+    let inventory = fs::read_to_string(&path).unwrap();
+    let _coordinator = c.coordinator();
+    let _agents = [c.agent("node-a"), c.agent("node-b")];
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.inventory(&format!("store: {{ bytes_in_flight: 20MiB, bandwidth: [ {{ rate: 16MiB }} ] }}\n{inventory}"));
+    let seconds = |done: &serde_json::Value| done["seconds"].as_f64().unwrap();
+    let slow = c.run(&["backup", "shop", "--json"]).ok().json();
+    // The first pack goes at once: 128 MiB in packs of 8 MiB take at least 7.5 seconds.
+    assert!(seconds(&slow) >= 7.0, "{slow}");
+    c.inventory(&inventory);
+    for (seed, name) in [(11, "first.img"), (12, "second.img")] {
+        fs::write(c.folder().join(name), noise(SIZE, seed)).unwrap();
+    }
+    let fast = c.run(&["backup", "shop", "--json"]).ok().json();
+    assert!(seconds(&fast) < seconds(&slow) / 2.0, "{fast}");
+    c.repository().run(["verify", "--data"]).ok();
+}

@@ -139,6 +139,18 @@ impl Seaweed {
     }
 }
 
+impl Seaweed {
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it is gone.
+    #[expect(clippy::expect_used, reason = "a test helper")]
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
+        nix::sys::signal::kill(pid, signal).expect("it runs");
+    }
+}
+
 impl Drop for Seaweed {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -1,7 +1,12 @@
-//! An inventory in a YAML file, read anew whenever it is asked, so that it can be edited at any time.
+//! An inventory in a YAML file, read anew whenever it has changed, so that it can be edited at any time.
 //!
 //! ```yaml
-//! store: { volumes: 64 }            # at once, on all nodes together
+//! store:                            # all nodes together
+//!   volumes: 64                     # at once
+//!   bytes_in_flight: 1GiB           # of packs on their way
+//!   zone: Europe/Berlin             # for the times below; UTC if left out
+//!   bandwidth:                      # of packs per second; outside of these hours as fast as it goes
+//!     - { from: 08:00, to: 18:00, rate: 50MiB }
 //! nodes:
 //!   node-a: { volumes: 4 }          # at once
 //!   node-b: {}
@@ -19,20 +24,30 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use milkrun_identity::NodeName;
 use milkrun_repository::id::AppName;
 use milkrun_repository::units;
 use serde::Deserialize;
 
-use super::{Application, Inventory, InventoryError, Loads, NodeLimits, Reach, SourceSpec, StoreLimits};
+use super::{
+    Application, Bandwidth, Inventory, InventoryError, Loads, NodeLimits, Reach, SourceSpec, StoreLimits, bandwidth,
+};
 
 /// An inventory file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct InventoryFile {
     path: PathBuf,
+    /// What it said when it was read last.
+    last: Arc<Mutex<Option<Seen>>>,
 }
+
+/// By which a changed file is told: size, time of change, inode.
+type Stamp = (u64, i64, i64, u64);
+type Seen = (Stamp, Arc<Checked>);
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -46,6 +61,9 @@ struct Document {
 #[serde(deny_unknown_fields, default)]
 struct Store {
     volumes: Option<usize>,
+    bytes_in_flight: Option<String>,
+    zone: Option<String>,
+    bandwidth: Vec<bandwidth::Written>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -91,15 +109,26 @@ impl InventoryFile {
     /// # Errors
     /// [`InventoryError`] when it can't be read or makes no sense.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, InventoryError> {
-        let file = Self { path: path.into() };
+        let file = Self { path: path.into(), last: Arc::default() };
         file.load()?;
         Ok(file)
     }
 
-    fn load(&self) -> Result<Checked, InventoryError> {
-        let read = std::fs::read_to_string(&self.path);
-        let text = read.map_err(|source| InventoryError::Read { path: self.path.clone(), source })?;
-        parse(&text).map_err(|what| InventoryError::Nonsense { path: self.path.clone(), what })
+    fn load(&self) -> Result<Arc<Checked>, InventoryError> {
+        let fail = |source| InventoryError::Read { path: self.path.clone(), source };
+        let meta = std::fs::metadata(&self.path).map_err(fail)?;
+        let stamp = (meta.len(), meta.ctime(), meta.ctime_nsec(), meta.ino());
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((seen, checked)) = &*last
+            && *seen == stamp
+        {
+            return Ok(checked.clone());
+        }
+        let text = std::fs::read_to_string(&self.path).map_err(fail)?;
+        let checked = parse(&text).map_err(|what| InventoryError::Nonsense { path: self.path.clone(), what })?;
+        let checked = Arc::new(checked);
+        *last = Some((stamp, checked.clone()));
+        Ok(checked)
     }
 }
 
@@ -149,7 +178,13 @@ fn parse(text: &str) -> Result<Checked, String> {
         let rpo = app.rpo.as_deref().map(units::duration).transpose().map_err(|e| format!("{name}: rpo: {e}"))?;
         applications.insert(app_name, Application { sources, targets, rpo });
     }
-    let store = StoreLimits { volumes: at_least_one(document.store.volumes, "store", StoreLimits::default().volumes)? };
+    let Store { volumes, bytes_in_flight, zone, bandwidth } = document.store;
+    let bytes_in_flight = bytes_in_flight.as_deref().map(units::size).transpose();
+    let store = StoreLimits {
+        volumes: at_least_one(volumes, "store", StoreLimits::default().volumes)?,
+        bytes_in_flight: bytes_in_flight.map_err(|e| format!("store: bytes_in_flight: {e}"))?,
+        bandwidth: Bandwidth::new(zone.as_deref(), bandwidth).map_err(|e| format!("store: {e}"))?,
+    };
     Ok(Checked { store, nodes, applications })
 }
 
@@ -163,16 +198,16 @@ impl Inventory for InventoryFile {
     }
 
     fn nodes(&self) -> Result<Vec<String>, InventoryError> {
-        Ok(self.load()?.nodes.into_keys().collect())
+        Ok(self.load()?.nodes.keys().cloned().collect())
     }
 
     fn loads(&self) -> Result<Loads, InventoryError> {
-        let Checked { store, nodes, .. } = self.load()?;
-        Ok(Loads { store, nodes: Some(nodes) })
+        let checked = self.load()?;
+        Ok(Loads { store: checked.store.clone(), nodes: Some(checked.nodes.clone()) })
     }
 
     fn application(&self, name: &AppName) -> Result<Application, InventoryError> {
-        self.load()?.applications.remove(name).ok_or_else(|| InventoryError::NoApplication(name.clone()))
+        self.load()?.applications.get(name).cloned().ok_or_else(|| InventoryError::NoApplication(name.clone()))
     }
 }
 
@@ -183,7 +218,7 @@ mod tests {
     use super::*;
 
     const SAMPLE: &str = "
-store: { volumes: 8 }
+store: { volumes: 8, bytes_in_flight: 1GiB, bandwidth: [ { from: 08:00, to: 18:00, rate: 50MiB } ] }
 nodes:
   node-a: { volumes: 2 }
   node-b:
@@ -201,6 +236,8 @@ applications:
     fn a_file_says_what_there_is() {
         let c = parse(SAMPLE).unwrap();
         assert_eq!((c.store.volumes, c.nodes["node-a"].volumes, c.nodes["node-b"].volumes), (8, 2, 4));
+        assert_eq!(c.store.bytes_in_flight, Some(1 << 30));
+        assert_ne!(c.store.bandwidth, Bandwidth::default());
         let shop = &c.applications[&"shop".parse().unwrap()];
         assert_eq!(shop.rpo, Some(Duration::from_secs(4 * 3600)));
         let [data, dump] = &shop.sources[..] else { panic!("{shop:?}") };
@@ -215,6 +252,8 @@ applications:
             ("volumes: 2", "volumes: 0", "at least 1"),
             ("volumes: 2", "volume: 2", "unknown field"),
             ("rpo: 4h", "rpo: soon", "rpo"),
+            ("08:00", "8 o'clock", "no time"),
+            ("in_flight: 1GiB", "in_flight: much", "bytes_in_flight"),
             ("1GiB", "big", "size"),
             ("at: { node-b: /run/dump }", "at: {}", "nowhere"),
             ("node-b:\n", "Node_B:\n", "no node name"),

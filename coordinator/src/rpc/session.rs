@@ -83,6 +83,7 @@ impl Session for Service {
 }
 
 fn gone(coordinator: &Coordinator, node: &str) {
+    coordinator.admission.gone(node);
     coordinator.runs.tell_all(|| RunEvent::AgentGone(node.to_owned()));
 }
 

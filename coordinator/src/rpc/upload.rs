@@ -88,7 +88,9 @@ impl Upload for Service {
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let pack = PackId::try_from(&request.pack[..]).map_err(|_| status::nonsense("a pack id of another length"))?;
+        let admitted = self.0.admission.admit(peer.node().unwrap_or_default(), pack, request.length).await;
         let grant = run.grant(&a.volume, pack, request.length, request.crc32).await.map_err(|e| status::backup(&e))?;
+        admitted.granted();
         Ok(Response::new(wire::GrantReply { grant: Some(convert::put_grant(&grant)) }))
     }
 
@@ -98,7 +100,14 @@ impl Upload for Service {
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let (claim, entries) =
             convert::sealed(&request).ok_or_else(|| status::nonsense("a pack that contradicts itself"))?;
-        whole(async move { run.seal(&a.volume, claim, entries).await.map_err(|e| status::backup(&e)) }).await?;
+        let admission = self.0.admission.clone();
+        let pack = claim.id;
+        let sealing = async move {
+            let sealed = run.seal(&a.volume, claim, entries).await.map_err(|e| status::backup(&e));
+            admission.done(&pack);
+            sealed
+        };
+        whole(sealing).await?;
         Ok(Response::new(wire::SealReply {}))
     }
 
