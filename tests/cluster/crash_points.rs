@@ -172,6 +172,107 @@ fn an_agent_killed_anywhere_is_followed_by_one_that_goes_on() {
     c.repository().run(["verify", "--data"]).ok();
 }
 
+/// Killed before and after everything that a restore writes down: it goes on under the next leader, or was never begun. A target
+/// has its name when it is whole, and never before.
+#[test]
+fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() {
+    let mut c = ready();
+    fs::write(c.folder().join("data.img"), noise(300_000, 1)).unwrap();
+    let targets = ["data", "wal"].map(|v| c.folder().join(format!("{v}.back")));
+    let volumes = [("data", "node-b"), ("wal", "node-a")].map(|(v, node)| {
+        let back = c.folder().join(format!("{v}.back"));
+        format!("{v}={node}:{}", back.display())
+    });
+    let args = ["restore", "shop", "--volume", &volumes[0], "--volume", &volumes[1]];
+    let came_back = |c: &Cluster, what: &str| {
+        for v in ["data", "wal"] {
+            let read = |name: String| fs::read(c.folder().join(name));
+            assert!(read(format!("{v}.img")).unwrap() == read(format!("{v}.back")).unwrap(), "{what}: {v}");
+        }
+    };
+    let clean = || {
+        for target in &targets {
+            let _ = fs::remove_file(target);
+        }
+    };
+    let log = c.folder().join("points");
+    c.coordinator_env = vec![("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
+    let agents = [c.agent("node-a"), c.agent("node-b")];
+    let counted = c.coordinator();
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&args).ok();
+    came_back(&c, "undisturbed");
+    drop(counted);
+    let text = fs::read_to_string(&log).unwrap_or_default();
+    let writes = |l: &&str| {
+        let leader = l.contains("leases/leader/");
+        (l.contains(" create ") || l.contains(" delete ")) && !leader
+    };
+    let chosen: Vec<&str> = text.lines().filter(writes).filter_map(|l| l.split(' ').next()).collect();
+    if chosen.is_empty() {
+        skip(
+            "crash points of a restore's coordinator",
+            "the binaries were built without the feature `faults` (cargo xtask test builds them)",
+        );
+        return;
+    }
+    let (mut killed, mut gone_on) = (0, 0);
+    for at in &chosen {
+        clean();
+        // With the same past it makes the same calls.
+        copy(&c.folder().join("before"), &c.folder().join("repository"));
+        c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), (*at).to_owned())];
+        let mut dying = c.coordinator_with("dying", &[]);
+        dying.wait_for_log("serving");
+        c.wait_for_agents(&["node-a", "node-b"]);
+        let mut command = c.command("root", &[], &args);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for("the crash, or the end of the restore", || {
+            (!dying.runs() || child.try_wait().unwrap().is_some()).then_some(())
+        });
+        let crashed = !dying.runs();
+        let _ = child.kill();
+        let done = child.wait().unwrap().success();
+        drop(dying);
+        killed += usize::from(crashed);
+        c.coordinator_env.clear();
+        let next = c.coordinator_with("next", &["--take-over-after", "1s"]);
+        next.wait_for_log("serving");
+        let left = next.log().contains("goes on");
+        gone_on += usize::from(left);
+        let what = format!("point {at}");
+        wait_for(&format!("the end of all runs ({what})"), || {
+            let runs = c.run(&["runs", "--json"]);
+            let document = (runs.code == Some(0)).then(|| runs.json())?;
+            document["runs"].as_array()?.iter().all(|r| r["state"] != "running").then_some(())
+        });
+        if done || left {
+            came_back(&c, &format!("{what}\n{}", next.log()));
+        } else {
+            // Whatever has its name is whole all the same.
+            for v in ["data", "wal"] {
+                if let Ok(found) = fs::read(c.folder().join(format!("{v}.back"))) {
+                    assert!(found == fs::read(c.folder().join(format!("{v}.img"))).unwrap(), "{what}: {v}");
+                }
+            }
+            // What was not begun stands in nobody's way.
+            c.wait_for_agents(&["node-a", "node-b"]);
+            let again = c.run(&[&args[..], &["--force"]].concat());
+            assert_eq!(again.code, Some(0), "{what}: {}\n{}", again.err, next.log());
+            came_back(&c, &what);
+        }
+        let leases = fs::read_dir(c.folder().join("repository/leases")).unwrap();
+        let leases: Vec<_> = leases.map(|e| e.unwrap().file_name()).filter(|n| n != "leader").collect();
+        assert!(leases.is_empty(), "{what}: {leases:?}");
+        drop(next);
+        fs::remove_file(c.folder().join("next.log")).unwrap();
+        fs::remove_file(c.folder().join("dying.log")).unwrap();
+    }
+    drop(agents);
+    assert!(killed * 10 > chosen.len() * 7, "{killed} of {} were killed", chosen.len());
+    assert!(gone_on > 3, "only {gone_on} restores went on");
+}
+
 /// What a journal calls unchanged is the parent's. If the parent is gone by the time that another leader reads the journal, the run
 /// fails; nothing takes the place of what can't be read.
 #[test]

@@ -182,11 +182,12 @@ impl Progress {
             tracing::warn!(run = %self.run, "another coordinator may go on with a restore that ended here");
             return;
         }
-        Journal::delete(&self.repository, &self.run).await;
+        // The lease first: it is what others look for.
         if let Some((key, version)) = &self.lease
             && let Err(e) = self.repository.store.delete(key, version).await
         {
             tracing::debug!(error = %e, "the lease stays for the collector");
         }
+        Journal::delete(&self.repository, &self.run).await;
     }
 }
