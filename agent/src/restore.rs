@@ -8,7 +8,7 @@ mod reached;
 
 pub use reached::{Listener, Reached, SYNC_EVERY_BYTES};
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
@@ -48,6 +48,8 @@ pub struct RestoreJob {
     pub from: u64,
     /// Hears how far the target is.
     pub listener: Option<Listener>,
+    /// Whether an unfinished file stays for another attempt.
+    pub keep: Arc<AtomicBool>,
 }
 
 /// Counters of one restore.
@@ -138,6 +140,15 @@ impl RestoreJob {
     pub async fn to_volume(self: Arc<Self>, target: Arc<VolumeTarget>) -> Result<(), RestoreError> {
         // Dropped with this future, however that ends: after it nothing is written, and nothing half done is left.
         let _writing = target.begin()?;
+        let result = self.clone().write_volume(&target).await;
+        // Only who was cut off from the coordinator is asked again.
+        if !matches!(result, Ok(()) | Err(RestoreError::Call(_))) {
+            self.keep.store(false, Ordering::SeqCst);
+        }
+        result
+    }
+
+    async fn write_volume(self: Arc<Self>, target: &Arc<VolumeTarget>) -> Result<(), RestoreError> {
         let mut pages = self.coordinator.plan(false, self.from).await?;
         let mut tasks: JoinSet<Result<Number, RestoreError>> = JoinSet::new();
         let (mut windows, mut syncs) = (Windows::from(self.from), Syncs::new(self.listener.clone(), self.from));
@@ -153,7 +164,7 @@ impl RestoreJob {
                 while let Some(done) = tasks.try_join_next() {
                     windows.done(Self::joined(done)?);
                 }
-                syncs.look(&self.engine, &target, windows.whole(), &self.tally).await?;
+                syncs.look(&self.engine, target, windows.whole(), &self.tally).await?;
                 let number = windows.begin(range.slots.iter().flat_map(|s| &s.writes).map(|w| u64::from(w.len)).sum());
                 let written = self.clone().range_to_volume(range, target.clone(), permit);
                 tasks.spawn(async move { written.await.map(|()| number) });
@@ -164,8 +175,9 @@ impl RestoreJob {
         }
         while let Some(done) = tasks.join_next().await {
             windows.done(Self::joined(done)?);
-            syncs.look(&self.engine, &target, windows.whole(), &self.tally).await?;
+            syncs.look(&self.engine, target, windows.whole(), &self.tally).await?;
         }
+        syncs.settle().await?;
         self.check_coverage()?;
         let finishing = target.clone();
         Ok(self.engine.io.run(move || finishing.finish()).await?)

@@ -142,7 +142,6 @@ impl Agent {
             stop,
             leaving: None,
             heart: None,
-            keep: Arc::default(),
         }
         .serve()
         .await
@@ -172,6 +171,8 @@ struct Task {
     go: Option<oneshot::Sender<()>>,
     /// Of a backup: what can send its run's packs on their way.
     job: Option<Arc<VolumeJob>>,
+    /// Of a restore: whether an unfinished file stays for another attempt.
+    keep: Arc<AtomicBool>,
 }
 
 impl Task {
@@ -216,8 +217,6 @@ struct Session {
     leaving: Option<Instant>,
     /// Says that it is there.
     heart: Option<Heart>,
-    /// Set once restores are given up because the session is over: the coordinator has them go on later.
-    keep: Arc<AtomicBool>,
 }
 
 /// A task's end: which, its attempt, what the coordinator hears of it.
@@ -262,7 +261,6 @@ impl Session {
         };
         self.agent.connected.send_replace(false);
         metrics::gauge!("milkrun_agent_connected").set(0.0);
-        self.keep.store(true, Ordering::SeqCst);
         let tasks: Vec<Task> = self.tasks.drain().map(|(_, task)| task).collect();
         for task in &tasks {
             task.handle.abort();
@@ -320,6 +318,7 @@ impl Session {
                 if self.tasks.get(&key).is_some_and(|t| t.attempt <= a.attempt)
                     && let Some(task) = self.tasks.remove(&key)
                 {
+                    task.keep.store(false, Ordering::SeqCst);
                     task.end().await;
                     self.forget_run(&key.run).await;
                 }

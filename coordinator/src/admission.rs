@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::PackId;
+use milkrun_repository::id::{PackId, RunId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -14,6 +14,9 @@ use crate::inventory::{Inventory, StoreLimits};
 
 /// A pack that was admitted and not sealed since is not counted for longer: its grant is long over.
 const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// How often those who wait look again.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Who is let through.
 #[derive(Clone)]
@@ -40,14 +43,18 @@ struct State {
 struct UnderWay {
     bytes: u64,
     since: Instant,
-    /// Which node's agent sends it.
+    /// Whose it is, and which node's agent sends it.
+    of: Of,
     node: String,
 }
+
+/// A volume of a run.
+type Of = (RunId, String);
 
 impl State {
     fn bytes(&mut self, now: Instant) -> u64 {
         self.under_way.retain(|_, u| now - u.since < FORGET_AFTER);
-        self.under_way.values().map(|u| u.bytes).sum()
+        self.under_way.values().fold(0, |sum, u| sum.saturating_add(u.bytes))
     }
 }
 
@@ -87,55 +94,71 @@ impl Admission {
     }
 
     /// Waits until a pack may leave.
-    pub(crate) async fn admit(&self, node: &str, pack: PackId, bytes: u64) -> Admitted<'_> {
+    pub(crate) async fn admit(&self, node: &str, of: Of, pack: PackId, bytes: u64) -> Admitted<'_> {
         // The lock is fair: whoever came first is let through first.
-        let turn = self.shared.queue.lock().await;
-        let limits = self.limits();
+        let _turn = self.shared.queue.lock().await;
         loop {
             let changed = self.shared.changed.notified();
-            let now = Instant::now();
-            {
-                let mut state = self.state();
+            // Anew each time: what is edited counts for those who wait, too.
+            let limits = self.limits();
+            let wait = {
+                let (mut state, now) = (self.state(), Instant::now());
                 let others = state.bytes(now);
                 // One larger than the limit goes alone.
-                if others == 0 || limits.bytes_in_flight.is_none_or(|max| others + bytes <= max) {
-                    state.under_way.insert(pack, UnderWay { bytes, since: now, node: node.to_owned() });
+                let fits = others == 0 || limits.bytes_in_flight.is_none_or(|max| others.saturating_add(bytes) <= max);
+                let rate = limits.bandwidth.at(Moment::now());
+                let starts = rate.and(state.next).unwrap_or(now);
+                if fits && starts <= now {
+                    state.next = rate.map(|rate| now + takes(bytes, rate));
+                    state.under_way.insert(pack, UnderWay { bytes, since: now, of, node: node.to_owned() });
                     break;
                 }
-            }
-            // What is never sealed is forgotten after a while, without a word.
-            let _ = tokio::time::timeout(Duration::from_secs(5), changed).await;
-        }
-        let admitted = Admitted { admission: self, pack: Some(pack) };
-        if let Some(rate) = limits.bandwidth.at(Moment::now()) {
-            let starts = {
-                let mut state = self.state();
-                let now = Instant::now();
-                let starts = state.next.unwrap_or(now).max(now);
-                #[expect(clippy::cast_precision_loss, reason = "seconds")]
-                let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
-                state.next = Some(starts + takes);
-                starts
+                // What is never sealed is forgotten after a while, without a word.
+                if fits { (starts - now).min(LOOK_EVERY) } else { LOOK_EVERY }
             };
-            tokio::time::sleep_until(starts).await;
+            let _ = tokio::time::timeout(wait, changed).await;
         }
-        drop(turn);
-        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-        metrics::gauge!("milkrun_store_bytes_in_flight").set(self.state().bytes(Instant::now()) as f64);
-        admitted
+        self.show();
+        Admitted { admission: self, pack: Some(pack) }
     }
 
     /// A pack arrived, or never will.
     pub(crate) fn done(&self, pack: &PackId) {
-        self.state().under_way.remove(pack);
-        self.shared.changed.notify_waiters();
+        self.forget(|p, _| p == pack);
     }
 
     /// A node's agent is gone, and all that it was sending.
     pub(crate) fn gone(&self, node: &str) {
-        self.state().under_way.retain(|_, u| u.node != node);
-        self.shared.changed.notify_waiters();
+        self.forget(|_, u| u.node == node);
     }
+
+    /// A volume's attempt is over, and what it was sending.
+    pub(crate) fn over(&self, run: &RunId, volume: &str) {
+        self.forget(|_, u| (&u.of.0, u.of.1.as_str()) == (run, volume));
+    }
+
+    /// A run is.
+    pub(crate) fn ended(&self, run: &RunId) {
+        self.forget(|_, u| &u.of.0 == run);
+    }
+
+    fn forget(&self, which: impl Fn(&PackId, &UnderWay) -> bool) {
+        self.state().under_way.retain(|pack, u| !which(pack, u));
+        self.shared.changed.notify_waiters();
+        self.show();
+    }
+
+    fn show(&self) {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        metrics::gauge!("milkrun_store_bytes_in_flight").set(self.state().bytes(Instant::now()) as f64);
+    }
+}
+
+/// How long so many bytes take.
+fn takes(bytes: u64, rate: u64) -> Duration {
+    let millis = u128::from(bytes) * 1000 / u128::from(rate.max(1));
+    // No pack takes a day; whatever says so is none of ours.
+    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)).min(Duration::from_secs(86_400))
 }
 
 #[cfg(test)]
@@ -153,6 +176,10 @@ mod tests {
         (Admission::new(Arc::new(inventory)), file)
     }
 
+    fn of(run: u8) -> Of {
+        (RunId::from_bytes([run; 8]), "data".into())
+    }
+
     fn pack(n: u8) -> PackId {
         PackId::from_bytes([n; 16])
     }
@@ -160,27 +187,40 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn so_many_bytes_and_no_more_are_under_way() {
         let (admission, _file) = admission("bytes_in_flight: 100");
-        admission.admit("a", pack(1), 60).await.granted();
-        admission.admit("a", pack(2), 40).await.granted();
-        let third = tokio::time::timeout(Duration::from_secs(60), admission.admit("a", pack(3), 10)).await;
+        admission.admit("a", of(1), pack(1), 60).await.granted();
+        admission.admit("a", of(1), pack(2), 40).await.granted();
+        let third = tokio::time::timeout(Duration::from_secs(60), admission.admit("a", of(1), pack(3), 10)).await;
         assert!(third.is_err(), "more than the limit is under way");
         // One that gives up waiting is none that counts.
         admission.done(&pack(1));
-        admission.admit("a", pack(4), 60).await.granted();
+        admission.admit("a", of(1), pack(4), 60).await.granted();
         // A grant that was not given does not count either.
         admission.done(&pack(4));
-        drop(admission.admit("a", pack(5), 60).await);
-        admission.admit("a", pack(6), 60).await.granted();
+        drop(admission.admit("a", of(1), pack(5), 60).await);
+        admission.admit("a", of(1), pack(6), 60).await.granted();
         // Nor one whose agent is gone.
         admission.done(&pack(2));
-        admission.admit("b", pack(8), 40).await.granted();
+        admission.admit("b", of(1), pack(8), 40).await.granted();
         admission.gone("b");
-        admission.admit("a", pack(2), 40).await.granted();
+        admission.admit("a", of(1), pack(2), 40).await.granted();
+        // Nor what was sent for a volume that is another's now, or for a run that ended.
+        for end in [|a: &Admission| a.over(&of(2).0, "data"), |a: &Admission| a.ended(&of(2).0)] {
+            admission.done(&pack(2));
+            admission.admit("b", of(2), pack(9), 40).await.granted();
+            end(&admission);
+            admission.admit("a", of(1), pack(2), 40).await.granted();
+        }
         // What is larger than the limit goes alone; what was never sealed is forgotten.
         admission.done(&pack(2));
         let began = Instant::now();
-        admission.admit("a", pack(7), 500).await.granted();
+        admission.admit("a", of(1), pack(7), 500).await.granted();
         assert!(began.elapsed() >= FORGET_AFTER - Duration::from_secs(61));
+    }
+
+    #[test]
+    fn no_number_of_bytes_is_too_many_to_count() {
+        assert_eq!(takes(3000, 1000), Duration::from_secs(3));
+        assert_eq!(takes(u64::MAX, 1), Duration::from_secs(86_400));
     }
 
     #[tokio::test(start_paused = true)]
@@ -188,14 +228,15 @@ mod tests {
         let (admission, file) = admission("bandwidth: [ { rate: 1000 } ]");
         let began = Instant::now();
         for n in 0..5 {
-            admission.admit("a", pack(n), 2000).await.granted();
+            admission.admit("a", of(1), pack(n), 2000).await.granted();
         }
         assert_eq!(began.elapsed().as_secs(), 8, "the first at once, each of the others two seconds later");
-        // The file is edited: it goes as fast as it can.
+        // The file is edited: whoever waits hears of it, and goes as fast as it can.
+        admission.admit("a", of(1), pack(200), 1_000_000).await.granted();
         std::fs::write(file.path(), "store: {}").unwrap();
         for n in 0..100 {
-            admission.admit("a", pack(n), 2000).await.granted();
+            admission.admit("a", of(1), pack(n), 2000).await.granted();
         }
-        assert!(began.elapsed().as_secs() <= 10);
+        assert!(began.elapsed().as_secs() <= 20);
     }
 }

@@ -89,6 +89,7 @@ impl<'a> Moves<'a> {
     }
 
     fn wait(&mut self, name: &str) {
+        self.coordinator.admission.over(&self.run, name);
         let Some(m) = self.volumes.get_mut(name) else { return };
         m.state = State::Waiting(Instant::now());
         let nodes = nodes_for(self.coordinator, m);
@@ -213,6 +214,7 @@ fn nodes_for(coordinator: &Coordinator, m: &Move) -> Option<Vec<String>> {
 impl Drop for Moves<'_> {
     fn drop(&mut self) {
         self.coordinator.dispatcher.forget(&self.run);
+        self.coordinator.admission.ended(&self.run);
     }
 }
 

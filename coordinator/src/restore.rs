@@ -6,11 +6,10 @@ mod progress;
 mod take_over;
 mod targets;
 
-pub(crate) use execute::{Authority, execute};
+pub(crate) use execute::execute;
 pub use execute::{Order, TargetSpec};
 pub use plan::PageStream;
-pub(crate) use progress::LeftOver;
-pub(crate) use take_over::go_on;
+pub(crate) use take_over::LeftRestore;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +89,12 @@ pub enum RestoreError {
     /// Another coordinator goes on with it.
     #[error("{0} was written by somebody else: another coordinator leads, and goes on with the restore")]
     Superseded(Key),
+    /// Another coordinator leads, and may go on with what ended here.
+    #[error("another coordinator leads since, and may write the targets again: `milkrun runs` tells")]
+    Followed,
+    /// Nobody went on with it for too long.
+    #[error("nobody went on with it for more than an hour; the targets are not complete: order it again")]
+    Old,
     /// Two restores to one place.
     #[error("{path} is the target of restore {run}, which is under way: wait for its end, or cancel it")]
     Taken {
@@ -113,8 +118,6 @@ pub struct Run {
     /// Volume names to their number in the point.
     volumes: HashMap<String, usize>,
     keys: tokio::sync::Mutex<HashMap<PackId, PackKey>>,
-    /// Where everything goes: node and path.
-    pub(crate) targets: Vec<(Option<String>, String)>,
     /// Which node has which volume, under which attempt.
     assigned: Mutex<HashMap<String, Assigned>>,
 }
@@ -130,6 +133,11 @@ impl Run {
         let assigned = self.assigned.lock().unwrap_or_else(PoisonError::into_inner);
         assigned.get(&a.volume).ok_or(RefusedCall::Stale)?.check(a, peer)?;
         Ok(volume)
+    }
+
+    /// Bytes of a volume.
+    fn len_of(&self, volume: &str) -> u64 {
+        self.volumes.get(volume).map_or(0, |&i| self.point.body.volumes[i].map.len)
     }
 
     /// A volume has a node, or none: only calls of that attempt count.

@@ -98,8 +98,13 @@ pub struct Runs {
 #[derive(Default)]
 struct Table {
     running: HashMap<RunId, Entry>,
+    /// What restores write.
+    reserved: HashMap<RunId, Vec<Place>>,
     feeds: VecDeque<Feed>,
 }
+
+/// A target: node (`None`: whichever agent there is) and path.
+type Place = (Option<String>, String);
 
 struct Entry {
     run: Run,
@@ -145,30 +150,26 @@ impl Runs {
         events
     }
 
-    /// A restore begins, unless another one that is under way has one of its targets: that path, and that restore.
+    /// These targets are this restore's until it ends, unless one of them is another's: that path, and that restore.
     ///
     /// # Errors
     /// The path and the other restore.
-    pub(crate) fn begin_restore(
-        &self,
-        id: RunId,
-        run: Arc<restore::Run>,
-    ) -> Result<mpsc::UnboundedReceiver<RunEvent>, (String, RunId)> {
-        let (inbox, events) = mpsc::unbounded_channel();
+    pub(crate) fn reserve(&self, id: RunId, targets: Vec<Place>) -> Result<(), (String, RunId)> {
         let mut table = self.table();
-        for (other, entry) in &table.running {
-            let Run::Restore(theirs) = &entry.run else { continue };
-            if let Some((_, path)) = run.targets.iter().find(|t| theirs.targets.contains(t)) {
+        for (other, theirs) in &table.reserved {
+            if let Some((_, path)) = targets.iter().find(|t| theirs.contains(t)) {
                 return Err((path.clone(), *other));
             }
         }
-        table.running.insert(id, Entry { run: Run::Restore(run), inbox });
-        Ok(events)
+        table.reserved.insert(id, targets);
+        Ok(())
     }
 
     /// A run ended.
     pub fn end(&self, id: &RunId) {
-        self.table().running.remove(id);
+        let mut table = self.table();
+        table.running.remove(id);
+        table.reserved.remove(id);
     }
 
     /// Tells a run something. Returns whether it is under way.

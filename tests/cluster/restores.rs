@@ -50,7 +50,7 @@ fn target(c: &Cluster) -> PathBuf {
 
 /// Starts node-b's agent, which once does not come back from where it makes the whole target durable, and a restore; waits until
 /// everything is written.
-fn begin(c: &mut Cluster) -> (Process, Child, String) {
+fn begin(c: &mut Cluster, coordinator: &Process) -> (Process, Child, String) {
     c.agent_env.push(("MILKRUN_HANG_ONCE_AT".into(), "before fsync of the target".into()));
     let agent = c.agent("node-b");
     c.agent_env.clear();
@@ -63,8 +63,21 @@ fn begin(c: &mut Cluster) -> (Process, Child, String) {
         (run["kind"] == "restore" && run["state"] == "running" && run["volumes"][0]["done_bytes"].as_u64()? == SIZE)
             .then_some(run)
     });
+    // Something of it is durable, and written down.
+    wait_for("what is durable", || {
+        let log = coordinator.log();
+        let durable = log.lines().filter(|l| l.contains(&id(&run)) && l.contains("durable so far"));
+        durable
+            .filter_map(|l| l.split("offset=").nth(1)?.trim().parse::<u64>().ok())
+            .any(|at| at >= 512 << 20)
+            .then_some(())
+    });
     assert!(!target(c).exists(), "half of a volume has its name");
-    (agent, child, run["run"].as_str().unwrap().to_owned())
+    (agent, child, id(&run))
+}
+
+fn id(run: &Value) -> String {
+    run["run"].as_str().unwrap().to_owned()
 }
 
 fn came_back(c: &Cluster) {
@@ -86,7 +99,7 @@ fn went_on(log: &str, volume: &Value) {
 #[test]
 fn a_killed_agent_s_target_goes_on_where_it_was_durable() {
     let (mut c, coordinator, _a) = backed_up();
-    let (mut hanging, child, _) = begin(&mut c);
+    let (mut hanging, child, _) = begin(&mut c, &coordinator);
     hanging.signal(Signal::SIGKILL);
     hanging.wait();
     let _b = c.agent("node-b");
@@ -96,7 +109,7 @@ fn a_killed_agent_s_target_goes_on_where_it_was_durable() {
     // Once more, and what was kept is taken away in between: all is written anew.
     fs::remove_file(target(&c)).unwrap();
     drop(_b);
-    let (mut hanging, child, _) = begin(&mut c);
+    let (mut hanging, child, _) = begin(&mut c, &coordinator);
     hanging.signal(Signal::SIGKILL);
     hanging.wait();
     let kept = fs::read_dir(c.folder()).unwrap().map(|e| e.unwrap().path());
@@ -111,7 +124,7 @@ fn a_killed_agent_s_target_goes_on_where_it_was_durable() {
 #[test]
 fn a_killed_coordinator_s_restore_goes_on_under_the_next_one() {
     let (mut c, mut coordinator, _a) = backed_up();
-    let (_b, mut child, run) = begin(&mut c);
+    let (_b, mut child, run) = begin(&mut c, &coordinator);
     // Its place is taken: nobody else restores there meanwhile.
     let volume = format!("data=node-b:{}", target(&c).display());
     let second = c.run(&["restore", "shop", "--volume", &volume]);

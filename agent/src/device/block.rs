@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
 mod calls {
     // <linux/fs.h>: BLKGETSIZE64 returns bytes, BLKSSZGET the logical sector size.
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read_bad!(blksszget, 0x1268, nix::libc::c_int);
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
+    // Since Linux 5.15: a number that no two devices have had since the machine started.
+    nix::ioctl_read!(blkgetdiskseq, 0x12, 128, u64);
 }
 
 /// Bytes of a block device.
@@ -35,4 +38,15 @@ pub(super) fn flush_buffers(file: &File) -> io::Result<()> {
     #[expect(unsafe_code, reason = "ioctl")]
     unsafe { calls::blkflsbuf(file.as_raw_fd()) }?;
     Ok(())
+}
+
+/// Which device this is, and not what was or will be found under the same name: `None` where that can't be told.
+pub(super) fn identity(file: &File) -> Option<String> {
+    let mut sequence = 0;
+    // SAFETY: the descriptor is open and the call writes one u64 to a valid address.
+    #[expect(unsafe_code, reason = "ioctl")]
+    unsafe { calls::blkgetdiskseq(file.as_raw_fd(), &raw mut sequence) }.ok()?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let device = file.metadata().ok()?.rdev();
+    Some(format!("device {device:x}:{sequence}:{}", boot.trim()))
 }

@@ -13,7 +13,7 @@ use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::partial::{Attempt, IN_PLACE, Partial, put_in_place};
+use super::partial::{self, Attempt, Partial, put_in_place};
 use super::turns::{Ended, LEFT_MAX, Part, Turns};
 use super::{block, lock, mounts};
 
@@ -25,8 +25,6 @@ const ZERO_BYTES: u64 = 1 << 30;
 pub struct TargetOptions {
     /// Write to a device that is mounted or not empty, or over an existing file.
     pub force: bool,
-    /// What lies there is of an earlier attempt: it need not be empty. Mounted it must not be.
-    pub ours: bool,
     /// Zero what a larger target has behind the volume.
     pub discard_rest: bool,
 }
@@ -144,7 +142,7 @@ impl VolumeTarget {
     /// [`TargetError`].
     pub fn open(path: &Path, len: u64, options: TargetOptions, attempt: &Attempt) -> Result<Self, TargetError> {
         let fail = |source| TargetError::Open { path: path.to_owned(), source };
-        let base = |file, partial: Option<Partial>, capacity, fresh| Self {
+        let base = |file, partial: Option<Partial>, capacity, fresh, tag, resumed| Self {
             path: path.to_owned(),
             file,
             len,
@@ -152,11 +150,8 @@ impl VolumeTarget {
             fresh,
             options,
             turns: Turns::new(LEFT_MAX),
-            resumed: match &partial {
-                Some(partial) => partial.was_there(),
-                None => attempt.goes_on.as_deref() == Some(IN_PLACE),
-            },
-            tag: partial.as_ref().map_or(IN_PLACE, Partial::tag).to_owned(),
+            resumed,
+            tag,
             partial: Mutex::new(partial),
         };
         let kind = match fs::metadata(path) {
@@ -164,7 +159,9 @@ impl VolumeTarget {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let (partial, file) = Partial::open(path, len, attempt).map_err(fail)?;
                 file.set_len(len).map_err(fail)?;
-                return Ok(base(file, Some(partial), len, true));
+                let tag = partial::tag_of(&file, partial.made_by()).map_err(fail)?;
+                let resumed = partial.was_there();
+                return Ok(base(file, Some(partial), len, true, tag, resumed));
             }
             Err(e) => return Err(fail(e)),
         };
@@ -177,10 +174,14 @@ impl VolumeTarget {
         if kind.is_file() {
             let file = write()?;
             let capacity = file.metadata().map_err(fail)?.len();
-            if capacity > 0 && !options.force && !options.ours {
+            // What an earlier attempt wrote need not be empty; what was put in its place meanwhile must.
+            let ours = partial::is_of(&attempt.before, &file).map_err(fail)?;
+            if capacity > 0 && !options.force && !ours {
                 return Err(TargetError::NotEmpty { path: path.to_owned() });
             }
-            return Ok(base(file, None, capacity.max(len), capacity == 0));
+            let tag = partial::tag_of(&file, "file").map_err(fail)?;
+            let resumed = ours && capacity >= len;
+            return Ok(base(file, None, capacity.max(len), capacity == 0, tag, resumed));
         }
         if !kind.is_block_device() {
             return Err(TargetError::Kind { path: path.to_owned() });
@@ -190,7 +191,9 @@ impl VolumeTarget {
         if capacity < len {
             return Err(TargetError::Small { path: path.to_owned(), found: capacity, wanted: len });
         }
-        if !options.force && !options.ours {
+        let tag = block::identity(&file).unwrap_or_default();
+        let ours = !tag.is_empty() && tag == attempt.before;
+        if !options.force && !ours {
             let mut look = vec![0; usize::try_from(LOOK.min(capacity)).unwrap_or(0)];
             for at in [0, capacity - look.len() as u64] {
                 file.read_exact_at(&mut look, at).map_err(fail)?;
@@ -199,7 +202,7 @@ impl VolumeTarget {
                 }
             }
         }
-        Ok(base(file, None, capacity, false))
+        Ok(base(file, None, capacity, false, tag, ours))
     }
 
     /// Before the first write, once every target of the restore was checked: a file grows to the volume's size. What it
@@ -373,9 +376,7 @@ impl StreamTarget {
             }
             Err(e) => Err(fail(e)),
             Ok(m) if m.is_dir() => Err(TargetError::Kind { path: path.into() }),
-            Ok(m) if m.is_file() && m.len() > 0 && !options.force && !options.ours => {
-                Err(TargetError::NotEmpty { path: path.into() })
-            }
+            Ok(m) if m.is_file() && m.len() > 0 && !options.force => Err(TargetError::NotEmpty { path: path.into() }),
             Ok(m) if m.is_file() => {
                 let (partial, file) = Partial::create(Path::new(path), attempt).map_err(fail)?;
                 Ok(whole(file, Some(partial)))

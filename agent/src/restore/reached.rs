@@ -145,6 +145,20 @@ impl Syncs {
         Self { listener, told: from, when: Instant::now(), under_way: None }
     }
 
+    /// Waits for one that is under way: the kernel tells of bytes that it could not write once, and perhaps only there.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub(super) async fn settle(&mut self) -> Result<(), RestoreError> {
+        match self.under_way.take() {
+            Some(task) => match task.await {
+                Ok(synced) => synced,
+                Err(e) => std::panic::resume_unwind(e.into_panic()),
+            },
+            None => Ok(()),
+        }
+    }
+
     /// Begins a sync if one is due and none is under way; its end is told.
     ///
     /// # Errors
@@ -156,13 +170,10 @@ impl Syncs {
         whole: Reached,
         tally: &Tally,
     ) -> Result<(), RestoreError> {
-        let Some(listener) = &self.listener else { return Ok(()) };
-        if let Some(task) = self.under_way.take_if(|t| t.is_finished()) {
-            match task.await {
-                Ok(synced) => synced?,
-                Err(e) => std::panic::resume_unwind(e.into_panic()),
-            }
+        if self.under_way.as_ref().is_some_and(tokio::task::JoinHandle::is_finished) {
+            self.settle().await?;
         }
+        let Some(listener) = &self.listener else { return Ok(()) };
         let news = whole.offset.saturating_sub(self.told);
         let due = news >= listener.every || (news > 0 && self.when.elapsed() >= SYNC_EVERY);
         if due && self.under_way.is_none() {

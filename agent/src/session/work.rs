@@ -60,7 +60,7 @@ impl Session {
             let _ = reports.send((task_key, attempt, report)).await;
         };
         let handle = tokio::spawn(work.instrument(span));
-        self.tasks.insert(key, Task { handle, attempt, go: None, job: Some(job) });
+        self.tasks.insert(key, Task { handle, attempt, go: None, job: Some(job), keep: Arc::default() });
     }
 
     fn backup_job(&mut self, b: &wire::BackupVolume, assignment: &wire::Assignment) -> Option<VolumeJob> {
@@ -111,6 +111,8 @@ impl Session {
         let key = AssignmentKey::of(&assignment);
         let (go, gone) = oneshot::channel();
         let reports = self.reports.clone();
+        // A stream begins anew, and nobody goes on with what is restored within one process.
+        let keep = Arc::new(AtomicBool::new(r.resumable && r.kind() != wire::VolumeKind::Stream));
         let restoring = Restoring {
             engine: self.agent.engine.clone(),
             redeem: self.agent.options.redeem.clone(),
@@ -118,16 +120,15 @@ impl Session {
             up: self.up.clone(),
             assignment: assignment.clone(),
             sync_every: self.agent.options.sync_every,
-            keep: self.keep.clone(),
+            keep: keep.clone(),
         };
         let (task_key, attempt) = (key.clone(), assignment.attempt);
         let span = span_of("restore", &assignment);
         let work = async move {
             let result = restore(restoring, &r, gone).await;
             let report = match result {
-                Ok((tally, resumed_at)) => Up::Restored(wire::Restored {
+                Ok(tally) => Up::Restored(wire::Restored {
                     assignment: Some(assignment),
-                    resumed_at,
                     written_bytes: tally.written.load(Ordering::Relaxed),
                     hole_bytes: tally.holes.load(Ordering::Relaxed),
                     fetched_bytes: tally.fetched.load(Ordering::Relaxed),
@@ -138,7 +139,7 @@ impl Session {
             let _ = reports.send((task_key, attempt, Some(report))).await;
         };
         let handle = tokio::spawn(work.instrument(span));
-        self.tasks.insert(key, Task { handle, attempt, go: Some(go), job: None });
+        self.tasks.insert(key, Task { handle, attempt, go: Some(go), job: None, keep });
     }
 }
 
@@ -179,7 +180,7 @@ struct Restoring {
     assignment: wire::Assignment,
     /// Bytes between two syncs of the target.
     sync_every: u64,
-    /// Set once unfinished files are to stay.
+    /// Whether an unfinished file stays for another attempt.
     keep: Arc<AtomicBool>,
 }
 
@@ -188,12 +189,12 @@ enum Opened {
     Volume(Arc<VolumeTarget>),
 }
 
-/// Returns what was done, and from where on.
+/// Returns what was done.
 async fn restore(
     with: Restoring,
     r: &wire::RestoreVolume,
     go: oneshot::Receiver<()>,
-) -> Result<(Arc<Tally>, u64), RestoreError> {
+) -> Result<Arc<Tally>, RestoreError> {
     let nonsense = |what| RestoreError::Call(CallError::Nonsense(what));
     let Restoring { engine, redeem, coordinator, up, assignment, sync_every, keep } = with;
     let repository = RepositoryId::try_from(&r.repository[..]).map_err(|_| nonsense("a repository id"))?;
@@ -202,12 +203,9 @@ async fn restore(
     if r.resume_at > r.length {
         return Err(nonsense("where to go on from"));
     }
-    // Nobody goes on with what is restored within one process.
-    let keep = if r.resumable { keep } else { Arc::default() };
-    let tag = format!("{run}-{:x}-{}", assignment.epoch, assignment.attempt);
-    let goes_on = (r.resume_at > 0).then(|| r.resume_tag.clone());
-    let attempt = Attempt { tag, goes_on, keep };
-    let options = TargetOptions { force: r.force, ours: r.ours, discard_rest: r.discard_rest };
+    let name = format!("{run}-{:x}-{}", assignment.epoch, assignment.attempt);
+    let attempt = Attempt { name, before: r.resume_tag.clone(), keep: keep.clone() };
+    let options = TargetOptions { force: r.force, discard_rest: r.discard_rest };
     let (path, len) = (r.path.clone(), r.length);
     let stream = r.kind() == wire::VolumeKind::Stream;
     let opened = engine
@@ -220,23 +218,25 @@ async fn restore(
             }
         })
         .await?;
-    let from = match &opened {
-        Opened::Volume(target) if target.resumed() => r.resume_at,
-        _ => 0,
+    let (from, tag) = match &opened {
+        Opened::Volume(target) if target.resumed() => (r.resume_at, target.tag().to_owned()),
+        Opened::Volume(target) => (0, target.tag().to_owned()),
+        Opened::Stream(..) => (0, String::new()),
     };
     let listener = match &opened {
-        Opened::Volume(target) if r.resumable => {
+        Opened::Volume(_) if r.resumable => {
             let (reports, heard) = mpsc::channel(4);
-            tokio::spawn(tell_reached(heard, up.clone(), assignment.clone(), target.tag().to_owned()));
+            tokio::spawn(tell_reached(heard, up.clone(), assignment.clone(), tag.clone()));
             Some(Listener { reports, every: sync_every })
         }
         _ => None,
     };
     let tally: Arc<Tally> = Arc::default();
     let (engine, len) = (engine.clone(), r.length);
-    let job = RestoreJob { engine, coordinator, redeem, repository, domain, tally: tally.clone(), len, from, listener };
+    let job =
+        RestoreJob { engine, coordinator, redeem, repository, domain, tally: tally.clone(), len, from, listener, keep };
     let job = Arc::new(job);
-    let ready = wire::Ready { assignment: Some(assignment.clone()) };
+    let ready = wire::Ready { assignment: Some(assignment.clone()), tag, from };
     let _ = up.send(message(Up::Ready(ready))).await;
     if go.await.is_err() {
         return Err(nonsense("to go"));
@@ -247,7 +247,7 @@ async fn restore(
         Opened::Volume(target) => job.to_volume(target).await?,
     }
     drop(ticker);
-    Ok((tally, from))
+    Ok(tally)
 }
 
 /// Tells the coordinator how far a target is, until the attempt is over.

@@ -121,7 +121,7 @@ pub(crate) fn find_error(what: &str, e: FindError) -> CliError {
         FindError::Store(f) => f.into(),
         FindError::None => CliError::failed(format!("{what}: there is no such restore point"))
             .with("`milkrun points` lists what there is."),
-        e @ FindError::Refused { .. } => damage(format!("{what}: {}", chain(&e))),
+        e @ (FindError::Refused { .. } | FindError::NewestRefused { .. }) => damage(format!("{what}: {}", chain(&e))),
     }
 }
 

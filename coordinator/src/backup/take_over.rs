@@ -18,7 +18,7 @@ use super::{BackupError, Run, lock};
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
-use crate::restore;
+use crate::restore::LeftRestore;
 use crate::rpc::status;
 use crate::runs::view::{Feed, Kind as RunKind, Outcome};
 
@@ -28,6 +28,26 @@ struct Found {
     lease_key: Key,
     lease_version: Version,
     left: Left,
+}
+
+impl Found {
+    /// A restore that is not over.
+    fn into_restore(self) -> Result<LeftRestore, Box<Self>> {
+        let restore = self.left.records.iter().find_map(|r| match r {
+            Record::Restore(restore) => Some(restore.clone()),
+            _ => None,
+        });
+        match restore {
+            Some(restore) if !self.left.records.contains(&Record::Ended) => Ok(LeftRestore {
+                run: self.lease.run,
+                restore,
+                began: self.lease.moment,
+                left: self.left,
+                lease: (self.lease_key, self.lease_version),
+            }),
+            _ => Err(Box::new(self)),
+        }
+    }
 }
 
 /// Goes on with every run that was left, each in a task of its own.
@@ -43,7 +63,16 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             Ok(Some(found)) => {
                 tracing::warn!(%run, "a run that another coordinator left goes on");
                 let coordinator = coordinator.clone();
-                tokio::spawn(async move { go_on(&coordinator, found).await });
+                match found.into_restore() {
+                    Err(backup) => drop(tokio::spawn(async move { go_on(&coordinator, *backup).await })),
+                    Ok(restore) => {
+                        // Before anybody can order another one.
+                        if let Err((path, other)) = coordinator.runs.reserve(run, restore.targets()) {
+                            tracing::error!(%run, path, %other, "two restores that were left have one target");
+                        }
+                        tokio::spawn(async move { restore.go_on(&coordinator).await });
+                    }
+                }
             }
             Ok(None) => {}
             Err(reason) => tracing::error!(%run, reason, "a run can't be taken over; it stays unfinished"),
@@ -79,14 +108,6 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         Journal::delete(&coordinator.repository, &lease.run).await;
         let _ = coordinator.repository.store.delete(&lease_key, &lease_version).await;
         return;
-    }
-    let restore = left.records.iter().find_map(|r| match r {
-        Record::Restore(restore) => Some(restore.clone()),
-        _ => None,
-    });
-    if let Some(begun) = restore {
-        let left = restore::LeftOver { left, lease: (lease_key, lease_version) };
-        return restore::go_on(coordinator, lease.run, begun, left).await;
     }
     let begun = left.records.iter().find_map(|r| match r {
         Record::Begin(begin) => Some(begin.clone()),
@@ -199,7 +220,7 @@ impl Run {
             match record {
                 // Those of a restore are none of a backup.
                 Record::Begin(_) | Record::TakeOver { .. } | Record::Ended => {}
-                Record::Restore(_) | Record::Writing | Record::Reached { .. } | Record::Restored { .. } => {}
+                Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
                 Record::Sealed { pack, entries } => {
                     // Nothing is believed of the store: the commit looks at each pack that the maps name.
                     self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));

@@ -12,11 +12,11 @@ use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::root::VolumeKind;
-use milkrun_repository::repository::PointError;
+use milkrun_repository::repository::{OpenPoint, PointError};
 use tokio::sync::mpsc;
 use wire::to_agent::Message as ToAgent;
 
-use super::progress::{LeftOver, Progress};
+use super::progress::Progress;
 use super::targets::{Targets, assignment};
 use super::{RestoreError, Run};
 use crate::Coordinator;
@@ -55,14 +55,6 @@ pub struct TargetSpec {
     pub stream: bool,
 }
 
-/// On whose word.
-pub(crate) enum Authority {
-    /// Somebody orders it now.
-    Peer(Peer),
-    /// Another leader had begun it.
-    Before(LeftOver),
-}
-
 /// What a restore gives.
 pub(crate) struct Done {
     /// For people and scripts.
@@ -78,11 +70,42 @@ pub(crate) struct Done {
 pub(crate) async fn execute(
     coordinator: &Coordinator,
     order: Order,
-    by: Authority,
+    by: &Peer,
     run_id: RunId,
     feed: &Feed,
 ) -> Result<Done, RestoreError> {
-    let began = tokio::time::Instant::now();
+    let looked_up = look_up(coordinator, &order, Some(by), feed).await?;
+    let targets = order.targets.iter().map(|t| (t.node.clone(), t.path.clone())).collect();
+    coordinator.runs.reserve(run_id, targets).map_err(|(path, run)| RestoreError::Taken { path, run })?;
+    let (point, application) = (looked_up.point.found.root.id(), looked_up.point.body.application.clone());
+    let ordered_by = feed.now().ordered_by;
+    let done = match Progress::begin(coordinator, run_id, &order, point, &application, ordered_by).await {
+        Ok(progress) => carry_out(coordinator, &order, looked_up, run_id, feed, progress).await,
+        Err(e) => Err(e),
+    };
+    coordinator.runs.end(&run_id);
+    done
+}
+
+/// What an order means, before anything of it is done.
+pub(super) struct LookedUp {
+    point: OpenPoint,
+    /// Volumes to restore, and their numbers in the point.
+    wanted: HashMap<String, usize>,
+    left_out: Vec<String>,
+    manifests: Vec<u8>,
+}
+
+/// Finds the point and checks the order, if there is somebody who orders, for what he may.
+///
+/// # Errors
+/// [`RestoreError`].
+pub(super) async fn look_up(
+    coordinator: &Coordinator,
+    order: &Order,
+    by: Option<&Peer>,
+    feed: &Feed,
+) -> Result<LookedUp, RestoreError> {
     let repository = &coordinator.repository;
     let found = repository.catalog().select(&order.selector, &repository.ring).await.map_err(|e| match e {
         FindError::Store(f) => RestoreError::Store(f),
@@ -94,52 +117,56 @@ pub(crate) async fn execute(
     })?;
     let application = point.body.application.clone();
     feed.update(|v| v.application = application.to_string());
-    let left = match by {
-        Authority::Peer(by) if by.may(Action::Restore, Some(application.as_str())) => None,
-        Authority::Peer(by) => {
-            return Err(RestoreError::Role { who: by.to_string(), application: application.to_string() });
-        }
-        Authority::Before(left) => Some(left),
-    };
+    if let Some(by) = by
+        && !by.may(Action::Restore, Some(application.as_str()))
+    {
+        return Err(RestoreError::Role { who: by.to_string(), application: application.to_string() });
+    }
     let names: Vec<String> = point.body.volumes.iter().map(|v| v.name.to_string()).collect();
-    let wanted = check_targets(&order, &names)?;
-    check_places(coordinator, &order, &application)?;
+    let wanted = check_targets(order, &names)?;
+    check_places(coordinator, order, &application)?;
     let manifests = if order.manifests { repository.manifests(&point).await? } else { Vec::new() };
-    let id = point.found.root.id();
-    let run = Arc::new(Run {
-        repository: repository.clone(),
-        point,
-        volumes: wanted.clone(),
-        keys: tokio::sync::Mutex::default(),
-        targets: order.targets.iter().map(|t| (t.node.clone(), t.path.clone())).collect(),
-        assigned: std::sync::Mutex::default(),
-    });
-    let began_as = coordinator.runs.begin_restore(run_id, run.clone());
-    let mut inbox = began_as.map_err(|(path, run)| RestoreError::Taken { path, run })?;
     let mut left_out: Vec<String> = names.into_iter().filter(|n| !wanted.contains_key(n)).collect();
-    if !order.manifests && run.point.body.manifests.is_some() {
+    if !order.manifests && point.body.manifests.is_some() {
         left_out.push("manifests".into());
     }
+    Ok(LookedUp { point, wanted, left_out, manifests })
+}
+
+/// Moves the bytes. The targets are reserved for this run, and stay so.
+///
+/// # Errors
+/// [`RestoreError`].
+pub(super) async fn carry_out(
+    coordinator: &Coordinator,
+    order: &Order,
+    looked_up: LookedUp,
+    run_id: RunId,
+    feed: &Feed,
+    progress: Progress,
+) -> Result<Done, RestoreError> {
+    let began = tokio::time::Instant::now();
+    let LookedUp { point, wanted, left_out, manifests } = looked_up;
+    let id = point.found.root.id();
+    let run = Arc::new(Run {
+        repository: coordinator.repository.clone(),
+        point,
+        volumes: wanted,
+        keys: tokio::sync::Mutex::default(),
+        assigned: std::sync::Mutex::default(),
+    });
+    let mut inbox = coordinator.runs.begin(run_id, runs::Run::Restore(run.clone()));
     feed.update(|v| {
         v.left_out = left_out;
         v.point = id.to_string();
     });
-    let ordered_by = feed.now().ordered_by;
-    let moved = match Progress::begin(coordinator, run_id, &order, id, &application, ordered_by, left).await {
-        Ok(progress) => {
-            let moved = move_volumes(coordinator, &order, &run, run_id, &mut inbox, feed, &progress).await;
-            progress.end(coordinator).await;
-            moved
-        }
-        Err(e) => Err(e),
-    };
-    coordinator.runs.end(&run_id);
-    let report = control::RestoreDone {
-        volumes: moved?,
-        point: id.to_string(),
-        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-    };
-    Ok(Done { report, manifests })
+    let moved = move_volumes(coordinator, order, &run, run_id, &mut inbox, feed, &progress).await;
+    let ended = progress.end(coordinator).await;
+    let volumes = moved?;
+    // Who goes on with it writes again what is said to be done here.
+    ended?;
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(Done { report: control::RestoreDone { volumes, point: id.to_string(), duration_ms }, manifests })
 }
 
 /// Only where the inventory lets an application's restores write, may they: agents write to devices as root.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use milkrun_repository::Repository;
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{PointId, RunId};
+use milkrun_repository::id::{AppName, PointId, RunId, VolumeName};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::point::journal::Record;
@@ -20,15 +20,17 @@ use super::execute::Order;
 use crate::Coordinator;
 use crate::journal::{Journal, JournalError, Left};
 
-/// How long the end of a restore that failed is tried to be written down.
-const END_LIMIT: Duration = Duration::from_secs(30);
+/// How long a store may take to write down what happened; it goes along with what is written next.
+const NOTE_LIMIT: Duration = Duration::from_secs(10);
+/// How often the end of a restore is tried to be written down, once it is over.
+const END_EVERY: Duration = Duration::from_secs(10);
 
 /// How far a target is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reached {
     /// All before is durable.
     pub(super) offset: u64,
-    /// What its agent knows it by.
+    /// What its agent knows it by; empty: nothing was ever written.
     pub(super) tag: String,
     /// What was done for that.
     pub(super) work: Work,
@@ -37,58 +39,40 @@ pub(super) struct Reached {
 }
 
 /// A restore's lease, and where it stands.
-pub(crate) type Held = (Key, Version);
-
-/// What another leader left of a restore.
-pub(crate) struct LeftOver {
-    pub(crate) left: Left,
-    pub(crate) lease: Held,
-}
+type Held = (Key, Version);
 
 /// A restore's progress.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     repository: Arc<Repository>,
     run: RunId,
     journal: Option<Journal>,
     lease: Option<Held>,
-    /// There are other leaders, or agents that come back: it is worth to know.
-    kept: bool,
-    writing: bool,
     reached: HashMap<String, Reached>,
 }
 
 impl Progress {
-    /// Of a restore that begins, or that another leader left.
+    /// Of a restore that begins.
     ///
     /// # Errors
-    /// [`RestoreError::Superseded`] if somebody else has it by now.
+    /// [`RestoreError::Superseded`] if somebody else has it.
     pub(super) async fn begin(
         coordinator: &Coordinator,
         run: RunId,
         order: &Order,
         point: PointId,
-        application: &milkrun_repository::id::AppName,
+        application: &AppName,
         ordered_by: String,
-        left: Option<LeftOver>,
     ) -> Result<Self, RestoreError> {
-        let kept = coordinator.leadership.is_some();
+        // Nobody follows an embedded coordinator, and without targets there is nothing to go on with.
+        let kept = coordinator.leadership.is_some() && !order.targets.is_empty();
         let mut progress = Self {
             repository: coordinator.repository.clone(),
             run,
             journal: kept.then(|| Journal::new(coordinator.repository.clone(), run, coordinator.epoch)),
             lease: None,
-            kept,
-            writing: false,
             reached: HashMap::new(),
         };
         if !kept {
-            return Ok(progress);
-        }
-        if let Some(LeftOver { left, lease }) = left {
-            progress.lease = Some(lease);
-            let (epoch, number) = (left.epoch, left.number);
-            progress.replay(left.records);
-            progress.note(Record::TakeOver { epoch, number }).await?;
             return Ok(progress);
         }
         let target = |t: &super::TargetSpec| Target {
@@ -110,50 +94,73 @@ impl Progress {
         let app = progress.repository.ring.app_hash(application);
         let (epoch, moment) = (coordinator.epoch, Moment::now());
         let lease = Lease { run, epoch, app, moment, host: String::new() };
-        match progress.take(&lease).await {
-            Ok(held) => progress.lease = Some(held),
-            Err(e) => tracing::warn!(%run, reason = chain(&e), "a restore that does not outlive this coordinator"),
+        match tokio::time::timeout(NOTE_LIMIT, progress.take(&lease)).await {
+            Ok(Ok(held)) => progress.lease = Some(held),
+            Ok(Err(e)) => tracing::warn!(%run, reason = chain(&e), "a restore that does not outlive this coordinator"),
+            Err(_) => tracing::warn!(%run, "a restore that does not outlive this coordinator: the store hangs"),
         }
         Ok(progress)
     }
 
-    async fn take(&self, lease: &Lease) -> Result<Held, CreateError> {
-        let key = Key::lease(&self.run);
-        let object =
-            envelope::seal(&self.repository.ring, &self.repository.config.id, &key, Kind::Lease, &lease.encode());
-        let version = self.repository.store.create(&key, object.into(), None).await?;
-        Ok((key, version))
-    }
-
-    fn replay(&mut self, records: Vec<Record>) {
-        for record in records {
+    /// Of a restore that another leader left.
+    ///
+    /// # Errors
+    /// [`RestoreError::Superseded`] if somebody else has it by now.
+    pub(super) async fn take_over(
+        coordinator: &Coordinator,
+        run: RunId,
+        left: Left,
+        lease: Held,
+    ) -> Result<Self, RestoreError> {
+        let mut progress = Self {
+            repository: coordinator.repository.clone(),
+            run,
+            journal: Some(Journal::new(coordinator.repository.clone(), run, coordinator.epoch)),
+            lease: Some(lease),
+            reached: HashMap::new(),
+        };
+        for record in left.records {
             match record {
-                Record::Writing => self.writing = true,
-                Record::Reached { volume, offset, tag, work } => {
-                    self.reached.insert(volume.to_string(), Reached { offset, tag, work, whole: false });
+                Record::Reached { volume, offset, tag, work, moment: _ } => {
+                    progress.reached.insert(volume.to_string(), Reached { offset, tag, work, whole: false });
                 }
                 Record::Restored { volume, work } => {
-                    self.reached.entry(volume.to_string()).or_default().whole = true;
-                    self.reached.entry(volume.to_string()).or_default().work = work;
+                    let reached = progress.reached.entry(volume.to_string()).or_default();
+                    (reached.whole, reached.work) = (true, work);
                 }
                 _ => {}
             }
         }
+        progress.note(Record::TakeOver { epoch: left.epoch, number: left.number }).await?;
+        Ok(progress)
     }
 
-    /// Whether how far it is is worth to be told.
+    async fn take(&self, lease: &Lease) -> Result<Held, CreateError> {
+        let (key, ring, id) = (Key::lease(&self.run), &self.repository.ring, &self.repository.config.id);
+        let object = envelope::seal(ring, id, &key, Kind::Lease, &lease.encode());
+        let version = self.repository.store.create(&key, object.into(), None).await?;
+        Ok((key, version))
+    }
+
+    /// Whether agents are to say how far they are.
     pub(super) fn is_kept(&self) -> bool {
-        self.kept
-    }
-
-    /// Whether another leader had the targets written already.
-    pub(super) fn left_writing(&self) -> bool {
-        self.writing
+        self.journal.is_some()
     }
 
     /// How far another leader left a target.
     pub(super) fn left(&self, volume: &str) -> Reached {
         self.reached.get(volume).cloned().unwrap_or_default()
+    }
+
+    /// A target is so far.
+    ///
+    /// # Errors
+    /// [`RestoreError::Superseded`].
+    pub(super) async fn reached(&self, volume: &VolumeName, reached: &Reached) -> Result<(), RestoreError> {
+        let Reached { offset, tag, work, whole: _ } = reached.clone();
+        let (moment, volume) = (Moment::now(), volume.clone());
+        tracing::info!(run = %self.run, %volume, offset, "a target is durable so far");
+        self.note(Record::Reached { moment, volume, offset, tag, work }).await
     }
 
     /// Writes down what happened. What can't be written now goes along with what is written next.
@@ -163,24 +170,50 @@ impl Progress {
     pub(super) async fn note(&self, record: Record) -> Result<(), RestoreError> {
         let Some(journal) = &self.journal else { return Ok(()) };
         journal.note(record);
-        match journal.write().await {
-            Ok(()) => Ok(()),
-            Err(JournalError::Superseded(key)) => Err(RestoreError::Superseded(key)),
-            Err(e) => {
+        match tokio::time::timeout(NOTE_LIMIT, journal.write()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(JournalError::Superseded(key))) => return Err(RestoreError::Superseded(key)),
+            Ok(Err(e)) => {
                 tracing::warn!(run = %self.run, reason = chain(&e), "can't write down how far a restore is");
-                Ok(())
             }
+            Err(_) => tracing::warn!(run = %self.run, "can't write down how far a restore is: the store hangs"),
         }
+        Ok(())
     }
 
-    /// The restore ended, well or not: nobody goes on with it.
-    pub(super) async fn end(self, coordinator: &Coordinator) {
-        let Some(leadership) = &coordinator.leadership else { return };
-        let ended = tokio::time::timeout(END_LIMIT, self.note(Record::Ended)).await;
-        if !matches!(ended, Ok(Ok(()))) || !leadership.is_newest(coordinator.epoch).await {
-            // It is somebody else's now, or the store is not there.
-            tracing::warn!(run = %self.run, "another coordinator may go on with a restore that ended here");
-            return;
+    /// The restore ended, well or not: nobody may go on with it. If the store can't be told now, that goes on in the background
+    /// for as long as this coordinator leads.
+    ///
+    /// # Errors
+    /// [`RestoreError::Followed`] if somebody else leads since, and goes on with it.
+    pub(super) async fn end(self, coordinator: &Coordinator) -> Result<(), RestoreError> {
+        let Some(leadership) = coordinator.leadership.clone().filter(|_| self.journal.is_some()) else {
+            return Ok(());
+        };
+        if !leadership.is_newest(coordinator.epoch).await {
+            return Err(RestoreError::Followed);
+        }
+        if self.try_end().await {
+            return Ok(());
+        }
+        tracing::warn!(run = %self.run, "can't write down that this restore ended: trying on, as long as this coordinator leads");
+        let epoch = coordinator.epoch;
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(END_EVERY).await;
+                if !leadership.is_newest(epoch).await || self.try_end().await {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn try_end(&self) -> bool {
+        let Some(journal) = &self.journal else { return true };
+        journal.note(Record::Ended);
+        if !matches!(tokio::time::timeout(NOTE_LIMIT, journal.write()).await, Ok(Ok(()))) {
+            return false;
         }
         // The lease first: it is what others look for.
         if let Some((key, version)) = &self.lease
@@ -189,5 +222,6 @@ impl Progress {
             tracing::debug!(error = %e, "the lease stays for the collector");
         }
         Journal::delete(&self.repository, &self.run).await;
+        true
     }
 }

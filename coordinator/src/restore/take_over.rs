@@ -1,33 +1,95 @@
 //! Going on with a restore that an earlier leader left.
 
+use std::time::Duration;
+
+use milkrun_repository::clock::Moment;
 use milkrun_repository::id::RunId;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::chain;
-use milkrun_repository::point::journal::restore::Restore;
+use milkrun_repository::point::journal::Record;
+use milkrun_repository::point::journal::restore::{Restore, Target};
+use milkrun_repository::store::{Key, Version};
+use tonic::Code;
 
-use super::execute::{Authority, execute};
-use super::progress::LeftOver;
-use super::{Order, TargetSpec};
+use super::execute::{carry_out, look_up};
+use super::progress::Progress;
+use super::{Order, RestoreError, TargetSpec};
 use crate::Coordinator;
+use crate::journal::Left;
 use crate::rpc::status;
 use crate::runs::view::{Feed, Kind, Outcome};
 
-/// Goes on. The manifests went to whoever ordered, or did not: nobody waits for them here.
-pub(crate) async fn go_on(coordinator: &Coordinator, run: RunId, restore: Restore, left: LeftOver) {
-    let feed = Feed::new(run, Kind::Restore, restore.application.to_string(), restore.ordered_by.clone());
-    coordinator.runs.show(feed.clone());
-    let outcome = match execute(coordinator, order_of(restore), Authority::Before(left), run, &feed).await {
-        Ok(done) => Outcome::Restored(done.report),
-        Err(e) => {
-            tracing::error!(%run, reason = chain(&e), "a restore failed");
-            Outcome::Failed(status::restore(&e))
+/// A restore that nobody led for so long is over: whoever waited for it has helped himself, perhaps, and its targets are in use.
+const GO_ON_WITHIN: Duration = Duration::from_secs(3600);
+
+/// A restore that was left.
+pub(crate) struct LeftRestore {
+    /// Its run.
+    pub(crate) run: RunId,
+    /// What it is to do.
+    pub(crate) restore: Restore,
+    /// When it began.
+    pub(crate) began: Moment,
+    /// Its journal.
+    pub(crate) left: Left,
+    /// Its lease.
+    pub(crate) lease: (Key, Version),
+}
+
+impl LeftRestore {
+    /// Where it writes: nobody else does, until it is over.
+    pub(crate) fn targets(&self) -> Vec<(Option<String>, String)> {
+        let node = |t: &Target| Some(t.node.clone()).filter(|n| !n.is_empty());
+        self.restore.targets.iter().map(|t| (node(t), t.path.clone())).collect()
+    }
+
+    /// Goes on. The manifests went to whoever ordered, or did not: nobody waits for them here.
+    pub(crate) async fn go_on(self, coordinator: &Coordinator) {
+        let run = self.run;
+        let feed = Feed::new(run, Kind::Restore, self.restore.application.to_string(), self.restore.ordered_by.clone());
+        coordinator.runs.show(feed.clone());
+        let outcome = match self.try_on(coordinator, &feed).await {
+            Ok(done) => Outcome::Restored(done),
+            Err(e) => {
+                tracing::error!(%run, reason = chain(&e), "a restore failed");
+                Outcome::Failed(status::restore(&e))
+            }
+        };
+        coordinator.runs.end(&run);
+        feed.end(outcome);
+    }
+
+    async fn try_on(
+        self,
+        coordinator: &Coordinator,
+        feed: &Feed,
+    ) -> Result<milkrun_proto::control::v1::RestoreDone, RestoreError> {
+        let moments = self.left.records.iter().filter_map(|r| match r {
+            Record::Reached { moment, .. } => Some(*moment),
+            _ => None,
+        });
+        let newest = moments.max().unwrap_or(self.began).max(self.began);
+        let is_old = newest.plus(GO_ON_WITHIN) < Moment::now();
+        let order = order_of(self.restore);
+        let progress = Progress::take_over(coordinator, self.run, self.left, self.lease).await?;
+        if is_old {
+            progress.end(coordinator).await?;
+            return Err(RestoreError::Old);
         }
-    };
-    feed.end(outcome);
+        match look_up(coordinator, &order, None, feed).await {
+            Ok(looked_up) => Ok(carry_out(coordinator, &order, looked_up, self.run, feed, progress).await?.report),
+            // The next leader tries again.
+            Err(e) if status::restore(&e).code() == Code::Unavailable => Err(e),
+            Err(e) => {
+                progress.end(coordinator).await?;
+                Err(e)
+            }
+        }
+    }
 }
 
 fn order_of(restore: Restore) -> Order {
-    let target = |t: milkrun_repository::point::journal::restore::Target| TargetSpec {
+    let target = |t: Target| TargetSpec {
         name: t.volume,
         path: t.path,
         node: Some(t.node).filter(|n| !n.is_empty()),

@@ -24,6 +24,9 @@ use crate::runs::{Assigned, RunEvent};
 /// How long a target waits for its node's agent.
 const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 
+/// Bytes of the longest tag that is kept.
+const TAG_MAX: usize = 512;
+
 /// All of them.
 pub(super) struct Targets<'a> {
     coordinator: &'a Coordinator,
@@ -42,8 +45,6 @@ struct Target<'a> {
     spec: &'a TargetSpec,
     state: State,
     attempt: u32,
-    /// It was told to write: what lies there is ours.
-    begun: bool,
     /// How far it is.
     reached: Reached,
     /// What was done before this attempt, should it go on.
@@ -86,7 +87,7 @@ impl<'a> Targets<'a> {
         let fresh = |spec: &'a TargetSpec| {
             let left = progress.left(spec.name.as_str());
             let state = if left.whole { State::Done(left.work) } else { State::Absent(Instant::now()) };
-            Target { spec, state, attempt: 0, begun: progress.left_writing(), before: Work::default(), reached: left }
+            Target { spec, state, attempt: 0, before: Work::default(), reached: left }
         };
         let targets: BTreeMap<String, Target<'a>> =
             order.targets.iter().map(|spec| (spec.name.to_string(), fresh(spec))).collect();
@@ -123,15 +124,13 @@ impl<'a> Targets<'a> {
                 node.clone_into(&mut v.node);
                 v.attempt = attempt;
             });
-            // What an earlier attempt wrote is in nobody's way.
-            let ours = target.begun;
+            // What an earlier attempt wrote is in nobody's way: the agent knows it by its tag.
             let Reached { offset: resume_at, tag: resume_tag, work, .. } = target.reached.clone();
             target.before = work;
             if resume_at > 0 {
                 tracing::warn!(run = %self.id, volume = name, node, attempt, resume_at, "a target goes on");
             }
             let message = wire::RestoreVolume {
-                ours,
                 resume_at,
                 resume_tag,
                 resumable: self.progress.is_kept(),
@@ -163,7 +162,8 @@ impl<'a> Targets<'a> {
                 let Some(target) = self.targets.get_mut(&volume) else { return Ok(()) };
                 match (&target.state, self.coordinator.agents.link(&node)) {
                     (State::Ready(at), Some(link)) if *at == node => {
-                        target.begun = true;
+                        // Before a byte is written: what may be found there from now on is ours.
+                        self.progress.reached(&target.spec.name, &target.reached).await?;
                         link.send(ToAgent::Go(assignment(self.coordinator, self.id, &volume, target.attempt))).await;
                         target.state = State::Writing(node);
                     }
@@ -205,9 +205,15 @@ impl<'a> Targets<'a> {
             return Ok(());
         }
         match message {
-            FromAgent::Ready(_) => {
+            FromAgent::Ready(r) => {
+                // One that can't go on with what is there writes something else, anew.
+                if (r.tag != target.reached.tag || r.from < target.reached.offset) && r.tag.len() <= TAG_MAX {
+                    target.reached = Reached { tag: r.tag, ..Reached::default() };
+                    target.before = Work::default();
+                }
                 target.state = State::Ready(node.to_owned());
-                self.write_when_ready().await
+                self.write_when_ready();
+                Ok(())
             }
             FromAgent::Reached(r) => {
                 let so_far = Work {
@@ -216,12 +222,13 @@ impl<'a> Targets<'a> {
                     fetched_bytes: r.fetched_bytes,
                     requests: r.requests,
                 };
-                // One that could not go on writes something else, anew.
-                let work = if r.tag == target.reached.tag { target.before + so_far } else { so_far };
-                target.before = if r.tag == target.reached.tag { target.before } else { Work::default() };
-                target.reached = Reached { offset: r.offset, tag: r.tag.clone(), work, whole: false };
-                let volume = target.spec.name.clone();
-                self.progress.note(Record::Reached { volume, offset: r.offset, tag: r.tag, work }).await
+                // Only of what it said to be writing, and no further than that reaches.
+                let len = self.run.len_of(&a.volume);
+                if r.tag != target.reached.tag || r.offset <= target.reached.offset || r.offset > len {
+                    return Ok(());
+                }
+                target.reached = Reached { offset: r.offset, work: target.before + so_far, ..target.reached.clone() };
+                self.progress.reached(&target.spec.name, &target.reached).await
             }
             FromAgent::Restored(r) => {
                 let so_far = Work {
@@ -230,7 +237,7 @@ impl<'a> Targets<'a> {
                     fetched_bytes: r.fetched_bytes,
                     requests: r.requests,
                 };
-                let work = if r.resumed_at > 0 { target.before + so_far } else { so_far };
+                let work = target.before + so_far;
                 target.state = State::Done(work);
                 self.progress.note(Record::Restored { volume: target.spec.name.clone(), work }).await?;
                 self.run.assign(&a.volume, None);
@@ -253,14 +260,11 @@ impl<'a> Targets<'a> {
     }
 
     /// Once every target was checked and is open: now, and not before, may anything be written.
-    async fn write_when_ready(&mut self) -> Result<(), RestoreError> {
+    fn write_when_ready(&mut self) {
         let ready = |t: &Target<'_>| matches!(t.state, State::Ready(_) | State::Writing(_) | State::Done(_));
-        if !self.writing && self.targets.values().all(ready) {
-            self.progress.note(Record::Writing).await?;
-            self.writing = true;
-        }
+        self.writing |= self.targets.values().all(ready);
         if !self.writing {
-            return Ok(());
+            return;
         }
         for (name, target) in &self.targets {
             let State::Ready(node) = &target.state else { continue };
@@ -275,7 +279,6 @@ impl<'a> Targets<'a> {
                 due,
             });
         }
-        Ok(())
     }
 
     /// What was restored, by volume.

@@ -17,7 +17,6 @@ use tracing::Instrument;
 use super::connection::peer_of;
 use super::{seen, status};
 use crate::inventory::{Reach, SourceSpec};
-use crate::restore::Authority;
 use crate::runs::RunEvent;
 use crate::runs::view::{Feed, Kind, Outcome};
 use crate::{Coordinator, backup, restore};
@@ -169,7 +168,7 @@ impl Control for Service {
         let (manifests, wanted) = oneshot::channel();
         let span = tracing::info_span!("restore", run = %id, epoch = self.0.epoch);
         let work = async move {
-            let outcome = match restore::execute(&coordinator, order, Authority::Peer(peer), id, &shown).await {
+            let outcome = match restore::execute(&coordinator, order, &peer, id, &shown).await {
                 Ok(done) => {
                     // Nobody waits for them any more, perhaps.
                     let _ = manifests.send(done.manifests);

@@ -89,7 +89,9 @@ pub fn restore(e: &RestoreError) -> Status {
     let code = match e {
         RestoreError::Order(_) | RestoreError::Inventory(InventoryError::NoApplication(_)) => Code::InvalidArgument,
         RestoreError::Role { .. } => Code::PermissionDenied,
-        RestoreError::Find { source: FindError::Refused { .. }, .. } => Code::DataLoss,
+        RestoreError::Find { source: FindError::Refused { .. } | FindError::NewestRefused { .. }, .. } => {
+            Code::DataLoss
+        }
         RestoreError::Find { source: FindError::Store(f), .. } | RestoreError::Store(f) => of_failure(f),
         RestoreError::Find { .. } => Code::NotFound,
         RestoreError::Point(e) => of_point(e),
@@ -100,8 +102,9 @@ pub fn restore(e: &RestoreError) -> Status {
         RestoreError::AgentGone
         | RestoreError::NoNode { .. }
         | RestoreError::Taken { .. }
+        | RestoreError::Old
         | RestoreError::Inventory(_) => Code::FailedPrecondition,
-        RestoreError::Superseded(_) => Code::Aborted,
+        RestoreError::Superseded(_) | RestoreError::Followed => Code::Aborted,
     };
     Status::new(code, chain(e))
 }

@@ -18,6 +18,8 @@ use crate::Coordinator;
 use crate::backup::Answer;
 use crate::runs::RunEvent;
 
+/// Bytes of a pack at most: places in it have 32 bits.
+const PACK_BYTES_MAX: u64 = u32::MAX as u64;
 /// Parent ranges that wait in the channel: each is a leaf.
 const PARENT_WAITING: usize = 16;
 
@@ -86,9 +88,16 @@ impl Upload for Service {
     async fn grant(&self, request: Request<wire::GrantRequest>) -> Result<Response<wire::GrantReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (_, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let pack = PackId::try_from(&request.pack[..]).map_err(|_| status::nonsense("a pack id of another length"))?;
-        let admitted = self.0.admission.admit(peer.node().unwrap_or_default(), pack, request.length).await;
+        if request.length > PACK_BYTES_MAX {
+            return Err(status::nonsense("a pack of more bytes than a pack can have"));
+        }
+        let id = RunId::try_from(&a.run[..]).map_err(|_| status::nonsense("a run id of another length"))?;
+        let of = (id, a.volume.clone());
+        let admitted = self.0.admission.admit(peer.node().unwrap_or_default(), of, pack, request.length).await;
+        // It may have waited for long: is it still its assignment?
+        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let grant = run.grant(&a.volume, pack, request.length, request.crc32).await.map_err(|e| status::backup(&e))?;
         admitted.granted();
         Ok(Response::new(wire::GrantReply { grant: Some(convert::put_grant(&grant)) }))

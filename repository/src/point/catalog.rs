@@ -102,6 +102,14 @@ pub enum FindError {
         /// Why.
         reason: String,
     },
+    /// The newest, or what may be it, is not what it must be; an older one is not taken in its place unasked.
+    #[error("{key}, the newest, is refused: {reason}; to take an older one, name it by its id")]
+    NewestRefused {
+        /// The key.
+        key: Key,
+        /// Why.
+        reason: String,
+    },
     /// The store can't be asked.
     #[error(transparent)]
     Store(#[from] Failure),
@@ -219,10 +227,20 @@ impl Catalog<'_> {
             Selector::Latest(app) => (app, None),
             Selector::At(app, at) => (app, Some(*at)),
         };
-        let listing = self.list(Some(&ring.app_hash(app))).await?;
-        let mut points = listing.points.into_iter().filter(|f| !f.root.tombstone);
-        let last = points.rfind(|f| at.is_none_or(|at| f.root.moment <= at));
-        last.ok_or(FindError::None)
+        let Listing { points, mut refused } = self.list(Some(&ring.app_hash(app))).await?;
+        let meant = |moment: Moment| at.is_none_or(|at| moment <= at);
+        // What stands beside an authentic root hides none.
+        refused.retain(|r| !points.iter().any(|f| Key::point(&f.root.app, &f.root.id()) == r.key));
+        let last = points.into_iter().filter(|f| !f.root.tombstone).rfind(|f| meant(f.root.moment));
+        // A newer one that can't be read may be the one that is meant. An older one in its place is for people to choose.
+        let newer = refused.into_iter().rev().find(|r| {
+            let moment = r.key.parse_point().map(|(_, id)| id.second());
+            moment.is_some_and(|m| meant(m) && last.as_ref().is_none_or(|f| m.seconds() >= f.root.moment.seconds()))
+        });
+        match (newer, last) {
+            (Some(Refused { key, reason, .. }), _) => Err(FindError::NewestRefused { key, reason }),
+            (None, last) => last.ok_or(FindError::None),
+        }
     }
 
     /// The newest authentic placement of a root.

@@ -6,6 +6,7 @@
 
 pub mod restore;
 
+use crate::clock::Moment;
 use crate::id::{AppName, ChunkId, PointId, VolumeName};
 use crate::index::PackInfo;
 use crate::pack::Place;
@@ -44,10 +45,10 @@ pub enum Record {
     Ended,
     /// The run is a restore, and began.
     Restore(Restore),
-    /// Every target of a restore was checked; from now on they are written.
-    Writing,
-    /// A target of a restore is durable up to here.
+    /// A target of a restore is durable up to here. The first of a target, with offset 0, stands before anything is written.
     Reached {
+        /// When.
+        moment: Moment,
         /// The volume.
         volume: VolumeName,
         /// All before it is durable.
@@ -178,13 +179,10 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
                 e.u8(6);
             }
             Record::Restore(r) => r.encode(e.u8(7)),
-            Record::Writing => {
-                e.u8(8);
+            Record::Reached { moment, volume, offset, tag, work } => {
+                work.encode(e.u8(8).i64(moment.millis()).text(volume.as_str()).u64(*offset).text(tag));
             }
-            Record::Reached { volume, offset, tag, work } => {
-                work.encode(e.u8(9).text(volume.as_str()).u64(*offset).text(tag));
-            }
-            Record::Restored { volume, work } => work.encode(e.u8(10).text(volume.as_str())),
+            Record::Restored { volume, work } => work.encode(e.u8(9).text(volume.as_str())),
         }
     }
     e.finish()
@@ -218,12 +216,12 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
             5 => Record::Finished(Finished::decode(&mut d)?),
             6 => Record::Ended,
             7 => Record::Restore(Restore::decode(&mut d)?),
-            8 => Record::Writing,
-            9 => {
+            8 => {
+                let moment = Moment::from_millis(d.i64("moment")?);
                 let (volume, offset, tag) = (volume(&mut d)?, d.u64("reached offset")?, d.text("tag")?);
-                Record::Reached { volume, offset, tag, work: Work::decode(&mut d)? }
+                Record::Reached { moment, volume, offset, tag, work: Work::decode(&mut d)? }
             }
-            10 => Record::Restored { volume: volume(&mut d)?, work: Work::decode(&mut d)? },
+            9 => Record::Restored { volume: volume(&mut d)?, work: Work::decode(&mut d)? },
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -375,8 +373,7 @@ mod tests {
                     discard_rest: seed.is_multiple_of(3),
                     targets: vec![restore::Target { volume: volume.clone(), node: "a".into(), path: note, stream: seed.is_multiple_of(5) }],
                 }),
-                Record::Writing,
-                Record::Reached { volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
+                Record::Reached { moment: Moment::from_millis(seed.into()), volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
                 Record::Restored { volume, work: Work::default() },
             ];
             let bytes = encode(&records);

@@ -83,8 +83,11 @@ impl MapCursor {
         if !self.started {
             self.started = true;
             let MapRoot { len, level, chunk } = self.root;
+            if self.from >= len {
+                self.offset = len;
+                return Ok(None);
+            }
             match chunk {
-                None if len == 0 => return Ok(None),
                 None => return Ok(Some(self.hole(len))),
                 Some(r) => {
                     if let Some(step) = self.enter(r, level, len, source).await? {

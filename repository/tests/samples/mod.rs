@@ -216,8 +216,13 @@ pub fn restore_journal() -> Vec<Record> {
             discard_rest: true,
             targets: vec![target("data", false), target("dump", true)],
         }),
-        Record::Writing,
-        Record::Reached { volume: "data".parse().unwrap(), offset: (1 << 30) + 4096, tag: "in place".into(), work },
+        Record::Reached {
+            moment: root().moment,
+            volume: "data".parse().unwrap(),
+            offset: (1 << 30) + 4096,
+            tag: "in place".into(),
+            work,
+        },
         Record::Restored { volume: "data".parse().unwrap(), work },
     ]
 }

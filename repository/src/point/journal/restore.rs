@@ -90,10 +90,10 @@ impl std::ops::Add for Work {
     type Output = Self;
     fn add(self, o: Self) -> Self {
         Self {
-            written_bytes: self.written_bytes + o.written_bytes,
-            hole_bytes: self.hole_bytes + o.hole_bytes,
-            fetched_bytes: self.fetched_bytes + o.fetched_bytes,
-            requests: self.requests + o.requests,
+            written_bytes: self.written_bytes.saturating_add(o.written_bytes),
+            hole_bytes: self.hole_bytes.saturating_add(o.hole_bytes),
+            fetched_bytes: self.fetched_bytes.saturating_add(o.fetched_bytes),
+            requests: self.requests.saturating_add(o.requests),
         }
     }
 }
