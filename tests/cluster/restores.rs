@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use milkrun_tests::cluster::{Cluster, Process, wait_for};
-use milkrun_tests::noise;
+use milkrun_tests::device::{Loop, must};
+use milkrun_tests::{is_root, noise, skip};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -51,11 +52,18 @@ fn target(c: &Cluster) -> PathBuf {
 /// Starts node-b's agent, which once does not come back from where it makes the whole target durable, and a restore; waits until
 /// everything is written.
 fn begin(c: &mut Cluster, coordinator: &Process) -> (Process, Child, String) {
+    let path = target(c);
+    let begun = begin_at(c, coordinator, &path);
+    assert!(!path.exists(), "half of a volume has its name");
+    begun
+}
+
+fn begin_at(c: &mut Cluster, coordinator: &Process, path: &Path) -> (Process, Child, String) {
     c.agent_env.push(("MILKRUN_HANG_ONCE_AT".into(), "before fsync of the target".into()));
     let agent = c.agent("node-b");
     c.agent_env.clear();
     c.wait_for_agents(&["node-b"]);
-    let volume = format!("data=node-b:{}", target(c).display());
+    let volume = format!("data=node-b:{}", path.display());
     let mut command = c.command("root", &[], &["restore", "shop", "--volume", &volume, "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let run = wait_for("the target to be written", || {
@@ -72,7 +80,6 @@ fn begin(c: &mut Cluster, coordinator: &Process) -> (Process, Child, String) {
             .any(|at| at >= 512 << 20)
             .then_some(())
     });
-    assert!(!target(c).exists(), "half of a volume has its name");
     (agent, child, id(&run))
 }
 
@@ -147,4 +154,43 @@ fn a_killed_coordinator_s_restore_goes_on_under_the_next_one() {
     let left = fs::read_dir(c.folder().join("repository/leases")).unwrap().map(|e| e.unwrap().file_name());
     let left: Vec<_> = left.filter(|n| n != "leader").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Written in place: the device is known, and another one that took its name is not mistaken for it.
+#[test]
+fn a_device_is_gone_on_with_and_another_in_its_place_is_not() {
+    if !is_root() {
+        skip("an interrupted restore to a device", "loop devices need root");
+        return;
+    }
+    let (mut c, coordinator, _a) = backed_up();
+    let device = Loop::fresh(c.folder(), "disk", SIZE);
+    let inventory = fs::read_to_string(c.folder().join("inventory.yaml")).unwrap();
+    c.inventory(&inventory.replace(&target(&c).display().to_string(), &device.path()));
+    let place = PathBuf::from(device.path());
+    let same = |c: &Cluster| must("cmp", &[&c.folder().join("data.img").display().to_string(), &device.path()]);
+    let (mut hanging, child, _) = begin_at(&mut c, &coordinator, &place);
+    hanging.signal(Signal::SIGKILL);
+    hanging.wait();
+    let b = c.agent("node-b");
+    let done = milkrun_tests::binary::ran(child.wait_with_output()).ok().json();
+    went_on(&coordinator.log(), &done["volumes"][0]);
+    assert_eq!(same(&c), "");
+
+    // Emptied, and once more; this time somebody puts another disk there while the agent is away.
+    drop(b);
+    must("blkdiscard", &["-z", &device.path()]);
+    let (mut hanging, child, _) = begin_at(&mut c, &coordinator, &place);
+    hanging.signal(Signal::SIGKILL);
+    hanging.wait();
+    must("losetup", &["--detach", &device.path()]);
+    let precious = noise(64 << 20, 99);
+    fs::write(c.folder().join("precious"), &precious).unwrap();
+    fs::File::options().write(true).open(c.folder().join("precious")).unwrap().set_len(SIZE).unwrap();
+    must("losetup", &[&device.path(), &c.folder().join("precious").display().to_string()]);
+    let _b = c.agent("node-b");
+    let refused = milkrun_tests::binary::ran(child.wait_with_output());
+    assert!(refused.code == Some(1) && refused.err.contains("is not empty"), "{refused:?}");
+    let kept = fs::read(c.folder().join("precious")).unwrap();
+    assert!(kept[..precious.len()] == precious[..] && kept[precious.len()..].iter().all(|&b| b == 0));
 }

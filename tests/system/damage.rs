@@ -171,7 +171,10 @@ impl Finds for milkrun_tests::binary::Ran {
 #[test]
 fn roots_that_were_replaced_are_refused() {
     let w = world();
-    let roots = objects(w.folder.path(), "points");
+    let all = objects(w.folder.path(), "points");
+    // In the order in which they were made; two of one second have names in any order.
+    let root_of = |point: &String| all.iter().find(|r| format!("rp-{}", r.file_name().unwrap().display()) == *point);
+    let roots: Vec<PathBuf> = w.points.iter().map(|p| root_of(p).unwrap().clone()).collect();
     let (first, second) = (fs::read(&roots[0]).unwrap(), fs::read(&roots[1]).unwrap());
     // Another valid root in its place.
     fs::write(&roots[1], &first).unwrap();
@@ -179,6 +182,14 @@ fn roots_that_were_replaced_are_refused() {
     assert_eq!(listed["points"].as_array().unwrap().len(), 1);
     assert!(listed["refused"][0]["reason"].as_str().unwrap().contains("another point"));
     assert_eq!(w.m.run(["verify"]).code, Some(3));
+    // Whoever asks for the newest does not get an older one instead, unless he names it.
+    let out = w.folder.path().join("instead");
+    for selector in ["shop", "shop@latest", "shop@2100-01-01T00:00:00Z"] {
+        w.m.run(["show", selector]).fails(3, "the newest, is refused");
+        w.m.run(["restore", selector, "--volume", &volume(&out)]).fails(3, "the newest, is refused");
+    }
+    assert!(!out.exists());
+    w.m.run(["restore", &w.points[0], "--volume", &volume(&out)]).ok();
     fs::write(&roots[1], &second).unwrap();
 
     // A root that a stranger signed: of a repository of his own, under our application's name.
