@@ -39,7 +39,8 @@ pub(crate) struct Args {
     /// Upload at most so many bytes per second
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) limit_upload: Option<u64>,
-    /// Make the target of a restore durable after so many bytes (and every 30 seconds): what an interruption costs at most
+    /// Make the target of a restore durable after so many bytes (and every 30 seconds), in steps of 512 MiB of the volume: what
+    /// is durable is not done again after an interruption
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = units::size)]
     pub(crate) sync_every: u64,
     /// A private CA of the store in PEM, trusted besides the system's (also: AWS_CA_BUNDLE)

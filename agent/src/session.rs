@@ -52,7 +52,7 @@ pub struct AgentOptions {
     pub redeem: Arc<dyn Redeem>,
     /// Opens volumes.
     pub open: OpenSource,
-    /// The target of a restore is made durable after so many bytes: at most so much is done again after an interruption.
+    /// The target of a restore is made durable after so many bytes, in whole windows of the plan.
     pub sync_every: u64,
 }
 

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use milkrun_repository::id::PackId;
 use milkrun_repository::store::connect::Way;
 use milkrun_repository::store::grant::PutTerms;
-use milkrun_repository::store::{Key, Store, StoreUrl};
+use milkrun_repository::store::{Key, StoreUrl};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -106,6 +106,8 @@ pub struct VolumeTarget {
     file: File,
     len: u64,
     capacity: u64,
+    /// A block device: it takes writes side by side.
+    device: bool,
     /// All zeros until written: holes need nothing.
     fresh: bool,
     options: TargetOptions,
@@ -147,6 +149,7 @@ impl VolumeTarget {
             file,
             len,
             capacity,
+            device: false,
             fresh,
             options,
             turns: Turns::new(LEFT_MAX),
@@ -202,7 +205,7 @@ impl VolumeTarget {
                 }
             }
         }
-        Ok(base(file, None, capacity, false, tag, ours))
+        Ok(Self { device: true, ..base(file, None, capacity, false, tag, ours) })
     }
 
     /// Before the first write, once every target of the restore was checked: a file grows to the volume's size. What it
@@ -263,6 +266,14 @@ impl VolumeTarget {
         let end = if self.options.discard_rest { self.capacity } else { self.len };
         for &(offset, _, len) in &parts {
             self.check_inside(offset, len as u64, end)?;
+        }
+        if self.device {
+            for (offset, from, len) in parts {
+                let written = self.turns.beside(|| self.write_at(&bytes[from..from + len], offset));
+                let written = written.map_err(|Ended| self.ended())?;
+                written.map_err(|(offset, e)| self.write_error(offset, e))?;
+            }
+            return Ok(());
         }
         self.turns.write(bytes, parts, |bytes, offset| self.write_at(bytes, offset)).map_err(|Ended| self.ended())
     }
