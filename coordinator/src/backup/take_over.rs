@@ -57,6 +57,7 @@ impl Found {
 pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> {
     let repository = &coordinator.repository;
     let versions = repository.store.versions("leases/").await?;
+    let mut restores = Vec::new();
     for v in versions.into_iter().filter(|v| v.latest && !v.delete_marker) {
         let Some(run) = v.key.parse_lease() else { continue };
         match find(coordinator, run, v.key.clone(), v.version).await {
@@ -65,17 +66,20 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
                 let coordinator = coordinator.clone();
                 match found.into_restore() {
                     Err(backup) => drop(tokio::spawn(async move { go_on(&coordinator, *backup).await })),
-                    Ok(restore) => {
-                        // Before anybody can order another one.
-                        if let Err((path, other)) = coordinator.runs.reserve(run, restore.targets()) {
-                            tracing::error!(%run, path, %other, "two restores that were left have one target");
-                        }
-                        tokio::spawn(async move { restore.go_on(&coordinator).await });
-                    }
+                    Ok(restore) => restores.push(restore),
                 }
             }
             Ok(None) => {}
             Err(reason) => tracing::error!(%run, reason, "a run can't be taken over; it stays unfinished"),
+        }
+    }
+    // Their targets are theirs before anybody can order another restore; of two that want the same place, the newer one's.
+    restores.sort_by_key(|r| std::cmp::Reverse(r.began));
+    for restore in restores {
+        let coordinator = coordinator.clone();
+        match coordinator.runs.reserve(restore.run, restore.targets()) {
+            Ok(()) => drop(tokio::spawn(async move { restore.go_on(&coordinator).await })),
+            Err((path, other)) => drop(tokio::spawn(async move { restore.give_up(&coordinator, path, other).await })),
         }
     }
     Ok(())

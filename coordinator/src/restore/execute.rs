@@ -245,8 +245,9 @@ async fn move_volumes(
         }
     };
     if let Err(e) = result {
-        // Before all else: nobody may go on with it, should this process end now.
-        progress.note(Record::Ended).await?;
+        // Before all else: nobody may go on with it, should this process end now. If somebody does already, agents are told all
+        // the same.
+        let _ = progress.note(Record::Ended).await;
         let under_way = targets.under_way();
         for (volume, attempt, node) in &under_way {
             if let Some(link) = coordinator.agents.link(node) {

@@ -22,6 +22,9 @@ use crate::runs::view::{Feed, Kind, Outcome};
 /// A restore that nobody led for so long is over: whoever waited for it has helped himself, perhaps, and its targets are in use.
 const GO_ON_WITHIN: Duration = Duration::from_secs(3600);
 
+/// How often the store is asked again for the point of a restore that was left.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
 /// A restore that was left.
 pub(crate) struct LeftRestore {
     /// Its run.
@@ -76,15 +79,37 @@ impl LeftRestore {
             progress.end(coordinator).await?;
             return Err(RestoreError::Old);
         }
-        match look_up(coordinator, &order, None, feed).await {
-            Ok(looked_up) => Ok(carry_out(coordinator, &order, looked_up, self.run, feed, progress).await?.report),
-            // The next leader tries again.
-            Err(e) if status::restore(&e).code() == Code::Unavailable => Err(e),
-            Err(e) => {
-                progress.end(coordinator).await?;
-                Err(e)
+        loop {
+            match look_up(coordinator, &order, None, feed).await {
+                Ok(looked_up) => {
+                    return Ok(carry_out(coordinator, &order, looked_up, self.run, feed, progress).await?.report);
+                }
+                // It is not given up for that: who gives up gives the targets to others.
+                Err(e) if status::restore(&e).code() == Code::Unavailable => {
+                    tracing::warn!(run = %self.run, reason = chain(&e), "a restore that was left waits for the store");
+                    tokio::time::sleep(ASK_EVERY).await;
+                }
+                Err(e) => {
+                    progress.end(coordinator).await?;
+                    return Err(e);
+                }
             }
         }
+    }
+
+    /// Ends it, since another restore has one of its targets.
+    pub(crate) async fn give_up(self, coordinator: &Coordinator, path: String, other: RunId) {
+        let run = self.run;
+        let feed = Feed::new(run, Kind::Restore, self.restore.application.to_string(), self.restore.ordered_by.clone());
+        coordinator.runs.show(feed.clone());
+        let taken = RestoreError::Taken { path, run: other };
+        tracing::error!(%run, reason = chain(&taken), "a restore that was left is over");
+        if let Ok(progress) = Progress::take_over(coordinator, run, self.left, self.lease).await
+            && let Err(e) = progress.end(coordinator).await
+        {
+            tracing::warn!(%run, reason = chain(&e), "and may go on elsewhere");
+        }
+        feed.end(Outcome::Failed(status::restore(&taken)));
     }
 }
 
