@@ -36,7 +36,9 @@ fn a_certificate_says_who_you_are_and_what_you_may() {
     as_user("viewer", &["view"], &["backup", "shop"]).fails(1, "has no role for backup of shop");
     as_user("other", &["backup:bank"], &["backup", "shop"]).fails(1, "has no role for backup of shop");
     as_user("viewer", &["view"], &["drain", "node-a"]).fails(1, "has no role for operate");
-    as_user("viewer", &["view"], &["restore", "shop", "--manifests", "/tmp/x"]).fails(1, "has no role for restore");
+    let (folder, file) =
+        (c.folder().join("manifests").display().to_string(), c.folder().join("x").display().to_string());
+    as_user("viewer", &["view"], &["restore", "shop", "--manifests", &folder]).fails(1, "has no role for restore");
     // An agent's certificate drives nothing.
     ran(c.command_as(&a_tls, &["runs"]).output()).fails(1, "the agent of node node-a has no role for view");
     ran(c.command_as(&a_tls, &["backup", "shop"]).output()).fails(1, "has no role for backup");
@@ -47,7 +49,7 @@ fn a_certificate_says_who_you_are_and_what_you_may() {
     // Orders: what the inventory does not have, and places where restores may not write.
     c.run(&["backup", "bank"]).fails(2, "the inventory has no application bank");
     c.run(&["backup", "shop", "--volume", "x=/etc/passwd"]).fails(2, "inventory");
-    c.run(&["restore", "shop", "--volume", "data=/tmp/x"]).fails(2, "NODE:PATH");
+    c.run(&["restore", "shop", "--volume", &format!("data={file}")]).fails(2, "NODE:PATH");
     c.run(&["points"]).fails(2, "which repository?");
     c.run(&["cancel", "0123456789abcdef"]).fails(1, "no such run");
     ran(c.command_as(c.folder(), &["runs"]).output()).fails(1, "can't read");
