@@ -91,7 +91,7 @@ impl Upload for Service {
         let (_, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let pack = PackId::try_from(&request.pack[..]).map_err(|_| status::nonsense("a pack id of another length"))?;
         if request.length > PACK_BYTES_MAX {
-            return Err(status::nonsense("a pack of more bytes than a pack can have"));
+            return Err(Status::resource_exhausted("more bytes than a pack can have"));
         }
         let id = RunId::try_from(&a.run[..]).map_err(|_| status::nonsense("a run id of another length"))?;
         let of = (id, a.volume.clone());
