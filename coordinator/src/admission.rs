@@ -38,6 +38,8 @@ struct State {
     under_way: HashMap<PackId, UnderWay>,
     /// When the next byte may leave.
     next: Option<Instant>,
+    /// What the inventory said last.
+    limits: StoreLimits,
 }
 
 struct UnderWay {
@@ -88,9 +90,15 @@ impl Admission {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the inventory says now. One that can't be read stops no run that is under way.
+    /// What the inventory says now; while it can't be read, what it said last.
     fn limits(&self) -> StoreLimits {
-        self.inventory.loads().map(|l| l.store).unwrap_or_default()
+        let loads = self.inventory.loads();
+        let mut state = self.state();
+        match loads {
+            Ok(loads) => state.limits = loads.store,
+            Err(e) => tracing::warn!(error = %e, "uploads are bounded as before"),
+        }
+        state.limits.clone()
     }
 
     /// Waits until a pack may leave.
@@ -231,6 +239,10 @@ mod tests {
             admission.admit("a", of(1), pack(n), 2000).await.granted();
         }
         assert_eq!(began.elapsed().as_secs(), 8, "the first at once, each of the others two seconds later");
+        // A file that makes no sense for a moment frees nobody.
+        std::fs::write(file.path(), "store: {").unwrap();
+        admission.admit("a", of(1), pack(199), 2000).await.granted();
+        assert_eq!(began.elapsed().as_secs(), 10);
         // The file is edited: whoever waits hears of it, and goes as fast as it can.
         admission.admit("a", of(1), pack(200), 1_000_000).await.granted();
         std::fs::write(file.path(), "store: {}").unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{RestoreError, Tally};
+use super::{RestoreError, RestoreJob, Tally};
 use crate::backup::Engine;
 use crate::device::VolumeTarget;
 
@@ -46,8 +46,9 @@ pub struct Listener {
 pub(super) type Number = u64;
 
 /// The windows of a plan that are not whole.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Windows {
+    /// Never empty: the last one is the window that comes now.
     open: VecDeque<Window>,
     first: Number,
     whole: Reached,
@@ -71,9 +72,6 @@ impl Windows {
     }
 
     fn last(&mut self) -> &mut Window {
-        if self.open.is_empty() {
-            self.open.push_back(Window::default());
-        }
         let last = self.open.len() - 1;
         &mut self.open[last]
     }
@@ -151,10 +149,7 @@ impl Syncs {
     /// Why it failed.
     pub(super) async fn settle(&mut self) -> Result<(), RestoreError> {
         match self.under_way.take() {
-            Some(task) => match task.await {
-                Ok(synced) => synced,
-                Err(e) => std::panic::resume_unwind(e.into_panic()),
-            },
+            Some(task) => RestoreJob::joined(task.await),
             None => Ok(()),
         }
     }

@@ -89,6 +89,7 @@ pub(crate) async fn execute(
 
 /// What an order means, before anything of it is done.
 pub(super) struct LookedUp {
+    began: tokio::time::Instant,
     point: OpenPoint,
     /// Volumes to restore, and their numbers in the point.
     wanted: HashMap<String, usize>,
@@ -106,6 +107,7 @@ pub(super) async fn look_up(
     by: Option<&Peer>,
     feed: &Feed,
 ) -> Result<LookedUp, RestoreError> {
+    let began = tokio::time::Instant::now();
     let repository = &coordinator.repository;
     let found = repository.catalog().select(&order.selector, &repository.ring).await.map_err(|e| match e {
         FindError::Store(f) => RestoreError::Store(f),
@@ -130,7 +132,7 @@ pub(super) async fn look_up(
     if !order.manifests && point.body.manifests.is_some() {
         left_out.push("manifests".into());
     }
-    Ok(LookedUp { point, wanted, left_out, manifests })
+    Ok(LookedUp { began, point, wanted, left_out, manifests })
 }
 
 /// Moves the bytes. The targets are reserved for this run, and stay so.
@@ -145,8 +147,7 @@ pub(super) async fn carry_out(
     feed: &Feed,
     progress: Progress,
 ) -> Result<Done, RestoreError> {
-    let began = tokio::time::Instant::now();
-    let LookedUp { point, wanted, left_out, manifests } = looked_up;
+    let LookedUp { began, point, wanted, left_out, manifests } = looked_up;
     let id = point.found.root.id();
     let run = Arc::new(Run {
         repository: coordinator.repository.clone(),
