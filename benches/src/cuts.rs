@@ -156,7 +156,7 @@ impl Store {
                         place
                     }
                 };
-                let extent = Extent::Data { len: u32::try_from(len)?, chunk_offset: 0, id, place };
+                let extent = Extent::Data { len: u32::try_from(len)?, chunk_offset: 0, id, place, pages: None };
                 out.extents.push((at + offset as u64, extent));
             }
             at += n as u64;

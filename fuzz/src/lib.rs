@@ -29,7 +29,7 @@ use milkrun_repository::point::journal;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::{Placement, Root, RootBody, Selector};
 use milkrun_repository::store::{Key, StoreUrl};
-use milkrun_repository::volume_map::{Leaf, Node};
+use milkrun_repository::volume_map::{Leaf, Node, PageList};
 
 /// The stored samples: the same bytes in each process, so that a corpus stays good.
 macro_rules! golden {
@@ -86,6 +86,12 @@ pub fn targets() -> Vec<Target> {
 fn stored() -> Vec<Target> {
     vec![
         Target::canonical("leaf", golden!("leaf-v1.bin").to_vec(), |b| Leaf::decode(b).ok().map(|x| x.encode())),
+        Target::canonical("leaf with pages", golden!("leaf-v2.bin").to_vec(), |b| {
+            Leaf::decode(b).ok().map(|x| x.encode())
+        }),
+        Target::canonical("page list", golden!("page-list-v1.bin").to_vec(), |b| {
+            PageList::decode(b).ok().map(|x| x.encode())
+        }),
         Target::canonical("node", golden!("node-v1.bin").to_vec(), |b| Node::decode(b).ok().map(|x| x.encode())),
         Target::canonical("segment", golden!("segment-body-v1.bin").to_vec(), |b| {
             let segment = Segment::decode(b).ok()?;
@@ -102,7 +108,10 @@ fn stored() -> Vec<Target> {
             journal::decode(b).ok().map(|x| journal::encode(&x))
         }),
         Target::canonical("root-body", golden!("point-body-v1.bin").to_vec(), |b| {
-            RootBody::decode(b).ok().map(|x| x.encode())
+            RootBody::decode(b, 1).ok().map(|x| x.encode())
+        }),
+        Target::canonical("root-body with layout", golden!("point-body-v2.bin").to_vec(), |b| {
+            RootBody::decode(b, 2).ok().map(|x| x.encode())
         }),
         Target::new("manifests", vec![manifests_seed()], |b| {
             // A decoder does not ask for the order that the encoder makes: what is encoded once stays.

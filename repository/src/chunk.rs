@@ -5,6 +5,7 @@
 
 pub mod codec;
 pub mod page_cutter;
+pub mod pages;
 pub mod stream_cutter;
 
 /// Bytes of a page, the granule of volumes.

@@ -18,6 +18,7 @@ pub mod wrapped;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use zeroize::Zeroizing;
 
+use crate::chunk::pages::{PageDigest, PageHasher};
 use crate::clock::entropy;
 use crate::id::{AppHash, AppName, ChunkId};
 use hybrid::{HybridPublic, HybridSecret};
@@ -200,6 +201,17 @@ impl DomainKey {
     /// The id of a plaintext.
     pub fn identify(&self, plain: &[u8]) -> ChunkId {
         ChunkId::from_bytes(*blake3::keyed_hash(&self.0, plain).as_bytes())
+    }
+
+    /// The id of a chunk and the digests of its pages, at the price of the id alone.
+    pub fn identify_pages(&self, chunk: &[u8]) -> (ChunkId, Vec<PageDigest>) {
+        PageHasher::new(&self.0).identify(chunk)
+    }
+
+    /// The digests of a part of a chunk, which begins at `offset` of it, a multiple of a page, and is of whole pages, unless the
+    /// chunk ends with it.
+    pub fn page_digests(&self, part: &[u8], offset: u32) -> Vec<PageDigest> {
+        PageHasher::new(&self.0).digests(part, offset)
     }
 
     /// The seed that moves cut points, so that chunk lengths of known content tell an outsider nothing.

@@ -68,7 +68,7 @@ pub fn plan(extents: &[(u64, Extent)], limits: Limits, in_order: bool) -> Vec<Pl
     let mut chunks: Vec<PlannedChunk> = Vec::new();
     let mut by_place: HashMap<(PackId, u32), usize> = HashMap::new();
     for &(volume_offset, extent) in extents {
-        let Extent::Data { len, chunk_offset, id, place } = extent else { continue };
+        let Extent::Data { len, chunk_offset, id, place, .. } = extent else { continue };
         let write = Write { volume_offset, chunk_offset, len };
         let known = if in_order { None } else { by_place.get(&(place.pack, place.slot)).copied() };
         match known {
@@ -123,7 +123,7 @@ mod tests {
     fn extent(pack: u8, slot: u32, offset: u32, len: u32) -> Extent {
         let pack = PackId::from_bytes([pack; 16]);
         let place = Place { pack, slot, offset, sealed_len: len, plain_len: len, codec: Codec::Raw };
-        Extent::Data { len, chunk_offset: 0, id: ChunkId::from_bytes([slot as u8; 32]), place }
+        Extent::Data { len, chunk_offset: 0, id: ChunkId::from_bytes([slot as u8; 32]), place, pages: None }
     }
 
     #[test]

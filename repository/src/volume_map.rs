@@ -6,6 +6,10 @@
 //!        u32 n, n × extent:  hole  kind u8 = 0, length u32
 //!                            data  kind u8 = 1, codec u8, pack number u16, length u32, offset in chunk u32,
 //!                                  plain length u32, sealed length u32, slot u32, offset in pack u32, chunk id 32
+//! leaf   version u8 = 2: where the digests of its pages are kept. As version 1, but
+//!        after the packs       u32 n, n × page list: chunk id 32, place 36
+//!        and a further extent  data  kind u8 = 2: as 1, then list number u16, first digest u32
+//! pages  "page", version u8 = 1, 3 reserved; u32 n, n × digest 8
 //! node   "node", version u8 = 1, level u8 (1: children are leaves), 2 reserved
 //!        u32 n, n × child:   hole  kind u8 = 0, length u64
 //!                            child kind u8 = 1, length u64, chunk id 32, place 36
@@ -15,13 +19,16 @@
 //! later, the placement's list of forwards tells where its slots went; the root and its maps stay.
 
 mod build;
+mod leaf;
+mod pages;
 mod walk;
 
 pub use build::MapBuilder;
+pub use leaf::{Extent, Leaf, PagesAt};
+pub use pages::PageList;
 pub use walk::{MapCursor, MapSource, Step};
 
-use crate::chunk::codec::Codec;
-use crate::id::{ChunkId, PackId};
+use crate::id::ChunkId;
 use crate::pack::Place;
 use crate::wire::{Decoder, Encoder, Malformed};
 
@@ -32,157 +39,6 @@ pub const FAN_OUT: usize = 256;
 /// More levels than any u64 of bytes needs.
 const LEVEL_MAX: u8 = 8;
 
-/// A run of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// Zeros that are stored nowhere.
-    Hole {
-        /// Bytes.
-        len: u32,
-    },
-    /// A part of a chunk, or all of it.
-    Data {
-        /// Bytes.
-        len: u32,
-        /// Where they begin in the chunk's plaintext.
-        chunk_offset: u32,
-        /// The chunk.
-        id: ChunkId,
-        /// Where it is stored.
-        place: Place,
-    },
-}
-
-impl Extent {
-    /// Bytes covered.
-    pub fn len(&self) -> u32 {
-        match *self {
-            Self::Hole { len } | Self::Data { len, .. } => len,
-        }
-    }
-
-    /// Never true of a decoded extent.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// A leaf: the extents of up to 64 MiB of a volume.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Leaf {
-    /// In order, without gaps.
-    pub extents: Vec<Extent>,
-}
-
-impl Leaf {
-    /// Bytes covered.
-    pub fn len(&self) -> u64 {
-        self.extents.iter().map(|e| u64::from(e.len())).sum()
-    }
-
-    /// Whether it covers nothing.
-    pub fn is_empty(&self) -> bool {
-        self.extents.is_empty()
-    }
-
-    /// Whether it is one hole.
-    pub fn is_hole(&self) -> bool {
-        self.extents.iter().all(|e| matches!(e, Extent::Hole { .. }))
-    }
-
-    /// The packs that it needs, each once, sorted.
-    pub fn packs(&self) -> Vec<PackId> {
-        let mut packs: Vec<PackId> = self
-            .extents
-            .iter()
-            .filter_map(|e| match e {
-                Extent::Data { place, .. } => Some(place.pack),
-                Extent::Hole { .. } => None,
-            })
-            .collect();
-        packs.sort_unstable();
-        packs.dedup();
-        packs
-    }
-
-    /// Its bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let packs = self.packs();
-        let mut e = Encoder::new();
-        e.raw(b"leaf").u8(1).raw(&[0; 3]).count(packs.len());
-        for pack in &packs {
-            e.raw(pack.as_bytes());
-        }
-        e.count(self.extents.len());
-        for extent in &self.extents {
-            match *extent {
-                Extent::Hole { len } => {
-                    e.u8(0).u32(len);
-                }
-                Extent::Data { len, chunk_offset, id, place } => {
-                    let number = packs.binary_search(&place.pack).ok().and_then(|n| u16::try_from(n).ok());
-                    e.u8(1).u8(place.codec as u8).u16(number.unwrap_or(u16::MAX)).u32(len).u32(chunk_offset);
-                    e.u32(place.plain_len).u32(place.sealed_len).u32(place.slot).u32(place.offset).raw(id.as_bytes());
-                }
-            }
-        }
-        e.finish()
-    }
-
-    /// Parses a leaf.
-    ///
-    /// # Errors
-    /// [`Malformed`] unless it is exactly what [`Leaf::encode`] writes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut d = Decoder::new(bytes);
-        head(&mut d, *b"leaf")?;
-        d.reserved(3, "reserved")?;
-        let n = d.count(PackId::LEN, "pack count")?;
-        let mut packs = Vec::with_capacity(n);
-        for _ in 0..n {
-            packs.push(PackId::from_bytes(d.array("pack id")?));
-        }
-        let n = d.count(5, "extent count")?;
-        let mut leaf = Self { extents: Vec::with_capacity(n) };
-        let mut total = 0_u64;
-        for _ in 0..n {
-            let extent = match d.u8("extent kind")? {
-                0 => Extent::Hole { len: d.u32("hole length")? },
-                1 => {
-                    let codec = Codec::from_u8(d.u8("codec")?).ok_or_else(|| d.bad("codec"))?;
-                    let pack = *packs.get(usize::from(d.u16("pack number")?)).ok_or_else(|| d.bad("pack number"))?;
-                    let (len, chunk_offset) = (d.u32("length")?, d.u32("chunk offset")?);
-                    let plain_len = d.u32("plain length")?;
-                    let place = Place {
-                        pack,
-                        codec,
-                        plain_len,
-                        sealed_len: d.u32("sealed length")?,
-                        slot: d.u32("slot")?,
-                        offset: d.u32("offset")?,
-                    };
-                    if chunk_offset.checked_add(len).is_none_or(|end| end > plain_len) {
-                        return Err(d.bad("extent outside of its chunk"));
-                    }
-                    Extent::Data { len, chunk_offset, id: ChunkId::from_bytes(d.array("chunk id")?), place }
-                }
-                _ => return Err(d.bad("extent kind")),
-            };
-            total += u64::from(extent.len());
-            if extent.is_empty() || total > LEAF_BYTES_MAX {
-                return Err(d.bad("extent length"));
-            }
-            leaf.extents.push(extent);
-        }
-        d.finish("end of leaf")?;
-        // Each pack listed is used, in order: one leaf has one encoding.
-        if leaf.packs() != packs || packs.len() > usize::from(u16::MAX) {
-            return Err(Malformed { what: "pack table", at: 8 });
-        }
-        Ok(leaf)
-    }
-}
-
 /// A stored map chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapRef {
@@ -190,6 +46,17 @@ pub struct MapRef {
     pub id: ChunkId,
     /// Where it is.
     pub place: Place,
+}
+
+impl MapRef {
+    fn encode(&self, e: &mut Encoder) {
+        e.raw(self.id.as_bytes());
+        self.place.encode(e);
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(Self { id: ChunkId::from_bytes(d.array("chunk id")?), place: Place::decode(d)? })
+    }
 }
 
 /// A child of an inner node.
@@ -231,8 +98,8 @@ impl Node {
                     e.u8(0).u64(child.len);
                 }
                 Some(r) => {
-                    e.u8(1).u64(child.len).raw(r.id.as_bytes());
-                    r.place.encode(&mut e);
+                    e.u8(1).u64(child.len);
+                    r.encode(&mut e);
                 }
             }
         }
@@ -245,7 +112,7 @@ impl Node {
     /// [`Malformed`] unless it is exactly what [`Node::encode`] writes for a sound node.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut d = Decoder::new(bytes);
-        head(&mut d, *b"node")?;
+        head(&mut d, *b"node", 1)?;
         let level = d.u8("level")?;
         if !(1..=LEVEL_MAX).contains(&level) {
             return Err(d.bad("level"));
@@ -262,7 +129,7 @@ impl Node {
             let len = d.u64("child length")?;
             let chunk = match kind {
                 0 => None,
-                1 => Some(MapRef { id: ChunkId::from_bytes(d.array("chunk id")?), place: Place::decode(&mut d)? }),
+                1 => Some(MapRef::decode(&mut d)?),
                 _ => return Err(d.bad("child kind")),
             };
             let two_holes = chunk.is_none() && node.children.last().is_some_and(|c| c.chunk.is_none());
@@ -285,14 +152,16 @@ pub struct MapRoot {
     pub chunk: Option<MapRef>,
 }
 
-fn head(d: &mut Decoder<'_>, tag: [u8; 4]) -> Result<(), Malformed> {
+/// Which version it is; none above `newest` is known.
+fn head(d: &mut Decoder<'_>, tag: [u8; 4], newest: u8) -> Result<u8, Malformed> {
     if d.array::<4>("tag")? != tag {
         return Err(d.bad("tag"));
     }
-    if d.u8("version")? != 1 {
+    let version = d.u8("version")?;
+    if !(1..=newest).contains(&version) {
         return Err(d.bad("version"));
     }
-    Ok(())
+    Ok(version)
 }
 
 #[cfg(test)]

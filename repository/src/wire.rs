@@ -195,14 +195,25 @@ impl<'a> Decoder<'a> {
 /// # Errors
 /// [`HeaderError::Foreign`] when the magic differs, [`HeaderError::Newer`] when the version is above `version`.
 pub fn header(d: &mut Decoder<'_>, magic: &[u8; 16], version: u16) -> Result<(), HeaderError> {
+    match headers(d, magic, version)? {
+        v if v == version => Ok(()),
+        _ => Err(HeaderError::Malformed(d.bad("version"))),
+    }
+}
+
+/// As [`header`], of an object that has several versions: which one it is, `newest` at most.
+///
+/// # Errors
+/// As [`header`].
+pub fn headers(d: &mut Decoder<'_>, magic: &[u8; 16], newest: u16) -> Result<u16, HeaderError> {
     let found: [u8; 16] = d.array("magic")?;
     if &found != magic {
         return Err(HeaderError::Foreign);
     }
     match d.u16("version")? {
-        v if v == version => Ok(()),
-        v if v > version => Err(HeaderError::Newer { found: v, known: version }),
-        _ => Err(HeaderError::Malformed(d.bad("version"))),
+        0 => Err(HeaderError::Malformed(d.bad("version"))),
+        v if v > newest => Err(HeaderError::Newer { found: v, known: newest }),
+        v => Ok(v),
     }
 }
 

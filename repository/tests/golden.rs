@@ -15,7 +15,7 @@ use milkrun_repository::point::journal;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::{Placement, Root, RootBody};
 use milkrun_repository::store::Key;
-use milkrun_repository::volume_map::{Leaf, Node};
+use milkrun_repository::volume_map::{Leaf, Node, PageList};
 use samples::*;
 
 /// The stored sample, or a new one if blessing.
@@ -71,11 +71,24 @@ fn root_v1() {
     assert_eq!(parsed, root());
     assert_eq!(Root::open(&bytes, ring().metadata()).unwrap(), body());
     let plain = golden("point-body-v1.bin", || body().encode());
-    assert_eq!(RootBody::decode(&plain).unwrap(), body());
+    assert_eq!(RootBody::decode(&plain, 1).unwrap(), body());
     assert_eq!(body().encode(), plain);
     let tombstone = golden("tombstone-v1.bin", || root().encode_tombstone(&ring(), &config().keys.metadata).unwrap());
     let parsed = Root::decode(&tombstone, &root().key(), &repository(), &ring().public().signing).unwrap();
     assert!(parsed.tombstone);
+}
+
+#[test]
+fn root_v2() {
+    let body = body_with_layout();
+    let bytes = golden("point-v2.bin", || root().encode(&body, &ring(), &config().keys.metadata).unwrap());
+    let parsed = Root::decode(&bytes, &root().key(), &repository(), &ring().public().signing).unwrap();
+    assert_eq!(parsed, root());
+    assert_eq!(Root::open(&bytes, ring().metadata()).unwrap(), body);
+    let plain = golden("point-body-v2.bin", || body.encode());
+    assert_eq!(RootBody::decode(&plain, 2).unwrap(), body);
+    assert_eq!(body.encode(), plain);
+    assert!(RootBody::decode(&plain, 1).is_err());
 }
 
 #[test]
@@ -123,4 +136,14 @@ fn volume_map_v1() {
     let bytes = golden("node-v1.bin", || node().encode());
     assert_eq!(Node::decode(&bytes).unwrap(), node());
     assert_eq!(node().encode(), bytes);
+}
+
+#[test]
+fn volume_map_v2() {
+    let bytes = golden("leaf-v2.bin", || leaf_with_pages().encode());
+    assert_eq!(Leaf::decode(&bytes).unwrap(), leaf_with_pages());
+    assert_eq!(leaf_with_pages().encode(), bytes);
+    let bytes = golden("page-list-v1.bin", || page_list().encode());
+    assert_eq!(PageList::decode(&bytes).unwrap(), page_list());
+    assert_eq!(page_list().encode(), bytes);
 }

@@ -126,7 +126,8 @@ impl Run {
             }
             let reference = self.put_metadata(&bytes[offset..offset + len]).await?;
             let place = reference.place;
-            leaf.extents.push(Extent::Data { len: place.plain_len, chunk_offset: 0, id: reference.id, place });
+            let (len, id) = (place.plain_len, reference.id);
+            leaf.extents.push(Extent::Data { len, chunk_offset: 0, id, place, pages: None });
         }
         if !leaf.is_empty() {
             let chunk = Some(self.put_metadata(&leaf.encode()).await?);

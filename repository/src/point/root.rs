@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0  16  magic "milkrun point\0\0\0"
-//!  16   2  version u16 = 1
+//!  16   2  version u16: 1, or 2 if the body says how a volume was read and lies
 //!  18   1  kind u8: 1 point, 2 tombstone of a run that was aborted
 //!  19   5  reserved
 //!  24  16  repository id
@@ -23,10 +23,10 @@ use crate::id::{AppHash, AppName, ChunkId, PointId, RepositoryId, RunId, VolumeN
 use crate::keys::hybrid::{HybridError, HybridPublic, HybridSecret};
 use crate::keys::{BadSignature, KeyRing, Label, SIGNATURE_LEN, VerifyingKey};
 use crate::store::Key;
-use crate::wire::{Decoder, Encoder, HeaderError, Malformed, header};
+use crate::wire::{Decoder, Encoder, HeaderError, Malformed, headers};
 
 const MAGIC: &[u8; 16] = b"milkrun point\0\0\0";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const READABLE_LEN: usize = 80;
 
 /// The readable part of a root.
@@ -107,6 +107,21 @@ pub struct VolumeEntry {
     pub stored_bytes: u64,
     /// What was reported while it was read and did not fail it.
     pub notes: Vec<String>,
+    /// How it was read, and how it lies. Unknown of points that a release before 0.2 wrote.
+    pub layout: Option<Layout>,
+}
+
+/// How a volume was read, and how it lies in the repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// So many points in a row, this one included, rest on lists of changes that somebody else made; 0: all of it was read.
+    pub by_lists: u32,
+    /// Bytes outside of this point's list that were read and compared with the parent, as a sample.
+    pub sampled_bytes: u64,
+    /// Reads from the store that a restore takes.
+    pub ranges: u64,
+    /// Bytes of plaintext that a restore opens for them: more than the volume's data, when it uses parts of chunks.
+    pub opened_bytes: u64,
 }
 
 /// The manifests in a root.
@@ -157,7 +172,7 @@ impl Root {
     /// # Errors
     /// When the metadata public key can't be used.
     pub fn encode(&self, body: &RootBody, ring: &KeyRing, recipient: &HybridPublic) -> Result<Vec<u8>, HybridError> {
-        self.encode_bytes(&body.encode(), ring, recipient)
+        self.encode_bytes(body.version(), &body.encode(), ring, recipient)
     }
 
     /// The tombstone of a run that was aborted: no body.
@@ -165,12 +180,18 @@ impl Root {
     /// # Errors
     /// When the metadata public key can't be used.
     pub fn encode_tombstone(&self, ring: &KeyRing, recipient: &HybridPublic) -> Result<Vec<u8>, HybridError> {
-        Self { tombstone: true, ..*self }.encode_bytes(&[], ring, recipient)
+        Self { tombstone: true, ..*self }.encode_bytes(1, &[], ring, recipient)
     }
 
-    fn encode_bytes(&self, body: &[u8], ring: &KeyRing, recipient: &HybridPublic) -> Result<Vec<u8>, HybridError> {
+    fn encode_bytes(
+        &self,
+        version: u16,
+        body: &[u8],
+        ring: &KeyRing,
+        recipient: &HybridPublic,
+    ) -> Result<Vec<u8>, HybridError> {
         let mut e = Encoder::new();
-        e.raw(MAGIC).u16(VERSION).u8(if self.tombstone { 2 } else { 1 }).raw(&[0; 5]);
+        e.raw(MAGIC).u16(version).u8(if self.tombstone { 2 } else { 1 }).raw(&[0; 5]);
         e.raw(self.repository.as_bytes()).raw(self.app.as_bytes()).raw(self.run.as_bytes());
         e.i64(self.moment.millis()).i64(self.lock_until.map_or(0, Moment::millis));
         let sealed = recipient.seal(body, e.as_slice())?;
@@ -205,7 +226,7 @@ impl Root {
     /// [`RootError::Header`].
     pub fn parse(bytes: &[u8]) -> Result<Self, RootError> {
         let mut d = Decoder::new(bytes);
-        header(&mut d, MAGIC, VERSION)?;
+        headers(&mut d, MAGIC, VERSION)?;
         let tombstone = match d.u8("kind")? {
             1 => false,
             2 => true,
@@ -233,10 +254,11 @@ impl Root {
     /// [`RootError`].
     pub fn open(bytes: &[u8], secret: &HybridSecret) -> Result<RootBody, RootError> {
         let mut d = Decoder::new(bytes);
+        let version = headers(&mut Decoder::new(bytes), MAGIC, VERSION)?;
         let aad = d.raw(READABLE_LEN, "root")?;
         let encapsulated = d.raw(32, "encapsulated key")?;
         let sealed = d.bytes("sealed body")?;
-        Ok(RootBody::decode(&secret.open(encapsulated, sealed, aad)?)?)
+        Ok(RootBody::decode(&secret.open(encapsulated, sealed, aad)?, version)?)
     }
 }
 
@@ -259,9 +281,30 @@ impl MapId {
     }
 }
 
+impl Layout {
+    fn encode(&self, e: &mut Encoder) {
+        e.u32(self.by_lists).u64(self.sampled_bytes).u64(self.ranges).u64(self.opened_bytes);
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            by_lists: d.u32("lists in a row")?,
+            sampled_bytes: d.u64("sampled bytes")?,
+            ranges: d.u64("ranges")?,
+            opened_bytes: d.u64("opened bytes")?,
+        })
+    }
+}
+
 impl RootBody {
+    /// The version of a root that says all of it.
+    pub fn version(&self) -> u16 {
+        if self.volumes.iter().any(|v| v.layout.is_some()) { 2 } else { 1 }
+    }
+
     /// Its bytes, before sealing.
     pub fn encode(&self) -> Vec<u8> {
+        let version = self.version();
         let mut e = Encoder::new();
         e.text(self.application.as_str()).text(&self.host).text(&self.writer);
         e.text(&self.parent.map(|p| p.to_string()).unwrap_or_default());
@@ -273,6 +316,12 @@ impl RootBody {
             for note in &v.notes {
                 e.text(note);
             }
+            if version > 1 {
+                e.u8(u8::from(v.layout.is_some()));
+                if let Some(layout) = &v.layout {
+                    layout.encode(&mut e);
+                }
+            }
         }
         e.u8(u8::from(self.manifests.is_some()));
         if let Some(m) = &self.manifests {
@@ -282,11 +331,11 @@ impl RootBody {
         e.finish()
     }
 
-    /// Parses the opened part.
+    /// Parses the opened part of a root of this version.
     ///
     /// # Errors
     /// [`Malformed`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn decode(bytes: &[u8], version: u16) -> Result<Self, Malformed> {
         let mut d = Decoder::new(bytes);
         let application = d.text("application")?.parse().map_err(|_| d.bad("application"))?;
         let (host, writer) = (d.text("host")?, d.text("writer")?);
@@ -304,11 +353,26 @@ impl RootBody {
             };
             let sector_bytes = d.u32("sector size")?;
             let map = MapId::decode(&mut d)?;
-            let (hole_bytes, new_bytes) = (d.u64("hole bytes")?, d.u64("new bytes")?);
-            let stored_bytes = d.u64("stored bytes")?;
+            let bytes = (d.u64("hole bytes")?, d.u64("new bytes")?, d.u64("stored bytes")?);
             let n = d.count(4, "note count")?;
             let notes = (0..n).map(|_| d.text("note")).collect::<Result<_, _>>()?;
-            volumes.push(VolumeEntry { name, kind, sector_bytes, map, hole_bytes, new_bytes, stored_bytes, notes });
+            let layout = match if version > 1 { d.u8("layout")? } else { 0 } {
+                0 => None,
+                1 => Some(Layout::decode(&mut d)?),
+                _ => return Err(d.bad("layout")),
+            };
+            let (hole_bytes, new_bytes, stored_bytes) = bytes;
+            volumes.push(VolumeEntry {
+                name,
+                kind,
+                sector_bytes,
+                map,
+                hole_bytes,
+                new_bytes,
+                stored_bytes,
+                notes,
+                layout,
+            });
         }
         let manifests = match d.u8("manifests")? {
             0 => None,
@@ -316,6 +380,8 @@ impl RootBody {
             _ => return Err(d.bad("manifests")),
         };
         d.finish("end of root body")?;
-        Ok(Self { application, host, writer, parent, duration_ms, stored_bytes, volumes, manifests })
+        let body = Self { application, host, writer, parent, duration_ms, stored_bytes, volumes, manifests };
+        // One body has one encoding.
+        if body.version() == version { Ok(body) } else { Err(Malformed { what: "version", at: 0 }) }
     }
 }

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::chunk::codec::Codec;
+use crate::id::PackId;
 
 #[derive(Default)]
 struct Chunks(Mutex<HashMap<ChunkId, Vec<u8>>>);
@@ -39,7 +41,7 @@ fn leaf(seed: u8, len: u32) -> Leaf {
     let id = ChunkId::from_bytes([seed; 32]);
     Leaf {
         extents: vec![
-            Extent::Data { len: len / 2, chunk_offset: 5, id, place: place(seed, 3, len) },
+            Extent::Data { len: len / 2, chunk_offset: 5, id, place: place(seed, 3, len), pages: None },
             Extent::Hole { len: len - len / 2 },
         ],
     }
@@ -173,14 +175,17 @@ proptest! {
     }
 
     #[test]
-    fn leaves_are_canonical(parts in proptest::collection::vec((any::<bool>(), 1u32..5000, any::<u8>(), 0u32..100), 1..60)) {
-        let extents = parts.iter().map(|&(hole, len, seed, chunk_offset)| {
+    fn leaves_are_canonical(parts in proptest::collection::vec((any::<bool>(), 1u32..5000, any::<u8>(), 0u32..100, proptest::option::weighted(0.3, 0u8..4)), 1..60)) {
+        let extents = parts.iter().map(|&(hole, len, seed, chunk_offset, list)| {
             if hole { Extent::Hole { len } } else {
-                Extent::Data { len, chunk_offset, id: ChunkId::from_bytes([seed; 32]), place: place(seed % 7, 3, len + chunk_offset) }
+                let list = list.map(|n| MapRef { id: ChunkId::from_bytes([n; 32]), place: place(9, 4, 900) });
+                let pages = list.map(|list| PagesAt { list, first: u32::from(seed) * 7 });
+                Extent::Data { len, chunk_offset, id: ChunkId::from_bytes([seed; 32]), place: place(seed % 7, 3, len + chunk_offset), pages }
             }
         }).collect();
         let leaf = Leaf { extents };
         let bytes = leaf.encode();
+        prop_assert_eq!(bytes[4], if leaf.page_lists().is_empty() { 1 } else { 2 });
         prop_assert_eq!(&Leaf::decode(&bytes).unwrap(), &leaf);
         for cut in 0..bytes.len() {
             prop_assert!(Leaf::decode(&bytes[..cut]).is_err());

@@ -14,10 +14,10 @@ use milkrun_repository::keys::{DomainKey, KeyRing, Secret};
 use milkrun_repository::pack::{PackBuilder, PackKind, PackTarget, Place, SealedKey, SealedPack};
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
-use milkrun_repository::point::root::{ManifestEntry, MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::point::root::{Layout, ManifestEntry, MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::point::{Placement, Root, RootBody};
 use milkrun_repository::store::Version;
-use milkrun_repository::volume_map::{Child, Extent, Leaf, MapRef, Node};
+use milkrun_repository::volume_map::{Child, Extent, Leaf, MapRef, Node, PageList, PagesAt};
 
 pub const PASSWORD: &[u8] = b"golden";
 
@@ -95,6 +95,7 @@ pub fn body() -> RootBody {
                 new_bytes: 6,
                 stored_bytes: 7,
                 notes: vec!["a note".into()],
+                layout: None,
             },
             VolumeEntry {
                 name: "dump".parse().unwrap(),
@@ -105,10 +106,18 @@ pub fn body() -> RootBody {
                 new_bytes: 0,
                 stored_bytes: 0,
                 notes: Vec::new(),
+                layout: None,
             },
         ],
         manifests: Some(ManifestEntry { objects: 3, map: map_id(9) }),
     }
+}
+
+/// Of a backup that knows how its volumes lie.
+pub fn body_with_layout() -> RootBody {
+    let mut body = body();
+    body.volumes[0].layout = Some(Layout { by_lists: 3, sampled_bytes: 1 << 20, ranges: 77, opened_bytes: 5 << 30 });
+    body
 }
 
 pub fn place(seed: u8) -> Place {
@@ -233,8 +242,26 @@ pub fn leaf() -> Leaf {
         chunk_offset: 96,
         id: ChunkId::from_bytes([id; 32]),
         place: place(pack),
+        pages: None,
     };
     Leaf { extents: vec![data(1, 4), Extent::Hole { len: 65536 }, data(2, 6), data(1, 4)] }
+}
+
+/// With digests of pages kept for some of it.
+pub fn leaf_with_pages() -> Leaf {
+    let mut leaf = leaf();
+    let lists = [(7, 1), (8, 0), (7, 40)];
+    for (extent, (list, first_digest)) in leaf.extents.iter_mut().zip(lists) {
+        if let Extent::Data { pages, .. } = extent {
+            let list = MapRef { id: ChunkId::from_bytes([list; 32]), place: place(list) };
+            *pages = Some(PagesAt { list, first: first_digest });
+        }
+    }
+    leaf
+}
+
+pub fn page_list() -> PageList {
+    PageList { digests: vec![[1; 8], [0xff; 8], *b"\x00\x01\x02\x03\x04\x05\x06\x07"] }
 }
 
 pub fn node() -> Node {

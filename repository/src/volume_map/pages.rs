@@ -1,0 +1,35 @@
+//! Lists of page digests. They are chunks in metadata packs, apart from those of leaves: a restore does not read them.
+
+use super::head;
+use crate::chunk::pages::{DIGEST_LEN, PageDigest};
+use crate::wire::{Decoder, Encoder, Malformed};
+
+/// Digests, in the order in which extents name them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PageList {
+    /// One for each page.
+    pub digests: Vec<PageDigest>,
+}
+
+impl PageList {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut e = Encoder::new();
+        e.raw(b"page").u8(1).raw(&[0; 3]).count(self.digests.len()).raw(self.digests.as_flattened());
+        e.finish()
+    }
+
+    /// Parses a list.
+    ///
+    /// # Errors
+    /// [`Malformed`] unless it is exactly what [`PageList::encode`] writes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut d = Decoder::new(bytes);
+        head(&mut d, *b"page", 1)?;
+        d.reserved(3, "reserved")?;
+        let n = d.count(DIGEST_LEN, "digest count")?;
+        let digests = d.raw(n * DIGEST_LEN, "digests")?.as_chunks().0.to_vec();
+        d.finish("end of page list")?;
+        Ok(Self { digests })
+    }
+}
