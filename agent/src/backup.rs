@@ -1,11 +1,12 @@
 //! One volume, from its source to a finished map at the coordinator. In reading order:
 //!
 //! 1. [`image`] walks the regions of a device or image, several at once, in order at the end; [`stream`] walks a stream
-//! 2. [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
-//! 3. [`claims`] lets one run upload a chunk once; the coordinator says what is known
-//! 4. [`elsewhere`] waits for what other nodes are storing
-//! 5. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
-//! 6. [`checkpoint`] hands over regions in order once all their packs are sealed
+//! 2. [`sample`] checks a list of changes, if there is one, before anything rests on it
+//! 3. [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
+//! 4. [`claims`] lets one run upload a chunk once; the coordinator says what is known
+//! 5. [`elsewhere`] waits for what other nodes are storing
+//! 6. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
+//! 7. [`checkpoint`] hands over regions in order once all their packs are sealed
 
 pub mod checkpoint;
 pub mod claims;
@@ -13,6 +14,7 @@ pub mod cut;
 pub mod elsewhere;
 pub mod image;
 pub mod lanes;
+pub mod sample;
 pub mod stream;
 
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use milkrun_repository::chunk::codec::Level;
 use milkrun_repository::chunk::page_cutter::PageCutter;
+use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::keys::DomainKey;
@@ -28,6 +31,7 @@ use milkrun_repository::store::CreateError;
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::SourceError;
+use crate::device::changes::ChangesError;
 use crate::rpc::{CallError, Coordinator};
 use crate::workers::Workers;
 
@@ -65,6 +69,10 @@ pub struct VolumeJob {
     pub level: Level,
     /// Whether the coordinator has a parent to predict from.
     pub has_parent: bool,
+    /// The parent's id; empty: none.
+    pub parent: String,
+    /// A chunk of which a page changed is stored whole, and no digests of pages are kept.
+    pub whole_chunks: bool,
     /// Where it goes on from: what lies before was handed over by an earlier attempt.
     pub resume_at: u64,
     /// What was done so far.
@@ -134,6 +142,10 @@ pub struct Outcome {
     pub sector_bytes: u32,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// What the list of changes does not name was not read.
+    pub by_list: bool,
+    /// But for these bytes.
+    pub sampled_bytes: u64,
 }
 
 /// A run of a region, as it goes to the coordinator.
@@ -171,12 +183,33 @@ impl Run {
     }
 }
 
+/// A run, and what is known of its pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The run.
+    pub run: Run,
+    /// A digest for each page; empty: they are not known, or known to the coordinator already.
+    pub pages: Vec<PageDigest>,
+}
+
+/// An extent of the parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentExtent {
+    /// The extent.
+    pub extent: Extent,
+    /// It is stored anew if anything changes near it: its chunk has worn.
+    pub retire: bool,
+}
+
 /// Why a volume's backup failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// The source can't be used, or changed.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The list of changes can't be used.
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
     /// A read failed.
     #[error("read error at byte {offset} of {length}")]
     Read {

@@ -1,6 +1,7 @@
 //! Where volumes come from and go to: block devices, image files, byte streams.
 
 mod block;
+pub mod changes;
 pub mod mounts;
 mod partial;
 #[cfg(any(test, feature = "test-util"))]

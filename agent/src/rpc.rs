@@ -6,7 +6,9 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_client::DownloadClient;
 use milkrun_proto::agent::v1::session_client::SessionClient;
 use milkrun_proto::agent::v1::upload_client::UploadClient;
+use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::codec::Codec;
+use milkrun_repository::chunk::pages::DIGEST_LEN;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{Place, SealedKey, SlotKey};
@@ -15,7 +17,7 @@ use milkrun_repository::store::grant::{GetGrant, PutGrant};
 use milkrun_repository::store::{Firmness, Key, Lock};
 use tonic::transport::Channel;
 
-use crate::backup::{Outcome, Run};
+use crate::backup::{Extent, Outcome, ParentExtent, Run};
 
 /// A call that the coordinator refused, or that did not reach it.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +72,7 @@ pub struct Region {
     /// It is the parent's, to the byte.
     pub unchanged: bool,
     /// What it is made of; nothing, unless unchanged: a hole.
-    pub runs: Vec<Run>,
+    pub extents: Vec<Extent>,
 }
 
 /// A run of the parent's volume.
@@ -80,8 +82,8 @@ pub struct ParentRange {
     pub offset: u64,
     /// Its bytes.
     pub len: u64,
-    /// Its runs; none: a hole.
-    pub runs: Vec<Run>,
+    /// Its extents; none: a hole.
+    pub extents: Vec<ParentExtent>,
 }
 
 /// The stream of them.
@@ -94,8 +96,8 @@ impl ParentRanges {
     /// [`CallError`].
     pub async fn next(&mut self) -> Result<Option<ParentRange>, CallError> {
         let Some(range) = self.0.message().await? else { return Ok(None) };
-        let runs = range.extents.iter().map(run_from_wire).collect::<Result<_, _>>()?;
-        Ok(Some(ParentRange { offset: range.offset, len: range.length, runs }))
+        let extents = range.extents.iter().map(extent_from_wire).collect::<Result<_, _>>()?;
+        Ok(Some(ParentRange { offset: range.offset, len: range.length, extents }))
     }
 }
 
@@ -124,13 +126,22 @@ impl Coordinator {
         Some(self.assignment.clone())
     }
 
-    /// The parent's runs.
+    /// The parent's extents, with the digests of their pages if they are wanted.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn parent(&self) -> Result<ParentRanges, CallError> {
-        let request = wire::ParentRequest { assignment: self.assignment() };
+    pub async fn parent(&self, pages: bool) -> Result<ParentRanges, CallError> {
+        let request = wire::ParentRequest { assignment: self.assignment(), pages };
         Ok(ParentRanges(self.upload.clone().parent(request).await?.into_inner()))
+    }
+
+    /// So many ranges of the parent at random, with the digests of their pages.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn sample(&self, leaves: u32) -> Result<ParentRanges, CallError> {
+        let request = wire::SampleRequest { assignment: self.assignment(), leaves };
+        Ok(ParentRanges(self.upload.clone().sample(request).await?.into_inner()))
     }
 
     /// Which of these chunks are known. With `share` one that another node is storing is told apart; else it is ours too.
@@ -223,7 +234,7 @@ impl Coordinator {
                 offset: r.offset,
                 length: r.len,
                 unchanged: r.unchanged,
-                extents: r.runs.iter().map(run_to_wire).collect(),
+                extents: r.extents.iter().map(extent_to_wire).collect(),
             })
             .collect();
         self.upload.clone().checkpoint(wire::CheckpointRequest { assignment: self.assignment(), regions }).await?;
@@ -243,6 +254,8 @@ impl Coordinator {
             new_bytes: new,
             stored_bytes: stored,
             notes: outcome.notes.clone(),
+            by_list: outcome.by_list,
+            sampled_bytes: outcome.sampled_bytes,
         };
         self.upload.clone().finish(request).await?;
         Ok(())
@@ -258,21 +271,36 @@ impl Coordinator {
     }
 }
 
-fn run_to_wire(run: &Run) -> wire::Extent {
-    match *run {
+fn extent_to_wire(e: &Extent) -> wire::Extent {
+    match e.run {
         Run::Hole { len } => wire::Extent { length: len, ..Default::default() },
-        Run::Chunk { len, id, chunk_offset, chunk_len } => {
-            wire::Extent { length: len, chunk: id.as_bytes().to_vec().into(), chunk_offset, chunk_length: chunk_len }
-        }
+        Run::Chunk { len, id, chunk_offset, chunk_len } => wire::Extent {
+            length: len,
+            chunk: id.as_bytes().to_vec().into(),
+            chunk_offset,
+            chunk_length: chunk_len,
+            pages: e.pages.as_flattened().to_vec().into(),
+            retire: false,
+        },
     }
 }
 
-fn run_from_wire(e: &wire::Extent) -> Result<Run, CallError> {
-    if e.chunk.is_empty() {
-        return Ok(Run::Hole { len: e.length });
+fn extent_from_wire(e: &wire::Extent) -> Result<ParentExtent, CallError> {
+    let run = match e.chunk.is_empty() {
+        true => Run::Hole { len: e.length },
+        false => Run::Chunk {
+            len: e.length,
+            id: ChunkId::try_from(&e.chunk[..]).map_err(|_| CallError::Nonsense("a chunk id"))?,
+            chunk_offset: e.chunk_offset,
+            chunk_len: e.chunk_length,
+        },
+    };
+    let (pages, rest) = e.pages.as_chunks::<DIGEST_LEN>();
+    let whole = pages.is_empty() || pages.len() == (e.length as usize).div_ceil(PAGE);
+    if !whole || !rest.is_empty() || !e.chunk_offset.is_multiple_of(PAGE as u32) && !pages.is_empty() {
+        return Err(CallError::Nonsense("digests of pages"));
     }
-    let id = ChunkId::try_from(&e.chunk[..]).map_err(|_| CallError::Nonsense("a chunk id"))?;
-    Ok(Run::Chunk { len: e.length, id, chunk_offset: e.chunk_offset, chunk_len: e.chunk_length })
+    Ok(ParentExtent { extent: Extent { run, pages: pages.to_vec() }, retire: e.retire })
 }
 
 fn lock(l: Option<wire::Lock>) -> Option<Lock> {

@@ -288,6 +288,15 @@ pub(crate) struct Backup {
     /// Which point predicts what is unchanged: auto, none, or a point's id
     #[arg(long, value_name = "auto|none|POINT", default_value = "auto")]
     pub(crate) parent: String,
+    /// A file that lists what may have changed in a volume since the parent; nothing else of it is read, but for a sample
+    #[arg(long, value_name = "NAME=FILE", value_parser = named)]
+    pub(crate) changed_from: Vec<Named>,
+    /// Of so many points in a row, read one in full whatever the lists of changes say
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) full_every: u32,
+    /// Store a chunk of which a page changed whole, instead of the page alone
+    #[arg(long)]
+    pub(crate) whole_chunks: bool,
     /// zstd level, -7 to 19
     #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
     pub(crate) level: i32,

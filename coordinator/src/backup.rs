@@ -4,10 +4,13 @@
 mod claims;
 mod execute;
 mod finish;
+mod layout;
 mod moving;
+mod pages;
 mod parent;
 mod take_over;
 mod volume;
+mod worn;
 
 pub use execute::Order;
 pub(crate) use execute::execute;
@@ -23,7 +26,7 @@ use futures::StreamExt;
 use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
-use milkrun_repository::id::{ChunkId, PackId, SegmentId};
+use milkrun_repository::id::{ChunkId, PackId, PointId, SegmentId};
 use milkrun_repository::index::{CacheError, ChunkIndex, IndexCache};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::hybrid::HybridError;
@@ -150,6 +153,8 @@ pub struct Run {
     referenced: Mutex<HashSet<PackId>>,
     /// Packs that the store was asked for: whether they are there.
     present: tokio::sync::Mutex<HashMap<PackId, bool>>,
+    /// The parent.
+    parent: Option<PointId>,
     /// Where the parent's maps are.
     parent_packs: Mutex<Vec<milkrun_repository::index::PackInfo>>,
     stored_bytes: AtomicU64,

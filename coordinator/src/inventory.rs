@@ -30,6 +30,8 @@ pub struct SourceSpec {
     pub size: Option<u64>,
     /// Where it can be read.
     pub reach: Vec<Reach>,
+    /// A file on the node that lists what may have changed since the parent.
+    pub changed_from: Option<String>,
 }
 
 /// What a node takes.

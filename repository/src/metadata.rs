@@ -28,11 +28,18 @@ pub struct MetadataWriter {
     target: PackTarget,
     domain: DomainKey,
     compressor: Compressor,
-    open: Option<PackBuilder>,
-    open_entries: Vec<(ChunkId, Place)>,
+    /// What a restore reads: maps and manifests.
+    maps: Option<OpenPack>,
+    /// What only backups read, apart from it: lists of page digests.
+    pages: Option<OpenPack>,
     /// What this run wrote, so that equal leaves are stored once.
     written: HashMap<ChunkId, Place>,
     full: Vec<FinishedMetadata>,
+}
+
+struct OpenPack {
+    builder: PackBuilder,
+    entries: Vec<(ChunkId, Place)>,
 }
 
 /// A metadata pack and what is in it.
@@ -50,8 +57,8 @@ impl MetadataWriter {
     /// When zstd can't get its memory.
     pub fn new(target: PackTarget, domain: DomainKey) -> std::io::Result<Self> {
         let compressor = Compressor::new(Level::DEFAULT)?;
-        let (open_entries, full) = (Vec::new(), Vec::new());
-        Ok(Self { target, domain, compressor, open: None, open_entries, written: HashMap::new(), full })
+        let (written, full) = (HashMap::new(), Vec::new());
+        Ok(Self { target, domain, compressor, maps: None, pages: None, written, full })
     }
 
     /// Adds a chunk, unless this run has it already.
@@ -59,20 +66,32 @@ impl MetadataWriter {
     /// # Errors
     /// When the repository's public key can't be used.
     pub fn put(&mut self, plain: &[u8]) -> Result<MapRef, HybridError> {
+        self.put_into(|w| &mut w.maps, plain)
+    }
+
+    /// As [`Self::put`], of a list of page digests.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn put_pages(&mut self, plain: &[u8]) -> Result<MapRef, HybridError> {
+        self.put_into(|w| &mut w.pages, plain)
+    }
+
+    fn put_into(&mut self, open: fn(&mut Self) -> &mut Option<OpenPack>, plain: &[u8]) -> Result<MapRef, HybridError> {
         let id = self.domain.identify(plain);
         if let Some(&place) = self.written.get(&id) {
             return Ok(MapRef { id, place });
         }
-        if self.open.as_ref().is_some_and(|p| !p.fits(plain.len())) {
-            self.close()?;
+        if let Some(full) = open(self).take_if(|p| !p.builder.fits(plain.len())) {
+            self.full.push(full.finish()?);
         }
-        let builder = match &mut self.open {
-            Some(open) => open,
-            // A chunk larger than a pack gets one of its own size.
-            None => self.open.insert(PackBuilder::new(self.target, vec![0; PACK_BYTES.max(plain.len() + 4096)])),
-        };
-        let place = builder.append(&id, plain, &mut self.compressor);
-        self.open_entries.push((id, place));
+        let target = self.target;
+        // A chunk larger than a pack gets one of its own size.
+        let fresh = || PackBuilder::new(target, vec![0; PACK_BYTES.max(plain.len() + 4096)]);
+        let mut pack = open(self).take().unwrap_or_else(|| OpenPack { builder: fresh(), entries: Vec::new() });
+        let place = pack.builder.append(&id, plain, &mut self.compressor);
+        pack.entries.push((id, place));
+        *open(self) = Some(pack);
         self.written.insert(id, place);
         Ok(MapRef { id, place })
     }
@@ -82,14 +101,13 @@ impl MetadataWriter {
         self.written.entry(known.id).or_insert(known.place);
     }
 
-    /// Closes the open pack.
+    /// Closes the open packs.
     ///
     /// # Errors
     /// As [`MetadataWriter::put`].
     pub fn close(&mut self) -> Result<(), HybridError> {
-        if let Some(open) = self.open.take() {
-            let pack = open.finish()?;
-            self.full.push(FinishedMetadata { pack, entries: std::mem::take(&mut self.open_entries) });
+        for open in [self.maps.take(), self.pages.take()].into_iter().flatten() {
+            self.full.push(open.finish()?);
         }
         Ok(())
     }
@@ -97,6 +115,12 @@ impl MetadataWriter {
     /// Packs to be stored now.
     pub fn take_full(&mut self) -> Vec<FinishedMetadata> {
         std::mem::take(&mut self.full)
+    }
+}
+
+impl OpenPack {
+    fn finish(self) -> Result<FinishedMetadata, HybridError> {
+        Ok(FinishedMetadata { pack: self.builder.finish()?, entries: self.entries })
     }
 }
 

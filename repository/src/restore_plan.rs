@@ -9,6 +9,9 @@ use crate::id::{ChunkId, PackId};
 use crate::pack::Place;
 use crate::volume_map::Extent;
 
+/// Leaves that are planned together: 512 MiB of volume. More finds more neighbours in packs and needs more memory.
+pub const WINDOW_LEAVES: usize = 32;
+
 /// How reads are put together.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

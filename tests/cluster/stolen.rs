@@ -110,7 +110,12 @@ async fn tries(c: &Cluster) {
     for assignment in foreign {
         // Neither the parent's extents, nor whether some content is known, nor leave to store, nor a word on the map.
         let refused = Code::FailedPrecondition;
-        assert_eq!(code(upload.parent(wire::ParentRequest { assignment: assignment.clone() }).await), refused);
+        assert_eq!(
+            code(upload.parent(wire::ParentRequest { assignment: assignment.clone(), pages: true }).await),
+            refused
+        );
+        let sample = wire::SampleRequest { assignment: assignment.clone(), leaves: 1 };
+        assert_eq!(code(upload.sample(sample).await), refused);
         let ids = vec![1; 32].into();
         let lookup = wire::LookupRequest { assignment: assignment.clone(), ids, share: true, wait: false };
         assert_eq!(code(upload.lookup(lookup).await), refused);
@@ -158,7 +163,13 @@ async fn tries(c: &Cluster) {
     let ungranted = wire::SealRequest { pack: vec![99; 16].into(), ..seal };
     assert_eq!(code(upload.seal(ungranted).await), Code::FailedPrecondition);
     // Chunks that it was not told of; regions out of order; an end before the end.
-    let extent = wire::Extent { length: 4096, chunk: vec![7; 32].into(), chunk_offset: 0, chunk_length: 4096 };
+    let extent = wire::Extent {
+        length: 4096,
+        chunk: vec![7; 32].into(),
+        chunk_offset: 0,
+        chunk_length: 4096,
+        ..Default::default()
+    };
     let region = |offset, extents| wire::Region { offset, length: 4096, unchanged: false, extents };
     // And what it says is unchanged, though it was never told of it.
     let unchanged = wire::Region { offset: 0, length: 16 << 20, unchanged: true, extents: Vec::new() };

@@ -86,7 +86,7 @@ impl World {
     /// If the pair can't be started.
     pub async fn back_up(&self, paths: &[&str], script: Script) -> Result<control::BackupDone, tonic::Status> {
         let mut control = self.start(script).await;
-        let source = |p: &&str| control::Source { name: (*p).into(), path: (*p).into(), stream: false };
+        let source = |p: &&str| control::Source { name: (*p).into(), path: (*p).into(), ..Default::default() };
         let order = control::BackupOrder {
             application: "shop".into(),
             sources: paths.iter().map(source).collect(),

@@ -117,11 +117,11 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
             }
         }
         if region.is_hole() {
-            region.runs.clear();
+            region.extents.clear();
         } else {
             bytes += region.len;
         }
-        runs += region.runs.len();
+        runs += region.extents.len();
         match (batch.last_mut(), region.is_hole()) {
             // Terabytes of holes are one entry.
             (Some(last), true) if last.is_hole() && last.offset + last.len == region.offset => last.len += region.len,
@@ -148,6 +148,6 @@ async fn send(job: &VolumeJob, batch: &mut Vec<Region>, runs: &mut usize) -> Res
 
 impl Region {
     fn is_hole(&self) -> bool {
-        !self.unchanged && self.runs.iter().all(|r| matches!(r, Run::Hole { .. }))
+        !self.unchanged && self.extents.iter().all(|e| matches!(e.run, Run::Hole { .. }))
     }
 }

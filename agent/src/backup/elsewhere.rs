@@ -7,6 +7,7 @@ use milkrun_repository::chunk::PAGE;
 use milkrun_repository::id::ChunkId;
 use tokio::sync::mpsc;
 
+use super::cut::Fresh;
 use super::lanes::Batch;
 use super::{BackupError, VolumeJob};
 use crate::device::Source;
@@ -18,14 +19,12 @@ const WAITING_MAX: usize = 16 * 1024;
 const ASKED: usize = 4096;
 
 /// A chunk that another node is storing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Pending {
-    /// Its id.
-    pub id: ChunkId,
-    /// Where it is in this volume.
-    pub offset: u64,
-    /// Its bytes.
-    pub len: usize,
+    /// Where the region begins in this volume.
+    pub region: u64,
+    /// Which one, and of which parts of the region it consists.
+    pub chunk: Fresh,
 }
 
 /// The way in; waiting ends when it is dropped and all is settled.
@@ -85,13 +84,13 @@ async fn wait_for(
             waiting.push(pending);
         }
         let asked = waiting.split_off(waiting.len().saturating_sub(ASKED));
-        let ids: Vec<ChunkId> = asked.iter().map(|p| p.id).collect();
+        let ids: Vec<ChunkId> = asked.iter().map(|p| p.chunk.id).collect();
         let answers = job.coordinator.lookup_later(&ids).await?;
         let with = |wanted: Answer| {
             let matching = asked.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
-            matching.map(|(p, _)| *p).collect::<Vec<_>>()
+            matching.map(|(p, _)| p.clone()).collect::<Vec<_>>()
         };
-        job.run.claims.settle(with(Answer::Known).into_iter().map(|p| p.id));
+        job.run.claims.settle(with(Answer::Known).into_iter().map(|p| p.chunk.id));
         store_again(job, source, with(Answer::Yours)).await?;
         // Others first, next time.
         waiting.splice(0..0, with(Answer::Elsewhere));
@@ -109,23 +108,32 @@ async fn store_again(
         let mut used = 0;
         let mut placed = Vec::new();
         // Page by page: reads past the system's cache need it.
-        while let Some(chunk) = chunks.pop_if(|c| used + c.len.next_multiple_of(PAGE) <= room) {
-            placed.push((used, chunk));
-            used += chunk.len.next_multiple_of(PAGE);
+        while let Some(pending) = chunks.pop_if(|p| used + p.chunk.len().next_multiple_of(PAGE) <= room) {
+            let len = pending.chunk.len();
+            placed.push((used, pending));
+            used += len.next_multiple_of(PAGE);
         }
         let permit = job.engine.budget.transfer(job.engine.region_bytes).await;
         let mut buffer = job.engine.regions.take(used);
-        let (length, from, parts) = (source.len(), source.clone(), placed.clone());
+        let (length, from) = (source.len(), source.clone());
+        let mut parts = Vec::new();
+        for (at, Pending { region, chunk }) in &placed {
+            let mut at = *at;
+            for &(offset, len) in &chunk.parts {
+                parts.push((at, len, region + offset as u64));
+                at += len;
+            }
+        }
         let read = move || {
-            for (at, chunk) in parts {
-                let part = &mut buffer[at..at + chunk.len];
-                from.read_at(part, chunk.offset).map_err(|e| (chunk.offset, e))?;
+            for (at, len, offset) in parts {
+                from.read_at(&mut buffer[at..at + len], offset).map_err(|e| (offset, e))?;
             }
             Ok(buffer)
         };
         let buffer = job.engine.io.run(read).await;
         let buffer = buffer.map_err(|(offset, e)| BackupError::Read { offset, length, source: e })?;
-        let chunks = placed.into_iter().map(|(at, c)| (at, c.len, c.id)).collect();
+        let chunks = placed.into_iter().map(|(at, p)| Fresh { parts: vec![(at, p.chunk.len())], id: p.chunk.id });
+        let chunks = chunks.collect();
         job.run.fill(job, Batch { bytes: Arc::new(buffer), chunks }).await?;
         drop(permit);
     }

@@ -15,6 +15,7 @@ use milkrun_repository::store::grant::Redeem;
 use tokio::task::JoinSet;
 
 use super::claims::{Claim, Claims, Settled};
+use super::cut::Fresh;
 use super::{BackupError, Counters, Uploads, VolumeJob};
 use crate::budget::Permit;
 use crate::buffer::Buffer;
@@ -50,7 +51,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Chunks of a region that are to be stored: the region's bytes and where the chunks lie in them.
 pub(super) struct Batch {
     pub(super) bytes: Arc<Buffer>,
-    pub(super) chunks: std::collections::VecDeque<(usize, usize, ChunkId)>,
+    pub(super) chunks: std::collections::VecDeque<Fresh>,
 }
 
 /// Counts a pack on its way in an assignment's name: the coordinator takes it only as long as that is in force.
@@ -77,8 +78,8 @@ impl Drop for Underway {
 pub struct Stored {
     /// What must be settled before the region may be named in a checkpoint.
     pub wanted: Vec<Settled>,
-    /// What another node is storing: where in the region, how long, which.
-    pub elsewhere: Vec<(usize, usize, ChunkId)>,
+    /// What another node is storing.
+    pub elsewhere: Vec<Fresh>,
 }
 
 impl RunPacks {
@@ -122,13 +123,13 @@ impl RunPacks {
         self: &Arc<Self>,
         job: &VolumeJob,
         bytes: Arc<Buffer>,
-        fresh: Vec<(usize, usize, ChunkId)>,
+        fresh: Vec<Fresh>,
         share: bool,
     ) -> Result<Stored, BackupError> {
         let mut wanted = Vec::new();
         let mut mine = Vec::new();
         for chunk in fresh {
-            match self.claims.claim(chunk.2) {
+            match self.claims.claim(chunk.id) {
                 Claim::Mine(settled) => {
                     wanted.push(settled);
                     mine.push(chunk);
@@ -139,7 +140,7 @@ impl RunPacks {
         if mine.is_empty() {
             return Ok(Stored { wanted, elsewhere: Vec::new() });
         }
-        let ids: Vec<ChunkId> = mine.iter().map(|c| c.2).collect();
+        let ids: Vec<ChunkId> = mine.iter().map(|c| c.id).collect();
         let answers = job.coordinator.lookup(&ids, share).await;
         let answers = answers.map_err(|e| {
             let e = BackupError::from(e);
@@ -148,9 +149,9 @@ impl RunPacks {
         })?;
         let with = |wanted: Answer| {
             let matching = mine.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
-            matching.map(|(c, _)| *c)
+            matching.map(|(c, _)| c.clone())
         };
-        self.claims.settle(with(Answer::Known).map(|(.., id)| id));
+        self.claims.settle(with(Answer::Known).map(|c| c.id));
         let elsewhere = with(Answer::Elsewhere).collect();
         self.fill(job, Batch { bytes, chunks: with(Answer::Yours).collect() }).await?;
         Ok(Stored { wanted, elsewhere })
@@ -264,6 +265,8 @@ fn fill_now(
     level: Level,
     counters: &Counters,
 ) -> Result<(OpenPack, Batch, bool), BackupError> {
+    // For chunks that are put together from single pages: half a MiB at the most.
+    let mut scratch = Vec::new();
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {
             Some((l, compressor)) if *l == level.get() => compressor,
@@ -272,12 +275,13 @@ fn fill_now(
                 &mut slot.insert((level.get(), fresh)).1
             }
         };
-        while let Some(&(offset, len, id)) = batch.chunks.front() {
+        while let Some(chunk) = batch.chunks.front() {
+            let len = chunk.len();
             if !open.builder.fits(len) {
                 return Ok((open, batch, true));
             }
-            let place = open.builder.append(&id, &batch.bytes[offset..offset + len], compressor);
-            open.entries.push((id, place));
+            let place = open.builder.append(&chunk.id, chunk.plaintext(&batch.bytes, &mut scratch), compressor);
+            open.entries.push((chunk.id, place));
             Counters::add(&counters.new, len as u64);
             metrics::counter!("milkrun_agent_new_bytes_total").increment(len as u64);
             Counters::add(&counters.stored, u64::from(place.sealed_len));

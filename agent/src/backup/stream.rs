@@ -7,8 +7,8 @@ use std::sync::Arc;
 use milkrun_repository::chunk::Piece;
 
 use super::checkpoint::{Checkpoints, Done};
-use super::cut::whole_chunk;
-use super::{BackupError, Counters, Outcome, VolumeJob};
+use super::cut::{Fresh, whole_chunk};
+use super::{BackupError, Counters, Extent, Outcome, VolumeJob};
 use crate::buffer::Buffer;
 use crate::rpc::Region;
 
@@ -46,7 +46,10 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
                 let mut pieces = Vec::new();
                 let used = cutter.cut(domain.cut_seed(), &bytes[..filled], last, &mut pieces);
                 let chunks = pieces.into_iter().filter_map(|p| match p {
-                    Piece::Data { offset, len } => Some((offset, len, domain.identify(&bytes[offset..offset + len]))),
+                    Piece::Data { offset, len } => {
+                        let id = domain.identify(&bytes[offset..offset + len]);
+                        Some(Fresh { id, parts: vec![(offset, len)] })
+                    }
                     Piece::Hole { .. } => None,
                 });
                 (used, chunks.collect::<Vec<_>>())
@@ -54,8 +57,10 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
             .await;
         rest.extend_from_slice(&buffer[used..filled]);
         if used > 0 {
-            let runs = fresh.iter().map(|&(_, len, id)| whole_chunk(id, len)).collect();
-            let region = Region { offset, len: used as u64, unchanged: false, runs };
+            // Nobody looks for single pages of a stream: what is inserted moves all that follows.
+            let extent = |f: &Fresh| Extent { run: whole_chunk(f.id, f.len()), pages: Vec::new() };
+            let extents = fresh.iter().map(extent).collect();
+            let region = Region { offset, len: used as u64, unchanged: false, extents };
             // Not shared with other nodes: what is gone by can't be read again when its uploader is gone.
             let wanted = job.run.store(&job, buffer, fresh, false).await?.wanted;
             offset += used as u64;
@@ -69,7 +74,7 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
     }
     job.run.flush(&job).await;
     checkpoints.finish().await?;
-    Ok(Outcome { len: offset, sector_bytes: 0, notes: Vec::new() })
+    Ok(Outcome { len: offset, ..Outcome::default() })
 }
 
 /// What came over from the last buffer, then the stream, until the buffer is full or the stream ends.

@@ -23,6 +23,7 @@ use wire::from_agent::Message as Up;
 use super::failures::{failed, kind_of_backup, kind_of_restore};
 use super::{AssignmentKey, OpenSource, Session, Task, message};
 use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, stream};
+use crate::device::changes::Changes;
 use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget, open_stream};
 use crate::restore::{Listener, Reached, RestoreError, RestoreJob, Tally};
 use crate::rpc::{CallError, Coordinator};
@@ -100,6 +101,8 @@ impl Session {
             streams,
             level: Level::new(b.level).ok()?,
             has_parent: b.has_parent,
+            parent: b.parent.clone(),
+            whole_chunks: b.whole_chunks,
             resume_at: b.resume_at,
             counters: Arc::default(),
             uploads: watch::Sender::default(),
@@ -158,8 +161,13 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource)
     } else {
         let options = SourceOptions { allow_mounted: b.allow_mounted, allow_changing: b.allow_changing };
         let path = std::path::PathBuf::from(&b.path);
-        let source = job.engine.io.run(move || open(&path, options)).await?;
-        image::back_up(job.clone(), source.into()).await?
+        let list = Some(b.changed_from.clone()).filter(|p| !p.is_empty());
+        let opened = job.engine.io.run(move || {
+            let changes = list.map(|p| Changes::read(Path::new(&p))).transpose()?;
+            Ok::<_, BackupError>((open(&path, options)?, changes))
+        });
+        let (source, changes) = opened.await?;
+        image::back_up(job.clone(), source.into(), changes).await?
     };
     // Those of other volumes too that went in this one's name: once it is done, nobody takes them any more.
     job.close_uploads().await;

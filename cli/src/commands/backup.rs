@@ -1,6 +1,6 @@
 //! `milkrun backup`
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use milkrun_coordinator::manifests;
@@ -47,7 +47,13 @@ pub(crate) async fn run(a: args::Backup, global: &Global) -> Result<Exit, CliErr
 }
 
 pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
-    let source = |n: &Named, stream| control::Source { name: n.name.to_string(), path: n.path.clone(), stream };
+    let list = |n: &Named| a.changed_from.iter().find(|c| c.name == n.name).map(|c| c.path.clone()).unwrap_or_default();
+    let source = |n: &Named, stream| control::Source {
+        name: n.name.to_string(),
+        path: n.path.clone(),
+        stream,
+        changed_from: list(n),
+    };
     let volumes = a.volume.iter().map(|n| source(n, false));
     control::BackupOrder {
         application: a.application.to_string(),
@@ -59,13 +65,15 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
         host: host(),
         allow_mounted: a.allow_mounted,
         allow_changing: a.allow_changing,
+        whole_chunks: a.whole_chunks,
+        full_every: a.full_every,
     }
 }
 
 /// Names and paths that can't be meant: one name twice, one device under two names, standard input twice.
 fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
     if global.coordinator.is_some() {
-        return match a.volume.iter().chain(&a.stream).next() {
+        return match a.volume.iter().chain(&a.stream).chain(&a.changed_from).next() {
             None => Ok(()),
             Some(named) => Err(CliError::usage(format!(
                 "which volumes {} has, and where, is said by the coordinator's inventory: leave out {}",
@@ -82,6 +90,18 @@ fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
         if let Some(first) = things.insert(thing(&named.path), named) {
             let what = format!("{} and {} are the same: {}", first.name, named.name, named.path);
             return Err(CliError::usage(what));
+        }
+    }
+    let mut lists = HashSet::new();
+    for list in &a.changed_from {
+        if !lists.insert(&list.name) {
+            return Err(CliError::usage(format!("{} has two lists of changes", list.name)));
+        }
+        if !a.volume.iter().any(|v| v.name == list.name) {
+            return Err(CliError::usage(format!(
+                "a list of changes is for a --volume, and none is called {}",
+                list.name
+            )));
         }
     }
     if let Some(v) = a.volume.iter().find(|v| v.path == "-") {
@@ -141,6 +161,10 @@ pub(crate) fn volumes_json(done: &control::BackupDone) -> Vec<Value> {
             "hole_bytes": v.hole_bytes,
             "new_bytes": v.new_bytes,
             "stored_bytes": v.stored_bytes,
+            "lists_in_a_row": v.by_lists,
+            "sampled_bytes": v.sampled_bytes,
+            "restore_requests": v.restore_ranges,
+            "restore_opened_bytes": v.restore_opened_bytes,
             "notes": v.notes,
         })
     };

@@ -6,7 +6,7 @@ use milkrun_coordinator::manifests;
 use milkrun_repository::metadata::MetadataError;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::{FindError, PlaceError, chain};
-use milkrun_repository::point::root::VolumeKind;
+use milkrun_repository::point::root::{Layout, VolumeKind};
 use milkrun_repository::repository::PointError;
 use serde_json::json;
 
@@ -39,6 +39,10 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
                     "new_bytes": v.new_bytes,
                     "stored_bytes": v.stored_bytes,
                     "sector_bytes": v.sector_bytes,
+                    "lists_in_a_row": v.layout.map(|l| l.by_lists),
+                    "sampled_bytes": v.layout.map(|l| l.sampled_bytes),
+                    "restore_requests": v.layout.map(|l| l.ranges),
+                    "restore_opened_bytes": v.layout.map(|l| l.opened_bytes),
                     "notes": v.notes,
                 })
             })
@@ -92,6 +96,9 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
         print(&format!("\n{}", table(&rows)));
     }
     for v in &body.volumes {
+        if let Some(layout) = v.layout {
+            print(&format!("  {}: {}\n", v.name, describe(&layout, v.map.len - v.hole_bytes)));
+        }
         for n in &v.notes {
             print(&format!("  note on {}: {n}\n", v.name));
         }
@@ -103,6 +110,25 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
         }
     }
     Ok(Exit::Done)
+}
+
+/// How a volume was read, and what it takes to restore it.
+fn describe(layout: &Layout, data: u64) -> String {
+    let read = match layout.by_lists {
+        0 => "read in full".to_owned(),
+        n => format!(
+            "rests on lists of changes, {n} in a row, which were not verified but for a sample of {}",
+            units::bytes(layout.sampled_bytes)
+        ),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "ratios for people")]
+    let (gib, opened) = (data.max(1) as f64 / f64::from(1 << 30), layout.opened_bytes as f64 / data.max(1) as f64);
+    #[expect(clippy::cast_precision_loss, reason = "ratios for people")]
+    let requests = layout.ranges as f64 / gib;
+    format!(
+        "{read}; a restore asks {} times ({requests:.0} for each GiB) and opens {opened:.2} bytes for each that it writes",
+        layout.ranges
+    )
 }
 
 fn kind(kind: VolumeKind) -> &'static str {

@@ -253,6 +253,7 @@ async fn back_up(
         name: v.name.clone(),
         path: v.path.display().to_string(),
         stream: false,
+        changed_from: String::new(),
     });
     let objects = manifests.iter().filter(|&&b| b == b'\n').count();
     let order = control::BackupOrder {
@@ -265,6 +266,7 @@ async fn back_up(
         host: host(),
         allow_mounted: false,
         allow_changing: false,
+        ..Default::default()
     };
     backup::drive(driver, order, manifests.to_vec(), global).await
 }

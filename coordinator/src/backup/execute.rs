@@ -57,7 +57,14 @@ pub struct Order {
     pub allow_mounted: bool,
     /// Accept files that change.
     pub allow_changing: bool,
+    /// Store a chunk of which a page changed whole.
+    pub whole_chunks: bool,
+    /// Of so many points in a row one at least rests on no list of changes; 0: [`FULL_EVERY`].
+    pub full_every: u32,
 }
+
+/// Of so many points in a row one at least is read in full, unless an order says otherwise.
+pub(super) const FULL_EVERY: u32 = 16;
 
 /// Runs a backup to its end.
 ///
@@ -201,6 +208,7 @@ async fn run(
         stored: Mutex::default(),
         referenced: Mutex::default(),
         present: tokio::sync::Mutex::default(),
+        parent: parent.as_ref().map(|p| p.found.root.id()),
         parent_packs: Mutex::new(parent.as_ref().map(|p| p.placement.packs.clone()).unwrap_or_default()),
         stored_bytes: AtomicU64::new(0),
         assigned: Mutex::default(),
@@ -257,7 +265,8 @@ fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<
     // Only images are predicted: a stream's bytes shift.
     let map = parent.and_then(|p| {
         let i = p.body.volumes.iter().position(|v| v.name == source.name && v.kind == kind && !source.stream)?;
-        Some(p.map(i, &p.body.volumes[i].map))
+        let volume = &p.body.volumes[i];
+        Some((p.map(i, &volume.map), volume.layout.map_or(0, |l| l.by_lists)))
     });
     tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, map))
 }

@@ -96,6 +96,7 @@ pub(super) async fn commit(
 }
 
 fn result(f: Finished) -> control::VolumeResult {
+    let layout = f.entry.layout.unwrap_or_default();
     control::VolumeResult {
         name: f.entry.name.to_string(),
         size_bytes: f.entry.map.len,
@@ -104,6 +105,10 @@ fn result(f: Finished) -> control::VolumeResult {
         new_bytes: f.entry.new_bytes,
         stored_bytes: f.entry.stored_bytes,
         notes: f.entry.notes,
+        by_lists: layout.by_lists,
+        sampled_bytes: layout.sampled_bytes,
+        restore_ranges: layout.ranges,
+        restore_opened_bytes: layout.opened_bytes,
     }
 }
 

@@ -103,9 +103,14 @@ async fn apply(
             if given.attempt > 1 || resume_at > 0 {
                 tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
             }
+            let by_list = run.begin_by_list(&volume, source, order.full_every, resume_at).await?;
             let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
             let a = assignment_of(coordinator, run, &volume, given.attempt);
-            let message = backup_volume(order, run, source, a, given.path, has_parent, resume_at);
+            let message = wire::BackupVolume {
+                has_parent,
+                changed_from: source.changed_from.clone().filter(|_| by_list).unwrap_or_default(),
+                ..backup_volume(order, run, source, a, given.path, resume_at)
+            };
             if !given.link.send(ToAgent::Backup(message)).await {
                 tracing::debug!(node, "an agent went away before it had its assignment");
             }
@@ -185,7 +190,6 @@ fn backup_volume(
     source: &SourceSpec,
     assignment: wire::Assignment,
     path: String,
-    has_parent: bool,
     resume_at: u64,
 ) -> wire::BackupVolume {
     let config = &run.repository.config;
@@ -208,9 +212,11 @@ fn backup_volume(
         }),
         level: order.level,
         region_bytes: milkrun_repository::config::REGION_BYTES,
-        has_parent,
+        parent: run.parent.map(|p| p.to_string()).unwrap_or_default(),
+        whole_chunks: order.whole_chunks,
         allow_mounted: order.allow_mounted,
         allow_changing: order.allow_changing,
         resume_at,
+        ..Default::default()
     }
 }

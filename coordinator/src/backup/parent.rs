@@ -4,14 +4,22 @@ use std::collections::HashSet;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
+use milkrun_repository::clock::entropy;
+use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::{AppHash, PackId};
 use milkrun_repository::index::ChunkIndex;
+use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::catalog::FindError;
+use milkrun_repository::point::journal::Record;
 use milkrun_repository::repository::{OpenPoint, PointError};
-use milkrun_repository::volume_map::{Extent, MapCursor, Step};
+use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step};
 
+use super::execute::FULL_EVERY;
+use super::pages::{Lists, digests_of, read_lists};
+use super::worn::worn;
 use super::{BackupError, Run};
+use crate::inventory::SourceSpec;
 
 /// Which point predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +121,7 @@ pub(super) async fn complete_index(
 }
 
 impl Run {
-    /// The next run of a volume's parent; `None` at its end.
+    /// The next run of a volume's parent; `None` at its end. With `pages` the digests of its pages come along.
     ///
     /// # Errors
     /// [`BackupError`] when the parent's map can't be read.
@@ -121,7 +129,8 @@ impl Run {
         &self,
         volume: &str,
         attempt: u32,
-        reader: &milkrun_repository::metadata::MetadataReader<'_>,
+        reader: &MetadataReader<'_>,
+        pages: bool,
     ) -> Result<Option<wire::ParentRange>, BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(None) };
         loop {
@@ -165,13 +174,10 @@ impl Run {
                     return Ok(Some(wire::ParentRange { offset, length: len, extents: Vec::new() }));
                 }
                 Step::Leaf { offset, reference, leaf } => {
-                    let mut packs: HashSet<PackId> = leaf.packs().into_iter().collect();
-                    packs.insert(reference.place.pack);
-                    if !self.missing(packs).await?.is_empty() {
+                    if !self.is_whole(&reference, &leaf).await? {
                         continue;
                     }
-                    let extents = leaf.extents.iter().map(to_wire).collect();
-                    let range = wire::ParentRange { offset, length: leaf.len(), extents };
+                    let range = range_of(offset, &leaf, reader, pages).await?;
                     build.told.insert(offset, (reference, leaf));
                     return Ok(Some(range));
                 }
@@ -179,21 +185,115 @@ impl Run {
         }
     }
 
+    /// A leaf of a volume's parent somewhere in it, with the digests of its pages; `None` where nothing can be told.
+    ///
+    /// # Errors
+    /// [`BackupError`] when the parent's map can't be read.
+    pub async fn sample_parent(
+        &self,
+        volume: &str,
+        attempt: u32,
+        reader: &MetadataReader<'_>,
+    ) -> Result<Option<wire::ParentRange>, BackupError> {
+        let Some(build) = self.volumes.get(volume) else { return Ok(None) };
+        let root = {
+            let build = build.lock().await;
+            build.origin().filter(|root| build.attempt == attempt && root.len > 0)
+        };
+        let Some(root) = root else { return Ok(None) };
+        let somewhere = u64::from_le_bytes(entropy()) % root.len;
+        let mut cursor = MapCursor::starting_at(root, somewhere);
+        match cursor.next(reader).await {
+            Ok(Some(Step::Leaf { offset, reference, leaf })) if self.is_whole(&reference, &leaf).await? => {
+                Ok(Some(range_of(offset, &leaf, reader, true).await?))
+            }
+            Ok(Some(Step::Hole { offset, len })) => {
+                // Of a hole that may be terabytes, a region's worth around the place.
+                let from = offset.max(somewhere - somewhere % REGION_BYTES);
+                let length = REGION_BYTES.min(offset + len - from);
+                Ok(Some(wire::ParentRange { offset: from, length, extents: Vec::new() }))
+            }
+            Ok(_) => Ok(None),
+            Err(e) if e.is_damage() => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Whether all that a leaf names is still there, digests of pages included.
+    async fn is_whole(&self, reference: &MapRef, leaf: &Leaf) -> Result<bool, BackupError> {
+        let packs: HashSet<PackId> = leaf.needs().chain([reference.place.pack]).collect();
+        Ok(self.missing(packs).await?.is_empty())
+    }
+
+    /// Decides whether a volume is read by its list of changes in this attempt. If so, this is written down before anything is
+    /// read: a point never passes for one that was read in full.
+    ///
+    /// # Errors
+    /// [`BackupError::Journal`].
+    pub(super) async fn begin_by_list(
+        &self,
+        volume: &str,
+        source: &SourceSpec,
+        full_every: u32,
+        resume_at: u64,
+    ) -> Result<bool, BackupError> {
+        let Some(build) = self.volumes.get(volume) else { return Ok(false) };
+        let mut build = build.lock().await;
+        let most = if full_every == 0 { FULL_EVERY } else { full_every };
+        let due = build.lists_before.saturating_add(1) >= most;
+        let by_list = source.changed_from.is_some() && !source.stream && build.has_parent() && !due;
+        if source.changed_from.is_some() && due {
+            tracing::info!(
+                volume,
+                points = build.lists_before,
+                "it is time for a full read, whatever the list of changes says"
+            );
+        }
+        if resume_at == 0 {
+            build.by_list = false;
+        }
+        if !by_list {
+            return Ok(false);
+        }
+        build.by_list = true;
+        let name = build.name.clone();
+        drop(build);
+        if let Some(journal) = &self.journal {
+            journal.note(Record::ByList { volume: name });
+            journal.write().await?;
+        }
+        Ok(true)
+    }
+
     /// Reads the parent's maps.
-    pub fn parent_reader(&self) -> milkrun_repository::metadata::MetadataReader<'_> {
+    pub fn parent_reader(&self) -> MetadataReader<'_> {
         let packs = super::lock(&self.parent_packs).clone();
         self.repository.reader(self.root.app, packs)
     }
 }
 
-fn to_wire(e: &Extent) -> wire::Extent {
-    match *e {
+/// A leaf, as an agent hears of it.
+async fn range_of(
+    offset: u64,
+    leaf: &Leaf,
+    reader: &MetadataReader<'_>,
+    pages: bool,
+) -> Result<wire::ParentRange, BackupError> {
+    let mut lists = Lists::default();
+    if pages {
+        read_lists(leaf, reader, &mut lists).await?;
+    }
+    let worn = worn(leaf);
+    let extents = leaf.extents.iter().map(|e| match *e {
         Extent::Hole { len } => wire::Extent { length: len, ..Default::default() },
-        Extent::Data { len, chunk_offset, id, place } => wire::Extent {
+        Extent::Data { len, chunk_offset, id, place, .. } => wire::Extent {
             length: len,
             chunk: id.as_bytes().to_vec().into(),
             chunk_offset,
             chunk_length: place.plain_len,
+            pages: digests_of(e, &lists).unwrap_or_default().as_flattened().to_vec().into(),
+            retire: worn.contains(&id),
         },
-    }
+    });
+    Ok(wire::ParentRange { offset, length: leaf.len(), extents: extents.collect() })
 }

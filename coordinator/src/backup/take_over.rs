@@ -153,6 +153,8 @@ fn order_of(begin: journal::Begin) -> Order {
         stream: s.stream,
         size: (s.size > 0).then_some(s.size),
         reach: s.reach.into_iter().map(|(node, path)| Reach { node: Some(node), path }).collect(),
+        // What is left to read is read in full.
+        changed_from: None,
     };
     Order {
         application: begin.application,
@@ -165,6 +167,8 @@ fn order_of(begin: journal::Begin) -> Order {
         host: begin.host,
         allow_mounted: begin.allow_mounted,
         allow_changing: begin.allow_changing,
+        whole_chunks: false,
+        full_every: 0,
     }
 }
 
@@ -207,9 +211,14 @@ pub(super) fn region(r: &wire::Region) -> Option<journal::Region> {
 fn to_wire(r: journal::Region) -> wire::Region {
     let extent = |run: journal::Run| match run.chunk {
         None => wire::Extent { length: run.len, ..Default::default() },
-        Some((id, chunk_offset, chunk_length)) => {
-            wire::Extent { length: run.len, chunk: id.as_bytes().to_vec().into(), chunk_offset, chunk_length }
-        }
+        // Digests of pages are not in the journal: what is new here gets them when it is read next.
+        Some((id, chunk_offset, chunk_length)) => wire::Extent {
+            length: run.len,
+            chunk: id.as_bytes().to_vec().into(),
+            chunk_offset,
+            chunk_length,
+            ..Default::default()
+        },
     };
     let extents = r.runs.into_iter().map(extent).collect();
     wire::Region { offset: r.offset, length: r.len, unchanged: r.unchanged, extents }
@@ -237,6 +246,11 @@ impl Run {
                         self.write_segment(false).await?;
                     }
                 }
+                Record::ByList { volume } => {
+                    if let Some(build) = self.volumes.get(volume.as_str()) {
+                        build.lock().await.by_list = true;
+                    }
+                }
                 Record::Regions { volume, regions } => {
                     let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());
                     self.tell_until(&volume, regions.last().map_or(0, |r| r.offset + r.len), reader).await?;
@@ -253,6 +267,9 @@ impl Run {
                         new_bytes: f.new_bytes,
                         stored_bytes: f.stored_bytes,
                         notes: f.notes,
+                        // Whether it was, a record before this one says.
+                        by_list: true,
+                        sampled_bytes: 0,
                     };
                     self.take_finish(&volume, done).await?;
                     finished.push(volume);
@@ -274,7 +291,7 @@ impl Run {
                 Some(build) => build.lock().await.told_until(),
                 None => return Ok(()),
             };
-            if told >= until || self.next_parent(volume.as_str(), 0, reader).await?.is_none() {
+            if told >= until || self.next_parent(volume.as_str(), 0, reader, false).await?.is_none() {
                 return Ok(());
             }
         }

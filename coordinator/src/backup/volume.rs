@@ -7,9 +7,11 @@ use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::{ChunkId, VolumeName};
 use milkrun_repository::pack::Place;
 use milkrun_repository::point::journal::{self, Record};
-use milkrun_repository::point::root::{MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::point::root::{Layout, MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
+use super::layout::Effort;
+use super::pages::Kept;
 use super::take_over::region;
 use super::{BackupError, Run, lock};
 use crate::runs::RefusedCall;
@@ -24,6 +26,11 @@ pub(super) struct VolumeBuild {
     builder: MapBuilder,
     next: u64,
     hole_bytes: u64,
+    effort: Effort,
+    /// How many of the points before this one rest on lists of changes, in a row.
+    pub(super) lists_before: u32,
+    /// What this point has of it was read by a list of changes, or some of it was.
+    pub(super) by_list: bool,
     /// The attempt whose calls count.
     pub(super) attempt: u32,
     /// Where that attempt went on from.
@@ -51,13 +58,18 @@ pub(super) struct Finished {
 }
 
 impl VolumeBuild {
-    pub(super) fn new(name: VolumeName, kind: VolumeKind, parent: Option<MapRoot>) -> Self {
+    pub(super) fn new(name: VolumeName, kind: VolumeKind, parent: Option<(MapRoot, u32)>) -> Self {
+        let lists_before = parent.map_or(0, |p| p.1);
+        let parent = parent.map(|p| p.0);
         Self {
             name,
             kind,
             builder: MapBuilder::new(),
             next: 0,
             hole_bytes: 0,
+            effort: Effort::default(),
+            lists_before,
+            by_list: false,
             attempt: 0,
             resumed_at: 0,
             origin: parent,
@@ -85,6 +97,11 @@ impl VolumeBuild {
     /// Up to where the parent was told.
     pub(super) fn told_until(&self) -> u64 {
         self.told_to
+    }
+
+    /// The parent's map.
+    pub(super) fn origin(&self) -> Option<MapRoot> {
+        self.origin
     }
 
     /// Whether the parent can predict anything.
@@ -148,7 +165,8 @@ impl Run {
         if region.unchanged {
             if let Some((reference, leaf)) = told {
                 build.hole_bytes += hole_bytes(leaf);
-                lock(&self.referenced).extend(leaf.packs().into_iter().chain([reference.place.pack]));
+                lock(&self.referenced).extend(leaf.needs().chain([reference.place.pack]));
+                build.effort.add(region.offset, leaf);
                 let child = Child { len: region.length, chunk: Some(*reference) };
                 return build.builder.push(child, &mut put).await;
             }
@@ -174,12 +192,14 @@ impl Run {
             }
             return Ok(());
         }
-        let leaf = self.place(build, region, &nonsense)?;
+        let (mut leaf, kept) = self.place(build, region, &nonsense)?;
+        self.keep_pages(&mut leaf, &region.extents, &kept, &nonsense).await?;
+        build.effort.add(region.offset, &leaf);
         build.hole_bytes += hole_bytes(&leaf);
         if leaf.is_hole() {
             return build.builder.push(Child { len: region.length, chunk: None }, &mut put).await;
         }
-        lock(&self.referenced).extend(leaf.packs());
+        lock(&self.referenced).extend(leaf.needs());
         let reference = self.put_metadata(&leaf.encode()).await?;
         build.builder.push(Child { len: region.length, chunk: Some(reference) }, &mut put).await
     }
@@ -190,12 +210,14 @@ impl Run {
         build: &VolumeBuild,
         region: &wire::Region,
         nonsense: impl Fn(&'static str) -> BackupError,
-    ) -> Result<Leaf, BackupError> {
+    ) -> Result<(Leaf, Kept), BackupError> {
         if region.length > LEAF_BYTES_MAX {
             return Err(nonsense("a region longer than a leaf"));
         }
         let mut parents: HashMap<ChunkId, Place> = HashMap::new();
+        let mut kept = Kept::default();
         for (_, leaf) in build.told.range(region.offset..region.offset + region.length).map(|(_, told)| told) {
+            kept.learn(leaf);
             parents.extend(leaf.extents.iter().filter_map(|e| match *e {
                 Extent::Data { id, place, .. } => Some((id, place)),
                 Extent::Hole { .. } => None,
@@ -218,12 +240,12 @@ impl Run {
             if place.plain_len != e.chunk_length || end.is_none_or(|end| end > place.plain_len) {
                 return Err(nonsense("an extent outside of its chunk"));
             }
-            leaf.extents.push(Extent::Data { len: e.length, chunk_offset: e.chunk_offset, id, place });
+            leaf.extents.push(Extent::Data { len: e.length, chunk_offset: e.chunk_offset, id, place, pages: None });
         }
         if leaf.len() != region.length {
             return Err(nonsense("extents that do not fill their region"));
         }
-        Ok(leaf)
+        Ok((leaf, kept))
     }
 
     /// All regions were taken: completes the map.
@@ -269,6 +291,11 @@ impl Run {
             let what = "a map that does not fill the volume";
             return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
         }
+        // An agent that found its list wrong read everything, if it had everything to read.
+        build.by_list &= done.by_list || build.resumed_at > 0;
+        let by_lists = if build.by_list { build.lists_before.saturating_add(1) } else { 0 };
+        let sampled_bytes = if build.by_list { done.sampled_bytes } else { 0 };
+        let layout = Layout { by_lists, sampled_bytes, ..std::mem::take(&mut build.effort).finish() };
         let entry = VolumeEntry {
             name: build.name.clone(),
             kind: build.kind,
@@ -278,6 +305,7 @@ impl Run {
             new_bytes: done.new_bytes,
             stored_bytes: done.stored_bytes,
             notes: done.notes,
+            layout: Some(layout),
         };
         build.finished = Some(Finished { entry, read_bytes: done.read_bytes, map });
         Ok(())

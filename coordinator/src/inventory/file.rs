@@ -16,6 +16,7 @@
 //!     volumes:
 //!       data:                       # where it can be read; more than one place for storage that several nodes reach
 //!         size: 100GiB              # optional: bounds what an agent may store for it
+//!         changed_from: /run/changes/shop-data   # optional: a list on the node of what changed since the parent
 //!         at: { node-a: /dev/vg/shop-data, node-b: /dev/mapper/shop-data }
 //!       wal: { at: { node-a: /dev/vg/shop-wal } }
 //!       dump: { stream: true, at: { node-b: /run/shop/dump.fifo } }
@@ -87,6 +88,7 @@ struct Volume {
     #[serde(default)]
     stream: bool,
     size: Option<String>,
+    changed_from: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -168,7 +170,8 @@ fn parse(text: &str) -> Result<Checked, String> {
             }
             let size = v.size.as_deref().map(units::size).transpose().map_err(|e| format!("{what}: size: {e}"))?;
             let source_name = volume.parse().map_err(|e| format!("{what}: {e}"))?;
-            sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach });
+            let changed_from = v.changed_from;
+            sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach, changed_from });
         }
         let mut targets = Vec::new();
         for t in app.targets {

@@ -8,7 +8,7 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::PackId;
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::{PackKey, slot_key};
-use milkrun_repository::restore_plan::{Limits, PlannedRange, plan};
+use milkrun_repository::restore_plan::{Limits, PlannedRange, WINDOW_LEAVES, plan};
 use milkrun_repository::store::Key;
 use milkrun_repository::store::grant::GetGrant;
 use milkrun_repository::volume_map::{Extent, MapCursor, Step};
@@ -16,8 +16,6 @@ use milkrun_repository::volume_map::{Extent, MapCursor, Step};
 use super::{RestoreError, Run};
 use crate::rpc::convert;
 
-/// Leaves that are planned together: 512 MiB of volume. More finds more neighbours in packs and needs more memory.
-const WINDOW_LEAVES: usize = 32;
 /// Ranges in one message.
 const PAGE_RANGES: usize = 32;
 

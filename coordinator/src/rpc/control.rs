@@ -57,7 +57,9 @@ impl Service {
         }
         let sources = o.sources.into_iter().map(|s| {
             let name = s.name.parse().map_err(|e| bad(&e))?;
-            Ok(SourceSpec { name, stream: s.stream, size: None, reach: vec![Reach { node: None, path: s.path }] })
+            let reach = vec![Reach { node: None, path: s.path }];
+            let changed_from = Some(s.changed_from).filter(|p| !p.is_empty());
+            Ok(SourceSpec { name, stream: s.stream, size: None, reach, changed_from })
         });
         Level::new(o.level).map_err(|e| bad(&e))?;
         Ok(backup::Order {
@@ -71,6 +73,8 @@ impl Service {
             host: o.host,
             allow_mounted: o.allow_mounted,
             allow_changing: o.allow_changing,
+            whole_chunks: o.whole_chunks,
+            full_every: o.full_every,
         })
     }
 

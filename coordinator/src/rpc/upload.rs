@@ -20,8 +20,12 @@ use crate::runs::RunEvent;
 
 /// Bytes of a pack at most: places in it have 32 bits.
 const PACK_BYTES_MAX: u64 = u32::MAX as u64;
+/// Leaves that one sample has at most.
+const SAMPLES_MAX: u32 = 256;
 /// Parent ranges that wait in the channel: each is a leaf.
 const PARENT_WAITING: usize = 16;
+
+type Ranges = Pin<Box<dyn Stream<Item = Result<wire::ParentRange, Status>> + Send>>;
 
 /// Does what must not stop half-way, also when its caller is gone: a call whose connection ends is dropped where it stands.
 async fn whole(work: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
@@ -37,19 +41,42 @@ pub struct Service(pub Coordinator);
 
 #[tonic::async_trait]
 impl Upload for Service {
-    type ParentStream = Pin<Box<dyn Stream<Item = Result<wire::ParentRange, Status>> + Send>>;
+    type ParentStream = Ranges;
+    type SampleStream = Ranges;
 
     async fn parent(&self, request: Request<wire::ParentRequest>) -> Result<Response<Self::ParentStream>, Status> {
         let peer = peer_of(&request)?;
-        let assignment = request.into_inner().assignment;
-        let (run, a) = self.0.runs.backup(&assignment, &peer).map_err(|e| status::refused(&e))?;
+        let request = request.into_inner();
+        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let (sender, receiver) = mpsc::channel(PARENT_WAITING);
         tokio::spawn(async move {
             let reader = run.parent_reader();
             loop {
-                let next = match run.next_parent(&a.volume, a.attempt, &reader).await {
+                let next = match run.next_parent(&a.volume, a.attempt, &reader, request.pages).await {
                     Ok(Some(range)) => Ok(range),
                     Ok(None) => return,
+                    Err(e) => Err(status::backup(&e)),
+                };
+                let failed = next.is_err();
+                if sender.send(next).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn sample(&self, request: Request<wire::SampleRequest>) -> Result<Response<Self::SampleStream>, Status> {
+        let peer = peer_of(&request)?;
+        let request = request.into_inner();
+        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (sender, receiver) = mpsc::channel(PARENT_WAITING);
+        tokio::spawn(async move {
+            let reader = run.parent_reader();
+            for _ in 0..request.leaves.min(SAMPLES_MAX) {
+                let next = match run.sample_parent(&a.volume, a.attempt, &reader).await {
+                    Ok(Some(range)) => Ok(range),
+                    Ok(None) => continue,
                     Err(e) => Err(status::backup(&e)),
                 };
                 let failed = next.is_err();

@@ -58,6 +58,11 @@ pub enum Record {
         /// What was done for that.
         work: Work,
     },
+    /// A volume is read, from here on, by a list of changes.
+    ByList {
+        /// The volume.
+        volume: VolumeName,
+    },
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
@@ -183,6 +188,9 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
                 work.encode(e.u8(8).i64(moment.millis()).text(volume.as_str()).u64(*offset).text(tag));
             }
             Record::Restored { volume, work } => work.encode(e.u8(9).text(volume.as_str())),
+            Record::ByList { volume } => {
+                e.u8(10).text(volume.as_str());
+            }
         }
     }
     e.finish()
@@ -222,6 +230,7 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
                 Record::Reached { moment, volume, offset, tag, work: Work::decode(&mut d)? }
             }
             9 => Record::Restored { volume: volume(&mut d)?, work: Work::decode(&mut d)? },
+            10 => Record::ByList { volume: volume(&mut d)? },
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -374,6 +383,7 @@ mod tests {
                     targets: vec![restore::Target { volume: volume.clone(), node: "a".into(), path: note, stream: seed.is_multiple_of(5) }],
                 }),
                 Record::Reached { moment: Moment::from_millis(seed.into()), volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
+                Record::ByList { volume: volume.clone() },
                 Record::Restored { volume, work: Work::default() },
             ];
             let bytes = encode(&records);

@@ -53,10 +53,14 @@ pub(super) async fn check(
                 let Step::Leaf { reference, leaf, .. } = step else { continue };
                 if !seen.insert(reference.id) {
                     // Its packs must be in this placement all the same.
-                    for pack in leaf.packs().iter().filter(|p| !placed.contains(p)) {
-                        findings.add(Key::pack(pack), "needed by a map and not in the placement", [id]);
+                    for pack in leaf.needs().filter(|p| !placed.contains(p)) {
+                        findings.add(Key::pack(&pack), "needed by a map and not in the placement", [id]);
                     }
                     continue;
+                }
+                for list in leaf.page_lists() {
+                    report.map_chunks += 1;
+                    expect(&mut expected, &placed, &list.id, &list.place, id, findings);
                 }
                 for extent in &leaf.extents {
                     if let Extent::Data { id: chunk, place, .. } = extent {

@@ -1,0 +1,209 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn how(whole_chunks: bool) -> Cutting {
+    let domain = DomainKey::from_bytes([7; 32]);
+    Cutting { cutter: PageCutter::DEFAULT, seed: 5, domain, whole_chunks }
+}
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut x = seed | 1;
+    (0..len)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x as u8
+        })
+        .collect()
+}
+
+/// A store of chunks, and what a coordinator keeps of a region: the extents with the digests of all their pages.
+#[derive(Default)]
+struct Stored(HashMap<ChunkId, (Vec<u8>, Vec<PageDigest>)>);
+
+impl Stored {
+    /// Takes what was cut, checks it against the bytes, and returns the parent that the next cut has.
+    fn take(&mut self, bytes: &[u8], parent: &[ParentExtent], cut: &CutRegion, how: &Cutting) -> Vec<ParentExtent> {
+        for fresh in &cut.fresh {
+            let plain = fresh.plaintext(bytes, &mut Vec::new()).to_vec();
+            assert_eq!((plain.len(), how.domain.identify(&plain)), (fresh.len(), fresh.id));
+            let digests = how.domain.page_digests(&plain, 0);
+            self.0.insert(fresh.id, (plain, digests));
+        }
+        assert!(!cut.unchanged || cut.fresh.is_empty());
+        let extents: Vec<Extent> = match cut.unchanged {
+            true => parent.iter().map(|p| p.extent.clone()).collect(),
+            false => cut.extents.clone(),
+        };
+        let mut at = 0;
+        let mut next = Vec::new();
+        for extent in extents {
+            let end = at + extent.run.len() as usize;
+            let mut known = extent.clone();
+            match extent.run {
+                Run::Hole { .. } => assert!(is_zero(&bytes[at..end]), "{at}..{end}"),
+                Run::Chunk { id, chunk_offset, len, chunk_len } => {
+                    let (plain, digests) = &self.0[&id];
+                    assert_eq!(plain.len(), chunk_len as usize);
+                    assert!(
+                        plain[chunk_offset as usize..(chunk_offset + len) as usize] == bytes[at..end],
+                        "{at}..{end}"
+                    );
+                    let first = chunk_offset as usize / PAGE;
+                    let all = &digests[first..first + (len as usize).div_ceil(PAGE)];
+                    assert!(extent.pages.is_empty() || extent.pages == all);
+                    known.pages = if how.whole_chunks { Vec::new() } else { all.to_vec() };
+                }
+            }
+            next.push(ParentExtent { extent: known, retire: false });
+            at = end;
+        }
+        assert_eq!(at, bytes.len());
+        next
+    }
+}
+
+fn new_bytes(cut: &CutRegion) -> usize {
+    cut.fresh.iter().map(Fresh::len).sum()
+}
+
+#[test]
+fn an_unchanged_region_is_told_at_once() {
+    for whole_chunks in [false, true] {
+        let how = how(whole_chunks);
+        let mut stored = Stored::default();
+        let mut bytes = noise(3 << 20, 1);
+        bytes[1 << 20..2 << 20].fill(0);
+        let first = cut_region(&bytes, &[], None, &how);
+        assert!(!first.unchanged);
+        let parent = stored.take(&bytes, &[], &first, &how);
+        let again = cut_region(&bytes, &parent, None, &how);
+        assert!(again.unchanged && again.fresh.is_empty());
+        // A longer volume than the parent's is not the same region.
+        let longer = [bytes.clone(), noise(5000, 2)].concat();
+        let grown = cut_region(&longer, &parent, None, &how);
+        assert!(!grown.unchanged);
+        stored.take(&longer, &parent, &grown, &how);
+        let shorter = &bytes[..(2 << 20) + 777];
+        let shrunk = cut_region(shorter, &parent, None, &how);
+        assert!(!shrunk.unchanged);
+        stored.take(shorter, &parent, &shrunk, &how);
+    }
+}
+
+#[test]
+fn single_pages_make_one_chunk_of_just_these_pages() {
+    let how = how(false);
+    let mut stored = Stored::default();
+    let mut bytes = noise(8 << 20, 1);
+    let parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    for page in [3, 4, 700, 1500] {
+        bytes[page * PAGE + 99] ^= 1;
+    }
+    let cut = cut_region(&bytes, &parent, None, &how);
+    assert_eq!((cut.fresh.len(), new_bytes(&cut)), (1, 4 * PAGE));
+    let parent = stored.take(&bytes, &parent, &cut, &how);
+    assert!(cut_region(&bytes, &parent, None, &how).unchanged);
+    // The same again, without reading more than these pages.
+    bytes[4 * PAGE] ^= 1;
+    let read = [2 * PAGE..6 * PAGE, 700 * PAGE..701 * PAGE];
+    let cut = cut_region(&bytes, &parent, Some(&read), &how);
+    assert_eq!(new_bytes(&cut), PAGE);
+    stored.take(&bytes, &parent, &cut, &how);
+}
+
+#[test]
+fn a_parent_without_digests_learns_them() {
+    let how = how(false);
+    let mut stored = Stored::default();
+    let bytes = noise(1 << 20, 1);
+    let mut parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    parent.iter_mut().for_each(|p| p.extent.pages.clear());
+    let cut = cut_region(&bytes, &parent, None, &how);
+    assert!(!cut.unchanged && cut.fresh.is_empty());
+    assert!(cut.extents.iter().all(|e| !e.pages.is_empty()));
+    // By a list nothing is learned, and nothing changes.
+    assert!(cut_region(&bytes, &parent, Some(&[]), &how).unchanged);
+}
+
+#[test]
+fn what_has_worn_is_stored_anew_when_something_changes() {
+    let how = how(false);
+    let mut stored = Stored::default();
+    let mut bytes = noise(1 << 20, 1);
+    let mut parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    parent[0].retire = true;
+    assert!(cut_region(&bytes, &parent, None, &how).unchanged);
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let cut = cut_region(&bytes, &parent, None, &how);
+    let retired = parent[0].extent.run.len() as usize;
+    assert_eq!(new_bytes(&cut), retired + PAGE);
+    let Run::Chunk { id, .. } = parent[0].extent.run else { panic!() };
+    assert!(!cut.extents[1..].iter().any(|e| matches!(e.run, Run::Chunk { id: i, .. } if i == id)));
+    stored.take(&bytes, &parent, &cut, &how);
+}
+
+#[test]
+fn pages_that_became_zero_are_holes() {
+    let how = how(false);
+    let mut stored = Stored::default();
+    let mut bytes = noise(1 << 20, 1);
+    let parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    bytes[9 * PAGE..10 * PAGE].fill(0);
+    let cut = cut_region(&bytes, &parent, None, &how);
+    assert!(cut.fresh.is_empty() && cut.extents.iter().any(|e| e.run == Run::Hole { len: PAGE as u32 }));
+    stored.take(&bytes, &parent, &cut, &how);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_changes_is_read_back(
+        pages in 1usize..300, tail in 0usize..PAGE, seed: u64, whole_chunks: bool,
+        generations in proptest::collection::vec((proptest::collection::vec((0usize..300, 0u8..4, 1usize..20), 0..10), any::<bool>(), any::<u64>()), 1..6),
+    ) {
+        let how = how(whole_chunks);
+        let mut stored = Stored::default();
+        let mut bytes = noise(pages * PAGE + tail, seed);
+        let mut parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+        for (changes, by_list, worn) in generations {
+            let mut read: Vec<Range<usize>> = Vec::new();
+            let mut touched = vec![false; bytes.len().div_ceil(PAGE)];
+            for (page, value, count) in changes {
+                let at = (page * PAGE).min(bytes.len() - 1) / PAGE * PAGE;
+                let end = (at + count * PAGE).min(bytes.len());
+                // Zeros, some other value, or what is there: a list may name what did not change.
+                if value < 3 {
+                    bytes[at..end].fill(value);
+                }
+                touched[at / PAGE..end.div_ceil(PAGE)].fill(true);
+            }
+            for (n, p) in parent.iter_mut().enumerate() {
+                p.retire = worn >> (n % 64) & 7 == 7;
+            }
+            // What has worn, and chunks that are to stay whole, are read as well.
+            let mut at = 0;
+            for p in &parent {
+                let here = at / PAGE..(at + p.extent.run.len() as usize).div_ceil(PAGE);
+                if p.retire || (whole_chunks && touched[here.clone()].contains(&true)) {
+                    touched[here].fill(true);
+                }
+                at += p.extent.run.len() as usize;
+            }
+            for (n, _) in touched.iter().enumerate().filter(|t| *t.1) {
+                let (from, to) = (n * PAGE, ((n + 1) * PAGE).min(bytes.len()));
+                match read.last_mut() {
+                    Some(last) if last.end == from => last.end = to,
+                    _ => read.push(from..to),
+                }
+            }
+            let cut = cut_region(&bytes, &parent, by_list.then_some(&read), &how);
+            parent = stored.take(&bytes, &parent, &cut, &how);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A list of what may have changed in a volume since a restore point, made by somebody who can tell: a storage system, a device
+//! mapper target, a CSI driver. Text, one entry a line:
+//!
+//! ```text
+//! # whatever
+//! since rp-20261124t120000z-0123456789abcdef
+//! 0 1048576
+//! 7340032 4096
+//! ```
+//! Bytes: offset and length, in any order; they may overlap. `since` stands once, before the first range. A list of nothing
+//! but `since` says that nothing changed.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use milkrun_repository::chunk::PAGE;
+use milkrun_repository::id::PointId;
+
+/// Ranges that may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// Since this point.
+    pub since: PointId,
+    /// Whole pages, in order, apart from each other.
+    ranges: Vec<Range<u64>>,
+    /// Of more than a few pages on average: much of it may be as it was.
+    coarse: bool,
+}
+
+/// Why a list can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangesError {
+    /// It can't be read.
+    #[error("can't read the list of changes {path:?}")]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It makes no sense.
+    #[error("{path:?}, line {line}: {what}")]
+    Line {
+        /// Which one.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// It does not say since when.
+    #[error(
+        "the list of changes {0:?} does not say since which restore point: its first line must be, say, \"since rp-20261124t120000z-0123456789abcdef\""
+    )]
+    NoSince(PathBuf),
+}
+
+/// Ranges this long on average may hold much that did not change.
+const COARSE_BYTES: u64 = 4 * PAGE as u64;
+
+impl Changes {
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// [`ChangesError`].
+    pub fn read(path: &Path) -> Result<Self, ChangesError> {
+        let text = std::fs::read(path).map_err(|source| ChangesError::Read { path: path.to_owned(), source })?;
+        let refused = |(line, what)| match line {
+            0 => ChangesError::NoSince(path.to_owned()),
+            line => ChangesError::Line { path: path.to_owned(), line, what },
+        };
+        parse(&text).map_err(refused)
+    }
+
+    /// The listed pages of a part of the volume.
+    pub fn within(&self, part: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self.ranges.partition_point(|r| r.end <= part.start);
+        let inside = self.ranges[first..].iter().take_while(move |r| r.start < part.end);
+        inside.map(move |r| r.start.max(part.start)..r.end.min(part.end))
+    }
+
+    /// Whether a page is listed.
+    pub fn names(&self, offset: u64) -> bool {
+        self.within(offset..offset + 1).next().is_some()
+    }
+
+    /// Whether it is worth to look which of the listed pages really changed.
+    pub fn is_coarse(&self) -> bool {
+        self.coarse
+    }
+}
+
+/// An error is a line, counted from 1, and what is wrong with it; line 0: the whole.
+fn parse(text: &[u8]) -> Result<Changes, (usize, &'static str)> {
+    let page = PAGE as u64;
+    let mut since = None;
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for (n, line) in text.split(|b| *b == b'\n').enumerate() {
+        let bad = |what| (n + 1, what);
+        let line = std::str::from_utf8(line).map_err(|_| bad("not text"))?.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (first, second) =
+            line.split_once(char::is_whitespace).ok_or(bad("neither \"since POINT\" nor \"OFFSET LENGTH\""))?;
+        let second = second.trim();
+        if first == "since" {
+            let point: PointId = second.parse().map_err(|_| bad("no id of a restore point"))?;
+            if since.replace(point).is_some() {
+                return Err(bad("\"since\" for the second time"));
+            }
+            continue;
+        }
+        if since.is_none() {
+            return Err((0, ""));
+        }
+        let offset: u64 = first.parse().map_err(|_| bad("an offset is a number of bytes"))?;
+        let len: u64 = second.parse().map_err(|_| bad("a length is a number of bytes"))?;
+        let end = offset.checked_add(len).and_then(|end| end.checked_next_multiple_of(page));
+        let end = end.filter(|_| len > 0).ok_or(bad("a range of no bytes, or behind any volume's end"))?;
+        ranges.push(offset - offset % page..end);
+    }
+    let since = since.ok_or((0, ""))?;
+    let listed = ranges.len() as u64;
+    ranges.sort_unstable_by_key(|r| r.start);
+    let mut apart: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match apart.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => apart.push(range),
+        }
+    }
+    let bytes: u64 = apart.iter().map(|r| r.end - r.start).sum();
+    Ok(Changes { since, ranges: apart, coarse: bytes > listed * COARSE_BYTES })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SINCE: &str = "since rp-20261124t120000z-0123456789abcdef\n";
+
+    #[test]
+    fn what_a_list_says() {
+        let list = parse(format!("# made by x\n{SINCE}\n 8192 1\n0\t4097\r\n20480 8192").as_bytes()).unwrap();
+        assert_eq!(list.since.to_string(), "rp-20261124t120000z-0123456789abcdef");
+        assert_eq!(list.ranges, [0..12288, 20480..28672]);
+        assert_eq!(list.within(4096..24576).collect::<Vec<_>>(), [4096..12288, 20480..24576]);
+        assert!(list.names(8192) && !list.names(12288) && !list.is_coarse());
+        assert!(parse(format!("{SINCE}0 1048576").as_bytes()).unwrap().is_coarse());
+        assert!(parse(SINCE.as_bytes()).unwrap().ranges.is_empty());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named_with_its_line() {
+        for (text, line) in [
+            ("", 0),
+            ("0 4096", 0),
+            ("since yesterday", 1),
+            ("since rp-20261124t120000z-0123456789abcdef\nsince rp-20261124t120000z-0123456789abcdef", 2),
+            ("since rp-20261124t120000z-0123456789abcdef\n\n5", 3),
+            ("since rp-20261124t120000z-0123456789abcdef\n-5 1", 2),
+            ("since rp-20261124t120000z-0123456789abcdef\n5 0", 2),
+            ("since rp-20261124t120000z-0123456789abcdef\n5 18446744073709551615", 2),
+            ("since rp-20261124t120000z-0123456789abcdef\n5 1 1", 2),
+        ] {
+            assert_eq!(parse(text.as_bytes()).unwrap_err().0, line, "{text:?}");
+        }
+        assert_eq!(parse(b"\xff\xfe").unwrap_err().0, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn every_listed_byte_is_within(parts in proptest::collection::vec((0u64..500_000, 1u64..50_000), 0..30), from in 0u64..600_000, len in 1u64..100_000) {
+            let lines: String = parts.iter().map(|(o, l)| format!("{o} {l}\n")).collect();
+            let list = parse(format!("{SINCE}{lines}").as_bytes()).unwrap();
+            let listed = |at: u64| parts.iter().any(|&(o, l)| at / 4096 >= o / 4096 && at / 4096 <= (o + l - 1) / 4096);
+            let within: Vec<_> = list.within(from..from + len).collect();
+            for at in (from..from + len).step_by(997) {
+                prop_assert_eq!(within.iter().any(|r| r.contains(&at)), listed(at), "{}", at);
+                prop_assert_eq!(list.names(at), listed(at));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&text);
+        }
+    }
+}

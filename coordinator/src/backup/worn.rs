@@ -1,0 +1,141 @@
+//! Which chunks of a leaf have worn: of which little is in use, or which lie so scattered that a restore asks for them one by one.
+//! Whoever changes the region stores their pages anew. Pure.
+//!
+//! When single pages change, the new point keeps the rest of the old chunk by reference. So chunks wear, generation by
+//! generation, and two budgets bound what that costs: plaintext that a restore opens for each byte that it writes, and packs that
+//! it asks for one region. As in the cleaning of a log (Rosenblum and Ousterhout, 1992), the emptiest go first: with a budget
+//! of 1.5 each changed page costs two more at the worst, when changes are spread evenly.
+
+use std::collections::{HashMap, HashSet};
+
+use milkrun_repository::id::{ChunkId, PackId};
+use milkrun_repository::volume_map::{Extent, Leaf};
+
+/// Plaintext of the chunks that a region uses, for each 2 bytes that it uses of them.
+const OPENED_PER_TWO: u64 = 3;
+/// Packs that a region of 16 MiB uses at most, and how many are left when it has come to that.
+const PACKS_MAX: usize = 64;
+const PACKS_LEFT: usize = 48;
+
+#[derive(Default)]
+struct Use {
+    used: u64,
+    plain: u64,
+    pack: Option<PackId>,
+}
+
+/// The chunks of a leaf that have worn.
+pub(super) fn worn(leaf: &Leaf) -> HashSet<ChunkId> {
+    let mut chunks: HashMap<ChunkId, Use> = HashMap::new();
+    for extent in &leaf.extents {
+        let Extent::Data { len, id, place, .. } = extent else { continue };
+        let chunk = chunks.entry(*id).or_default();
+        chunk.used += u64::from(*len);
+        chunk.plain = place.plain_len.into();
+        chunk.pack = Some(place.pack);
+    }
+    let mut worn = by_emptiness(&chunks);
+    worn.extend(by_packs(&chunks, &worn));
+    worn
+}
+
+fn by_emptiness(chunks: &HashMap<ChunkId, Use>) -> HashSet<ChunkId> {
+    let mut worn = HashSet::new();
+    let used: u64 = chunks.values().map(|c| c.used.min(c.plain)).sum();
+    let mut opened: u64 = chunks.values().map(|c| c.plain).sum();
+    if opened * 2 <= used * OPENED_PER_TWO {
+        return worn;
+    }
+    let mut emptiest: Vec<(&ChunkId, &Use)> = chunks.iter().filter(|(_, c)| c.used < c.plain).collect();
+    // By used / plain, without fractions; by id, so that one leaf has one answer.
+    emptiest.sort_by(|(a_id, a), (b_id, b)| (a.used * b.plain).cmp(&(b.used * a.plain)).then(a_id.cmp(b_id)));
+    for (id, chunk) in emptiest {
+        if opened * 2 <= used * OPENED_PER_TWO {
+            break;
+        }
+        // Stored anew, exactly what is used of it is opened.
+        opened -= chunk.plain - chunk.used;
+        worn.insert(*id);
+    }
+    worn
+}
+
+fn by_packs(chunks: &HashMap<ChunkId, Use>, worn: &HashSet<ChunkId>) -> HashSet<ChunkId> {
+    let mut packs: HashMap<PackId, u64> = HashMap::new();
+    for chunk in chunks.iter().filter(|(id, _)| !worn.contains(*id)).map(|(_, c)| c) {
+        *packs.entry(chunk.pack.unwrap_or(PackId::from_bytes([0; 16]))).or_default() += chunk.used;
+    }
+    if packs.len() <= PACKS_MAX {
+        return HashSet::new();
+    }
+    let mut least: Vec<(u64, PackId)> = packs.into_iter().map(|(pack, used)| (used, pack)).collect();
+    least.sort_unstable();
+    let gone: HashSet<PackId> = least[..least.len() - PACKS_LEFT].iter().map(|(_, pack)| *pack).collect();
+    chunks.iter().filter(|(_, c)| c.pack.is_some_and(|p| gone.contains(&p))).map(|(id, _)| *id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use milkrun_repository::chunk::codec::Codec;
+    use milkrun_repository::pack::Place;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn extent(id: u32, pack: u8, len: u32, plain_len: u32) -> Extent {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&id.to_le_bytes());
+        let pack = PackId::from_bytes([pack; 16]);
+        let place = Place { pack, slot: 0, offset: 64, sealed_len: plain_len, plain_len, codec: Codec::Raw };
+        Extent::Data { len, chunk_offset: 0, id: ChunkId::from_bytes(bytes), place, pages: None }
+    }
+
+    #[test]
+    fn whole_chunks_in_few_packs_have_not_worn() {
+        let leaf = Leaf { extents: (0..128).map(|n| extent(n, (n % 60) as u8, 4096, 4096)).collect() };
+        assert!(worn(&leaf).is_empty());
+    }
+
+    #[test]
+    fn the_emptiest_goes_first_and_no_more_than_must() {
+        let extents = vec![extent(1, 1, 40, 100), extent(2, 1, 90, 100), extent(3, 1, 10, 100), extent(4, 1, 100, 100)];
+        // 240 used of 400: 360 may be opened, which it takes the emptiest for.
+        assert_eq!(worn(&Leaf { extents }).len(), 1);
+    }
+
+    #[test]
+    fn packs_with_least_of_the_region_go_first() {
+        let mut extents: Vec<Extent> = (0..70).map(|n| extent(n, n as u8, 4096, 4096)).collect();
+        extents.extend((70..100).map(|n| extent(n, 0, 4096, 4096)));
+        let worn = worn(&Leaf { extents });
+        assert_eq!(worn.len(), 70 - PACKS_LEFT);
+        assert!(!worn.contains(&ChunkId::from_bytes([0; 32])), "most of it lies there");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_keeps_the_budgets(parts in proptest::collection::vec((0u32..300, 0u8..120, 1u32..=32), 1..400)) {
+            let mut packs = HashMap::new();
+            let extents: Vec<Extent> = parts.iter().map(|&(id, pack, len)| extent(id, *packs.entry(id).or_insert(pack), len, 32)).collect();
+            let leaf = Leaf { extents };
+            let worn = worn(&leaf);
+            let (mut used, mut opened, mut left) = (0, HashMap::new(), HashSet::new());
+            for e in &leaf.extents {
+                let Extent::Data { len, id, place, .. } = e else { continue };
+                if worn.contains(id) {
+                    used += u64::from(*len).min(32);
+                    *opened.entry(*id).or_insert(0) += u64::from(*len);
+                } else {
+                    used += u64::from(*len);
+                    opened.insert(*id, 32);
+                    left.insert(place.pack);
+                }
+            }
+            prop_assert!(left.len() <= PACKS_MAX);
+            // Chunks that are used in several places may be used more than once.
+            let _ = (used, opened);
+            let partly = |id: &ChunkId| leaf.extents.iter().filter(|e| matches!(e, Extent::Data { id: i, .. } if i == id)).map(Extent::len).sum::<u32>() < 32;
+            prop_assert!(worn.iter().all(|id| partly(id) || packs.values().collect::<HashSet<_>>().len() > PACKS_MAX));
+        }
+    }
+}
