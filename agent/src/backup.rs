@@ -3,7 +3,7 @@
 //! 1. [`image`] walks the regions of a device or image, several at once, in order at the end; [`stream`] walks a stream
 //! 2. [`sample`] checks a list of changes, if there is one, before anything rests on it
 //! 3. [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
-//! 4. [`claims`] lets one run upload a chunk once; the coordinator says what is known
+//! 4. [`claims`] lets one run upload a chunk once; the coordinator says what is known ([`lookups`])
 //! 5. [`elsewhere`] waits for what other nodes are storing
 //! 6. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
 //! 7. [`checkpoint`] hands over regions in order once all their packs are sealed
@@ -12,8 +12,12 @@ pub mod checkpoint;
 pub mod claims;
 pub mod cut;
 pub mod elsewhere;
+pub mod held;
 pub mod image;
 pub mod lanes;
+pub mod lookups;
+mod parent;
+mod read;
 pub mod sample;
 pub mod stream;
 
@@ -35,6 +39,9 @@ use crate::device::changes::ChangesError;
 use crate::rpc::{CallError, Coordinator};
 use crate::workers::Workers;
 
+/// Of a region of which less is read only that is kept.
+pub const SMALL_BYTES: u64 = 1 << 20;
+
 /// What all volumes of an agent share.
 pub struct Engine {
     /// CPU work.
@@ -45,6 +52,8 @@ pub struct Engine {
     pub budget: Budget,
     /// Buffers of one region each.
     pub regions: BufferPool,
+    /// Buffers for little of a region: [`SMALL_BYTES`] each.
+    pub small: BufferPool,
     /// Buffers of one range of a pack each.
     pub ranges: RangeBuffers,
     /// Bytes of a region.

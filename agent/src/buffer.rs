@@ -14,26 +14,35 @@ pub struct Buffer {
     pages: Vec<Page>,
     len: usize,
     home: Arc<Mutex<Vec<Vec<Page>>>>,
+    idle_max: usize,
 }
 
 /// Buffers of one capacity.
 #[derive(Clone)]
 pub struct BufferPool {
     capacity_pages: usize,
+    idle_max: usize,
     idle: Arc<Mutex<Vec<Vec<Page>>>>,
 }
 
 impl BufferPool {
     /// Buffers of up to `capacity` bytes. How many there are at once is bounded by who asks (see [`crate::budget`]).
     pub fn new(capacity: usize) -> Self {
-        Self { capacity_pages: capacity.div_ceil(PAGE), idle: Arc::default() }
+        Self { capacity_pages: capacity.div_ceil(PAGE), idle_max: usize::MAX, idle: Arc::default() }
+    }
+
+    /// Of those that come back, no more than so many are kept.
+    #[must_use]
+    pub fn keeping(mut self, idle_max: usize) -> Self {
+        self.idle_max = idle_max;
+        self
     }
 
     /// A buffer of `len` bytes (cut to the capacity). Its content is left over from earlier use.
     pub fn take(&self, len: usize) -> Buffer {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let pages = idle.unwrap_or_else(|| vec![Page([0; PAGE]); self.capacity_pages]);
-        Buffer { len: len.min(self.capacity_pages * PAGE), pages, home: self.idle.clone() }
+        Buffer { len: len.min(self.capacity_pages * PAGE), pages, home: self.idle.clone(), idle_max: self.idle_max }
     }
 }
 
@@ -53,7 +62,10 @@ impl std::ops::DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let pages = std::mem::take(&mut self.pages);
-        self.home.lock().unwrap_or_else(PoisonError::into_inner).push(pages);
+        let mut idle = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < self.idle_max {
+            idle.push(pages);
+        }
     }
 }
 

@@ -177,6 +177,8 @@ pub struct MetadataReader<'a> {
 #[derive(Default)]
 struct State {
     keys: HashMap<PackId, PackKey>,
+    /// Its tables are made once.
+    opener: Option<SlotOpener>,
     windows: VecDeque<Window>,
 }
 
@@ -244,12 +246,16 @@ impl MapSource for MetadataReader<'_> {
             }
         };
         let mut sealed = self.sealed(&mut state, info, &r.place).await?;
+        let mut opener = match state.opener.take() {
+            Some(opener) => opener,
+            None => SlotOpener::new(self.repository).map_err(|e| damaged(chain(&e)))?,
+        };
         drop(state);
         let mut out = vec![0; r.place.plain_len as usize];
-        SlotOpener::new(self.repository)
-            .map_err(|e| damaged(chain(&e)))?
-            .open(&r.id, &r.place, &slot_key(&key, r.place.slot), &mut sealed, &mut out, |b| self.domain.identify(b))
-            .map_err(|e| damaged(chain(&e)))?;
+        let key = slot_key(&key, r.place.slot);
+        let opened = opener.open(&r.id, &r.place, &key, &mut sealed, &mut out, |b| self.domain.identify(b));
+        self.state.lock().await.opener = Some(opener);
+        opened.map_err(|e| damaged(chain(&e)))?;
         Ok(out.into())
     }
 

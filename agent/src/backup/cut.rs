@@ -10,6 +10,7 @@ use milkrun_repository::chunk::{PAGE, Piece, is_zero};
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::keys::DomainKey;
 
+use super::held::Held;
 use super::{Extent, ParentExtent, Run};
 
 /// How regions are cut.
@@ -57,18 +58,18 @@ impl Fresh {
     }
 
     /// Its plaintext: where it lies in the region, or put together in `scratch`.
-    pub fn plaintext<'a>(&self, region: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    pub fn plaintext<'a>(&self, region: &'a Held, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         match *self.parts.as_slice() {
-            [(at, len)] => &region[at..at + len],
+            [(at, len)] => region.at(at..at + len),
             _ => gather(region, &self.parts, scratch),
         }
     }
 }
 
-fn gather<'a>(region: &[u8], parts: &[(usize, usize)], scratch: &'a mut Vec<u8>) -> &'a [u8] {
+fn gather<'a>(region: &Held, parts: &[(usize, usize)], scratch: &'a mut Vec<u8>) -> &'a [u8] {
     scratch.clear();
     for &(at, len) in parts {
-        scratch.extend_from_slice(&region[at..at + len]);
+        scratch.extend_from_slice(region.at(at..at + len));
     }
     scratch
 }
@@ -83,10 +84,9 @@ struct Segment {
 }
 
 /// Cuts a region of an image. `parent` are the extents of the parent at the same place, empty if there are none; they may
-/// cover less than the region. `read` says which whole pages of the region were read, in order; the others are the parent's
-/// by somebody's word. `None`: all of it was.
-pub fn cut_region(bytes: &[u8], parent: &[ParentExtent], read: Option<&[Range<usize>]>, how: &Cutting) -> CutRegion {
-    let compared = Compared::compare(bytes, parent, read, how);
+/// cover less than the region. What of the region was not read is the parent's by somebody's word.
+pub fn cut_region(bytes: &Held, parent: &[ParentExtent], how: &Cutting) -> CutRegion {
+    let compared = Compared::compare(bytes, parent, how);
     let covered: usize = parent.iter().map(|p| p.extent.run.len() as usize).sum();
     let changed = compared.segments.iter().any(|s| s.same.is_none());
     let learned = compared.digests.iter().any(|d| !d.is_empty());
@@ -120,7 +120,7 @@ struct Compared {
 }
 
 impl Compared {
-    fn compare(bytes: &[u8], parent: &[ParentExtent], read: Option<&[Range<usize>]>, how: &Cutting) -> Self {
+    fn compare(bytes: &Held, parent: &[ParentExtent], how: &Cutting) -> Self {
         let mut this = Self { segments: Vec::new(), starts: Vec::new(), digests: Vec::new() };
         let mut at = 0;
         for (n, p) in parent.iter().enumerate() {
@@ -130,12 +130,8 @@ impl Compared {
             }
             this.starts.push(at);
             this.digests.push(Vec::new());
-            let everything = at..end;
-            let read = read.unwrap_or(std::slice::from_ref(&everything));
-            let first = read.partition_point(|r| r.end <= at);
-            let inside = read[first..].iter().take_while(|r| r.start < end).map(|r| r.start.max(at)..r.end.min(end));
             let mut from = at;
-            for part in inside {
+            for part in bytes.present(at..end) {
                 this.push(from, part.start, Some(n));
                 this.part(bytes, part.clone(), n, p, at..end, how);
                 from = part.end;
@@ -148,13 +144,13 @@ impl Compared {
     }
 
     /// A part of an extent that was read.
-    fn part(&mut self, bytes: &[u8], part: Range<usize>, n: usize, p: &ParentExtent, all: Range<usize>, how: &Cutting) {
+    fn part(&mut self, bytes: &Held, part: Range<usize>, n: usize, p: &ParentExtent, all: Range<usize>, how: &Cutting) {
         let (from, to) = (part.start, part.end);
-        let here = &bytes[part.clone()];
+        let here = bytes.at(part.clone());
         match p.extent.run {
             Run::Hole { .. } if is_zero(here) => self.push(from, to, Some(n)),
             Run::Hole { .. } if how.whole_chunks => self.push(from, to, None),
-            Run::Hole { .. } => self.pages(part, n, |at, end| is_zero(&bytes[at..end])),
+            Run::Hole { .. } => self.pages(part, n, |at, end| is_zero(bytes.at(at..end))),
             Run::Chunk { id, len, chunk_offset, chunk_len } => {
                 let whole = part == all && chunk_offset == 0 && len == chunk_len;
                 let offset = chunk_offset + narrow(from - all.start);
@@ -205,7 +201,7 @@ impl Compared {
 
 /// What comes out.
 struct Out<'a> {
-    bytes: &'a [u8],
+    bytes: &'a Held,
     how: &'a Cutting,
     extents: Vec<Extent>,
     fresh: Vec<Fresh>,
@@ -236,7 +232,7 @@ impl Out<'_> {
         if self.how.whole_chunks || to - from >= cutter.min_pages as usize * PAGE {
             return self.cut(from, to);
         }
-        if is_zero(&self.bytes[from..to]) {
+        if is_zero(self.bytes.at(from..to)) {
             return self.hole(narrow(to - from));
         }
         if self.open_bytes + (to - from) > cutter.max_pages as usize * PAGE {
@@ -250,13 +246,14 @@ impl Out<'_> {
 
     fn cut(&mut self, from: usize, to: usize) {
         let mut pieces = Vec::new();
-        self.how.cutter.cut(self.how.seed, &self.bytes[from..to], &mut pieces);
+        let bytes = self.bytes.at(from..to);
+        self.how.cutter.cut(self.how.seed, bytes, &mut pieces);
         for piece in pieces {
             match piece {
                 Piece::Hole { len, .. } => self.hole(narrow(len)),
                 Piece::Data { offset, len } => {
                     let start = from + offset;
-                    let (id, pages) = self.how.identify(&self.bytes[start..start + len]);
+                    let (id, pages) = self.how.identify(&bytes[offset..offset + len]);
                     self.fresh.push(Fresh { id, parts: vec![(start, len)] });
                     self.extents.push(Extent { run: whole_chunk(id, len), pages });
                 }

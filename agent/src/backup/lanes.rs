@@ -16,9 +16,10 @@ use tokio::task::JoinSet;
 
 use super::claims::{Claim, Claims, Settled};
 use super::cut::Fresh;
+use super::held::Held;
+use super::lookups::Lookups;
 use super::{BackupError, Counters, Uploads, VolumeJob};
 use crate::budget::Permit;
-use crate::buffer::Buffer;
 use crate::rpc::{Answer, Coordinator, SealedClaim};
 
 thread_local! {
@@ -50,7 +51,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Chunks of a region that are to be stored: the region's bytes and where the chunks lie in them.
 pub(super) struct Batch {
-    pub(super) bytes: Arc<Buffer>,
+    pub(super) bytes: Arc<Held>,
     pub(super) chunks: std::collections::VecDeque<Fresh>,
 }
 
@@ -115,16 +116,16 @@ impl RunPacks {
         self.claims.ring();
     }
 
-    /// Stores those of a region's fresh chunks that are not known yet; with `share`, not those that another node is storing.
+    /// Stores those of a region's fresh chunks that are not known yet, and that no other node is storing, if that is told.
     ///
     /// # Errors
     /// [`BackupError`].
     pub async fn store(
         self: &Arc<Self>,
         job: &VolumeJob,
-        bytes: Arc<Buffer>,
+        lookups: &Lookups,
+        bytes: Arc<Held>,
         fresh: Vec<Fresh>,
-        share: bool,
     ) -> Result<Stored, BackupError> {
         let mut wanted = Vec::new();
         let mut mine = Vec::new();
@@ -141,12 +142,7 @@ impl RunPacks {
             return Ok(Stored { wanted, elsewhere: Vec::new() });
         }
         let ids: Vec<ChunkId> = mine.iter().map(|c| c.id).collect();
-        let answers = job.coordinator.lookup(&ids, share).await;
-        let answers = answers.map_err(|e| {
-            let e = BackupError::from(e);
-            self.fail(e.stops_others());
-            e
-        })?;
+        let answers = lookups.ask(ids).await.inspect_err(|e| self.fail(e.stops_others()))?;
         let with = |wanted: Answer| {
             let matching = mine.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
             matching.map(|(c, _)| c.clone())

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::chunk::{PAGE, is_zero};
 use milkrun_repository::clock::entropy;
+use rayon::prelude::*;
 
-use super::{BackupError, Counters, Run, VolumeJob};
+use super::{BackupError, Counters, Run, SMALL_BYTES, VolumeJob};
 use crate::device::Source;
 use crate::device::changes::Changes;
 use crate::rpc::ParentRange;
@@ -60,23 +61,22 @@ pub async fn check(job: &VolumeJob, source: &Arc<dyn Source>, changes: &Changes)
         drawn.sort_unstable_by_key(|p| p.at);
         compared += drawn.len() as u64 * PAGE as u64;
         let (length, from, domain) = (source.len(), source.clone(), job.domain.clone());
-        let permit = job.engine.budget.transfer(job.engine.region_bytes).await;
-        let buffers = job.engine.regions.clone();
+        let permit = job.engine.budget.transfer(SMALL_BYTES).await;
+        let buffers = job.engine.small.clone();
         let wrong = job.engine.io.run(move || {
-            let mut buffer = buffers.take(PAGE);
-            for page in drawn {
+            let mut buffer = buffers.take(drawn.len() * PAGE);
+            let read = drawn.par_iter().zip(buffer.par_chunks_mut(PAGE)).map(|(page, bytes)| {
                 let len = usize::try_from(length - page.at).unwrap_or(PAGE).min(PAGE);
-                let bytes = &mut buffer[..len];
+                let bytes = &mut bytes[..len];
                 from.read_at(bytes, page.at).map_err(|e| (page.at, e))?;
                 let same = match page.digest {
                     None => is_zero(bytes),
                     Some((offset, digest)) => domain.page_digests(bytes, offset) == [digest],
                 };
-                if !same {
-                    return Ok(Some(page.at));
-                }
-            }
-            Ok(None)
+                Ok((!same).then_some(page.at))
+            });
+            let wrong: Vec<Option<u64>> = read.collect::<Result<_, (u64, std::io::Error)>>()?;
+            Ok(wrong.into_iter().flatten().next())
         });
         let wrong = wrong.await;
         drop(permit);

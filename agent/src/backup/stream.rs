@@ -8,6 +8,8 @@ use milkrun_repository::chunk::Piece;
 
 use super::checkpoint::{Checkpoints, Done};
 use super::cut::{Fresh, whole_chunk};
+use super::held::Held;
+use super::lookups::Lookups;
 use super::{BackupError, Counters, Extent, Outcome, VolumeJob};
 use crate::buffer::Buffer;
 use crate::rpc::Region;
@@ -18,6 +20,8 @@ use crate::rpc::Region;
 /// [`BackupError`].
 pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupError> {
     let mut checkpoints = Checkpoints::start(&job);
+    // Not shared with other nodes: what is gone by can't be read again when its uploader is gone.
+    let (lookups, _asking) = Lookups::start(&job, false);
     let mut file = Some(file);
     let mut rest: Vec<u8> = Vec::new();
     let mut offset = 0;
@@ -37,17 +41,17 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
         Counters::add(&job.counters.read, (filled - carried) as u64);
         metrics::counter!("milkrun_agent_read_bytes_total").increment((filled - carried) as u64);
         let (cutter, domain) = (job.streams, job.domain.clone());
-        let buffer = Arc::new(buffer);
+        let buffer = Arc::new(Held::whole(buffer));
         let bytes = buffer.clone();
         let (used, fresh) = job
             .engine
             .cpu
             .run(move || {
                 let mut pieces = Vec::new();
-                let used = cutter.cut(domain.cut_seed(), &bytes[..filled], last, &mut pieces);
+                let used = cutter.cut(domain.cut_seed(), bytes.at(0..filled), last, &mut pieces);
                 let chunks = pieces.into_iter().filter_map(|p| match p {
                     Piece::Data { offset, len } => {
-                        let id = domain.identify(&bytes[offset..offset + len]);
+                        let id = domain.identify(bytes.at(offset..offset + len));
                         Some(Fresh { id, parts: vec![(offset, len)] })
                     }
                     Piece::Hole { .. } => None,
@@ -55,14 +59,13 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
                 (used, chunks.collect::<Vec<_>>())
             })
             .await;
-        rest.extend_from_slice(&buffer[used..filled]);
+        rest.extend_from_slice(buffer.at(used..filled));
         if used > 0 {
             // Nobody looks for single pages of a stream: what is inserted moves all that follows.
             let extent = |f: &Fresh| Extent { run: whole_chunk(f.id, f.len()), pages: Vec::new() };
             let extents = fresh.iter().map(extent).collect();
             let region = Region { offset, len: used as u64, unchanged: false, extents };
-            // Not shared with other nodes: what is gone by can't be read again when its uploader is gone.
-            let wanted = job.run.store(&job, buffer, fresh, false).await?.wanted;
+            let wanted = job.run.store(&job, &lookups, buffer, fresh).await?.wanted;
             offset += used as u64;
             checkpoints.push(&job, Done { region, wanted }).await?;
         }

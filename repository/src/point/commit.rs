@@ -22,7 +22,7 @@ use crate::pack::{Place, SealedKey};
 use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, Store};
 
 /// Calls in flight while packs are looked at and extended.
-const PARALLEL: usize = 64;
+const PARALLEL: usize = 256;
 
 /// Placements that leaders of one run may have written before this one.
 const PLACEMENTS_MAX: u32 = 64;
@@ -291,8 +291,18 @@ async fn reuse(store: &dyn Store, mut info: PackInfo, locks: Locks) -> Result<(P
         Err(GetError::NotFound(_)) => Err(CommitError::Vanished(key.clone())),
         Err(GetError::Failed(f)) => Err(f.into()),
     };
-    let mut head = look().await?;
     let mut extended = false;
+    // What was known of its lock when it was last placed saves one look; what counts is what the store says afterwards.
+    let short = |lock: &Lock| info.locked_until.is_some_and(|until| until < lock.until);
+    if let (Some(_), Some(lock)) = (locks.point.filter(short), locks.packs) {
+        match store.extend_lock(&key, &info.version, lock).await {
+            Ok(()) => extended = true,
+            Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
+            // Another run may have extended it further, which can't be undone.
+            Err(GetError::Failed(f)) => tracing::debug!(%key, reason = %f, "a lock was not extended; it is looked at"),
+        }
+    }
+    let mut head = look().await?;
     if let (false, Some(lock)) = (locked_enough(head.lock, locks.point), locks.packs) {
         match store.extend_lock(&key, &info.version, lock).await {
             Ok(()) => {}

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::buffer::BufferPool;
 
 fn how(whole_chunks: bool) -> Cutting {
     let domain = DomainKey::from_bytes([7; 32]);
@@ -21,6 +22,29 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
+/// A region of which all was read, or these parts.
+fn held(bytes: &[u8], read: Option<&[Range<usize>]>) -> Held {
+    let mut buffer = BufferPool::new(bytes.len()).take(bytes.len());
+    match read {
+        None => {
+            buffer.copy_from_slice(bytes);
+            Held::whole(buffer)
+        }
+        Some(read) => {
+            let mut at = 0;
+            for part in read {
+                buffer[at..at + part.len()].copy_from_slice(&bytes[part.clone()]);
+                at += part.len();
+            }
+            Held::parts(buffer, read.to_vec(), bytes.len())
+        }
+    }
+}
+
+fn cut_it(bytes: &[u8], parent: &[ParentExtent], read: Option<&[Range<usize>]>, how: &Cutting) -> CutRegion {
+    cut_region(&held(bytes, read), parent, how)
+}
+
 /// A store of chunks, and what a coordinator keeps of a region: the extents with the digests of all their pages.
 #[derive(Default)]
 struct Stored(HashMap<ChunkId, (Vec<u8>, Vec<PageDigest>)>);
@@ -29,7 +53,7 @@ impl Stored {
     /// Takes what was cut, checks it against the bytes, and returns the parent that the next cut has.
     fn take(&mut self, bytes: &[u8], parent: &[ParentExtent], cut: &CutRegion, how: &Cutting) -> Vec<ParentExtent> {
         for fresh in &cut.fresh {
-            let plain = fresh.plaintext(bytes, &mut Vec::new()).to_vec();
+            let plain = fresh.plaintext(&held(bytes, None), &mut Vec::new()).to_vec();
             assert_eq!((plain.len(), how.domain.identify(&plain)), (fresh.len(), fresh.id));
             let digests = how.domain.page_digests(&plain, 0);
             self.0.insert(fresh.id, (plain, digests));
@@ -78,18 +102,18 @@ fn an_unchanged_region_is_told_at_once() {
         let mut stored = Stored::default();
         let mut bytes = noise(3 << 20, 1);
         bytes[1 << 20..2 << 20].fill(0);
-        let first = cut_region(&bytes, &[], None, &how);
+        let first = cut_it(&bytes, &[], None, &how);
         assert!(!first.unchanged);
         let parent = stored.take(&bytes, &[], &first, &how);
-        let again = cut_region(&bytes, &parent, None, &how);
+        let again = cut_it(&bytes, &parent, None, &how);
         assert!(again.unchanged && again.fresh.is_empty());
         // A longer volume than the parent's is not the same region.
         let longer = [bytes.clone(), noise(5000, 2)].concat();
-        let grown = cut_region(&longer, &parent, None, &how);
+        let grown = cut_it(&longer, &parent, None, &how);
         assert!(!grown.unchanged);
         stored.take(&longer, &parent, &grown, &how);
         let shorter = &bytes[..(2 << 20) + 777];
-        let shrunk = cut_region(shorter, &parent, None, &how);
+        let shrunk = cut_it(shorter, &parent, None, &how);
         assert!(!shrunk.unchanged);
         stored.take(shorter, &parent, &shrunk, &how);
     }
@@ -100,18 +124,18 @@ fn single_pages_make_one_chunk_of_just_these_pages() {
     let how = how(false);
     let mut stored = Stored::default();
     let mut bytes = noise(8 << 20, 1);
-    let parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    let parent = stored.take(&bytes, &[], &cut_it(&bytes, &[], None, &how), &how);
     for page in [3, 4, 700, 1500] {
         bytes[page * PAGE + 99] ^= 1;
     }
-    let cut = cut_region(&bytes, &parent, None, &how);
+    let cut = cut_it(&bytes, &parent, None, &how);
     assert_eq!((cut.fresh.len(), new_bytes(&cut)), (1, 4 * PAGE));
     let parent = stored.take(&bytes, &parent, &cut, &how);
-    assert!(cut_region(&bytes, &parent, None, &how).unchanged);
+    assert!(cut_it(&bytes, &parent, None, &how).unchanged);
     // The same again, without reading more than these pages.
     bytes[4 * PAGE] ^= 1;
     let read = [2 * PAGE..6 * PAGE, 700 * PAGE..701 * PAGE];
-    let cut = cut_region(&bytes, &parent, Some(&read), &how);
+    let cut = cut_it(&bytes, &parent, Some(&read), &how);
     assert_eq!(new_bytes(&cut), PAGE);
     stored.take(&bytes, &parent, &cut, &how);
 }
@@ -121,13 +145,13 @@ fn a_parent_without_digests_learns_them() {
     let how = how(false);
     let mut stored = Stored::default();
     let bytes = noise(1 << 20, 1);
-    let mut parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    let mut parent = stored.take(&bytes, &[], &cut_it(&bytes, &[], None, &how), &how);
     parent.iter_mut().for_each(|p| p.extent.pages.clear());
-    let cut = cut_region(&bytes, &parent, None, &how);
+    let cut = cut_it(&bytes, &parent, None, &how);
     assert!(!cut.unchanged && cut.fresh.is_empty());
     assert!(cut.extents.iter().all(|e| !e.pages.is_empty()));
     // By a list nothing is learned, and nothing changes.
-    assert!(cut_region(&bytes, &parent, Some(&[]), &how).unchanged);
+    assert!(cut_it(&bytes, &parent, Some(&[]), &how).unchanged);
 }
 
 #[test]
@@ -135,12 +159,12 @@ fn what_has_worn_is_stored_anew_when_something_changes() {
     let how = how(false);
     let mut stored = Stored::default();
     let mut bytes = noise(1 << 20, 1);
-    let mut parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    let mut parent = stored.take(&bytes, &[], &cut_it(&bytes, &[], None, &how), &how);
     parent[0].retire = true;
-    assert!(cut_region(&bytes, &parent, None, &how).unchanged);
+    assert!(cut_it(&bytes, &parent, None, &how).unchanged);
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
-    let cut = cut_region(&bytes, &parent, None, &how);
+    let cut = cut_it(&bytes, &parent, None, &how);
     let retired = parent[0].extent.run.len() as usize;
     assert_eq!(new_bytes(&cut), retired + PAGE);
     let Run::Chunk { id, .. } = parent[0].extent.run else { panic!() };
@@ -153,9 +177,9 @@ fn pages_that_became_zero_are_holes() {
     let how = how(false);
     let mut stored = Stored::default();
     let mut bytes = noise(1 << 20, 1);
-    let parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+    let parent = stored.take(&bytes, &[], &cut_it(&bytes, &[], None, &how), &how);
     bytes[9 * PAGE..10 * PAGE].fill(0);
-    let cut = cut_region(&bytes, &parent, None, &how);
+    let cut = cut_it(&bytes, &parent, None, &how);
     assert!(cut.fresh.is_empty() && cut.extents.iter().any(|e| e.run == Run::Hole { len: PAGE as u32 }));
     stored.take(&bytes, &parent, &cut, &how);
 }
@@ -170,7 +194,7 @@ proptest! {
         let how = how(whole_chunks);
         let mut stored = Stored::default();
         let mut bytes = noise(pages * PAGE + tail, seed);
-        let mut parent = stored.take(&bytes, &[], &cut_region(&bytes, &[], None, &how), &how);
+        let mut parent = stored.take(&bytes, &[], &cut_it(&bytes, &[], None, &how), &how);
         for (changes, by_list, worn) in generations {
             let mut read: Vec<Range<usize>> = Vec::new();
             let mut touched = vec![false; bytes.len().div_ceil(PAGE)];
@@ -202,7 +226,7 @@ proptest! {
                     _ => read.push(from..to),
                 }
             }
-            let cut = cut_region(&bytes, &parent, by_list.then_some(&read), &how);
+            let cut = cut_it(&bytes, &parent, by_list.then_some(&read), &how);
             parent = stored.take(&bytes, &parent, &cut, &how);
         }
     }

@@ -1,0 +1,84 @@
+//! Asking the coordinator which chunks are known: what is asked while an answer is on its way goes together in the next
+//! question. An incremental has a chunk or two in each region, and a question costs the same for one id and for a thousand.
+
+use std::sync::Arc;
+
+use milkrun_repository::id::ChunkId;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{BackupError, VolumeJob};
+use crate::rpc::Answer;
+
+/// Ids in one question.
+const ASKED: usize = 4096;
+/// Regions that may wait to be asked for.
+const WAITING: usize = 64;
+
+struct Question {
+    ids: Vec<ChunkId>,
+    answer: oneshot::Sender<Result<Vec<Answer>, BackupError>>,
+}
+
+/// The way in.
+#[derive(Clone)]
+pub struct Lookups {
+    sender: mpsc::Sender<Question>,
+}
+
+/// The task that asks; stopped when dropped.
+pub struct Asking(tokio::task::JoinHandle<()>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Lookups {
+    /// Starts asking for one volume. With `share`, a chunk that another node is storing is told apart; else it is ours too.
+    pub fn start(job: &Arc<VolumeJob>, share: bool) -> (Self, Asking) {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        (Self { sender }, Asking(tokio::spawn(ask(job.clone(), receiver, share))))
+    }
+
+    /// Which of these chunks are known.
+    ///
+    /// # Errors
+    /// [`BackupError`].
+    pub async fn ask(&self, ids: Vec<ChunkId>) -> Result<Vec<Answer>, BackupError> {
+        let (answer, answered) = oneshot::channel();
+        let stopped = || BackupError::Stopped { why: "asking which chunks are known ended".into(), passing: false };
+        self.sender.send(Question { ids, answer }).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+}
+
+async fn ask(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Question>, share: bool) {
+    while let Some(first) = receiver.recv().await {
+        let mut ids = first.ids.clone();
+        let mut questions = vec![first];
+        while ids.len() < ASKED {
+            let Ok(next) = receiver.try_recv() else { break };
+            ids.extend_from_slice(&next.ids);
+            questions.push(next);
+        }
+        let asked = job.coordinator.lookup(&ids, share).await.map_err(BackupError::from);
+        match asked {
+            Ok(mut answers) => {
+                for question in questions {
+                    let rest = answers.split_off(question.ids.len());
+                    let _ = question.answer.send(Ok(std::mem::replace(&mut answers, rest)));
+                }
+            }
+            Err(e) => {
+                // The first hears why, the others what follows for them.
+                let others = e.stops_others();
+                let mut first = Some(e);
+                for question in questions {
+                    let e = first.take().unwrap_or_else(|| others.stops_others());
+                    let _ = question.answer.send(Err(e));
+                }
+            }
+        }
+    }
+}

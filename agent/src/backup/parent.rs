@@ -1,0 +1,61 @@
+//! What the parent has, region by region, as it is told.
+
+use std::collections::VecDeque;
+
+use super::{BackupError, Extent, ParentExtent, Run, VolumeJob};
+use crate::device::changes::Changes;
+use crate::rpc::{ParentRange, ParentRanges};
+
+/// The parent's extents, in order, cut to regions.
+pub(super) struct Parent {
+    ranges: Option<ParentRanges>,
+    /// What was received and reaches beyond the regions taken so far.
+    waiting: VecDeque<ParentRange>,
+}
+
+impl Parent {
+    /// Digests of pages are asked for where they can tell something: a list that names single pages tells it already.
+    pub(super) async fn open(job: &VolumeJob, list: Option<&Changes>) -> Result<Self, BackupError> {
+        let pages = !job.whole_chunks && list.is_none_or(Changes::is_coarse);
+        let ranges = if job.has_parent { Some(job.coordinator.parent(pages).await?) } else { None };
+        Ok(Self { ranges, waiting: VecDeque::new() })
+    }
+
+    /// The parent's extents for a region. Empty unless they are for exactly this region: a prediction is worth only what it
+    /// says of whole chunks.
+    pub(super) async fn take(&mut self, offset: u64, end: u64) -> Result<Vec<ParentExtent>, BackupError> {
+        while let Some(ranges) = &mut self.ranges {
+            if self.waiting.back().is_some_and(|r| r.offset + r.len >= end) {
+                break;
+            }
+            match ranges.next().await? {
+                Some(range) => self.waiting.push_back(range),
+                None => self.ranges = None,
+            }
+        }
+        while self.waiting.front().is_some_and(|r| r.offset + r.len <= offset) {
+            self.waiting.pop_front();
+        }
+        let mut extents = Vec::new();
+        let mut at = offset;
+        for range in self.waiting.iter().take_while(|r| r.offset < end) {
+            if range.extents.is_empty() {
+                // A hole may be longer than a region.
+                let from = range.offset.max(at);
+                if from != at {
+                    break;
+                }
+                let to = (range.offset + range.len).min(end);
+                let run = Run::Hole { len: u32::try_from(to - from).unwrap_or(u32::MAX) };
+                extents.push(ParentExtent { extent: Extent { run, pages: Vec::new() }, retire: false });
+                at = to;
+            } else if range.offset == at {
+                extents.extend_from_slice(&range.extents);
+                at += range.len;
+            } else {
+                break;
+            }
+        }
+        Ok(extents)
+    }
+}
