@@ -41,7 +41,7 @@ impl BufferPool {
     /// A buffer of `len` bytes (cut to the capacity). Its content is left over from earlier use.
     pub fn take(&self, len: usize) -> Buffer {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let pages = idle.unwrap_or_else(|| vec![Page([0; PAGE]); self.capacity_pages]);
+        let pages = idle.unwrap_or_else(|| bytemuck::zeroed_vec(self.capacity_pages));
         Buffer { len: len.min(self.capacity_pages * PAGE), pages, home: self.idle.clone(), idle_max: self.idle_max }
     }
 }

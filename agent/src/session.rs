@@ -100,7 +100,7 @@ impl Agent {
             cpu: Workers::new("cpu", options.threads)?,
             io: Workers::new("io", IO_THREADS)?,
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
-            small: BufferPool::new(usize::try_from(crate::backup::SMALL_BYTES).unwrap_or(usize::MAX)).keeping(32),
+            small: BufferPool::new(usize::try_from(crate::backup::SMALL_BYTES).unwrap_or(usize::MAX)).keeping(64),
             ranges: RangeBuffers::new(budget.pack_bytes()),
             budget,
             region_bytes,

@@ -269,23 +269,31 @@ impl With {
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let buffer = if small { job.engine.small.take(usize::MAX) } else { job.engine.regions.take(len) };
         let length = source.len();
-        let read = move || match reads {
-            Reads::All(data) => read_region(&*source, buffer, offset, data),
-            Reads::Named(named) => read_named(&*source, buffer, offset, len, named),
-        };
-        let read = job.engine.io.run(read).await;
-        let (held, read) = read.map_err(|(at, e)| BackupError::Read { offset: at, length, source: e })?;
-        Counters::add(&job.counters.read, read);
-        metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
         let how = Cutting {
             cutter: job.pages,
             seed: job.domain.cut_seed(),
             domain: job.domain.clone(),
             whole_chunks: job.whole_chunks,
         };
-        let held = Arc::new(held);
-        let bytes: Arc<Held> = held.clone();
-        let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
+        let read = move || match reads {
+            Reads::All(data) => read_region(&*source, buffer, offset, data),
+            Reads::Named(named) => read_named(&*source, buffer, offset, len, named),
+        };
+        let failed = |(at, e)| BackupError::Read { offset: at, length, source: e };
+        let (held, read, cut) = if small {
+            // A few pages are compared where they were read: to wake another thread would cost as much.
+            let work = move || read().map(|(held, read)| (cut_region(&held, &predicted, &how), held, read));
+            let (cut, held, read) = job.engine.io.run(work).await.map_err(failed)?;
+            (Arc::new(held), read, cut)
+        } else {
+            let (held, read) = job.engine.io.run(read).await.map_err(failed)?;
+            let held = Arc::new(held);
+            let bytes: Arc<Held> = held.clone();
+            let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
+            (held, read, cut)
+        };
+        Counters::add(&job.counters.read, read);
+        metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
         let extents = if cut.unchanged { Vec::new() } else { cut.extents };
         let region = Region { offset, len: end - offset, unchanged: cut.unchanged, extents };
         let stored = job.run.store(&job, &lookups, held, cut.fresh).await?;

@@ -179,7 +179,8 @@ impl RunPacks {
             return (open, permit);
         }
         let capacity = job.engine.budget.pack_bytes();
-        let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
+        // A fresh one has no pages until they are filled; those that come back are of this size.
+        let mut buffer = lock(&self.buffers).pop().unwrap_or_else(|| vec![0; capacity]);
         buffer.resize(capacity, 0);
         (OpenPack { builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit)
     }

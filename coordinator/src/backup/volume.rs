@@ -234,7 +234,7 @@ impl Run {
                 continue;
             }
             let id = ChunkId::try_from(&e.chunk[..]).map_err(|_| nonsense("a chunk id of another length"))?;
-            let place = index.find(&id).or_else(|| parents.get(&id).copied());
+            let place = parents.get(&id).copied().or_else(|| index.find(&id));
             let place = place.ok_or_else(|| nonsense("a chunk that nobody knows"))?;
             let end = e.chunk_offset.checked_add(e.length);
             if place.plain_len != e.chunk_length || end.is_none_or(|end| end > place.plain_len) {
