@@ -219,6 +219,16 @@ pub enum BackupError {
     /// The list of changes can't be used.
     #[error(transparent)]
     Changes(#[from] ChangesError),
+    /// A list of changes that an earlier attempt was read by is wrong.
+    #[error(
+        "the list of changes is wrong: the page at byte {at} changed since {since} and is not named, and a part of the volume was read by it; back it up without that list"
+    )]
+    WrongList {
+        /// The page.
+        at: u64,
+        /// The point that the list begins at.
+        since: milkrun_repository::id::PointId,
+    },
     /// A read failed.
     #[error("read error at byte {offset} of {length}")]
     Read {

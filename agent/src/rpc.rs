@@ -96,6 +96,11 @@ impl ParentRanges {
     /// [`CallError`].
     pub async fn next(&mut self) -> Result<Option<ParentRange>, CallError> {
         let Some(range) = self.0.message().await? else { return Ok(None) };
+        let sum: u64 = range.extents.iter().map(|e| u64::from(e.length)).sum();
+        let sound = range.extents.is_empty() || sum == range.length;
+        if range.offset.checked_add(range.length).is_none() || !sound {
+            return Err(CallError::Nonsense("a range of the parent"));
+        }
         let extents = range.extents.iter().map(extent_from_wire).collect::<Result<_, _>>()?;
         Ok(Some(ParentRange { offset: range.offset, len: range.length, extents }))
     }
@@ -288,6 +293,9 @@ fn extent_to_wire(e: &Extent) -> wire::Extent {
 fn extent_from_wire(e: &wire::Extent) -> Result<ParentExtent, CallError> {
     let run = match e.chunk.is_empty() {
         true => Run::Hole { len: e.length },
+        false if e.chunk_offset.checked_add(e.length).is_none_or(|end| end > e.chunk_length) => {
+            return Err(CallError::Nonsense("an extent outside of its chunk"));
+        }
         false => Run::Chunk {
             len: e.length,
             id: ChunkId::try_from(&e.chunk[..]).map_err(|_| CallError::Nonsense("a chunk id"))?,
@@ -296,10 +304,11 @@ fn extent_from_wire(e: &wire::Extent) -> Result<ParentExtent, CallError> {
         },
     };
     let (pages, rest) = e.pages.as_chunks::<DIGEST_LEN>();
-    let whole = pages.is_empty() || pages.len() == (e.length as usize).div_ceil(PAGE);
-    if !whole || !rest.is_empty() || !e.chunk_offset.is_multiple_of(PAGE as u32) && !pages.is_empty() {
+    if !rest.is_empty() || (!pages.is_empty() && pages.len() != (e.length as usize).div_ceil(PAGE)) {
         return Err(CallError::Nonsense("digests of pages"));
     }
+    // Digests are of pages of the chunk: of a part that begins within one there are none.
+    let pages = if e.chunk_offset.is_multiple_of(PAGE as u32) { pages } else { &[] };
     Ok(ParentExtent { extent: Extent { run, pages: pages.to_vec() }, retire: e.retire })
 }
 

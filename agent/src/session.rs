@@ -72,6 +72,9 @@ impl AgentOptions {
     }
 }
 
+/// Small buffers that are kept: 16 MiB.
+const SMALL_IDLE: usize = 16;
+
 /// An agent.
 #[derive(Clone)]
 pub struct Agent {
@@ -100,7 +103,8 @@ impl Agent {
             cpu: Workers::new("cpu", options.threads)?,
             io: Workers::new("io", IO_THREADS)?,
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
-            small: BufferPool::new(usize::try_from(crate::backup::SMALL_BYTES).unwrap_or(usize::MAX)).keeping(64),
+            small: BufferPool::new(usize::try_from(crate::backup::SMALL_BYTES).unwrap_or(usize::MAX))
+                .keeping(SMALL_IDLE),
             ranges: RangeBuffers::new(budget.pack_bytes()),
             budget,
             region_bytes,

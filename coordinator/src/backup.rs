@@ -158,6 +158,8 @@ pub struct Run {
     /// Where the parent's maps are.
     parent_packs: Mutex<Vec<milkrun_repository::index::PackInfo>>,
     stored_bytes: AtomicU64,
+    /// Held by whoever takes a sample of the parent.
+    sampling: tokio::sync::Mutex<()>,
     /// Which node has which volume, under which attempt.
     assigned: Mutex<HashMap<String, Assigned>>,
     claims: Claims,
@@ -250,6 +252,11 @@ impl Run {
             // Under the lock: a lookup that is late claims nothing afterwards.
             self.claims.forget(&gone.node);
         }
+    }
+
+    /// The turn to take a sample of the parent.
+    pub async fn sampling(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.sampling.lock().await
     }
 
     /// Bytes that the repository grew by so far.

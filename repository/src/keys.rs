@@ -210,6 +210,9 @@ impl DomainKey {
 
     /// The digests of a part of a chunk, which begins at `offset` of it, a multiple of a page, and is of whole pages, unless the
     /// chunk ends with it.
+    ///
+    /// # Panics
+    /// If the offset is none.
     pub fn page_digests(&self, part: &[u8], offset: u32) -> Vec<PageDigest> {
         PageHasher::new(&self.0).digests(part, offset)
     }

@@ -63,6 +63,7 @@ impl Volume {
         for page in pages {
             writeln!(text, "{} {PAGE}", page * PAGE).unwrap();
         }
+        text.push_str("end\n");
         let path = self.folder.path().join("list");
         fs::write(&path, text).unwrap();
         format!("data={}", path.display())
@@ -140,7 +141,7 @@ fn by_a_list_only_what_it_names_is_read() {
     let coarse: String = changed.iter().map(|p| format!("{} {}\n", (p * PAGE) >> 20 << 20, 1 << 20)).collect();
     let list = v.list(point(&made), &[]);
     let path = v.folder.path().join("list");
-    fs::write(&path, format!("{}{coarse}", fs::read_to_string(&path).unwrap())).unwrap();
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace("end\n", &format!("{coarse}end\n"))).unwrap();
     let made = v.back_up(&["--changed-from", &list]);
     assert_eq!(number(&made, "new_bytes"), (changed.len() * PAGE) as u64);
     assert!(number(&made, "read_bytes") - number(&made, "sampled_bytes") <= 3 << 20, "{made}");
@@ -208,11 +209,24 @@ fn a_list_that_does_not_fit_is_not_used() {
     let made = v.back_up(&["--changed-from", &v.list(point(&made), &[])]);
     assert_eq!(number(&made, "lists_in_a_row"), 1);
     v.restores_whole();
-    // And one that shrank.
+    // And one that shrank into a page: nothing is wrong with its list.
     v.content.truncate((18 << 20) + 77);
     fs::write(v.image(), &v.content).unwrap();
-    v.back_up(&["--changed-from", &v.list(point(&made), &[])]);
+    let made = v.back_up(&["--changed-from", &v.list(point(&made), &[])]);
+    assert_eq!(notes(&made), "[]");
     v.restores_whole();
+    // And one that grew from within a page: what was its last page is one of another chunk, which the sample knows.
+    v.content.extend(noise(9000, 5));
+    fs::write(v.image(), &v.content).unwrap();
+    let last = (18 << 20) / PAGE;
+    let made = v.back_up(&["--changed-from", &v.list(point(&made), &[last, last + 1, last + 2])]);
+    assert_eq!(notes(&made), "[]");
+    v.restores_whole();
+    for _ in 0..3 {
+        v.change(10);
+        v.back_up(&[]);
+        v.restores_whole();
+    }
     v.m.run(["verify", "--data"]).ok();
 }
 
@@ -230,6 +244,7 @@ fn lists_that_make_no_sense_are_refused_before_a_byte_moves() {
         ("0 4096\n", "does not say since which restore point"),
         ("since rp-20261124t120000z-0123456789abcdef\n# fine\n4096 a lot\n", "line 3"),
         ("since rp-20261124t120000z-0123456789abcdef\n0 18446744073709551615\n", "line 2"),
+        ("since rp-20261124t120000z-0123456789abcdef\n0 4096\n", "was cut short"),
     ] {
         fs::write(&path, text).unwrap();
         run(&path).fails(1, said);

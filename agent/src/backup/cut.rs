@@ -24,6 +24,8 @@ pub struct Cutting {
     pub seed: u64,
     /// A chunk of which a page changed is stored whole, and no digests of pages are kept.
     pub whole_chunks: bool,
+    /// The parent was asked for digests: where it has none, they are learned.
+    pub learn: bool,
 }
 
 /// A region after cutting.
@@ -125,7 +127,8 @@ impl Compared {
         let mut at = 0;
         for (n, p) in parent.iter().enumerate() {
             let end = at + p.extent.run.len() as usize;
-            if end > bytes.len() {
+            // What ends within a page is compared only where the region ends with it: behind it nothing would lie on pages.
+            if end > bytes.len() || (!end.is_multiple_of(PAGE) && end != bytes.len()) {
                 break;
             }
             this.starts.push(at);
@@ -166,7 +169,7 @@ impl Compared {
                     (false, false) => (false, how.domain.page_digests(here, offset)),
                 };
                 if same {
-                    if p.extent.pages.is_empty() {
+                    if p.extent.pages.is_empty() && how.learn {
                         self.digests[n] = now;
                     }
                     return self.push(from, to, Some(n));

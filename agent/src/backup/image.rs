@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use futures::StreamExt;
 use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
+
+use milkrun_repository::chunk::PAGE;
 
 use super::checkpoint::{Checkpoints, Done};
 use super::cut::{Cutting, cut_region};
@@ -40,13 +42,18 @@ pub async fn back_up(
     let (elsewhere, _waiting) = Elsewhere::start(&job, &source);
     let (lookups, _asking) = Lookups::start(&job, true);
     let parent = Parent::open(&job, list.as_ref()).await?;
-    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups };
+    let learn = parent.has_pages();
+    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn };
     let mut walk = Walk { with, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
         in_flight.push_back(task);
         while in_flight.len() >= IN_FLIGHT {
             collect(&job, &mut checkpoints, &mut in_flight).await?;
+        }
+        // What is done is handed over at once, lest it be done again should this agent die.
+        while let Some(Some(done)) = in_flight.next().now_or_never() {
+            checkpoints.push(&job, done?).await?;
         }
     }
     while !in_flight.is_empty() {
@@ -65,6 +72,8 @@ struct With {
     source: Arc<dyn Source>,
     elsewhere: Elsewhere,
     lookups: Lookups,
+    /// The parent was asked for digests of pages.
+    learn: bool,
 }
 
 /// The way through the volume.
@@ -137,6 +146,8 @@ async fn trusted(
             outcome.sampled_bytes = sampled_bytes;
             Ok((Some(changes), outcome))
         }
+        // What an earlier attempt handed over rests on it, and can't be taken back.
+        Verdict::Wrong(at) if job.resume_at > 0 => Err(BackupError::WrongList { at, since: changes.since }),
         Verdict::Wrong(at) => {
             metrics::counter!("milkrun_agent_wrong_lists_total").increment(1);
             tracing::error!(
@@ -162,8 +173,15 @@ async fn trusted(
 /// must stay whole. `None` when the parent does not say all of the region: then all of it is.
 fn named(list: &Changes, region: Range<u64>, parent: &[ParentExtent], whole_chunks: bool) -> Option<Vec<Range<usize>>> {
     let within = |at: u64| usize::try_from(at - region.start).unwrap_or(usize::MAX);
-    let covered: u64 = parent.iter().map(|p| u64::from(p.extent.run.len())).sum();
-    if covered != region.end - region.start {
+    let mut end = region.start;
+    for p in parent {
+        end += u64::from(p.extent.run.len());
+        // As in `cut`: behind what ends within a page, nothing lies on pages.
+        if !end.is_multiple_of(PAGE as u64) && end != region.end {
+            return None;
+        }
+    }
+    if end != region.end {
         return None;
     }
     let mut named: Vec<Range<usize>> = list.within(region.clone()).map(|r| within(r.start)..within(r.end)).collect();
@@ -264,7 +282,7 @@ impl With {
     }
 
     async fn deal_with(self, part: Part, small: bool, permit: Permit) -> Result<Done, BackupError> {
-        let Self { job, source, elsewhere, lookups } = self;
+        let Self { job, source, elsewhere, lookups, learn } = self;
         let Part { offset, end, predicted, reads } = part;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let buffer = if small { job.engine.small.take(usize::MAX) } else { job.engine.regions.take(len) };
@@ -274,6 +292,7 @@ impl With {
             seed: job.domain.cut_seed(),
             domain: job.domain.clone(),
             whole_chunks: job.whole_chunks,
+            learn,
         };
         let read = move || match reads {
             Reads::All(data) => read_region(&*source, buffer, offset, data),

@@ -262,7 +262,7 @@ fn fill_now(
     level: Level,
     counters: &Counters,
 ) -> Result<(OpenPack, Batch, bool), BackupError> {
-    // For chunks that are put together from single pages: half a MiB at the most.
+    // For chunks that are put together from single pages: no longer than the cutter's longest.
     let mut scratch = Vec::new();
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {

@@ -9,6 +9,8 @@ use crate::rpc::{ParentRange, ParentRanges};
 /// The parent's extents, in order, cut to regions.
 pub(super) struct Parent {
     ranges: Option<ParentRanges>,
+    /// It was asked for digests of pages.
+    pages: bool,
     /// What was received and reaches beyond the regions taken so far.
     waiting: VecDeque<ParentRange>,
 }
@@ -18,11 +20,15 @@ impl Parent {
     pub(super) async fn open(job: &VolumeJob, list: Option<&Changes>) -> Result<Self, BackupError> {
         let pages = !job.whole_chunks && list.is_none_or(Changes::is_coarse);
         let ranges = if job.has_parent { Some(job.coordinator.parent(pages).await?) } else { None };
-        Ok(Self { ranges, waiting: VecDeque::new() })
+        Ok(Self { ranges, pages, waiting: VecDeque::new() })
     }
 
-    /// The parent's extents for a region. Empty unless they are for exactly this region: a prediction is worth only what it
-    /// says of whole chunks.
+    /// Whether it was asked for digests of pages.
+    pub(super) fn has_pages(&self) -> bool {
+        self.pages
+    }
+
+    /// The parent's extents for a region, from its start on, as far as they are told.
     pub(super) async fn take(&mut self, offset: u64, end: u64) -> Result<Vec<ParentExtent>, BackupError> {
         while let Some(ranges) = &mut self.ranges {
             if self.waiting.back().is_some_and(|r| r.offset + r.len >= end) {

@@ -6,10 +6,12 @@
 //! since rp-20261124t120000z-0123456789abcdef
 //! 0 1048576
 //! 7340032 4096
+//! end
 //! ```
-//! Bytes: offset and length, in any order; they may overlap. `since` stands once, before the first range. A list of nothing
-//! but `since` says that nothing changed.
+//! Bytes: offset and length, in any order; they may overlap. `since` stands once, before the first range, and `end` is the last line:
+//! without it the list was cut short. A list without ranges says that nothing changed.
 
+use std::io::{BufRead, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +51,9 @@ pub enum ChangesError {
         /// What is wrong.
         what: &'static str,
     },
+    /// It was cut short.
+    #[error("the list of changes {0:?} has no last line \"end\": it was cut short, or is still being written")]
+    NoEnd(PathBuf),
     /// It does not say since when.
     #[error(
         "the list of changes {0:?} does not say since which restore point: its first line must be, say, \"since rp-20261124t120000z-0123456789abcdef\""
@@ -65,12 +70,14 @@ impl Changes {
     /// # Errors
     /// [`ChangesError`].
     pub fn read(path: &Path) -> Result<Self, ChangesError> {
-        let text = std::fs::read(path).map_err(|source| ChangesError::Read { path: path.to_owned(), source })?;
-        let refused = |(line, what)| match line {
-            0 => ChangesError::NoSince(path.to_owned()),
-            line => ChangesError::Line { path: path.to_owned(), line, what },
-        };
-        parse(&text).map_err(refused)
+        let read = |source| ChangesError::Read { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(read)?;
+        parse(std::io::BufReader::new(file)).map_err(|e| match e {
+            Bad::Read(source) => read(source),
+            Bad::NoSince => ChangesError::NoSince(path.to_owned()),
+            Bad::NoEnd => ChangesError::NoEnd(path.to_owned()),
+            Bad::Line(line, what) => ChangesError::Line { path: path.to_owned(), line, what },
+        })
     }
 
     /// The listed pages of a part of the volume.
@@ -91,19 +98,45 @@ impl Changes {
     }
 }
 
-/// An error is a line, counted from 1, and what is wrong with it; line 0: the whole.
-fn parse(text: &[u8]) -> Result<Changes, (usize, &'static str)> {
+/// What is wrong with a list.
+#[derive(Debug)]
+enum Bad {
+    Read(std::io::Error),
+    NoSince,
+    NoEnd,
+    /// Which line, counted from 1, and what.
+    Line(usize, &'static str),
+}
+
+/// Longer lines are none of a list.
+const LINE_BYTES_MAX: u64 = 4096;
+
+fn parse(mut text: impl BufRead) -> Result<Changes, Bad> {
     let page = PAGE as u64;
     let mut since = None;
+    let mut ended = false;
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    for (n, line) in text.split(|b| *b == b'\n').enumerate() {
-        let bad = |what| (n + 1, what);
-        let line = std::str::from_utf8(line).map_err(|_| bad("not text"))?.trim();
+    let mut line = Vec::new();
+    for n in 1.. {
+        let bad = |what| Bad::Line(n, what);
+        line.clear();
+        let read = text.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(Bad::Read)?;
+        if read == 0 {
+            break;
+        }
+        let line = std::str::from_utf8(&line).map_err(|_| bad("not text"))?.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
+        if ended {
+            return Err(bad("something behind \"end\""));
+        }
+        if line == "end" {
+            ended = true;
+            continue;
+        }
         let (first, second) =
-            line.split_once(char::is_whitespace).ok_or(bad("neither \"since POINT\" nor \"OFFSET LENGTH\""))?;
+            line.split_once(char::is_whitespace).ok_or_else(|| bad("neither \"since POINT\" nor \"OFFSET LENGTH\""))?;
         let second = second.trim();
         if first == "since" {
             let point: PointId = second.parse().map_err(|_| bad("no id of a restore point"))?;
@@ -113,15 +146,18 @@ fn parse(text: &[u8]) -> Result<Changes, (usize, &'static str)> {
             continue;
         }
         if since.is_none() {
-            return Err((0, ""));
+            return Err(Bad::NoSince);
         }
         let offset: u64 = first.parse().map_err(|_| bad("an offset is a number of bytes"))?;
         let len: u64 = second.parse().map_err(|_| bad("a length is a number of bytes"))?;
         let end = offset.checked_add(len).and_then(|end| end.checked_next_multiple_of(page));
-        let end = end.filter(|_| len > 0).ok_or(bad("a range of no bytes, or behind any volume's end"))?;
+        let end = end.filter(|_| len > 0).ok_or_else(|| bad("a range of no bytes, or behind any volume's end"))?;
         ranges.push(offset - offset % page..end);
     }
-    let since = since.ok_or((0, ""))?;
+    let since = since.ok_or(Bad::NoSince)?;
+    if !ended {
+        return Err(Bad::NoEnd);
+    }
     let listed = ranges.len() as u64;
     ranges.sort_unstable_by_key(|r| r.start);
     let mut apart: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
@@ -145,13 +181,13 @@ mod tests {
 
     #[test]
     fn what_a_list_says() {
-        let list = parse(format!("# made by x\n{SINCE}\n 8192 1\n0\t4097\r\n20480 8192").as_bytes()).unwrap();
+        let list = parse(format!("# made by x\n{SINCE}\n 8192 1\n0\t4097\r\n20480 8192\nend").as_bytes()).unwrap();
         assert_eq!(list.since.to_string(), "rp-20261124t120000z-0123456789abcdef");
         assert_eq!(list.ranges, [0..12288, 20480..28672]);
         assert_eq!(list.within(4096..24576).collect::<Vec<_>>(), [4096..12288, 20480..24576]);
         assert!(list.names(8192) && !list.names(12288) && !list.is_coarse());
-        assert!(parse(format!("{SINCE}0 1048576").as_bytes()).unwrap().is_coarse());
-        assert!(parse(SINCE.as_bytes()).unwrap().ranges.is_empty());
+        assert!(parse(format!("{SINCE}0 1048576\nend\n").as_bytes()).unwrap().is_coarse());
+        assert!(parse(format!("{SINCE}end\n\n").as_bytes()).unwrap().ranges.is_empty());
     }
 
     #[test]
@@ -166,17 +202,28 @@ mod tests {
             ("since rp-20261124t120000z-0123456789abcdef\n5 0", 2),
             ("since rp-20261124t120000z-0123456789abcdef\n5 18446744073709551615", 2),
             ("since rp-20261124t120000z-0123456789abcdef\n5 1 1", 2),
+            ("since rp-20261124t120000z-0123456789abcdef\nend\n0 4096", 3),
         ] {
-            assert_eq!(parse(text.as_bytes()).unwrap_err().0, line, "{text:?}");
+            let found = match parse(text.as_bytes()).unwrap_err() {
+                Bad::Line(n, _) => n,
+                Bad::NoSince => 0,
+                bad => panic!("{bad:?}: {text:?}"),
+            };
+            assert_eq!(found, line, "{text:?}");
         }
-        assert_eq!(parse(b"\xff\xfe").unwrap_err().0, 1);
+        assert!(matches!(parse(&b"\xff\xfe"[..]), Err(Bad::Line(1, _))));
+        // Cut short anywhere, it is no list.
+        let whole = format!("{SINCE}7340032 4096\nend");
+        for cut in 0..whole.len() {
+            assert!(parse(&whole.as_bytes()[..cut]).is_err(), "{cut}");
+        }
     }
 
     proptest! {
         #[test]
         fn every_listed_byte_is_within(parts in proptest::collection::vec((0u64..500_000, 1u64..50_000), 0..30), from in 0u64..600_000, len in 1u64..100_000) {
             let lines: String = parts.iter().map(|(o, l)| format!("{o} {l}\n")).collect();
-            let list = parse(format!("{SINCE}{lines}").as_bytes()).unwrap();
+            let list = parse(format!("{SINCE}{lines}end\n").as_bytes()).unwrap();
             let listed = |at: u64| parts.iter().any(|&(o, l)| at / 4096 >= o / 4096 && at / 4096 <= (o + l - 1) / 4096);
             let within: Vec<_> = list.within(from..from + len).collect();
             for at in (from..from + len).step_by(997) {
@@ -187,7 +234,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_it_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&text);
+            let _ = parse(&text[..]);
         }
     }
 }

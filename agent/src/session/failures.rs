@@ -31,7 +31,9 @@ fn kind_of_call(e: &CallError) -> FailureKind {
 
 pub(super) fn kind_of_backup(e: &BackupError) -> FailureKind {
     match e {
-        BackupError::Source(_) | BackupError::Changes(_) | BackupError::Read { .. } => FailureKind::Source,
+        BackupError::Source(_) | BackupError::Changes(_) | BackupError::WrongList { .. } | BackupError::Read { .. } => {
+            FailureKind::Source
+        }
         BackupError::Call(e) => kind_of_call(e),
         BackupError::Store { source: CreateError::Failed(f), .. } => kind_of_trouble(f.trouble),
         BackupError::Store { .. } | BackupError::Pack(_) => FailureKind::Store,

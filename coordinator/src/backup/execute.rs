@@ -211,6 +211,7 @@ async fn run(
         parent: parent.as_ref().map(|p| p.found.root.id()),
         parent_packs: Mutex::new(parent.as_ref().map(|p| p.placement.packs.clone()).unwrap_or_default()),
         stored_bytes: AtomicU64::new(0),
+        sampling: tokio::sync::Mutex::default(),
         assigned: Mutex::default(),
         claims: super::Claims::default(),
         hurried: Mutex::default(),

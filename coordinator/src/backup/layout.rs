@@ -11,7 +11,9 @@ use milkrun_repository::volume_map::{Extent, Leaf};
 #[derive(Default)]
 pub(super) struct Effort {
     window: Vec<(u64, Extent)>,
-    leaves: usize,
+    /// Leaves and holes.
+    steps: usize,
+    in_hole: bool,
     ranges: u64,
     opened_bytes: u64,
 }
@@ -24,8 +26,20 @@ impl Effort {
             self.window.push((at, *extent));
             at += u64::from(extent.len());
         }
-        self.leaves += 1;
-        if self.leaves == WINDOW_LEAVES {
+        self.in_hole = false;
+        self.step();
+    }
+
+    /// A hole where a leaf would be: a step of a restore like a leaf, however long.
+    pub(super) fn hole(&mut self) {
+        if !std::mem::replace(&mut self.in_hole, true) {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        self.steps += 1;
+        if self.steps == WINDOW_LEAVES {
             self.close();
         }
     }
@@ -46,6 +60,6 @@ impl Effort {
         self.opened_bytes += opened.values().map(|&len| u64::from(len)).sum::<u64>();
         self.ranges += plan(&self.window, Limits::DEFAULT, false).len() as u64;
         self.window.clear();
-        self.leaves = 0;
+        self.steps = 0;
     }
 }

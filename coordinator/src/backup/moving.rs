@@ -103,7 +103,7 @@ async fn apply(
             if given.attempt > 1 || resume_at > 0 {
                 tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
             }
-            let by_list = run.begin_by_list(&volume, source, order.full_every, resume_at).await?;
+            let by_list = run.begin_by_list(&volume, source, order.full_every, given.attempt, resume_at).await?;
             let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
             let a = assignment_of(coordinator, run, &volume, given.attempt);
             let message = wire::BackupVolume {

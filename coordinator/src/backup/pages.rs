@@ -6,14 +6,21 @@ use std::collections::HashMap;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::pages::{DIGEST_LEN, PageDigest};
+use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::volume_map::{Extent, Leaf, MapRef, MapSource, PageList, PagesAt};
 
 use super::{BackupError, Run, lock};
 
-/// Lists that a leaf names at most: more are put together into one. Each generation that changes a region adds one.
-const LISTS_MAX: usize = 8;
+/// Parts of a chunk that are looked at for the digests of another.
+const NEAR: usize = 8;
+
+/// Lists that the leaf at this offset names at most. Each generation that changes a region adds one; regions reach their bounds at
+/// different generations, lest all of a volume's lists be read and put together by the same one.
+pub(super) fn lists_max(offset: u64) -> usize {
+    8 + usize::try_from(offset / REGION_BYTES % 8).unwrap_or(0)
+}
 
 /// The lists that some leaf names.
 pub(super) type Lists = HashMap<ChunkId, PageList>;
@@ -29,32 +36,39 @@ fn pages(len: u32) -> usize {
 /// What is wrong with them.
 fn sent(extent: &wire::Extent) -> Result<Option<&[PageDigest]>, &'static str> {
     let (digests, rest) = extent.pages.as_chunks::<DIGEST_LEN>();
+    let on_pages = !extent.chunk.is_empty() && extent.chunk_offset.is_multiple_of(PAGE as u32);
     match digests.len() {
         0 if rest.is_empty() => Ok(None),
-        n if n == pages(extent.length) && rest.is_empty() => Ok(Some(digests)),
-        _ => Err("as many digests as an extent has pages"),
+        n if n == pages(extent.length) && rest.is_empty() && on_pages => Ok(Some(digests)),
+        _ => Err("digests that are not one for each page of an extent"),
     }
 }
 
-/// Where the digests of a leaf's chunks are.
+/// Where the digests of a leaf's chunks are: for each chunk its parts, sorted by where they begin.
 #[derive(Default)]
 pub(super) struct Kept(HashMap<ChunkId, Vec<(u32, u32, PagesAt)>>);
 
 impl Kept {
-    /// Learns what a leaf of the parent says.
-    pub(super) fn learn(&mut self, leaf: &Leaf) {
-        for extent in &leaf.extents {
+    /// What these leaves of the parent say.
+    pub(super) fn of<'a>(leaves: impl Iterator<Item = &'a Leaf>) -> Self {
+        let mut kept = Self::default();
+        for extent in leaves.flat_map(|leaf| &leaf.extents) {
             if let Extent::Data { len, chunk_offset, id, pages: Some(at), .. } = *extent {
-                self.0.entry(id).or_default().push((chunk_offset, len, at));
+                kept.0.entry(id).or_default().push((chunk_offset, len, at));
             }
         }
+        kept.0.values_mut().for_each(|parts| parts.sort_unstable_by_key(|p| (p.0, p.1)));
+        kept
     }
 
     /// The digests of a part of a chunk.
     fn find(&self, id: &ChunkId, chunk_offset: u32, len: u32) -> Option<PagesAt> {
         let page = PAGE as u32;
-        self.0.get(id)?.iter().find_map(|&(from, all, at)| {
-            let skipped = chunk_offset.checked_sub(from).filter(|s| s.is_multiple_of(page))?;
+        let parts = self.0.get(id)?;
+        // Parts of one chunk lie beside each other, but for those that are used twice.
+        let before = parts.partition_point(|p| p.0 <= chunk_offset);
+        parts[..before].iter().rev().take(NEAR).find_map(|&(from, all, at)| {
+            let skipped = (chunk_offset - from).is_multiple_of(page).then_some(chunk_offset - from)?;
             (skipped + len <= all).then(|| PagesAt { first: at.first + skipped / page, ..at })
         })
     }
@@ -62,7 +76,7 @@ impl Kept {
 
 impl Run {
     /// Says in a leaf where its pages' digests are: those that came with `extents` in a new list, others where the parent has
-    /// them.
+    /// them. `most` lists are named; if there were more, all that they say of this leaf goes into one.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -71,56 +85,43 @@ impl Run {
         leaf: &mut Leaf,
         extents: &[wire::Extent],
         kept: &Kept,
+        most: usize,
         nonsense: impl Fn(&'static str) -> BackupError,
     ) -> Result<(), BackupError> {
-        let mut fresh = PageList::default();
-        let mut numbers = Vec::with_capacity(extents.len());
-        for extent in extents {
-            numbers.push(sent(extent).map_err(&nonsense)?.map(|digests| {
-                let first = fresh.digests.len();
-                fresh.digests.extend_from_slice(digests);
-                first
-            }));
-        }
-        let list = match fresh.digests.is_empty() {
-            true => None,
-            false => Some(self.put_pages(&fresh).await?),
-        };
-        for (extent, number) in leaf.extents.iter_mut().zip(numbers) {
-            if let Extent::Data { len, chunk_offset, id, pages, .. } = extent {
-                *pages = match (list, number) {
-                    (Some(list), Some(first)) => {
-                        Some(PagesAt { list, first: u32::try_from(first).unwrap_or(u32::MAX) })
-                    }
-                    _ => kept.find(id, *chunk_offset, *len),
-                };
+        let mut fresh = Vec::with_capacity(extents.len());
+        for (extent, sent_with) in leaf.extents.iter_mut().zip(extents) {
+            let digests = sent(sent_with).map_err(&nonsense)?;
+            if let (Extent::Data { len, chunk_offset, id, pages, .. }, None) = (extent, digests) {
+                *pages = kept.find(id, *chunk_offset, *len);
             }
+            fresh.push(digests);
         }
-        if leaf.page_lists().len() > LISTS_MAX {
-            self.gather_pages(leaf, list.map(|l| (l.id, fresh))).await?;
+        let new = fresh.iter().any(Option::is_some);
+        let mut lists = Lists::default();
+        let gather = leaf.page_lists().len() + usize::from(new) > most;
+        if gather {
+            read_lists(leaf, &self.parent_reader(), &mut lists).await?;
+        } else if !new {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Puts all digests that a leaf names into one list.
-    async fn gather_pages(&self, leaf: &mut Leaf, fresh: Option<(ChunkId, PageList)>) -> Result<(), BackupError> {
-        let reader = self.parent_reader();
-        let mut lists: Lists = fresh.into_iter().collect();
-        read_lists(leaf, &reader, &mut lists).await?;
+        // What goes into the new list: what is new, and if there are too many lists, what they say.
         let mut all = PageList::default();
-        let mut firsts = Vec::with_capacity(leaf.extents.len());
-        for extent in &leaf.extents {
-            let digests = digests_of(extent, &lists);
+        let mut firsts = Vec::with_capacity(fresh.len());
+        for (extent, fresh) in leaf.extents.iter().zip(fresh) {
+            let digests = fresh.or_else(|| digests_of(extent, &lists));
             firsts.push(digests.map(|_| u32::try_from(all.digests.len()).unwrap_or(u32::MAX)));
             all.digests.extend_from_slice(digests.unwrap_or_default());
         }
-        if all.digests.is_empty() {
-            leaf.extents.iter_mut().for_each(|e| set(e, None));
-            return Ok(());
-        }
-        let list = self.put_pages(&all).await?;
+        let list = if all.digests.is_empty() { None } else { Some(self.put_pages(&all).await?) };
         for (extent, first) in leaf.extents.iter_mut().zip(firsts) {
-            set(extent, first.map(|first| PagesAt { list, first }));
+            if let Extent::Data { pages, .. } = extent {
+                match (list, first) {
+                    (Some(list), Some(first)) => *pages = Some(PagesAt { list, first }),
+                    // Of a list that can't be read.
+                    _ if gather => *pages = None,
+                    _ => {}
+                }
+            }
         }
         Ok(())
     }
@@ -133,12 +134,6 @@ impl Run {
         lock(&self.referenced).insert(reference.place.pack);
         self.store_metadata(full).await?;
         Ok(reference)
-    }
-}
-
-fn set(extent: &mut Extent, at: Option<PagesAt>) {
-    if let Extent::Data { pages, .. } = extent {
-        *pages = at;
     }
 }
 
@@ -166,7 +161,10 @@ pub(super) async fn read_lists(leaf: &Leaf, reader: &MetadataReader<'_>, lists: 
 
 /// The digests of an extent, if they are known.
 pub(super) fn digests_of<'a>(extent: &Extent, lists: &'a Lists) -> Option<&'a [PageDigest]> {
-    let Extent::Data { len, pages: Some(at), .. } = extent else { return None };
+    let Extent::Data { len, chunk_offset, pages: Some(at), .. } = extent else { return None };
+    if !chunk_offset.is_multiple_of(PAGE as u32) {
+        return None;
+    }
     let first = at.first as usize;
     lists.get(&at.list.id)?.digests.get(first..first + pages(*len))
 }

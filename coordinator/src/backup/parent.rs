@@ -21,6 +21,9 @@ use super::worn::worn;
 use super::{BackupError, Run};
 use crate::inventory::SourceSpec;
 
+/// How often a place in a volume is drawn until it holds data.
+const DRAWS: usize = 8;
+
 /// Which point predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
@@ -201,9 +204,17 @@ impl Run {
             build.origin().filter(|root| build.attempt == attempt && root.len > 0)
         };
         let Some(root) = root else { return Ok(None) };
-        let somewhere = u64::from_le_bytes(entropy()) % root.len;
-        let mut cursor = MapCursor::starting_at(root, somewhere);
-        match cursor.next(reader).await {
+        // Where there is data, if it is found: holes say nothing of it.
+        let mut found = Ok(None);
+        let mut somewhere = 0;
+        for _ in 0..DRAWS {
+            somewhere = u64::from_le_bytes(entropy()) % root.len;
+            found = MapCursor::starting_at(root, somewhere).next(reader).await;
+            if !matches!(found, Ok(Some(Step::Hole { .. }))) {
+                break;
+            }
+        }
+        match found {
             Ok(Some(Step::Leaf { offset, reference, leaf })) if self.is_whole(&reference, &leaf).await? => {
                 Ok(Some(range_of(offset, &leaf, reader, true).await?))
             }
@@ -235,13 +246,16 @@ impl Run {
         volume: &str,
         source: &SourceSpec,
         full_every: u32,
+        attempt: u32,
         resume_at: u64,
     ) -> Result<bool, BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(false) };
         let mut build = build.lock().await;
         let most = if full_every == 0 { FULL_EVERY } else { full_every };
         let due = build.lists_before.saturating_add(1) >= most;
-        let by_list = source.changed_from.is_some() && !source.stream && build.has_parent() && !due;
+        // Only by the first attempt: the list lies on its node, and another node may have an older one, or none.
+        let first = attempt == 1 && resume_at == 0;
+        let by_list = first && source.changed_from.is_some() && !source.stream && build.has_parent() && !due;
         if source.changed_from.is_some() && due {
             tracing::info!(
                 volume,

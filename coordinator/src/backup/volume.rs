@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::chunk::PAGE;
 use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::{ChunkId, VolumeName};
 use milkrun_repository::pack::Place;
@@ -11,10 +12,13 @@ use milkrun_repository::point::root::{Layout, MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::layout::Effort;
-use super::pages::Kept;
+use super::pages::{Kept, lists_max};
 use super::take_over::region;
 use super::{BackupError, Run, lock};
 use crate::runs::RefusedCall;
+
+/// Extents of a region beyond one for each page: the last of a stream may be short.
+const EXTENTS_SPARE: u64 = 16;
 
 /// No volume is larger: 128 TiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 47;
@@ -179,6 +183,7 @@ impl Run {
             }
         }
         if region.extents.is_empty() {
+            build.effort.hole();
             build.hole_bytes += region.length;
             let mut left = region.length;
             while left > 0 {
@@ -193,12 +198,13 @@ impl Run {
             return Ok(());
         }
         let (mut leaf, kept) = self.place(build, region, &nonsense)?;
-        self.keep_pages(&mut leaf, &region.extents, &kept, &nonsense).await?;
-        build.effort.add(region.offset, &leaf);
+        self.keep_pages(&mut leaf, &region.extents, &kept, lists_max(region.offset), &nonsense).await?;
         build.hole_bytes += hole_bytes(&leaf);
         if leaf.is_hole() {
+            build.effort.hole();
             return build.builder.push(Child { len: region.length, chunk: None }, &mut put).await;
         }
+        build.effort.add(region.offset, &leaf);
         lock(&self.referenced).extend(leaf.needs());
         let reference = self.put_metadata(&leaf.encode()).await?;
         build.builder.push(Child { len: region.length, chunk: Some(reference) }, &mut put).await
@@ -214,10 +220,14 @@ impl Run {
         if region.length > LEAF_BYTES_MAX {
             return Err(nonsense("a region longer than a leaf"));
         }
+        // Single pages at the least: smaller parts are none of anybody's.
+        if region.extents.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
+            return Err(nonsense("more extents than pages"));
+        }
+        let told = || build.told.range(region.offset..region.offset + region.length).map(|(_, told)| &told.1);
+        let kept = Kept::of(told());
         let mut parents: HashMap<ChunkId, Place> = HashMap::new();
-        let mut kept = Kept::default();
-        for (_, leaf) in build.told.range(region.offset..region.offset + region.length).map(|(_, told)| told) {
-            kept.learn(leaf);
+        for leaf in told() {
             parents.extend(leaf.extents.iter().filter_map(|e| match *e {
                 Extent::Data { id, place, .. } => Some((id, place)),
                 Extent::Hole { .. } => None,

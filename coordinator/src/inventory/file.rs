@@ -171,6 +171,9 @@ fn parse(text: &str) -> Result<Checked, String> {
             let size = v.size.as_deref().map(units::size).transpose().map_err(|e| format!("{what}: size: {e}"))?;
             let source_name = volume.parse().map_err(|e| format!("{what}: {e}"))?;
             let changed_from = v.changed_from;
+            if v.stream && changed_from.is_some() {
+                return Err(format!("applications.{name}.volumes.{source_name}: a stream has no list of changes"));
+            }
             sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach, changed_from });
         }
         let mut targets = Vec::new();

@@ -72,8 +72,13 @@ impl Upload for Service {
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let (sender, receiver) = mpsc::channel(PARENT_WAITING);
         tokio::spawn(async move {
+            // One at a time, whoever asks: each reads all over the parent.
+            let _turn = run.sampling().await;
             let reader = run.parent_reader();
             for _ in 0..request.leaves.min(SAMPLES_MAX) {
+                if sender.is_closed() {
+                    return;
+                }
                 let next = match run.sample_parent(&a.volume, a.attempt, &reader).await {
                     Ok(Some(range)) => Ok(range),
                     Ok(None) => continue,

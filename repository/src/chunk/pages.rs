@@ -64,7 +64,11 @@ impl<'a> PageHasher<'a> {
 
     /// The digests of some pages of a chunk: `bytes` begin at `offset` of the chunk, a multiple of a page. They are whole pages,
     /// unless the chunk ends with them.
+    ///
+    /// # Panics
+    /// If they begin elsewhere: their digests would be those of other pages.
     pub(crate) fn digests(&self, bytes: &[u8], offset: u32) -> Vec<PageDigest> {
+        assert!((offset as usize).is_multiple_of(PAGE), "a page begins at a multiple of a page");
         self.values(bytes, u64::from(offset)).iter().map(digest).collect()
     }
 

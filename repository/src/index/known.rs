@@ -159,9 +159,11 @@ impl ChunkIndex {
         self.fresh.extend(entries);
     }
 
-    /// Learns of a pack without its entries.
+    /// Learns of a pack without its entries. Of what is known of its lock, the later counts: an index segment says how it was
+    /// when it was sealed, a placement how it was extended since.
     pub fn note_pack(&mut self, pack: PackInfo) {
-        self.packs.entry(pack.id).or_insert(pack);
+        let known = self.packs.entry(pack.id).or_insert_with(|| pack.clone());
+        known.locked_until = known.locked_until.max(pack.locked_until);
     }
 
     /// What isn't in the repository's index yet, as a segment; `None` when there is nothing. With many small segments

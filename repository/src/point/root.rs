@@ -226,10 +226,10 @@ impl Root {
     /// [`RootError::Header`].
     pub fn parse(bytes: &[u8]) -> Result<Self, RootError> {
         let mut d = Decoder::new(bytes);
-        headers(&mut d, MAGIC, VERSION)?;
+        let version = headers(&mut d, MAGIC, VERSION)?;
         let tombstone = match d.u8("kind")? {
             1 => false,
-            2 => true,
+            2 if version == 1 => true,
             _ => return Err(d.bad("kind").into()),
         };
         d.reserved(5, "reserved")?;

@@ -157,7 +157,7 @@ impl Leaf {
         for _ in 0..n {
             packs.push(PackId::from_bytes(d.array("pack id")?));
         }
-        let n = if version == 1 { 0 } else { d.count(ChunkId::LEN, "page list count")? };
+        let n = if version == 1 { 0 } else { d.count(ChunkId::LEN + Place::ENCODED_LEN, "page list count")? };
         let mut lists = Vec::with_capacity(n);
         for _ in 0..n {
             lists.push(MapRef::decode(&mut d)?);
@@ -218,6 +218,7 @@ fn data(d: &mut Decoder<'_>, digests: bool, packs: &[PackId], lists: &[MapRef]) 
 }
 
 /// Equal lists may have been stored twice, by two runs at once.
-fn list_order(list: &MapRef) -> (ChunkId, PackId, u32, u32) {
-    (list.id, list.place.pack, list.place.slot, list.place.offset)
+fn list_order(list: &MapRef) -> (ChunkId, PackId, [u32; 4], u8) {
+    let p = &list.place;
+    (list.id, p.pack, [p.slot, p.offset, p.sealed_len, p.plain_len], p.codec as u8)
 }
