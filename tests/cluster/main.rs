@@ -5,6 +5,7 @@ mod chaos;
 mod crash_points;
 mod hosts;
 mod leaders;
+mod lists;
 mod lost;
 mod refused;
 mod restores;

@@ -209,3 +209,20 @@ fn one_machine_goes_through_the_same_services() {
         assert!(ran.err.contains(said), "no {said:?} in:\n{}", ran.err);
     }
 }
+
+#[test]
+fn a_lock_that_was_extended_is_not_extended_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init", "--lock", "governance", "--lock-for", "10d"]).ok();
+    let image = folder.path().join("image");
+    fs::write(&image, noise(5 << 20, 1)).unwrap();
+    let extended = |lock_for: &str| {
+        let words = ["backup", "app", "--volume", &volume(&image), "--lock-for", lock_for, "--json"];
+        m.run(words).ok().json()["locks_extended"].as_u64().unwrap()
+    };
+    assert_eq!(extended("10d"), 0);
+    assert!(extended("40d") > 0);
+    assert_eq!(extended("40d"), 0);
+    m.run(["verify"]).ok();
+}

@@ -1,0 +1,93 @@
+//! Lists of changes with many nodes: a list lies on one node, and counts for the first attempt alone.
+
+use std::fs;
+use std::process::{Child, Stdio};
+
+use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::noise;
+use nix::sys::signal::Signal;
+
+const SIZE: usize = 192 << 20;
+/// All behind this changes.
+const FROM: usize = 32 << 20;
+
+/// A volume that both nodes reach, with a point, and changes in most of it that a list names.
+fn with_a_list() -> Cluster {
+    let mut c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    let at = |name: &str| c.folder().join(name).display().to_string();
+    c.inventory(&format!(
+        "nodes: {{ node-a: , node-b: }}
+applications:
+  shop:
+    volumes:
+      data: {{ size: 192MiB, changed_from: {1}, at: {{ node-a: {0}, node-b: {0} }} }}
+",
+        at("data.img"),
+        at("list")
+    ));
+    let mut content = noise(SIZE, 7);
+    fs::write(at("data.img"), &content).unwrap();
+    let image = format!("data={}", at("data.img"));
+    let made = c.repository().run(["backup", "shop", "--volume", &image, "--json"]).ok().json();
+    content[FROM..].copy_from_slice(&noise(SIZE - FROM, 8));
+    fs::write(at("data.img"), &content).unwrap();
+    let point = made["point"].as_str().unwrap();
+    fs::write(at("list"), format!("since {point}\n{FROM} {}\nend\n", SIZE - FROM)).unwrap();
+    c.agent_args.extend(["--limit-upload".into(), "24MiB".into(), "--memory".into(), "64MiB".into()]);
+    c
+}
+
+/// Starts a backup and waits until one node has made some way; then the list is gone.
+fn begin(c: &Cluster) -> (Child, String) {
+    let mut command = c.command("root", &["view", "backup", "restore", "operate"], &["backup", "shop", "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let node = wait_for("some progress", || {
+        let volume = c.runs().first()?["volumes"].as_array()?.first()?.clone();
+        let far = volume["done_bytes"].as_u64()? >= 80 << 20;
+        far.then(|| volume["node"].as_str().unwrap().to_owned())
+    });
+    fs::remove_file(c.folder().join("list")).unwrap();
+    (child, node)
+}
+
+/// The point says that it rests on a list, and is whole.
+fn ends_well(c: &Cluster) {
+    let shown = c.repository().run(["show", "shop", "--json"]).ok().json();
+    assert_eq!(shown["volumes"][0]["lists_in_a_row"], 1, "{shown}");
+    c.repository().run(["verify", "--data"]).ok();
+    let back = c.folder().join("data.back");
+    c.repository().run(["restore", "shop", "--volume", &format!("data={}", back.display())]).ok();
+    assert!(fs::read(c.folder().join("data.img")).unwrap() == fs::read(&back).unwrap());
+}
+
+#[test]
+fn another_node_reads_the_rest_in_full() {
+    let c = with_a_list();
+    let coordinator = c.coordinator();
+    let mut agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let (child, node) = begin(&c);
+    agents.iter_mut().find(|(n, _)| *n == node).unwrap().1.signal(Signal::SIGKILL);
+    milkrun_tests::binary::ran(child.wait_with_output()).ok();
+    assert!(coordinator.log().contains("a volume goes on"), "{}", coordinator.log());
+    ends_well(&c);
+}
+
+#[test]
+fn another_coordinator_knows_that_a_list_was_used() {
+    let c = with_a_list();
+    let mut coordinator = c.coordinator();
+    let _agents = [c.agent("node-a"), c.agent("node-b")];
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let (mut child, _) = begin(&c);
+    coordinator.signal(Signal::SIGKILL);
+    coordinator.wait();
+    let _ = child.kill();
+    let _ = child.wait();
+    let next = c.coordinator_with("next", &[]);
+    next.wait_for_log("a run that another coordinator left goes on");
+    wait_for("the run to end", || (c.runs().first()?["state"] == "done").then_some(()));
+    assert!(next.log().contains("a volume goes on"), "{}", next.log());
+    ends_well(&c);
+}
