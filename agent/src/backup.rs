@@ -40,7 +40,7 @@ use crate::rpc::{CallError, Coordinator};
 use crate::workers::Workers;
 
 /// Of a region of which less is read only that is kept.
-pub const SMALL_BYTES: u64 = 1 << 20;
+pub const SMALL_BYTES: u64 = 512 << 10;
 
 /// What all volumes of an agent share.
 pub struct Engine {

@@ -5,30 +5,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use milkrun_repository::chunk::PAGE;
 
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(4096))]
-struct Page([u8; PAGE]);
-
 /// A page-aligned buffer; goes back to its pool when dropped.
 pub struct Buffer {
-    pages: Vec<Page>,
+    /// With a page to spare, in which the start is moved to the next page: memory that is asked for with an alignment is
+    /// cleared at once, and this is not touched before it is filled.
+    bytes: Vec<u8>,
     len: usize,
-    home: Arc<Mutex<Vec<Vec<Page>>>>,
+    home: Arc<Mutex<Vec<Vec<u8>>>>,
     idle_max: usize,
 }
 
 /// Buffers of one capacity.
 #[derive(Clone)]
 pub struct BufferPool {
-    capacity_pages: usize,
+    capacity: usize,
     idle_max: usize,
-    idle: Arc<Mutex<Vec<Vec<Page>>>>,
+    idle: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl BufferPool {
     /// Buffers of up to `capacity` bytes. How many there are at once is bounded by who asks (see [`crate::budget`]).
     pub fn new(capacity: usize) -> Self {
-        Self { capacity_pages: capacity.div_ceil(PAGE), idle_max: usize::MAX, idle: Arc::default() }
+        Self { capacity: capacity.next_multiple_of(PAGE), idle_max: usize::MAX, idle: Arc::default() }
     }
 
     /// Of those that come back, no more than so many are kept.
@@ -41,30 +39,40 @@ impl BufferPool {
     /// A buffer of `len` bytes (cut to the capacity). Its content is left over from earlier use.
     pub fn take(&self, len: usize) -> Buffer {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let pages = idle.unwrap_or_else(|| bytemuck::zeroed_vec(self.capacity_pages));
-        Buffer { len: len.min(self.capacity_pages * PAGE), pages, home: self.idle.clone(), idle_max: self.idle_max }
+        let bytes = idle.unwrap_or_else(|| vec![0; self.capacity + PAGE]);
+        Buffer { len: len.min(self.capacity), bytes, home: self.idle.clone(), idle_max: self.idle_max }
+    }
+}
+
+impl Buffer {
+    /// Where the first page begins.
+    fn start(&self) -> usize {
+        let address = self.bytes.as_ptr() as usize;
+        address.next_multiple_of(PAGE) - address
     }
 }
 
 impl std::ops::Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.pages)[..self.len]
+        let start = self.start();
+        &self.bytes[start..start + self.len]
     }
 }
 
 impl std::ops::DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.pages)[..self.len]
+        let start = self.start();
+        &mut self.bytes[start..start + self.len]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let pages = std::mem::take(&mut self.pages);
+        let bytes = std::mem::take(&mut self.bytes);
         let mut idle = self.home.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.idle_max {
-            idle.push(pages);
+            idle.push(bytes);
         }
     }
 }

@@ -72,8 +72,8 @@ impl AgentOptions {
     }
 }
 
-/// Small buffers that are kept: 16 MiB.
-const SMALL_IDLE: usize = 16;
+/// Small buffers that are kept, of which only what was ever filled takes memory: 32 MiB at the most.
+const SMALL_IDLE: usize = 64;
 
 /// An agent.
 #[derive(Clone)]
