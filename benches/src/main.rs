@@ -159,6 +159,12 @@ fn reading(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
             black_box(domain.identify(black_box(chunk)));
         }
         String::new()
+    })?;
+    bench.stage("identify, with page digests", entropy, || {
+        for chunk in bytes.chunks(CHUNK) {
+            black_box(domain.identify_pages(black_box(chunk)));
+        }
+        String::new()
     })
 }
 

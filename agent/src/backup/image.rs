@@ -7,6 +7,7 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 
 use milkrun_repository::chunk::PAGE;
+use tokio::sync::Semaphore;
 
 use super::checkpoint::{Checkpoints, Done};
 use super::cut::{Cutting, cut_region};
@@ -22,7 +23,7 @@ use crate::device::Source;
 use crate::device::changes::Changes;
 use crate::rpc::Region;
 
-/// Regions that were begun and are not handed over. Those of which much is read are far fewer: each holds a permit.
+/// Regions that were begun and are not handed over. Those of which much is read are far fewer ([`With::large`]).
 const IN_FLIGHT: usize = 64;
 
 /// Backs up an image: all of it, or what a list of changes names.
@@ -43,7 +44,8 @@ pub async fn back_up(
     let (lookups, _asking) = Lookups::start(&job, true);
     let parent = Parent::open(&job, list.as_ref()).await?;
     let learn = parent.has_pages();
-    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn };
+    let large = Arc::new(Semaphore::new(job.engine.cpu.count() * 2 + 2));
+    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, large };
     let mut walk = Walk { with, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
@@ -74,6 +76,9 @@ struct With {
     lookups: Lookups,
     /// The parent was asked for digests of pages.
     learn: bool,
+    /// Turns of regions of which much is read: enough for every thread to have one in hand while others are read or wait for an
+    /// answer. More would only take memory.
+    large: Arc<Semaphore>,
 }
 
 /// The way through the volume.
@@ -277,12 +282,17 @@ impl With {
             Reads::Named(named) => named.iter().map(|r| r.len() as u64).sum::<u64>() <= SMALL_BYTES,
             Reads::All(_) => false,
         };
+        let turn = if small { None } else { self.large.clone().acquire_owned().await.ok() };
         let permit = engine.budget.transfer(if small { SMALL_BYTES } else { engine.region_bytes }).await;
-        Task(tokio::spawn(self.deal_with(part, small, permit)))
+        Task(tokio::spawn(async move {
+            let done = self.deal_with(part, small, permit).await;
+            drop(turn);
+            done
+        }))
     }
 
     async fn deal_with(self, part: Part, small: bool, permit: Permit) -> Result<Done, BackupError> {
-        let Self { job, source, elsewhere, lookups, learn } = self;
+        let Self { job, source, elsewhere, lookups, learn, .. } = self;
         let Part { offset, end, predicted, reads } = part;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let buffer = if small { job.engine.small.take(usize::MAX) } else { job.engine.regions.take(len) };
