@@ -1,7 +1,7 @@
 //! Checking a list of changes before anything rests on it: pages that it does not name, at random, are read and compared with
 //! what the parent knows of them.
 //!
-//! How likely a wrong list is noticed: [`LEAVES`] regions are drawn at random, and [`PAGES`] pages of each, at random from those
+//! How likely a wrong list is noticed: `LEAVES` regions are drawn at random, and `PAGES` pages of each, at random from those
 //! that the list leaves out. If a share *f* of all pages that it leaves out changed all the same, spread evenly, that stays unnoticed
 //! with (1-f)^4096: 2 % for one page in a thousand, 1e-18 for one in a hundred, 96 % for one in a hundred thousand. If all of
 //! them lie in a share *x* of the regions, it can't be noticed better than with 1-(1-x)^32, 97 % for a tenth of the volume. Single

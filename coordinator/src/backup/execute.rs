@@ -59,7 +59,7 @@ pub struct Order {
     pub allow_changing: bool,
     /// Store a chunk of which a page changed whole.
     pub whole_chunks: bool,
-    /// Of so many points in a row one at least rests on no list of changes; 0: [`FULL_EVERY`].
+    /// Of so many points in a row one at least rests on no list of changes; 0: 16.
     pub full_every: u32,
 }
 
