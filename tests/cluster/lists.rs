@@ -1,13 +1,14 @@
 //! Lists of changes with many nodes: a list lies on one node, and counts for the first attempt alone.
 
 use std::fs;
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 use milkrun_tests::cluster::{Cluster, wait_for};
 use milkrun_tests::noise;
 use nix::sys::signal::Signal;
 
-const SIZE: usize = 192 << 20;
+use crate::lost;
+
 /// All behind this changes.
 const FROM: usize = 32 << 20;
 
@@ -26,29 +27,23 @@ applications:
         at("data.img"),
         at("list")
     ));
-    let mut content = noise(SIZE, 7);
+    let mut content = noise(lost::SIZE, 7);
     fs::write(at("data.img"), &content).unwrap();
     let image = format!("data={}", at("data.img"));
     let made = c.repository().run(["backup", "shop", "--volume", &image, "--json"]).ok().json();
-    content[FROM..].copy_from_slice(&noise(SIZE - FROM, 8));
+    content[FROM..].copy_from_slice(&noise(lost::SIZE - FROM, 8));
     fs::write(at("data.img"), &content).unwrap();
     let point = made["point"].as_str().unwrap();
-    fs::write(at("list"), format!("since {point}\n{FROM} {}\nend\n", SIZE - FROM)).unwrap();
+    fs::write(at("list"), format!("since {point}\n{FROM} {}\nend\n", lost::SIZE - FROM)).unwrap();
     c.agent_args.extend(["--limit-upload".into(), "24MiB".into(), "--memory".into(), "64MiB".into()]);
     c
 }
 
-/// Starts a backup and waits until one node has made some way; then the list is gone.
+/// Starts a backup and waits until one node has made some way by the list; then the list is gone.
 fn begin(c: &Cluster) -> (Child, String) {
-    let mut command = c.command("root", &["view", "backup", "restore", "operate"], &["backup", "shop", "--json"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let node = wait_for("some progress", || {
-        let volume = c.runs().first()?["volumes"].as_array()?.first()?.clone();
-        let far = volume["done_bytes"].as_u64()? >= 80 << 20;
-        far.then(|| volume["node"].as_str().unwrap().to_owned())
-    });
+    let begun = lost::begin(c, 80 << 20);
     fs::remove_file(c.folder().join("list")).unwrap();
-    (child, node)
+    begun
 }
 
 /// The point says that it rests on a list, and is whole.

@@ -30,13 +30,13 @@ applications:
     c
 }
 
-/// Starts a backup in the background and waits until one node has made some way.
-fn begin(c: &Cluster) -> (Child, String) {
+/// Starts a backup in the background and waits until one node has made so many bytes of way.
+pub(crate) fn begin(c: &Cluster, way: u64) -> (Child, String) {
     let mut command = c.command("root", &["view", "backup", "restore", "operate"], &["backup", "shop", "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let node = wait_for("some progress", || {
         let volume = c.runs().first()?["volumes"].as_array()?.first()?.clone();
-        let far = volume["done_bytes"].as_u64()? >= 48 << 20;
+        let far = volume["done_bytes"].as_u64()? >= way;
         far.then(|| volume["node"].as_str().unwrap().to_owned())
     });
     (child, node)
@@ -64,7 +64,7 @@ fn a_killed_agent_s_volume_goes_on_at_another_node() {
     let coordinator = c.coordinator();
     let mut agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let (child, node) = begin(&c);
+    let (child, node) = begin(&c, 48 << 20);
     agents.iter_mut().find(|(n, _)| *n == node).unwrap().1.signal(Signal::SIGKILL);
     ends_well(&c, child, &node);
     assert!(coordinator.log().contains("an agent is gone"), "{}", coordinator.log());
@@ -76,7 +76,7 @@ fn a_hanging_agent_is_given_up_and_what_it_says_later_counts_no_more() {
     let coordinator = c.coordinator();
     let agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let (child, node) = begin(&c);
+    let (child, node) = begin(&c, 48 << 20);
     let hanging = &agents.iter().find(|(n, _)| *n == node).unwrap().1;
     hanging.signal(Signal::SIGSTOP);
     coordinator.wait_for_log("an agent is gone");
@@ -92,7 +92,7 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
     let coordinator = c.coordinator();
     let mut agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let (child, node) = begin(&c);
+    let (child, node) = begin(&c, 48 << 20);
     c.run(&["drain", &node]).ok();
     ends_well(&c, child, &node);
     let drained = c.run(&["agents", "--json"]).ok().json();

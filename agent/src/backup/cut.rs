@@ -31,7 +31,7 @@ pub struct Cutting {
 /// A region after cutting.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CutRegion {
-    /// Its extents, in order.
+    /// Its extents, in order; none if it is unchanged.
     pub extents: Vec<Extent>,
     /// Whether it is the parent's region to the byte, and nothing is to be learned about it.
     pub unchanged: bool,
@@ -92,7 +92,9 @@ pub fn cut_region(bytes: &Held, parent: &[ParentExtent], how: &Cutting) -> CutRe
     let covered: usize = parent.iter().map(|p| p.extent.run.len() as usize).sum();
     let changed = compared.segments.iter().any(|s| s.same.is_none());
     let learned = compared.digests.iter().any(|d| !d.is_empty());
-    let unchanged = !changed && !learned && covered == bytes.len() && !parent.is_empty();
+    if !changed && !learned && covered == bytes.len() && !parent.is_empty() {
+        return CutRegion { extents: Vec::new(), unchanged: true, fresh: Vec::new() };
+    }
     let mut out = Out { bytes, how, extents: Vec::new(), fresh: Vec::new(), open: Vec::new(), open_bytes: 0 };
     let mut segments = compared.segments.iter().peekable();
     let anew = |s: &Segment| s.same.is_none_or(|n| changed && parent[n].retire);
@@ -109,7 +111,7 @@ pub fn cut_region(bytes: &Held, parent: &[ParentExtent], how: &Cutting) -> CutRe
         }
     }
     out.close();
-    CutRegion { extents: out.extents, unchanged, fresh: out.fresh }
+    CutRegion { extents: out.extents, unchanged: false, fresh: out.fresh }
 }
 
 /// A region against its parent.

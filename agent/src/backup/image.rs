@@ -323,8 +323,7 @@ impl With {
         };
         Counters::add(&job.counters.read, read);
         metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
-        let extents = if cut.unchanged { Vec::new() } else { cut.extents };
-        let region = Region { offset, len: end - offset, unchanged: cut.unchanged, extents };
+        let region = Region { offset, len: end - offset, unchanged: cut.unchanged, extents: cut.extents };
         let stored = job.run.store(&job, &lookups, held, cut.fresh).await?;
         drop(permit);
         elsewhere.add(stored.elsewhere.into_iter().map(|chunk| Pending { region: offset, chunk }).collect()).await;
