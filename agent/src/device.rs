@@ -4,6 +4,7 @@ mod block;
 pub mod changes;
 pub mod mounts;
 mod partial;
+mod ring;
 #[cfg(any(test, feature = "test-util"))]
 pub mod scripted;
 mod source;
@@ -11,6 +12,7 @@ mod target;
 mod turns;
 
 pub use partial::Attempt;
+pub use ring::Piece;
 pub use source::{SourceError, SourceOptions, open_source, open_stream};
 pub use target::{StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
 
@@ -35,6 +37,14 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// What the system says; a volume that ends early is `UnexpectedEof`.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Fills many pieces that are small and far from each other.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`], and where: the first of those that failed.
+    fn read_pieces(&self, pieces: Vec<Piece<'_>>) -> Result<(), (u64, io::Error)> {
+        pieces.into_iter().try_for_each(|(at, piece)| self.read_at(piece, at).map_err(|e| (at, e)))
+    }
 
     /// The first range at or after `offset` that may hold anything but zeros: (start, end). `None`: zeros to the end.
     ///

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::held::Held;
 use crate::buffer::Buffer;
-use crate::device::Source;
+use crate::device::{Piece, Source};
 
 /// One read: long enough to cost little per byte, short enough that a region keeps many in flight.
 const READ_BYTES: usize = 1 << 20;
@@ -25,7 +25,7 @@ pub(super) fn read_named(
     len: usize,
     named: Vec<Range<usize>>,
 ) -> Result<(Held, u64), Failed> {
-    let mut pieces: Vec<(u64, &mut [u8])> = Vec::with_capacity(named.len());
+    let mut pieces: Vec<Piece<'_>> = Vec::with_capacity(named.len());
     let mut rest: &mut [u8] = &mut buffer;
     for range in &named {
         let (part, tail) = std::mem::take(&mut rest).split_at_mut(range.len());
@@ -34,11 +34,8 @@ pub(super) fn read_named(
         rest = tail;
     }
     let read = pieces.iter().map(|(_, p)| p.len() as u64).sum();
-    let failed = pieces.into_par_iter().filter_map(|(at, piece)| source.read_at(piece, at).err().map(|e| (at, e)));
-    match failed.min_by_key(|(at, _)| *at) {
-        Some(first) => Err(first),
-        None => Ok((Held::parts(buffer, named, len), read)),
-    }
+    source.read_pieces(pieces)?;
+    Ok((Held::parts(buffer, named, len), read))
 }
 
 /// Fills a region's buffer: ranges with data are read in parallel parts, the rest is zeroed. Returns how much was read.

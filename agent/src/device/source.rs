@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
 
-use super::{Source, block, mounts};
+use super::{Piece, Source, block, mounts, ring};
 
 /// What is allowed against advice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -138,6 +138,14 @@ impl Source for FileSource {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+
+    fn read_pieces(&self, mut pieces: Vec<Piece<'_>>) -> Result<(), (u64, io::Error)> {
+        for number in ring::read(&self.file, &mut pieces) {
+            let (at, piece) = &mut pieces[number];
+            self.read_at(piece, *at).map_err(|e| (*at, e))?;
+        }
+        Ok(())
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {

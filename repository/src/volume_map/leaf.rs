@@ -77,14 +77,11 @@ impl Leaf {
 
     /// The packs that hold its data, each once, sorted.
     pub fn packs(&self) -> Vec<PackId> {
-        let mut packs: Vec<PackId> = self
-            .extents
-            .iter()
-            .filter_map(|e| match e {
-                Extent::Data { place, .. } => Some(place.pack),
-                Extent::Hole { .. } => None,
-            })
-            .collect();
+        let packs = self.extents.iter().filter_map(|e| match e {
+            Extent::Data { place, .. } => Some(place.pack),
+            Extent::Hole { .. } => None,
+        });
+        let mut packs = few(packs);
         packs.sort_unstable();
         packs.dedup();
         packs
@@ -92,14 +89,11 @@ impl Leaf {
 
     /// The lists of digests that it names, each once, sorted. A backup needs them; a restore does not.
     pub fn page_lists(&self) -> Vec<MapRef> {
-        let mut lists: Vec<MapRef> = Vec::new();
-        for extent in &self.extents {
-            if let Extent::Data { pages: Some(PagesAt { list, .. }), .. } = extent
-                && lists.last() != Some(list)
-            {
-                lists.push(*list);
-            }
-        }
+        let lists = self.extents.iter().filter_map(|e| match e {
+            Extent::Data { pages: Some(PagesAt { list, .. }), .. } => Some(*list),
+            _ => None,
+        });
+        let mut lists = few(lists);
         lists.sort_unstable_by_key(list_order);
         lists.dedup();
         lists
@@ -215,6 +209,17 @@ fn data(d: &mut Decoder<'_>, digests: bool, packs: &[PackId], lists: &[MapRef]) 
         }
     };
     Ok(Extent::Data { len, chunk_offset, id, place, pages })
+}
+
+/// Of many values, few of which differ: most of them once. Looking through the last ones costs less than sorting all.
+fn few<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    const NEAR: usize = 8;
+    all.fold(Vec::new(), |mut found, value| {
+        if !found.iter().rev().take(NEAR).any(|f| *f == value) {
+            found.push(value);
+        }
+        found
+    })
 }
 
 /// Equal lists may have been stored twice, by two runs at once.

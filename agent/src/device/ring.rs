@@ -1,0 +1,160 @@
+//! Many small reads at once through io_uring: a third of the kernel's work that as many `pread` calls on threads cost
+//! (docs/performance.md). Where the kernel or a container's filter refuses it, nobody notices but by the time it takes.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, types};
+
+/// Reads in flight for each thread that reads.
+const DEPTH: u32 = 64;
+/// Between two looks at what a ring that can't be waited for still has to do.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// Set once a ring was refused or failed: it would be every time.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static RING: RefCell<Option<IoUring>> = const { RefCell::new(None) };
+}
+
+/// A part of a file, and where it goes.
+pub type Piece<'a> = (u64, &'a mut [u8]);
+
+/// Whether a person turned it off.
+fn is_off() -> bool {
+    static OFF: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *OFF.get_or_init(|| std::env::var_os("MILKRUN_IO_URING").is_some_and(|v| v == "off"))
+}
+
+fn open() -> io::Result<IoUring> {
+    let newest = IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(DEPTH);
+    newest.or_else(|_| IoUring::new(DEPTH))
+}
+
+/// Reads these pieces and returns the numbers of those that were not read whole: they are to be read in the plain way, which also
+/// says what is wrong with them. All of them where there is no io_uring.
+pub(super) fn read(file: &File, pieces: &mut [Piece<'_>]) -> Vec<usize> {
+    if is_off() || REFUSED.load(Ordering::Relaxed) {
+        return (0..pieces.len()).collect();
+    }
+    RING.with_borrow_mut(|slot| {
+        let mut ring = match slot.take().map_or_else(open, Ok) {
+            Ok(ring) => ring,
+            Err(e) => {
+                tracing::debug!(reason = %e, "no io_uring here: pages are read one by one");
+                REFUSED.store(true, Ordering::Relaxed);
+                return (0..pieces.len()).collect();
+            }
+        };
+        let (left, sound) = read_all(&mut ring, file, pieces);
+        if sound {
+            *slot = Some(ring);
+        } else {
+            REFUSED.store(true, Ordering::Relaxed);
+        }
+        left
+    })
+}
+
+/// As [`read`], and whether the ring can be used again.
+fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<usize>, bool) {
+    let fd = types::Fd(file.as_raw_fd());
+    let mut left = Vec::new();
+    let (mut next, mut flying, mut sound) = (0, 0_usize, true);
+    // Nothing in here may return or panic while the kernel still writes into a piece.
+    while flying > 0 || (sound && next < pieces.len()) {
+        while sound && flying < DEPTH as usize && next < pieces.len() {
+            let (offset, piece) = &mut pieces[next];
+            // One that is longer than a read can be is read in part, and so is left.
+            let len = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            let read = opcode::Read::new(fd, piece.as_mut_ptr(), len).offset(*offset).build().user_data(next as u64);
+            // SAFETY: the piece is borrowed mutably until this function ends, and it does not end before the kernel has said of
+            // every read that it took that it is done; the file outlives it too.
+            #[expect(unsafe_code, reason = "a read that goes on while this thread does something else")]
+            let pushed = unsafe { ring.submission().push(&read) };
+            if pushed.is_err() {
+                break;
+            }
+            next += 1;
+            flying += 1;
+        }
+        match ring.submit_and_wait(usize::from(flying > 0)) {
+            Ok(_) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EINTR | nix::libc::EAGAIN | nix::libc::EBUSY)) => {}
+            Err(e) => {
+                if sound {
+                    tracing::warn!(reason = %e, "io_uring failed: pages are read one by one");
+                    sound = false;
+                    // What the kernel did not take never flies: it is among the last that were pushed.
+                    let mut queue = ring.submission();
+                    queue.sync();
+                    let unsent = queue.len();
+                    next -= unsent;
+                    flying -= unsent;
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
+        for done in ring.completion() {
+            flying -= 1;
+            let number = usize::try_from(done.user_data()).unwrap_or(usize::MAX);
+            let whole = pieces.get(number).is_some_and(|(_, p)| usize::try_from(done.result()) == Ok(p.len()));
+            if !whole {
+                left.push(number);
+            }
+        }
+    }
+    left.extend(next..pieces.len());
+    left.sort_unstable();
+    (left, sound)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// A byte of the file.
+    fn byte(at: u64) -> u8 {
+        (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8
+    }
+
+    #[test]
+    fn every_piece_gets_its_bytes_and_what_is_not_there_is_left() {
+        let mut file = tempfile::tempfile().unwrap();
+        let len = 1_000_000;
+        file.write_all(&(0..len).map(byte).collect::<Vec<_>>()).unwrap();
+        let Ok(mut ring) = open() else {
+            eprintln!("SKIPPED: no io_uring here");
+            return;
+        };
+        // More than fit into the ring at once; the last two end behind the file, and begin there.
+        let mut starts: Vec<u64> = (0..500).map(|n| n * 7919 % (len - 4096)).collect();
+        starts.extend([len - 100, len + 5]);
+        let mut buffers = vec![vec![0; 4096]; starts.len()];
+        let mut pieces: Vec<Piece<'_>> = starts.iter().copied().zip(buffers.iter_mut().map(|b| &mut b[..])).collect();
+        assert_eq!(read_all(&mut ring, &file, &mut pieces), (vec![500, 501], true));
+        for (start, buffer) in starts.iter().zip(&buffers).take(500) {
+            assert!(buffer.iter().zip(*start..).all(|(b, at)| *b == byte(at)), "the piece at {start}");
+        }
+        // Once more with the same ring: nothing of the last time is left in it.
+        let mut buffer = vec![0; 10];
+        assert_eq!(read_all(&mut ring, &file, &mut [(5, &mut buffer)]), (vec![], true));
+        assert_eq!(buffer, (5..15).map(byte).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_read_leaves_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = File::create(folder.path().join("f")).unwrap();
+        let mut buffers = [vec![0; 512], vec![0; 512]];
+        let mut pieces: Vec<Piece<'_>> = buffers.iter_mut().map(|b| (0, &mut b[..])).collect();
+        assert_eq!(read(&writer, &mut pieces), vec![0, 1]);
+    }
+}
