@@ -2,6 +2,7 @@
 
 mod block;
 pub mod changes;
+pub mod free_space;
 pub mod mounts;
 mod partial;
 mod ring;
@@ -52,6 +53,11 @@ pub trait Source: Send + Sync {
     /// What the system says.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
         Ok((offset < self.len()).then(|| (offset, self.len())))
+    }
+
+    /// Whether the file system has nothing at this byte, and it reads as zero for that reason alone.
+    fn is_left_out(&self, _at: u64) -> bool {
+        false
     }
 
     /// After the last read: did it stay as it was? Returns what a person should know though it did not fail.

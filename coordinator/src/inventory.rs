@@ -32,6 +32,8 @@ pub struct SourceSpec {
     pub reach: Vec<Reach>,
     /// A file on the node that lists what may have changed since the parent.
     pub changed_from: Option<String>,
+    /// What a clean file system says is free is left out.
+    pub skip_free: bool,
 }
 
 /// What a node takes.

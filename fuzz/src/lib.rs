@@ -14,9 +14,10 @@
 #[path = "../../repository/tests/samples/mod.rs"]
 mod samples;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use milkrun_agent::device::changes::Changes;
 use milkrun_coordinator::manifests;
 use milkrun_repository::chunk::codec::{Codec, Decompressor};
 use milkrun_repository::config::Config;
@@ -197,6 +198,22 @@ fn from_people() -> Vec<Target> {
                 let _ = manifests::load(&[(PathBuf::from("a.json"), text)]);
             }
         }),
+        Target::new(
+            "list of changes",
+            vec![
+                b"# made by hand\nsince rp-20261122t143000z-0707070707070707\n0 8192\n\n1048576 1\n4096 12288\nend\n"
+                    .into(),
+            ],
+            |b| {
+                let Ok(list) = Changes::parse(b, Path::new("list")) else { return };
+                let mut end = 0;
+                for range in list.within(0..u64::MAX) {
+                    assert!(range.start >= end && range.end > range.start, "ranges in order, and apart");
+                    assert!(list.names(range.start) && list.names(range.end - 1));
+                    end = range.end;
+                }
+            },
+        ),
         Target::new(
             "names",
             ["rp-20261122t143000z-0707070707070707", "shop@2026-11-22T14:30:00Z", "s3://bucket/prefix", "file:///a"]

@@ -6,6 +6,7 @@ mod changes;
 mod crash_points;
 mod damage;
 mod devices;
+mod free_space;
 mod locked_bucket;
 mod postgres_volume;
 mod round_trip;

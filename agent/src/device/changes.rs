@@ -71,12 +71,19 @@ impl Changes {
     /// [`ChangesError`].
     pub fn read(path: &Path) -> Result<Self, ChangesError> {
         let read = |source| ChangesError::Read { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(read)?;
-        parse(std::io::BufReader::new(file)).map_err(|e| match e {
-            Bad::Read(source) => read(source),
-            Bad::NoSince => ChangesError::NoSince(path.to_owned()),
-            Bad::NoEnd => ChangesError::NoEnd(path.to_owned()),
-            Bad::Line(line, what) => ChangesError::Line { path: path.to_owned(), line, what },
+        Self::parse(std::io::BufReader::new(std::fs::File::open(path).map_err(read)?), path)
+    }
+
+    /// Reads a list of any origin; errors call it by this name.
+    ///
+    /// # Errors
+    /// [`ChangesError`].
+    pub fn parse(text: impl BufRead, name: &Path) -> Result<Self, ChangesError> {
+        parse(text).map_err(|e| match e {
+            Bad::Read(source) => ChangesError::Read { path: name.to_owned(), source },
+            Bad::NoSince => ChangesError::NoSince(name.to_owned()),
+            Bad::NoEnd => ChangesError::NoEnd(name.to_owned()),
+            Bad::Line(line, what) => ChangesError::Line { path: name.to_owned(), line, what },
         })
     }
 

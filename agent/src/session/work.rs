@@ -24,6 +24,7 @@ use super::failures::{failed, kind_of_backup, kind_of_restore};
 use super::{AssignmentKey, OpenSource, Session, Task, message};
 use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, stream};
 use crate::device::changes::Changes;
+use crate::device::free_space;
 use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget, open_stream};
 use crate::restore::{Listener, Reached, RestoreError, RestoreJob, Tally};
 use crate::rpc::{CallError, Coordinator};
@@ -162,12 +163,17 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource)
         let options = SourceOptions { allow_mounted: b.allow_mounted, allow_changing: b.allow_changing };
         let path = std::path::PathBuf::from(&b.path);
         let list = Some(b.changed_from.clone()).filter(|p| !p.is_empty());
+        let skip_free = b.skip_free;
         let opened = job.engine.io.run(move || {
             let changes = list.map(|p| Changes::read(Path::new(&p))).transpose()?;
-            Ok::<_, BackupError>((open(&path, options)?, changes))
+            let source = open(&path, options)?;
+            let (source, doubt) = if skip_free { free_space::leave_out(source) } else { (source.into(), None) };
+            Ok::<_, BackupError>((source, doubt, changes))
         });
-        let (source, changes) = opened.await?;
-        image::back_up(job.clone(), source.into(), changes).await?
+        let (source, doubt, changes) = opened.await?;
+        let mut outcome = image::back_up(job.clone(), source, changes).await?;
+        outcome.notes.extend(doubt);
+        outcome
     };
     // Those of other volumes too that went in this one's name: once it is done, nobody takes them any more.
     job.close_uploads().await;

@@ -67,6 +67,7 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
         allow_changing: a.allow_changing,
         whole_chunks: a.whole_chunks,
         full_every: a.full_every,
+        skip_free: a.skip_free,
     }
 }
 

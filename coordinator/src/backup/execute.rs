@@ -59,6 +59,8 @@ pub struct Order {
     pub allow_changing: bool,
     /// Store a chunk of which a page changed whole.
     pub whole_chunks: bool,
+    /// What a clean file system says is free is left out, of all volumes.
+    pub skip_free: bool,
     /// Of so many points in a row one at least rests on no list of changes; 0: 16.
     pub full_every: u32,
 }

@@ -214,6 +214,7 @@ fn backup_volume(
         region_bytes: milkrun_repository::config::REGION_BYTES,
         parent: run.parent.map(|p| p.to_string()).unwrap_or_default(),
         whole_chunks: order.whole_chunks,
+        skip_free: order.skip_free || source.skip_free,
         allow_mounted: order.allow_mounted,
         allow_changing: order.allow_changing,
         resume_at,

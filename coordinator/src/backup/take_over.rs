@@ -155,6 +155,7 @@ fn order_of(begin: journal::Begin) -> Order {
         reach: s.reach.into_iter().map(|(node, path)| Reach { node: Some(node), path }).collect(),
         // What is left to read is read in full.
         changed_from: None,
+        skip_free: false,
     };
     Order {
         application: begin.application,
@@ -168,6 +169,7 @@ fn order_of(begin: journal::Begin) -> Order {
         allow_mounted: begin.allow_mounted,
         allow_changing: begin.allow_changing,
         whole_chunks: false,
+        skip_free: false,
         full_every: 0,
     }
 }

@@ -17,6 +17,7 @@
 //!       data:                       # where it can be read; more than one place for storage that several nodes reach
 //!         size: 100GiB              # optional: bounds what an agent may store for it
 //!         changed_from: /run/changes/shop-data   # optional: a list on the node of what changed since the parent
+//!         skip_free: true             # optional: leave out what a clean ext4 says is free
 //!         at: { node-a: /dev/vg/shop-data, node-b: /dev/mapper/shop-data }
 //!       wal: { at: { node-a: /dev/vg/shop-wal } }
 //!       dump: { stream: true, at: { node-b: /run/shop/dump.fifo } }
@@ -89,6 +90,8 @@ struct Volume {
     stream: bool,
     size: Option<String>,
     changed_from: Option<String>,
+    #[serde(default)]
+    skip_free: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -174,7 +177,11 @@ fn parse(text: &str) -> Result<Checked, String> {
             if v.stream && changed_from.is_some() {
                 return Err(format!("applications.{name}.volumes.{source_name}: a stream has no list of changes"));
             }
-            sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach, changed_from });
+            if v.stream && v.skip_free {
+                return Err(format!("applications.{name}.volumes.{source_name}: a stream has no file system"));
+            }
+            let skip_free = v.skip_free;
+            sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach, changed_from, skip_free });
         }
         let mut targets = Vec::new();
         for t in app.targets {

@@ -59,7 +59,7 @@ impl Service {
             let name = s.name.parse().map_err(|e| bad(&e))?;
             let reach = vec![Reach { node: None, path: s.path }];
             let changed_from = Some(s.changed_from).filter(|p| !p.is_empty());
-            Ok(SourceSpec { name, stream: s.stream, size: None, reach, changed_from })
+            Ok(SourceSpec { name, stream: s.stream, size: None, reach, changed_from, skip_free: false })
         });
         Level::new(o.level).map_err(|e| bad(&e))?;
         Ok(backup::Order {
@@ -74,6 +74,7 @@ impl Service {
             allow_mounted: o.allow_mounted,
             allow_changing: o.allow_changing,
             whole_chunks: o.whole_chunks,
+            skip_free: o.skip_free,
             full_every: o.full_every,
         })
     }

@@ -1,0 +1,266 @@
+//! What a file system says is free need not be read: a volume whose file system is clean is read as if zeros lay there.
+//!
+//! Opt-in (`--skip-free`). On any doubt everything is read, and the point says why: a file system that is not known, that was not
+//! cleanly unmounted or frozen, that has a feature which is not known, or of which any checksum is wrong.
+
+mod ext4;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use milkrun_repository::chunk::PAGE;
+
+use super::{Piece, Source, SourceError};
+
+/// Ranges that are kept at most: as many again, and shorter ones are forgotten.
+const RANGES_MAX: usize = 1 << 20;
+/// Shorter ranges are read: to pass over them saves less than it costs.
+const SHORTEST: u64 = 256 << 10;
+
+/// What is free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// Whole pages, in order, apart from each other.
+    ranges: Vec<Range<u64>>,
+    shortest: u64,
+}
+
+/// Why a file system isn't believed.
+#[derive(Debug, thiserror::Error)]
+pub enum Doubt {
+    /// It can't be read.
+    #[error("read error at byte {at}")]
+    Read {
+        /// Where.
+        at: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It has none, or one that is not known.
+    #[error("there is no ext4 file system on it")]
+    Unknown,
+    /// What is on the disk is not all there is.
+    #[error(
+        "its ext4 file system was neither unmounted nor frozen when it was copied (its journal needs recovery), or has errors"
+    )]
+    Unclean,
+    /// It has a feature that is not known, or that leaves it without checksums.
+    #[error("its ext4 file system {0}")]
+    Feature(&'static str),
+    /// It contradicts itself.
+    #[error("its ext4 file system is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+impl Default for FreeSpace {
+    fn default() -> Self {
+        Self { ranges: Vec::new(), shortest: SHORTEST }
+    }
+}
+
+impl FreeSpace {
+    /// What lies free on a volume.
+    ///
+    /// # Errors
+    /// [`Doubt`]: then all of it has to be read.
+    pub fn of(source: &dyn Source) -> Result<Self, Doubt> {
+        ext4::free_space(source)
+    }
+
+    /// Adds free bytes behind those that were added before.
+    fn add(&mut self, free: Range<u64>) {
+        match self.ranges.last_mut() {
+            Some(last) if last.end == free.start => last.end = free.end,
+            _ => {
+                self.settle();
+                self.ranges.push(free);
+            }
+        }
+        if self.ranges.len() > RANGES_MAX {
+            self.shortest *= 2;
+            let shortest = self.shortest;
+            // The last may still grow.
+            let last = self.ranges.pop();
+            self.ranges.retain(|r| r.end - r.start >= shortest);
+            self.ranges.extend(last);
+        }
+    }
+
+    /// No more joins the last range: it is cut to whole pages, or forgotten.
+    fn settle(&mut self) {
+        let Some(last) = self.ranges.last_mut() else { return };
+        let page = PAGE as u64;
+        *last = last.start.next_multiple_of(page)..last.end - last.end % page;
+        if last.end.saturating_sub(last.start) < self.shortest {
+            self.ranges.pop();
+        }
+    }
+
+    /// All was added.
+    fn done(mut self) -> Self {
+        self.settle();
+        self
+    }
+
+    /// Bytes that are free.
+    pub fn bytes(&self) -> u64 {
+        self.ranges.iter().map(|r| r.end - r.start).sum()
+    }
+
+    /// The first free range that ends behind `offset`, and those after it.
+    fn from(&self, offset: u64) -> &[Range<u64>] {
+        &self.ranges[self.ranges.partition_point(|r| r.end <= offset)..]
+    }
+
+    /// Zeroes what of a piece at `offset` is free.
+    fn clear(&self, piece: &mut [u8], offset: u64) {
+        let end = offset + piece.len() as u64;
+        for free in self.from(offset).iter().take_while(|r| r.start < end) {
+            let within = |at: u64| usize::try_from(at.clamp(offset, end) - offset).unwrap_or(usize::MAX);
+            piece[within(free.start)..within(free.end)].fill(0);
+        }
+    }
+}
+
+/// A volume, with zeros where its file system has nothing.
+pub struct WithoutFree {
+    inner: Box<dyn Source>,
+    free: FreeSpace,
+}
+
+/// Leaves out what is free of a volume, if its file system can be believed; else what a person should know comes with it.
+pub fn leave_out(inner: Box<dyn Source>) -> (Arc<dyn Source>, Option<String>) {
+    match FreeSpace::of(&*inner) {
+        Ok(free) => (Arc::new(WithoutFree { inner, free }), None),
+        Err(doubt) => {
+            let why = milkrun_repository::point::catalog::chain(&doubt);
+            (inner.into(), Some(format!("what is free was read like the rest, because {why}")))
+        }
+    }
+}
+
+impl Source for WithoutFree {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn sector_bytes(&self) -> u32 {
+        self.inner.sector_bytes()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_at(buf, offset)?;
+        self.free.clear(buf, offset);
+        Ok(())
+    }
+
+    fn read_pieces(&self, mut pieces: Vec<Piece<'_>>) -> Result<(), (u64, io::Error)> {
+        self.inner.read_pieces(pieces.iter_mut().map(|(at, piece)| (*at, &mut **piece)).collect())?;
+        for (at, piece) in pieces {
+            self.free.clear(piece, at);
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let mut offset = offset;
+        while let Some((start, end)) = self.inner.next_data(offset)? {
+            match self.free.from(start).first() {
+                Some(free) if free.start <= start => offset = free.end,
+                Some(free) => return Ok(Some((start, end.min(free.start)))),
+                None => return Ok(Some((start, end))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_left_out(&self, at: u64) -> bool {
+        self.free.from(at).first().is_some_and(|free| free.start <= at)
+    }
+
+    fn finish(&self) -> Result<Vec<String>, SourceError> {
+        let mut notes = self.inner.finish()?;
+        notes.push(format!("{} bytes that its ext4 file system has free were left out", self.free.bytes()));
+        Ok(notes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::device::scripted::Scripted;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn short_ranges_and_parts_of_pages_are_read() {
+        let mut free = FreeSpace::default();
+        free.add(100..MIB + 100);
+        free.add(MIB + 100..MIB + 200);
+        free.add(2 * MIB..2 * MIB + 4096);
+        free.add(3 * MIB..3 * MIB + SHORTEST);
+        assert_eq!(free.done().ranges, vec![4096..MIB, 3 * MIB..3 * MIB + SHORTEST]);
+    }
+
+    #[test]
+    fn there_are_never_more_ranges_than_memory_allows_and_the_longest_stay() {
+        let mut free = FreeSpace::default();
+        for n in 0..RANGES_MAX as u64 + 2 {
+            let len = if n.is_multiple_of(1000) { 2 * SHORTEST } else { SHORTEST };
+            free.add(n * MIB..n * MIB + len);
+        }
+        let free = free.done();
+        assert_eq!(free.ranges.len(), RANGES_MAX / 1000 + 1);
+        assert!(free.ranges.iter().all(|r| r.end - r.start == 2 * SHORTEST));
+    }
+
+    proptest! {
+        #[test]
+        fn a_volume_reads_as_if_zeros_lay_where_it_is_free(
+            lens in proptest::collection::vec((0..3 * SHORTEST, 1..3 * SHORTEST), 0..6),
+            offset in 0..MIB / PAGE as u64,
+        ) {
+            let content: Vec<u8> = (0..2 * MIB).map(|n| (n % 251) as u8 + 1).collect();
+            let mut free = FreeSpace::default();
+            let mut at = 0;
+            for (used, len) in lens {
+                let start = at + used;
+                at = start + len;
+                if at <= content.len() as u64 {
+                    free.add(start..at);
+                }
+            }
+            let free = free.done();
+            let mut wanted = content.clone();
+            for r in &free.ranges {
+                wanted[r.start as usize..r.end as usize].fill(0);
+            }
+            let inner = Scripted { content: Arc::new(content), mishap: None, size_at_end: None };
+            let source = WithoutFree { inner: Box::new(inner), free: free.clone() };
+            // By what it says is data alone.
+            let mut by_ranges = vec![0; wanted.len()];
+            let mut next = 0;
+            while let Some((start, end)) = source.next_data(next).unwrap() {
+                prop_assert!(start >= next && end > start);
+                source.read_at(&mut by_ranges[start as usize..end as usize], start).unwrap();
+                next = end;
+            }
+            prop_assert!(by_ranges == wanted);
+            // And anywhere.
+            let offset = offset * PAGE as u64;
+            let mut piece = vec![9; 300_000];
+            source.read_at(&mut piece, offset).unwrap();
+            prop_assert!(piece == wanted[offset as usize..offset as usize + 300_000]);
+            let mut pieces = [vec![9; 4096], vec![9; 8192]];
+            let [a, b] = &mut pieces;
+            source.read_pieces(vec![(offset, a), (offset + MIB / 2, b)]).unwrap();
+            prop_assert!(pieces[0] == wanted[offset as usize..offset as usize + 4096]);
+            prop_assert!(pieces[1] == wanted[(offset + MIB / 2) as usize..(offset + MIB / 2) as usize + 8192]);
+            prop_assert_eq!(source.is_left_out(offset), free.ranges.iter().any(|r| r.contains(&offset)));
+        }
+    }
+}
