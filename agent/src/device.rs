@@ -55,11 +55,6 @@ pub trait Source: Send + Sync {
         Ok((offset < self.len()).then(|| (offset, self.len())))
     }
 
-    /// Whether the file system has nothing at this byte, and it reads as zero for that reason alone.
-    fn is_left_out(&self, _at: u64) -> bool {
-        false
-    }
-
     /// After the last read: did it stay as it was? Returns what a person should know though it did not fail.
     ///
     /// # Errors

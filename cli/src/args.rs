@@ -298,7 +298,7 @@ pub(crate) struct Backup {
     #[arg(long)]
     pub(crate) whole_chunks: bool,
     /// Leave out what a clean ext4 file system has free, as if zeros lay there; on any doubt everything is read (the point says so)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "changed_from")]
     pub(crate) skip_free: bool,
     /// zstd level, -7 to 19
     #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]

@@ -58,9 +58,7 @@ pub async fn check(job: &VolumeJob, source: &Arc<dyn Source>, changes: &Changes)
         let pages = pages_of(&range, source.len());
         with += pages.iter().filter(|p| p.digest.is_some()).count();
         without += without_digests(&range);
-        // What was freed since the parent was not written, and need not be named.
-        let comparable = |p: &Page| !changes.names(p.at) && !source.is_left_out(p.at);
-        let mut left: Vec<Page> = pages.into_iter().filter(comparable).collect();
+        let mut left: Vec<Page> = pages.into_iter().filter(|p| !changes.names(p.at)).collect();
         let mut drawn = Vec::new();
         while drawn.len() < PAGES && !left.is_empty() {
             let n = usize::try_from(u64::from_le_bytes(entropy()) % left.len() as u64).unwrap_or(0);

@@ -7,16 +7,21 @@ mod ext4;
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use milkrun_repository::chunk::PAGE;
+use milkrun_repository::point::root::FREE_LEFT_OUT;
 
-use super::{Piece, Source, SourceError};
+use super::{Piece, Source, SourceError, lock};
 
 /// Ranges that are kept at most: as many again, and shorter ones are forgotten.
 const RANGES_MAX: usize = 1 << 20;
 /// Shorter ranges are read: to pass over them saves less than it costs.
 const SHORTEST: u64 = 256 << 10;
+
+/// One file system at a time: what is known of one while it is looked through lies outside of the budget.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// What is free.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub struct FreeSpace {
     /// Whole pages, in order, apart from each other.
     ranges: Vec<Range<u64>>,
     shortest: u64,
+    /// The file system's superblock: it changes when somebody mounts it, or thaws it.
+    witness: Vec<u8>,
 }
 
 /// Why a file system isn't believed.
@@ -48,15 +55,15 @@ pub enum Doubt {
     Unclean,
     /// It has a feature that is not known, or that leaves it without checksums.
     #[error("its ext4 file system {0}")]
-    Feature(&'static str),
+    Feature(String),
     /// It contradicts itself.
     #[error("its ext4 file system is damaged: {0}")]
-    Damaged(&'static str),
+    Damaged(String),
 }
 
 impl Default for FreeSpace {
     fn default() -> Self {
-        Self { ranges: Vec::new(), shortest: SHORTEST }
+        Self { ranges: Vec::new(), shortest: SHORTEST, witness: Vec::new() }
     }
 }
 
@@ -101,6 +108,7 @@ impl FreeSpace {
     /// All was added.
     fn done(mut self) -> Self {
         self.settle();
+        self.ranges.shrink_to_fit();
         self
     }
 
@@ -125,15 +133,19 @@ impl FreeSpace {
 }
 
 /// A volume, with zeros where its file system has nothing.
-pub struct WithoutFree {
+struct WithoutFree {
+    path: PathBuf,
     inner: Box<dyn Source>,
     free: FreeSpace,
 }
 
 /// Leaves out what is free of a volume, if its file system can be believed; else what a person should know comes with it.
-pub fn leave_out(inner: Box<dyn Source>) -> (Arc<dyn Source>, Option<String>) {
-    match FreeSpace::of(&*inner) {
-        Ok(free) => (Arc::new(WithoutFree { inner, free }), None),
+pub fn leave_out(inner: Box<dyn Source>, path: &Path) -> (Arc<dyn Source>, Option<String>) {
+    let turn = lock(&TURN);
+    let free = FreeSpace::of(&*inner);
+    drop(turn);
+    match free {
+        Ok(free) => (Arc::new(WithoutFree { path: path.to_owned(), inner, free }), None),
         Err(doubt) => {
             let why = milkrun_repository::point::catalog::chain(&doubt);
             (inner.into(), Some(format!("what is free was read like the rest, because {why}")))
@@ -176,13 +188,17 @@ impl Source for WithoutFree {
         Ok(None)
     }
 
-    fn is_left_out(&self, at: u64) -> bool {
-        self.free.from(at).first().is_some_and(|free| free.start <= at)
-    }
-
     fn finish(&self) -> Result<Vec<String>, SourceError> {
         let mut notes = self.inner.finish()?;
-        notes.push(format!("{} bytes that its ext4 file system has free were left out", self.free.bytes()));
+        let now = ext4::superblock(&*self.inner);
+        if now.is_none_or(|now| now != self.free.witness) {
+            // Files may lie by now where nothing lay: others were read that name them.
+            return Err(SourceError::Changed {
+                path: self.path.clone(),
+                what: "its file system was mounted or thawed",
+            });
+        }
+        notes.push(format!("{FREE_LEFT_OUT}{} bytes that its ext4 file system has free", self.free.bytes()));
         Ok(notes)
     }
 }
@@ -218,6 +234,17 @@ mod tests {
         assert!(free.ranges.iter().all(|r| r.end - r.start == 2 * SHORTEST));
     }
 
+    #[test]
+    fn a_file_system_that_was_mounted_meanwhile_is_not_backed_up() {
+        let of = |first: u8| Scripted { content: Arc::new(vec![first; 8192]), mishap: None, size_at_end: None };
+        let finish = |witness: Vec<u8>| {
+            let free = FreeSpace { witness, ..FreeSpace::default() };
+            WithoutFree { path: "p".into(), inner: Box::new(of(1)), free }.finish()
+        };
+        assert!(finish(vec![1; 1024]).unwrap()[0].starts_with(FREE_LEFT_OUT));
+        assert!(matches!(finish(vec![2; 1024]), Err(SourceError::Changed { .. })));
+    }
+
     proptest! {
         #[test]
         fn a_volume_reads_as_if_zeros_lay_where_it_is_free(
@@ -240,7 +267,7 @@ mod tests {
                 wanted[r.start as usize..r.end as usize].fill(0);
             }
             let inner = Scripted { content: Arc::new(content), mishap: None, size_at_end: None };
-            let source = WithoutFree { inner: Box::new(inner), free: free.clone() };
+            let source = WithoutFree { path: "scripted".into(), inner: Box::new(inner), free };
             // By what it says is data alone.
             let mut by_ranges = vec![0; wanted.len()];
             let mut next = 0;
@@ -260,7 +287,6 @@ mod tests {
             source.read_pieces(vec![(offset, a), (offset + MIB / 2, b)]).unwrap();
             prop_assert!(pieces[0] == wanted[offset as usize..offset as usize + 4096]);
             prop_assert!(pieces[1] == wanted[(offset + MIB / 2) as usize..(offset + MIB / 2) as usize + 8192]);
-            prop_assert_eq!(source.is_left_out(offset), free.ranges.iter().any(|r| r.contains(&offset)));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Many small reads at once through io_uring: a third of the kernel's work that as many `pread` calls on threads cost
-//! (docs/performance.md). Where the kernel or a container's filter refuses it, nobody notices but by the time it takes.
+//! Many small reads at once through io_uring, with less of the kernel's work than as many `pread` calls on threads cost
+//! (docs/performance.md). Where the kernel or a container's filter refuses it, threads read.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -15,7 +15,7 @@ const DEPTH: u32 = 64;
 /// Between two looks at what a ring that can't be waited for still has to do.
 const LOOK: Duration = Duration::from_micros(100);
 
-/// Set once a ring was refused or failed: it would be every time.
+/// Set once rings are refused for good, or one failed.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -36,6 +36,12 @@ fn open() -> io::Result<IoUring> {
     newest.or_else(|_| IoUring::new(DEPTH))
 }
 
+/// Whether it is refused here for good, rather than that something was lacking for the moment.
+fn is_refusal(e: &io::Error) -> bool {
+    use nix::libc::{EACCES, EINVAL, ENOSYS, EPERM};
+    matches!(e.raw_os_error(), Some(EPERM | EACCES | ENOSYS | EINVAL))
+}
+
 /// Reads these pieces and returns the numbers of those that were not read whole: they are to be read in the plain way, which also
 /// says what is wrong with them. All of them where there is no io_uring.
 pub(super) fn read(file: &File, pieces: &mut [Piece<'_>]) -> Vec<usize> {
@@ -46,35 +52,49 @@ pub(super) fn read(file: &File, pieces: &mut [Piece<'_>]) -> Vec<usize> {
         let mut ring = match slot.take().map_or_else(open, Ok) {
             Ok(ring) => ring,
             Err(e) => {
-                tracing::debug!(reason = %e, "no io_uring here: pages are read one by one");
-                REFUSED.store(true, Ordering::Relaxed);
+                if is_refusal(&e) && !REFUSED.swap(true, Ordering::Relaxed) {
+                    tracing::info!(reason = %e, "no io_uring here: pages are read by threads");
+                }
                 return (0..pieces.len()).collect();
             }
         };
-        let (left, sound) = read_all(&mut ring, file, pieces);
-        if sound {
-            *slot = Some(ring);
-        } else {
-            REFUSED.store(true, Ordering::Relaxed);
+        let (left, failed) = read_all(&mut ring, file, pieces);
+        match failed {
+            None => *slot = Some(ring),
+            Some(e) => {
+                tracing::warn!(reason = %e, "io_uring failed: pages are read by threads");
+                REFUSED.store(true, Ordering::Relaxed);
+            }
         }
         left
     })
 }
 
-/// As [`read`], and whether the ring can be used again.
-fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<usize>, bool) {
+/// Ends the process if it is dropped while the kernel may still write into a caller's buffer.
+struct NoUnwinding;
+
+impl Drop for NoUnwinding {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// As [`read`], and why the ring can't be used again, if it can't.
+fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<usize>, Option<io::Error>) {
     let fd = types::Fd(file.as_raw_fd());
     let mut left = Vec::new();
-    let (mut next, mut flying, mut sound) = (0, 0_usize, true);
-    // Nothing in here may return or panic while the kernel still writes into a piece.
-    while flying > 0 || (sound && next < pieces.len()) {
-        while sound && flying < DEPTH as usize && next < pieces.len() {
+    let (mut next, mut flying, mut failed) = (0, 0_usize, None);
+    let guard = NoUnwinding;
+    while flying > 0 || (failed.is_none() && next < pieces.len()) {
+        while failed.is_none() && flying < DEPTH as usize && next < pieces.len() {
             let (offset, piece) = &mut pieces[next];
             // One that is longer than a read can be is read in part, and so is left.
             let len = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             let read = opcode::Read::new(fd, piece.as_mut_ptr(), len).offset(*offset).build().user_data(next as u64);
-            // SAFETY: the piece is borrowed mutably until this function ends, and it does not end before the kernel has said of
-            // every read that it took that it is done; the file outlives it too.
+            // SAFETY: the piece is borrowed mutably until this function ends, and it does not end, nor unwind, before the kernel has
+            // said of every read that it took that it is done; the file outlives it too.
             #[expect(unsafe_code, reason = "a read that goes on while this thread does something else")]
             let pushed = unsafe { ring.submission().push(&read) };
             if pushed.is_err() {
@@ -83,21 +103,21 @@ fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<u
             next += 1;
             flying += 1;
         }
-        match ring.submit_and_wait(usize::from(flying > 0)) {
-            Ok(_) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EINTR | nix::libc::EAGAIN | nix::libc::EBUSY)) => {}
-            Err(e) => {
-                if sound {
-                    tracing::warn!(reason = %e, "io_uring failed: pages are read one by one");
-                    sound = false;
-                    // What the kernel did not take never flies: it is among the last that were pushed.
+        if failed.is_some() {
+            // Nothing is submitted any more, what was taken back least of all: what flies is waited for by looking.
+            std::thread::sleep(LOOK);
+        } else if let Err(e) = ring.submit_and_wait(usize::from(flying > 0)) {
+            match e.raw_os_error() {
+                Some(nix::libc::EINTR) => {}
+                Some(nix::libc::EAGAIN | nix::libc::EBUSY) => std::thread::sleep(LOOK),
+                _ => {
+                    // What the kernel did not take is among the last that were pushed, and never flies.
                     let mut queue = ring.submission();
                     queue.sync();
-                    let unsent = queue.len();
-                    next -= unsent;
-                    flying -= unsent;
+                    next -= queue.len();
+                    flying -= queue.len();
+                    failed = Some(e);
                 }
-                std::thread::sleep(LOOK);
             }
         }
         for done in ring.completion() {
@@ -109,9 +129,10 @@ fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<u
             }
         }
     }
+    drop(guard);
     left.extend(next..pieces.len());
     left.sort_unstable();
-    (left, sound)
+    (left, failed)
 }
 
 #[cfg(test)]
@@ -139,13 +160,15 @@ mod tests {
         starts.extend([len - 100, len + 5]);
         let mut buffers = vec![vec![0; 4096]; starts.len()];
         let mut pieces: Vec<Piece<'_>> = starts.iter().copied().zip(buffers.iter_mut().map(|b| &mut b[..])).collect();
-        assert_eq!(read_all(&mut ring, &file, &mut pieces), (vec![500, 501], true));
+        let (left, failed) = read_all(&mut ring, &file, &mut pieces);
+        assert!(left == [500, 501] && failed.is_none(), "{left:?} {failed:?}");
         for (start, buffer) in starts.iter().zip(&buffers).take(500) {
             assert!(buffer.iter().zip(*start..).all(|(b, at)| *b == byte(at)), "the piece at {start}");
         }
         // Once more with the same ring: nothing of the last time is left in it.
         let mut buffer = vec![0; 10];
-        assert_eq!(read_all(&mut ring, &file, &mut [(5, &mut buffer)]), (vec![], true));
+        let (left, failed) = read_all(&mut ring, &file, &mut [(5, &mut buffer)]);
+        assert!(left.is_empty() && failed.is_none(), "{left:?} {failed:?}");
         assert_eq!(buffer, (5..15).map(byte).collect::<Vec<_>>());
     }
 
@@ -156,5 +179,28 @@ mod tests {
         let mut buffers = [vec![0; 512], vec![0; 512]];
         let mut pieces: Vec<Piece<'_>> = buffers.iter_mut().map(|b| (0, &mut b[..])).collect();
         assert_eq!(read(&writer, &mut pieces), vec![0, 1]);
+        if let Ok(mut ring) = open() {
+            let (left, failed) = read_all(&mut ring, &writer, &mut pieces);
+            assert!(left == [0, 1] && failed.is_none(), "{left:?} {failed:?}");
+        }
+    }
+
+    #[test]
+    fn a_ring_that_fails_leaves_what_it_did_not_read() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 8192]).unwrap();
+        let Ok(mut ring) = open() else {
+            eprintln!("SKIPPED: no io_uring here");
+            return;
+        };
+        // Its descriptor is gone: whatever is asked of it fails.
+        // SAFETY: both are open; the number stays the ring's, and is closed once, by it.
+        #[expect(unsafe_code, reason = "a descriptor under somebody's hands")]
+        let replaced = unsafe { nix::libc::dup2(file.as_raw_fd(), ring.as_raw_fd()) };
+        assert_eq!(replaced, ring.as_raw_fd());
+        let mut buffers = [vec![0; 4096], vec![0; 4096]];
+        let mut pieces: Vec<Piece<'_>> = buffers.iter_mut().map(|b| (0, &mut b[..])).collect();
+        let (left, failed) = read_all(&mut ring, &file, &mut pieces);
+        assert!(left == [0, 1] && failed.is_some(), "{left:?} {failed:?}");
     }
 }

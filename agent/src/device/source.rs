@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
+use rayon::prelude::*;
 
 use super::{Piece, Source, block, mounts, ring};
 
@@ -141,11 +142,16 @@ impl Source for FileSource {
     }
 
     fn read_pieces(&self, mut pieces: Vec<Piece<'_>>) -> Result<(), (u64, io::Error)> {
-        for number in ring::read(&self.file, &mut pieces) {
-            let (at, piece) = &mut pieces[number];
-            self.read_at(piece, *at).map_err(|e| (*at, e))?;
+        let left = ring::read(&self.file, &mut pieces);
+        let mut left = left.into_iter().peekable();
+        let mut plain: Vec<Piece<'_>> = Vec::new();
+        for (number, piece) in pieces.into_iter().enumerate() {
+            if left.next_if_eq(&number).is_some() {
+                plain.push(piece);
+            }
         }
-        Ok(())
+        let failed = plain.into_par_iter().filter_map(|(at, piece)| self.read_at(piece, at).err().map(|e| (at, e)));
+        failed.min_by_key(|(at, _)| *at).map_or(Ok(()), Err)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {

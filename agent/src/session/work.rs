@@ -167,7 +167,7 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource)
         let opened = job.engine.io.run(move || {
             let changes = list.map(|p| Changes::read(Path::new(&p))).transpose()?;
             let source = open(&path, options)?;
-            let (source, doubt) = if skip_free { free_space::leave_out(source) } else { (source.into(), None) };
+            let (source, doubt) = if skip_free { free_space::leave_out(source, &path) } else { (source.into(), None) };
             Ok::<_, BackupError>((source, doubt, changes))
         });
         let (source, doubt, changes) = opened.await?;

@@ -17,7 +17,7 @@ use milkrun_repository::point::Root;
 use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
-use milkrun_repository::point::root::VolumeKind;
+use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
 use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::store::{CreateError, Key, Version};
 
@@ -25,7 +25,7 @@ use super::finish::commit;
 use super::moving::move_volumes;
 use super::parent::{self, Choice};
 use super::take_over::begin;
-use super::volume::VolumeBuild;
+use super::volume::{Before, VolumeBuild};
 use super::{BackupError, Run};
 use crate::Coordinator;
 use crate::inventory::SourceSpec;
@@ -266,10 +266,15 @@ async fn prepare(
 fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {
     let kind = if source.stream { VolumeKind::Stream } else { VolumeKind::Image };
     // Only images are predicted: a stream's bytes shift.
-    let map = parent.and_then(|p| {
+    let before = parent.and_then(|p| {
         let i = p.body.volumes.iter().position(|v| v.name == source.name && v.kind == kind && !source.stream)?;
         let volume = &p.body.volumes[i];
-        Some((p.map(i, &volume.map), volume.layout.map_or(0, |l| l.by_lists)))
+        let before = Before {
+            map: p.map(i, &volume.map),
+            by_lists: volume.layout.map_or(0, |l| l.by_lists),
+            left_out: volume.notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)),
+        };
+        Some(before)
     });
-    tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, map))
+    tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, before))
 }

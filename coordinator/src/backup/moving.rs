@@ -103,11 +103,18 @@ async fn apply(
             if given.attempt > 1 || resume_at > 0 {
                 tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
             }
-            let by_list = run.begin_by_list(&volume, source, order.full_every, given.attempt, resume_at).await?;
+            let skip_free = (order.skip_free || source.skip_free) && !source.stream;
+            let by_list = if skip_free {
+                run.begin_leaving_out(&volume).await?;
+                false
+            } else {
+                run.begin_by_list(&volume, source, order.full_every, given.attempt, resume_at).await?
+            };
             let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
             let a = assignment_of(coordinator, run, &volume, given.attempt);
             let message = wire::BackupVolume {
                 has_parent,
+                skip_free,
                 changed_from: source.changed_from.clone().filter(|_| by_list).unwrap_or_default(),
                 ..backup_volume(order, run, source, a, given.path, resume_at)
             };
@@ -214,7 +221,6 @@ fn backup_volume(
         region_bytes: milkrun_repository::config::REGION_BYTES,
         parent: run.parent.map(|p| p.to_string()).unwrap_or_default(),
         whole_chunks: order.whole_chunks,
-        skip_free: order.skip_free || source.skip_free,
         allow_mounted: order.allow_mounted,
         allow_changing: order.allow_changing,
         resume_at,

@@ -255,7 +255,11 @@ impl Run {
         let due = build.lists_before.saturating_add(1) >= most;
         // Only by the first attempt: the list lies on its node, and another node may have an older one, or none.
         let first = attempt == 1 && resume_at == 0;
-        let by_list = first && source.changed_from.is_some() && !source.stream && build.has_parent() && !due;
+        let usable = source.changed_from.is_some() && !source.stream && build.has_parent();
+        let by_list = first && usable && !due && !build.left_out_before;
+        if usable && build.left_out_before {
+            tracing::warn!(volume, "its list of changes is not used: the point before left out what was free");
+        }
         if source.changed_from.is_some() && due {
             tracing::info!(
                 volume,
@@ -277,6 +281,24 @@ impl Run {
             journal.write().await?;
         }
         Ok(true)
+    }
+
+    /// A volume is given to an agent that is to leave out what is free. It is written down first: whatever becomes of the attempt, the
+    /// point never passes for one that has it all.
+    ///
+    /// # Errors
+    /// [`BackupError::Journal`].
+    pub(super) async fn begin_leaving_out(&self, volume: &str) -> Result<(), BackupError> {
+        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
+        let mut build = build.lock().await;
+        build.leaves_out = true;
+        let name = build.name.clone();
+        drop(build);
+        if let Some(journal) = &self.journal {
+            journal.note(Record::LeavesOut { volume: name });
+            journal.write().await?;
+        }
+        Ok(())
     }
 
     /// Reads the parent's maps.

@@ -253,6 +253,11 @@ impl Run {
                         build.lock().await.by_list = true;
                     }
                 }
+                Record::LeavesOut { volume } => {
+                    if let Some(build) = self.volumes.get(volume.as_str()) {
+                        build.lock().await.leaves_out = true;
+                    }
+                }
                 Record::Regions { volume, regions } => {
                     let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());
                     self.tell_until(&volume, regions.last().map_or(0, |r| r.offset + r.len), reader).await?;

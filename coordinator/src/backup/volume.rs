@@ -8,7 +8,7 @@ use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::{ChunkId, VolumeName};
 use milkrun_repository::pack::Place;
 use milkrun_repository::point::journal::{self, Record};
-use milkrun_repository::point::root::{Layout, MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::point::root::{FREE_LEFT_OUT, Layout, MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::layout::Effort;
@@ -33,6 +33,10 @@ pub(super) struct VolumeBuild {
     effort: Effort,
     /// How many of the points before this one rest on lists of changes, in a row.
     pub(super) lists_before: u32,
+    /// The point before this one left out what was free: its holes are no measure for a list of changes.
+    pub(super) left_out_before: bool,
+    /// Some attempt was to leave out what is free.
+    pub(super) leaves_out: bool,
     /// What this point has of it was read by a list of changes, or some of it was.
     pub(super) by_list: bool,
     /// The attempt whose calls count.
@@ -53,6 +57,15 @@ pub(super) struct VolumeBuild {
     pub(super) finished: Option<Finished>,
 }
 
+/// What the parent says of a volume.
+pub(super) struct Before {
+    pub(super) map: MapRoot,
+    /// How many points in a row rest on lists of changes.
+    pub(super) by_lists: u32,
+    /// What was free was left out.
+    pub(super) left_out: bool,
+}
+
 /// A volume whose map is complete.
 #[derive(Clone)]
 pub(super) struct Finished {
@@ -62,9 +75,10 @@ pub(super) struct Finished {
 }
 
 impl VolumeBuild {
-    pub(super) fn new(name: VolumeName, kind: VolumeKind, parent: Option<(MapRoot, u32)>) -> Self {
-        let lists_before = parent.map_or(0, |p| p.1);
-        let parent = parent.map(|p| p.0);
+    pub(super) fn new(name: VolumeName, kind: VolumeKind, before: Option<Before>) -> Self {
+        let lists_before = before.as_ref().map_or(0, |p| p.by_lists);
+        let left_out_before = before.as_ref().is_some_and(|p| p.left_out);
+        let parent = before.map(|p| p.map);
         Self {
             name,
             kind,
@@ -73,6 +87,8 @@ impl VolumeBuild {
             hole_bytes: 0,
             effort: Effort::default(),
             lists_before,
+            left_out_before,
+            leaves_out: false,
             by_list: false,
             attempt: 0,
             resumed_at: 0,
@@ -305,6 +321,11 @@ impl Run {
         build.by_list &= done.by_list || build.resumed_at > 0;
         let by_lists = if build.by_list { build.lists_before.saturating_add(1) } else { 0 };
         let sampled_bytes = if build.by_list { done.sampled_bytes } else { 0 };
+        let mut notes = done.notes;
+        if build.leaves_out && build.resumed_at > 0 && !notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)) {
+            // What an earlier attempt handed over stays.
+            notes.push(format!("{FREE_LEFT_OUT}by an earlier attempt, as far as it came"));
+        }
         let layout = Layout { by_lists, sampled_bytes, ..std::mem::take(&mut build.effort).finish() };
         let entry = VolumeEntry {
             name: build.name.clone(),
@@ -314,7 +335,7 @@ impl Run {
             hole_bytes: build.hole_bytes,
             new_bytes: done.new_bytes,
             stored_bytes: done.stored_bytes,
-            notes: done.notes,
+            notes,
             layout: Some(layout),
         };
         build.finished = Some(Finished { entry, read_bytes: done.read_bytes, map });

@@ -181,6 +181,11 @@ fn parse(text: &str) -> Result<Checked, String> {
                 return Err(format!("applications.{name}.volumes.{source_name}: a stream has no file system"));
             }
             let skip_free = v.skip_free;
+            if skip_free && changed_from.is_some() {
+                let what =
+                    "changed_from and skip_free exclude each other: what is free need not be on a list of changes";
+                return Err(format!("applications.{name}.volumes.{source_name}: {what}"));
+            }
             sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach, changed_from, skip_free });
         }
         let mut targets = Vec::new();

@@ -63,6 +63,11 @@ pub enum Record {
         /// The volume.
         volume: VolumeName,
     },
+    /// Of a volume, from here on, what its file system has free may be left out.
+    LeavesOut {
+        /// The volume.
+        volume: VolumeName,
+    },
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
@@ -191,6 +196,9 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
             Record::ByList { volume } => {
                 e.u8(10).text(volume.as_str());
             }
+            Record::LeavesOut { volume } => {
+                e.u8(11).text(volume.as_str());
+            }
         }
     }
     e.finish()
@@ -231,6 +239,7 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
             }
             9 => Record::Restored { volume: volume(&mut d)?, work: Work::decode(&mut d)? },
             10 => Record::ByList { volume: volume(&mut d)? },
+            11 => Record::LeavesOut { volume: volume(&mut d)? },
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -384,6 +393,7 @@ mod tests {
                 }),
                 Record::Reached { moment: Moment::from_millis(seed.into()), volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
                 Record::ByList { volume: volume.clone() },
+                Record::LeavesOut { volume: volume.clone() },
                 Record::Restored { volume, work: Work::default() },
             ];
             let bytes = encode(&records);

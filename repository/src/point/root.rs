@@ -88,6 +88,10 @@ pub struct MapId {
     pub chunk: Option<ChunkId>,
 }
 
+/// A note of a volume begins so if what its file system had free was left out, or some of it: its holes do not say what the device
+/// has there.
+pub const FREE_LEFT_OUT: &str = "free space was left out: ";
+
 /// A volume in a root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeEntry {
