@@ -58,7 +58,7 @@ pub trait Source: Send + Sync {
     /// After the last read: did it stay as it was? Returns what a person should know though it did not fail.
     ///
     /// # Errors
-    /// [`SourceError::Changed`] when it did not.
+    /// [`SourceError::Changed`] or [`SourceError::Thawed`] when it did not.
     fn finish(&self) -> Result<Vec<String>, SourceError>;
 }
 

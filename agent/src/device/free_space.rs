@@ -190,13 +190,9 @@ impl Source for WithoutFree {
 
     fn finish(&self) -> Result<Vec<String>, SourceError> {
         let mut notes = self.inner.finish()?;
-        let now = ext4::superblock(&*self.inner);
-        if now.is_none_or(|now| now != self.free.witness) {
+        if ext4::superblock(&*self.inner).is_none_or(|now| now != self.free.witness) {
             // Files may lie by now where nothing lay: others were read that name them.
-            return Err(SourceError::Changed {
-                path: self.path.clone(),
-                what: "its file system was mounted or thawed",
-            });
+            return Err(SourceError::Thawed { path: self.path.clone() });
         }
         notes.push(format!("{FREE_LEFT_OUT}{} bytes that its ext4 file system has free", self.free.bytes()));
         Ok(notes)
@@ -242,7 +238,7 @@ mod tests {
             WithoutFree { path: "p".into(), inner: Box::new(of(1)), free }.finish()
         };
         assert!(finish(vec![1; 1024]).unwrap()[0].starts_with(FREE_LEFT_OUT));
-        assert!(matches!(finish(vec![2; 1024]), Err(SourceError::Changed { .. })));
+        assert!(matches!(finish(vec![2; 1024]), Err(SourceError::Thawed { .. })));
     }
 
     proptest! {

@@ -61,6 +61,14 @@ pub enum SourceError {
         /// What changed.
         what: &'static str,
     },
+    /// What its file system had free may not be free any more.
+    #[error(
+        "the file system on {path:?} was mounted or thawed while it was read: back up a snapshot, or leave out --skip-free"
+    )]
+    Thawed {
+        /// Which one.
+        path: PathBuf,
+    },
 }
 
 /// A device or an image file.
