@@ -8,12 +8,13 @@ mod ext4;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::point::root::FREE_LEFT_OUT;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Piece, Source, SourceError, lock};
+use super::{Piece, Source, SourceError};
 
 /// Ranges that are kept at most: as many again, and shorter ones are forgotten.
 const RANGES_MAX: usize = 1 << 20;
@@ -21,7 +22,14 @@ const RANGES_MAX: usize = 1 << 20;
 const SHORTEST: u64 = 256 << 10;
 
 /// One file system at a time: what is known of one while it is looked through lies outside of the budget.
-static TURN: Mutex<()> = Mutex::new(());
+static TURN: Semaphore = Semaphore::const_new(1);
+
+/// Waits until nobody looks through a file system. To be held around [`leave_out`]; taken before its thread is, for a thread of a
+/// pool that waits for its reads may begin another volume meanwhile.
+pub async fn turn() -> Option<SemaphorePermit<'static>> {
+    // It is never closed.
+    TURN.acquire().await.ok()
+}
 
 /// What is free.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,10 +149,7 @@ struct WithoutFree {
 
 /// Leaves out what is free of a volume, if its file system can be believed; else what a person should know comes with it.
 pub fn leave_out(inner: Box<dyn Source>, path: &Path) -> (Arc<dyn Source>, Option<String>) {
-    let turn = lock(&TURN);
-    let free = FreeSpace::of(&*inner);
-    drop(turn);
-    match free {
+    match FreeSpace::of(&*inner) {
         Ok(free) => (Arc::new(WithoutFree { path: path.to_owned(), inner, free }), None),
         Err(doubt) => {
             let why = milkrun_repository::point::catalog::chain(&doubt);

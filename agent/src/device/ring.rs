@@ -42,7 +42,7 @@ fn is_refusal(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(EPERM | EACCES | ENOSYS | EINVAL))
 }
 
-/// Reads these pieces and returns the numbers of those that were not read whole: they are to be read in the plain way, which also
+/// Reads these pieces and returns the numbers of those that were not read whole, in order: they are to be read in the plain way, which also
 /// says what is wrong with them. All of them where there is no io_uring.
 pub(super) fn read(file: &File, pieces: &mut [Piece<'_>]) -> Vec<usize> {
     if is_off() || REFUSED.load(Ordering::Relaxed) {

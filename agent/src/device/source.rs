@@ -151,14 +151,8 @@ impl Source for FileSource {
 
     fn read_pieces(&self, mut pieces: Vec<Piece<'_>>) -> Result<(), (u64, io::Error)> {
         let left = ring::read(&self.file, &mut pieces);
-        let mut left = left.into_iter().peekable();
-        let mut plain: Vec<Piece<'_>> = Vec::new();
-        for (number, piece) in pieces.into_iter().enumerate() {
-            if left.next_if_eq(&number).is_some() {
-                plain.push(piece);
-            }
-        }
-        let failed = plain.into_par_iter().filter_map(|(at, piece)| self.read_at(piece, at).err().map(|e| (at, e)));
+        let plain = pieces.into_par_iter().enumerate().filter(|(number, _)| left.binary_search(number).is_ok());
+        let failed = plain.filter_map(|(_, (at, piece))| self.read_at(piece, at).err().map(|e| (at, e)));
         failed.min_by_key(|(at, _)| *at).map_or(Ok(()), Err)
     }
 

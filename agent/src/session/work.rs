@@ -164,6 +164,7 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource)
         let path = std::path::PathBuf::from(&b.path);
         let list = Some(b.changed_from.clone()).filter(|p| !p.is_empty());
         let skip_free = b.skip_free;
+        let turn = if skip_free { free_space::turn().await } else { None };
         let opened = job.engine.io.run(move || {
             let changes = list.map(|p| Changes::read(Path::new(&p))).transpose()?;
             let source = open(&path, options)?;
@@ -171,6 +172,7 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource)
             Ok::<_, BackupError>((source, doubt, changes))
         });
         let (source, doubt, changes) = opened.await?;
+        drop(turn);
         let mut outcome = image::back_up(job.clone(), source, changes).await?;
         outcome.notes.extend(doubt);
         outcome

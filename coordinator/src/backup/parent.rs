@@ -276,10 +276,7 @@ impl Run {
         build.by_list = true;
         let name = build.name.clone();
         drop(build);
-        if let Some(journal) = &self.journal {
-            journal.note(Record::ByList { volume: name });
-            journal.write().await?;
-        }
+        self.write_down(Record::ByList { volume: name }).await?;
         Ok(true)
     }
 
@@ -294,11 +291,7 @@ impl Run {
         build.leaves_out = true;
         let name = build.name.clone();
         drop(build);
-        if let Some(journal) = &self.journal {
-            journal.note(Record::LeavesOut { volume: name });
-            journal.write().await?;
-        }
-        Ok(())
+        self.write_down(Record::LeavesOut { volume: name }).await
     }
 
     /// Reads the parent's maps.

@@ -138,10 +138,20 @@ impl Run {
     pub async fn checkpoint(&self, volume: &str, attempt: u32, regions: Vec<wire::Region>) -> Result<(), BackupError> {
         let noted = regions.iter().map(region).collect::<Option<Vec<_>>>();
         self.take_regions(volume, attempt, regions).await?;
-        if let (Some(journal), Some(regions), Ok(volume)) = (&self.journal, noted, volume.parse()) {
-            journal.note(Record::Regions { volume, regions });
-            journal.write().await?;
+        match (noted, volume.parse()) {
+            (Some(regions), Ok(volume)) => self.write_down(Record::Regions { volume, regions }).await,
+            _ => Ok(()),
         }
+    }
+
+    /// Adds a record to the run's journal, if it has one; when this returns, another leader would find it.
+    ///
+    /// # Errors
+    /// [`BackupError::Journal`].
+    pub(super) async fn write_down(&self, record: Record) -> Result<(), BackupError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        journal.note(record);
+        journal.write().await?;
         Ok(())
     }
 
@@ -289,11 +299,10 @@ impl Run {
             notes: done.notes.clone(),
         });
         self.take_finish(volume, done).await?;
-        if let (Some(journal), Ok(finished)) = (&self.journal, noted) {
-            journal.note(Record::Finished(finished));
-            journal.write().await?;
+        match noted {
+            Ok(finished) => self.write_down(Record::Finished(finished)).await,
+            Err(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// As [`Self::finish`], in memory alone.
@@ -324,7 +333,7 @@ impl Run {
         let mut notes = done.notes;
         if build.leaves_out && build.resumed_at > 0 && !notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)) {
             // What an earlier attempt handed over stays.
-            notes.push(format!("{FREE_LEFT_OUT}by an earlier attempt, as far as it came"));
+            notes.push(format!("{FREE_LEFT_OUT}perhaps, by an earlier attempt, as far as it came"));
         }
         let layout = Layout { by_lists, sampled_bytes, ..std::mem::take(&mut build.effort).finish() };
         let entry = VolumeEntry {

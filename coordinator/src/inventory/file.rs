@@ -276,6 +276,8 @@ applications:
             ("at: { node-b: /run/dump }", "at: {}", "nowhere"),
             ("node-b:\n", "Node_B:\n", "no node name"),
             ("/run/dump", "'-'", "no path"),
+            ("stream: true", "stream: true, skip_free: true", "no file system"),
+            ("size: 1GiB", "size: 1GiB, skip_free: true, changed_from: /list", "exclude each other"),
         ] {
             let text = SAMPLE.replacen(from, to, 1);
             assert_ne!(text, SAMPLE);
