@@ -6,7 +6,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
@@ -83,6 +85,9 @@ struct FileSource {
     notes: Vec<String>,
     /// Modification and change time and size of a file when it was opened.
     stamp: (i64, i64, i64, i64, u64),
+    /// The run of data that was found last. To find where one ends takes as long as it is on tmpfs and others, page by page; asked
+    /// anew for each region, a file without holes would take the square of its size.
+    run: Mutex<Range<u64>>,
 }
 
 fn stamp(m: &std::fs::Metadata) -> (i64, i64, i64, i64, u64) {
@@ -133,7 +138,8 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
         (file, len, 0)
     };
     let stamp = stamp(&file.metadata().map_err(fail)?);
-    Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp }))
+    let run = Mutex::default();
+    Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp, run }))
 }
 
 impl Source for FileSource {
@@ -163,6 +169,11 @@ impl Source for FileSource {
         if self.device {
             return Ok(Some((offset, self.len)));
         }
+        // Whoever waits here would ask the same.
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        if run.contains(&offset) {
+            return Ok(Some((offset, run.end)));
+        }
         let seek = |from: u64, whence| {
             let from = i64::try_from(from).map_err(io::Error::other)?;
             lseek64(&self.file, from, whence).map_err(io::Error::from)
@@ -171,7 +182,8 @@ impl Source for FileSource {
             Ok(start) => {
                 let start = u64::try_from(start).map_err(io::Error::other)?;
                 let end = u64::try_from(seek(start, Whence::SeekHole)?).map_err(io::Error::other)?;
-                Ok((start < self.len).then(|| (start, end.min(self.len))))
+                *run = start..end.min(self.len);
+                Ok((start < self.len).then_some((start, run.end)))
             }
             Err(e) if e.raw_os_error() == Some(nix::libc::ENXIO) => Ok(None),
             // A file system that can't tell: everything may be data.
