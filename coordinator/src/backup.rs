@@ -244,13 +244,12 @@ impl Run {
         }
     }
 
-    /// A volume has its node no longer. What the node claimed falls to whoever waits for it, once it has no volume left.
+    /// A volume has its node no longer. What was claimed in its name and is not stored falls to whoever waits for it.
     fn release(&self, volume: &str) {
         let mut assigned = lock(&self.assigned);
-        let Some(gone) = assigned.remove(volume) else { return };
-        if !assigned.values().any(|a| a.node == gone.node) {
+        if assigned.remove(volume).is_some() {
             // Under the lock: a lookup that is late claims nothing afterwards.
-            self.claims.forget(&gone.node);
+            self.claims.forget(volume);
         }
     }
 
@@ -285,7 +284,7 @@ impl Run {
         let mut claimed = {
             let assigned = lock(&self.assigned);
             let node = &assigned.get(volume).ok_or(RefusedCall::Stale)?.node;
-            self.claims.claim(&unknown, node).into_iter()
+            self.claims.claim(&unknown, node, volume).into_iter()
         };
         let answer = |p: &Option<Place>| match known(p) {
             true => Answer::Known,

@@ -1,5 +1,6 @@
 //! What is under way, by run: the services find their run here, agents' messages find their way to it, and people see it.
 
+mod turns;
 pub mod view;
 
 use std::collections::{HashMap, VecDeque};
@@ -92,12 +93,15 @@ const KEPT: usize = 256;
 #[derive(Clone)]
 pub struct Runs {
     table: Arc<Mutex<Table>>,
+    turns: turns::Turns,
     epoch: u64,
 }
 
 #[derive(Default)]
 struct Table {
     running: HashMap<RunId, Entry>,
+    /// Backups that wait for their turn.
+    waiting: HashMap<RunId, mpsc::UnboundedSender<RunEvent>>,
     /// What restores write.
     reserved: HashMap<RunId, Vec<Place>>,
     feeds: VecDeque<Feed>,
@@ -114,7 +118,7 @@ struct Entry {
 impl Runs {
     /// Of a coordinator that leads under `epoch`.
     pub fn new(epoch: u64) -> Self {
-        Self { table: Arc::default(), epoch }
+        Self { table: Arc::default(), turns: turns::Turns::default(), epoch }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -172,9 +176,11 @@ impl Runs {
         table.reserved.remove(id);
     }
 
-    /// Tells a run something. Returns whether it is under way.
+    /// Tells a run something. Returns whether it is under way, or waits for its turn.
     pub fn tell(&self, id: &RunId, event: RunEvent) -> bool {
-        self.table().running.get(id).is_some_and(|e| e.inbox.send(event).is_ok())
+        let table = self.table();
+        let inbox = table.running.get(id).map(|e| &e.inbox).or_else(|| table.waiting.get(id));
+        inbox.is_some_and(|inbox| inbox.send(event).is_ok())
     }
 
     /// Tells all runs something about a node.

@@ -12,3 +12,4 @@ mod restores;
 mod stolen;
 mod stores;
 mod together;
+mod turns;

@@ -137,6 +137,12 @@ pub(crate) async fn drive(
     let result = loop {
         match events.next().await {
             Some(Ok(control::BackupEvent { event: Some(event) })) => match event {
+                control::backup_event::Event::Waiting(w) => {
+                    started.send_replace(w.run.to_vec());
+                    if !global.quiet {
+                        note("Another backup of this application is under way; this one begins when that has ended.");
+                    }
+                }
                 control::backup_event::Event::Started(s) => {
                     started.send_replace(s.run.to_vec());
                 }

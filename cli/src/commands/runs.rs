@@ -28,6 +28,7 @@ fn kind(r: &control::Run) -> &'static str {
 
 fn state(r: &control::Run) -> &'static str {
     match r.state() {
+        State::Running if r.waiting => "waiting",
         State::Running => "running",
         State::Done => "done",
         State::Failed => "failed",

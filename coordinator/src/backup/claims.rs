@@ -1,8 +1,9 @@
 //! Who is uploading which chunk of a run, among all its agents. A lookup of an unknown chunk claims it; others are told that it
-//! is on its way, and wait. An entry lives until its pack is sealed, or its claimant is gone; then whoever waits may have it.
+//! is on its way, and wait. An entry lives until its pack is sealed, or the attempt that claimed it is over; then whoever waits
+//! may have it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use milkrun_repository::id::ChunkId;
@@ -11,10 +12,16 @@ use tokio::sync::Notify;
 /// How long a lookup waits at most; then it is asked again.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// A volume's attempt that is under way. Volumes of one node share packs: for those who wait, the node uploads.
+struct Holder {
+    node: String,
+    volume: String,
+}
+
 /// The table.
 #[derive(Default)]
 pub(super) struct Claims {
-    table: Mutex<HashMap<ChunkId, String>>,
+    table: Mutex<HashMap<ChunkId, Arc<Holder>>>,
     bell: Notify,
 }
 
@@ -28,18 +35,24 @@ pub(super) enum Claimed {
 }
 
 impl Claims {
-    fn table(&self) -> MutexGuard<'_, HashMap<ChunkId, String>> {
+    fn table(&self) -> MutexGuard<'_, HashMap<ChunkId, Arc<Holder>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims unknown chunks for a node.
-    pub(super) fn claim<'a>(&self, ids: impl IntoIterator<Item = &'a ChunkId>, node: &str) -> Vec<Claimed> {
+    /// Claims unknown chunks for a volume's present attempt, on this node.
+    pub(super) fn claim<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a ChunkId>,
+        node: &str,
+        volume: &str,
+    ) -> Vec<Claimed> {
+        let holder = Arc::new(Holder { node: node.to_owned(), volume: volume.to_owned() });
         let mut table = self.table();
         let claim = |id: &ChunkId| match table.entry(*id) {
-            std::collections::hash_map::Entry::Occupied(e) if e.get() == node => Claimed::Yours,
+            std::collections::hash_map::Entry::Occupied(e) if e.get().node == node => Claimed::Yours,
             std::collections::hash_map::Entry::Occupied(_) => Claimed::Theirs,
             std::collections::hash_map::Entry::Vacant(e) => {
-                e.insert(node.to_owned());
+                e.insert(holder.clone());
                 Claimed::Yours
             }
         };
@@ -49,7 +62,7 @@ impl Claims {
     /// The nodes that upload some of these.
     pub(super) fn holders(&self, ids: &[ChunkId]) -> HashSet<String> {
         let table = self.table();
-        ids.iter().filter_map(|id| table.get(id)).cloned().collect()
+        ids.iter().filter_map(|id| table.get(id)).map(|h| h.node.clone()).collect()
     }
 
     /// These are known now.
@@ -62,9 +75,9 @@ impl Claims {
         self.bell.notify_waiters();
     }
 
-    /// A node uploads nothing more for this run.
-    pub(super) fn forget(&self, node: &str) {
-        self.table().retain(|_, holder| holder != node);
+    /// A volume's attempt is over: what it claimed and did not store is nobody's.
+    pub(super) fn forget(&self, volume: &str) {
+        self.table().retain(|_, holder| holder.volume != volume);
         self.bell.notify_waiters();
     }
 
@@ -88,12 +101,13 @@ mod tests {
     async fn one_uploads_the_others_wait_and_inherit() {
         let claims = Claims::default();
         let ids = [ChunkId::from_bytes([1; 32]), ChunkId::from_bytes([2; 32])];
-        assert_eq!(claims.claim(&ids[..1], "a"), [Claimed::Yours]);
-        assert_eq!(claims.claim(&ids, "b"), [Claimed::Theirs, Claimed::Yours]);
-        assert_eq!(claims.claim(&ids, "a"), [Claimed::Yours, Claimed::Theirs]);
+        assert_eq!(claims.claim(&ids[..1], "a", "v"), [Claimed::Yours]);
+        assert_eq!(claims.claim(&ids, "b", "w"), [Claimed::Theirs, Claimed::Yours]);
+        assert_eq!(claims.claim(&ids, "a", "x"), [Claimed::Yours, Claimed::Theirs]);
         assert_eq!(claims.holders(&ids), ["a".to_owned(), "b".to_owned()].into());
-        claims.forget("a");
-        assert_eq!(claims.claim(&ids, "b"), [Claimed::Yours, Claimed::Yours]);
+        // Another volume of that node goes on; what this one claimed is free all the same.
+        claims.forget("v");
+        assert_eq!(claims.claim(&ids, "b", "w"), [Claimed::Yours, Claimed::Yours]);
         claims.settle(&ids);
         assert!(claims.holders(&ids).is_empty());
         // Nothing to wait for: returns at once.

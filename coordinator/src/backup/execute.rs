@@ -86,6 +86,7 @@ pub(crate) async fn execute(
     }
     check_names(&order)?;
     let choice: Choice = order.parent.parse()?;
+    let _turn = coordinator.runs.turn(&order.application, id, feed).await.ok_or(BackupError::Cancelled)?;
     let repository = &coordinator.repository;
     let app = repository.ring.app_hash(&order.application);
     let moment = Moment::now();

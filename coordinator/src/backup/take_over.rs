@@ -121,6 +121,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         tracing::error!(run = %lease.run, "a journal does not say what its run is; it stays unfinished");
         return;
     };
+    let _turn = coordinator.runs.turn_if_free(&begin.application);
     let feed = Feed::new(lease.run, RunKind::Backup, begin.application.to_string(), begin.ordered_by.clone());
     coordinator.runs.show(feed.clone());
     let config = &coordinator.repository.config;

@@ -49,6 +49,7 @@ pub(super) fn run(v: &View) -> control::Run {
         reason,
         volumes: volumes.collect(),
         ordered_by: v.ordered_by.clone(),
+        waiting: v.waiting,
     }
 }
 
@@ -90,9 +91,13 @@ async fn follow<T>(
 pub(super) async fn backup(view: watch::Receiver<View>, events: mpsc::Sender<Result<control::BackupEvent, Status>>) {
     use control::backup_event::Event;
     let event = |event| control::BackupEvent { event: Some(event) };
-    let (mut started, mut moved) = (false, Moved(BTreeMap::new()));
+    let (mut waited, mut started, mut moved) = (false, false, Moved(BTreeMap::new()));
     let tell = |view: &View| {
         let mut out = Vec::new();
+        if view.waiting && !waited {
+            waited = true;
+            out.push(event(Event::Waiting(control::RunWaiting { run: view.run.as_bytes().to_vec().into() })));
+        }
         if !started && !view.point.is_empty() {
             started = true;
             out.push(event(Event::Started(control::RunStarted {

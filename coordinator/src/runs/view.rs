@@ -48,6 +48,8 @@ pub struct View {
     pub run: RunId,
     /// What it is.
     pub kind: Kind,
+    /// Another backup of the same application is under way: it waits for its turn.
+    pub waiting: bool,
     /// Whose application; of a restore known once its point was found.
     pub application: String,
     /// The point that it makes or reads; empty until that is known.
@@ -80,6 +82,7 @@ impl Feed {
         let view = View {
             run,
             kind,
+            waiting: false,
             application,
             point: String::new(),
             parent: String::new(),

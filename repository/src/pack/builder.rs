@@ -24,6 +24,9 @@ pub struct PackTarget {
     pub recipient: HybridPublic,
 }
 
+/// Packs are digested by whole multiples of this: BLAKE3 hashes subtrees side by side only where they are whole.
+const DIGESTED_AT_ONCE: usize = 128 << 10;
+
 /// A pack that is being filled.
 pub struct PackBuilder {
     target: PackTarget,
@@ -123,18 +126,19 @@ impl PackBuilder {
         self.directory.extend_from_slice(&[codec as u8, 0, 0, 0]);
         self.slots += 1;
         self.used = end;
-        // Once it is worth a call, while most of it is in cache.
-        if self.used - self.digested >= 256 << 10 {
-            self.catch_up();
+        // While it is in cache.
+        let whole = self.used - self.used % DIGESTED_AT_ONCE;
+        if whole > self.digested {
+            self.digest_up_to(whole);
         }
         place
     }
 
-    fn catch_up(&mut self) {
-        let fresh = &self.buffer[self.digested..self.used];
+    fn digest_up_to(&mut self, end: usize) {
+        let fresh = &self.buffer[self.digested..end];
         self.digest.update(fresh);
         self.crc32.update(fresh);
-        self.digested = self.used;
+        self.digested = end;
     }
 
     /// Seals directory and key and closes the pack.
@@ -166,7 +170,7 @@ impl PackBuilder {
         footer.u64(0).raw(END_MAGIC);
         self.used = end + FOOTER_LEN;
         self.buffer[end..self.used].copy_from_slice(footer.as_slice());
-        self.catch_up();
+        self.digest_up_to(self.used);
         self.buffer.truncate(self.used);
         Ok(SealedPack {
             id: self.id,
