@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use milkrun_repository::Repository;
 use milkrun_repository::id::RunId;
 use milkrun_repository::keys::envelope::{self, EnvelopeError, Kind};
@@ -70,11 +70,23 @@ struct Noted {
 /// What an earlier leader left of a run.
 #[derive(Debug)]
 pub(crate) struct Left {
-    /// What happened, in order; take-overs are resolved.
-    pub(crate) records: Vec<Record>,
+    run: RunId,
+    /// What happened, in order, but for what grows with the volumes: packs and regions are read again when they are needed.
+    pub(crate) told: Vec<Record>,
+    /// The series that count, oldest first, and how far each does.
+    series: Vec<(u64, u32)>,
     /// The series that was read last, and its last object.
     pub(crate) epoch: u64,
     pub(crate) number: u32,
+}
+
+impl Left {
+    /// All that happened, in order, object by object.
+    pub(crate) fn objects(&self, repository: &Repository) -> impl Stream<Item = Result<Vec<Record>, JournalError>> {
+        let keys = self.series.iter().flat_map(|&(epoch, last)| (0..=last).map(move |n| (epoch, n)));
+        let objects = keys.map(|(epoch, n)| Journal::object(repository, Key::journal(&self.run, epoch, n)));
+        futures::stream::iter(objects).buffered(READS)
+    }
 }
 
 impl Journal {
@@ -163,7 +175,7 @@ impl Journal {
         found.sort_unstable();
         found.dedup();
         let Some(&(newest, last)) = found.last() else { return Ok(None) };
-        let mut series = Vec::new();
+        let (mut series, mut told) = (Vec::new(), Vec::new());
         let (mut epoch, mut number) = (newest, last);
         // Backwards from the newest series: each says which one it went on from, and up to where.
         loop {
@@ -171,20 +183,23 @@ impl Journal {
             let objects = (0..=number).map(move |n| Self::object(repository, Key::journal(run, epoch, n)));
             let mut objects = futures::stream::iter(objects).buffered(READS);
             while let Some(object) = objects.next().await {
-                records.extend(object?);
+                let few = object?.into_iter().filter(|r| !matches!(r, Record::Sealed { .. } | Record::Regions { .. }));
+                records.extend(few);
             }
             let earlier = match records.first() {
                 Some(&Record::TakeOver { epoch: earlier, number }) if earlier < epoch => Some((earlier, number)),
                 _ => None,
             };
-            series.push(records);
+            series.push((epoch, number));
+            told.push(records);
             match earlier {
                 Some(earlier) => (epoch, number) = earlier,
                 None => break,
             }
         }
-        let records = series.into_iter().rev().flatten().filter(|r| !matches!(r, Record::TakeOver { .. }));
-        Ok(Some(Left { records: records.collect(), epoch: newest, number: last }))
+        series.reverse();
+        let told = told.into_iter().rev().flatten().filter(|r| !matches!(r, Record::TakeOver { .. })).collect();
+        Ok(Some(Left { run: *run, told, series, epoch: newest, number: last }))
     }
 
     async fn object(repository: &Repository, key: Key) -> Result<Vec<Record>, JournalError> {
@@ -249,7 +264,7 @@ mod tests {
             journal.write().await.unwrap();
             // Take-overs are no news of the run; of what is left, nothing is missing and nothing twice.
             let left = Journal::read(&sound, &run).await.unwrap().unwrap();
-            assert_eq!((left.records, left.epoch, left.number), (vec![Record::Ended], 3, 2));
+            assert_eq!((left.told, left.epoch, left.number), (vec![Record::Ended], 3, 2));
         }
     }
 
@@ -281,7 +296,10 @@ mod tests {
         new.note(finished("second"));
         new.write().await.unwrap();
         let left = Journal::read(&repository, &run).await.unwrap().unwrap();
-        assert_eq!(left.records, [finished("first"), finished("second")]);
+        assert_eq!(left.told, [finished("first"), finished("second")]);
+        let objects: Vec<_> = left.objects(&repository).map(Result::unwrap).collect().await;
+        let take_over = Record::TakeOver { epoch: 1, number: 0 };
+        assert_eq!(objects, [vec![finished("first")], vec![take_over], vec![finished("second")]]);
         // Two leaders of one epoch can't be: who comes second is told.
         let twin = Journal::new(repository.clone(), run, 2);
         twin.note(finished("twin"));

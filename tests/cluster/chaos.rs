@@ -1,15 +1,17 @@
 //! Everything at once, by a seed: agents and coordinators that are killed or hang, links that are cut, a store that hangs, while
-//! four hosts back up loop devices, one of them with a PostgreSQL in it. In the end there is a point that comes back bit for
-//! bit, or there is none.
+//! four hosts back up loop devices, one of them with a PostgreSQL in it. Once with each seed a coordinator hangs until another one
+//! leads, and wakes up beside it. In the end there is a point that comes back bit for bit, or there is none.
 //!
 //! `MILKRUN_TEST_SEED` runs one seed; a failure names the one it had.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use milkrun_tests::cluster::{Cluster, Process};
+use milkrun_tests::cluster::{Cluster, Process, wait_for};
 use milkrun_tests::device::{Loop, Mount, must};
+use milkrun_tests::service::Service;
 use milkrun_tests::{noise, postgres, skip};
 use nix::sys::signal::Signal;
 
@@ -17,7 +19,7 @@ use crate::hosts::{NODES, four_hosts};
 
 /// How many seeds CI takes, and for how long each makes trouble.
 const SEEDS: [u64; 2] = [1, 2];
-const TROUBLE: Duration = Duration::from_secs(25);
+const TROUBLE: Duration = Duration::from_secs(32);
 
 /// SplitMix64: from one seed the same troubles in the same order.
 struct Dice(u64);
@@ -44,19 +46,55 @@ fn device(c: &Cluster, name: &str, fs_type: &str, fill: impl FnOnce(&std::path::
 }
 
 struct Actors {
-    coordinators: Vec<Process>,
+    /// Where agents and people find whoever leads.
+    service: Service,
+    /// Who leads, or wants to.
+    coordinator: Process,
+    /// Who led, and was followed by another while it hung.
+    followed: Vec<Process>,
     agents: Vec<Process>,
-    started: usize,
+    started: u16,
+}
+
+/// Each coordinator has an address of its own.
+fn address(c: &Cluster, number: u16) -> SocketAddr {
+    let mut address: SocketAddr = c.url().trim_start_matches("https://").parse().unwrap();
+    address.set_port(20_000 + number);
+    address
+}
+
+fn start_coordinator(c: &Cluster, number: u16) -> Process {
+    c.coordinator_listening(&format!("coordinator-{number}"), &address(c, number).to_string())
 }
 
 impl Actors {
-    fn start_coordinator(&mut self, c: &Cluster) {
+    fn start(c: &Cluster) -> Self {
+        let at = c.url().trim_start_matches("https://").parse().unwrap();
+        let service = Service::start(c.network().unwrap(), "coordinator", at, address(c, 1));
+        let coordinator = start_coordinator(c, 1);
+        coordinator.wait_for_log("serving");
+        let agents = NODES.map(|n| c.agent(n)).into_iter().collect();
+        Self { service, coordinator, followed: Vec::new(), agents, started: 1 }
+    }
+
+    /// Starts another coordinator in the place of the one there was.
+    fn next_coordinator(&mut self, c: &Cluster) -> Process {
         self.started += 1;
-        self.coordinators.push(c.coordinator_with(&format!("coordinator-{}", self.started), &[]));
+        let next = start_coordinator(c, self.started);
+        self.service.point_to(address(c, self.started));
+        std::mem::replace(&mut self.coordinator, next)
+    }
+
+    /// A coordinator that can't ask the store when it begins to lead ends, and is started again, as in a cluster.
+    fn keep_going(&mut self, c: &Cluster) {
+        if !self.coordinator.runs() {
+            self.next_coordinator(c);
+        }
     }
 
     fn logs(&self) -> String {
-        self.coordinators.iter().chain(&self.agents).map(|p| format!("---\n{}", p.log())).collect()
+        let coordinators = self.followed.iter().chain([&self.coordinator]);
+        coordinators.chain(&self.agents).map(|p| format!("---\n{}", p.log())).collect()
     }
 }
 
@@ -82,18 +120,15 @@ fn trouble(c: &Cluster, actors: &mut Actors, store: &milkrun_tests::seaweed::Sea
             format!("agent {} hung for {:?}", NODES[node], pause * 2)
         }
         3 => {
-            let mut coordinator = actors.coordinators.pop().unwrap();
-            coordinator.signal(Signal::SIGKILL);
-            coordinator.wait();
-            actors.start_coordinator(c);
+            actors.coordinator.signal(Signal::SIGKILL);
+            actors.coordinator.wait();
+            actors.next_coordinator(c);
             "coordinator killed".into()
         }
         4 => {
-            // It may find that another leads meanwhile: nobody else does here, so it goes on.
-            let coordinator = actors.coordinators.last().unwrap();
-            coordinator.signal(Signal::SIGSTOP);
+            actors.coordinator.signal(Signal::SIGSTOP);
             std::thread::sleep(pause);
-            coordinator.signal(Signal::SIGCONT);
+            actors.coordinator.signal(Signal::SIGCONT);
             format!("coordinator hung for {pause:?}")
         }
         5 | 6 => {
@@ -113,6 +148,21 @@ fn trouble(c: &Cluster, actors: &mut Actors, store: &milkrun_tests::seaweed::Sea
     }
 }
 
+/// A coordinator hangs until another one leads, and then goes on beside it.
+fn two_coordinators(c: &Cluster, actors: &mut Actors) -> String {
+    // One that only waits for its turn would go on waiting.
+    wait_for("a coordinator that leads", || {
+        actors.keep_going(c);
+        actors.coordinator.log().contains("serving").then_some(())
+    });
+    actors.coordinator.signal(Signal::SIGSTOP);
+    let old = actors.next_coordinator(c);
+    actors.coordinator.wait_for_log("serving");
+    old.signal(Signal::SIGCONT);
+    actors.followed.push(old);
+    "another coordinator led while the one before hung".into()
+}
+
 fn points(c: &Cluster) -> Vec<serde_json::Value> {
     c.repository().run(["points", "--json"]).ok().json()["points"].as_array().unwrap().clone()
 }
@@ -126,7 +176,7 @@ fn order(c: &Cluster) -> Child {
 fn busy(c: &Cluster) -> Option<bool> {
     let runs = c.run(&["runs", "--json"]);
     let document = (runs.code == Some(0)).then(|| runs.json())?;
-    Some(document["runs"].as_array()?.iter().any(|r| r["state"] == "running"))
+    Some(document["runs"].as_array()?.iter().any(|r| r["state"] == "running" || r["state"] == "waiting"))
 }
 
 #[test]
@@ -168,10 +218,7 @@ applications:
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => SEEDS.to_vec(),
     };
-    let mut actors = Actors { coordinators: Vec::new(), agents: Vec::new(), started: 0 };
-    actors.start_coordinator(&c);
-    actors.coordinators[0].wait_for_log("serving");
-    actors.agents = NODES.map(|n| c.agent(n)).into_iter().collect();
+    let mut actors = Actors::start(&c);
     for seed in seeds {
         c.wait_for_agents(&NODES);
         let (mut dice, mut story) = (Dice(seed), Vec::new());
@@ -182,23 +229,21 @@ applications:
         drop(mount);
         let began = Instant::now();
         let mut orders = vec![order(&c)];
+        let both_at = dice.roll(4);
         while began.elapsed() < TROUBLE {
             std::thread::sleep(Duration::from_millis(250 * dice.roll(8) as u64));
-            story.push(format!(
-                "{:.1} s: {}",
-                began.elapsed().as_secs_f64(),
-                trouble(&c, &mut actors, &store, &mut dice)
-            ));
+            let at = began.elapsed().as_secs_f64();
+            let what = match story.len() == both_at {
+                true => two_coordinators(&c, &mut actors),
+                false => trouble(&c, &mut actors, &store, &mut dice),
+            };
+            story.push(format!("{at:.1} s: {what}"));
         }
         let tell =
             |what: &str, actors: &Actors| format!("seed {seed}: {what}\n{}\n{}", story.join("\n"), actors.logs());
         let limit = Instant::now();
         while busy(&c) != Some(false) {
-            // One that can't ask the store when it begins to lead ends, and is started again, as in a cluster.
-            if !actors.coordinators.last_mut().unwrap().runs() {
-                actors.coordinators.pop();
-                actors.start_coordinator(&c);
-            }
+            actors.keep_going(&c);
             assert!(limit.elapsed() < Duration::from_secs(150), "{}", tell("it does not end", &actors));
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -206,6 +251,10 @@ applications:
             // It only watched.
             let _ = order.kill();
             order.wait().unwrap();
+        }
+        for mut old in std::mem::take(&mut actors.followed) {
+            // It finds that another leads, and ends.
+            assert_eq!(old.wait(), Some(1), "{}", tell(&old.log(), &actors));
         }
         let after = points(&c).len();
         assert!(after == before || after == before + 1, "{}", tell("one order made two points", &actors));

@@ -15,12 +15,12 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-fn points(c: &Cluster) -> Vec<String> {
+pub(crate) fn points(c: &Cluster) -> Vec<String> {
     let listed = c.repository().run(["points", "--json"]).ok().json();
     listed["points"].as_array().unwrap().iter().map(|p| p["point"].as_str().unwrap().to_owned()).collect()
 }
 
-fn order(c: &Cluster) -> Child {
+pub(crate) fn order(c: &Cluster) -> Child {
     let roles = ["view", "backup", "restore", "operate"];
     c.command("root", &roles, &["backup", "shop"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
@@ -44,12 +44,12 @@ fn ready() -> Cluster {
     c
 }
 
-fn lines(path: &Path) -> usize {
+pub(crate) fn lines(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
 /// What must be true once everybody is back: no run is open, at most one more point, all of it whole.
-fn all_is_well(c: &Cluster, first: &[String], what: &str, coordinator: &Process) -> usize {
+pub(crate) fn all_is_well(c: &Cluster, first: &[String], what: &str, coordinator: &Process) -> usize {
     wait_for(&format!("the end of all runs ({what})"), || {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;

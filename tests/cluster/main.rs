@@ -3,6 +3,7 @@
 
 mod chaos;
 mod crash_points;
+mod crash_points_locked;
 mod hosts;
 mod leaders;
 mod lists;

@@ -6,6 +6,7 @@ pub mod device;
 pub mod embedded;
 pub mod postgres;
 pub mod seaweed;
+pub mod service;
 pub mod troublemaker;
 
 use std::io::Write;

@@ -14,7 +14,7 @@ use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::MetadataWriter;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::Root;
-use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
+use milkrun_repository::point::commit::{Locks, check_store_clock};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
@@ -120,10 +120,8 @@ pub(super) async fn execute_plan(
     let point = plan.root.id();
     let taken_over = plan.left.is_some();
     let mut result = run(coordinator, order, plan, feed, began).await;
-    if let (true, Err(BackupError::Commit(CommitError::Ended(_)))) = (taken_over, &result)
-        && repository.catalog().point(&point).await.is_ok()
-    {
-        // The leader before committed it after all.
+    if taken_over && result.is_err() && repository.catalog().point(&point).await.is_ok() {
+        // The leader before committed it after all; what it deleted then may be what was missing here.
         result = Ok(control::BackupDone { point: point.to_string(), ..Default::default() });
     }
     // Somebody else leads since: the run is theirs now.
@@ -254,14 +252,14 @@ async fn prepare(
     feed: &Feed,
 ) -> Result<Vec<String>, BackupError> {
     let Some(journal) = &run.journal else { return Ok(Vec::new()) };
-    let Some(Left { records, epoch, number }) = left else {
+    let Some(left) = left else {
         journal.note(begin(order, parent, feed.now().ordered_by));
         journal.write().await?;
         return Ok(Vec::new());
     };
-    journal.note(Record::TakeOver { epoch, number });
+    journal.note(Record::TakeOver { epoch: left.epoch, number: left.number });
     journal.write().await?;
-    run.replay(records).await
+    run.replay(&left).await
 }
 
 fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::{RunId, VolumeName};
 use milkrun_repository::keys::envelope::{self, Kind};
+use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::point::commit::Locks;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
@@ -33,12 +35,12 @@ struct Found {
 impl Found {
     /// A restore that is not over.
     fn into_restore(self) -> Result<LeftRestore, Box<Self>> {
-        let restore = self.left.records.iter().find_map(|r| match r {
+        let restore = self.left.told.iter().find_map(|r| match r {
             Record::Restore(restore) => Some(restore.clone()),
             _ => None,
         });
         match restore {
-            Some(restore) if !self.left.records.contains(&Record::Ended) => Ok(LeftRestore {
+            Some(restore) if !self.left.told.contains(&Record::Ended) => Ok(LeftRestore {
                 run: self.lease.run,
                 restore,
                 began: self.lease.moment,
@@ -107,13 +109,13 @@ async fn find(
 
 async fn go_on(coordinator: &Coordinator, found: Found) {
     let Found { lease, lease_key, lease_version, left } = found;
-    if left.records.contains(&Record::Ended) {
+    if left.told.contains(&Record::Ended) {
         tracing::info!(run = %lease.run, "a run had ended; what is left of it goes");
         Journal::delete(&coordinator.repository, &lease.run).await;
         let _ = coordinator.repository.store.delete(&lease_key, &lease_version).await;
         return;
     }
-    let begun = left.records.iter().find_map(|r| match r {
+    let begun = left.told.iter().find_map(|r| match r {
         Record::Begin(begin) => Some(begin.clone()),
         _ => None,
     });
@@ -229,62 +231,75 @@ fn to_wire(r: journal::Region) -> wire::Region {
 
 impl Run {
     /// Does what a journal says again. Returns the volumes that are done.
-    pub(super) async fn replay(&self, records: Vec<Record>) -> Result<Vec<String>, BackupError> {
+    pub(super) async fn replay(&self, left: &Left) -> Result<Vec<String>, BackupError> {
         let mut finished = Vec::new();
         let mut readers = HashMap::new();
-        for record in records {
-            match record {
-                // Those of a restore are none of a backup.
-                Record::Begin(_) | Record::TakeOver { .. } | Record::Ended => {}
-                Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
-                Record::Sealed { pack, entries } => {
-                    // Nothing is believed of the store: the commit looks at each pack that the maps name.
-                    self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));
-                    let full = {
-                        let mut index = lock(&self.index);
-                        index.add(pack, entries);
-                        index.fresh_len() >= super::SEGMENT_ENTRIES
-                    };
-                    if full {
-                        self.write_segment(false).await?;
-                    }
-                }
-                Record::ByList { volume } => {
-                    if let Some(build) = self.volumes.get(volume.as_str()) {
-                        build.lock().await.by_list = true;
-                    }
-                }
-                Record::LeavesOut { volume } => {
-                    if let Some(build) = self.volumes.get(volume.as_str()) {
-                        build.lock().await.leaves_out = true;
-                    }
-                }
-                Record::Regions { volume, regions } => {
-                    let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());
-                    self.tell_until(&volume, regions.last().map_or(0, |r| r.offset + r.len), reader).await?;
-                    let regions = regions.into_iter().map(to_wire).collect();
-                    self.take_regions(volume.as_str(), 0, regions).await?;
-                }
-                Record::Finished(f) => {
-                    let volume = f.volume.to_string();
-                    let done = wire::FinishRequest {
-                        assignment: Some(wire::Assignment { volume: volume.clone(), ..Default::default() }),
-                        length: f.len,
-                        sector_bytes: f.sector_bytes,
-                        read_bytes: f.read_bytes,
-                        new_bytes: f.new_bytes,
-                        stored_bytes: f.stored_bytes,
-                        notes: f.notes,
-                        // Whether it was, a record before this one says.
-                        by_list: true,
-                        sampled_bytes: 0,
-                    };
-                    self.take_finish(&volume, done).await?;
-                    finished.push(volume);
-                }
+        let mut objects = std::pin::pin!(left.objects(&self.repository));
+        while let Some(records) = objects.next().await {
+            for record in records? {
+                finished.extend(self.do_again(record, &mut readers).await?);
             }
         }
         Ok(finished)
+    }
+
+    /// Does what one record says again. Returns the volume that is done by it.
+    async fn do_again<'a>(
+        &'a self,
+        record: Record,
+        readers: &mut HashMap<VolumeName, MetadataReader<'a>>,
+    ) -> Result<Option<String>, BackupError> {
+        match record {
+            // Those of a restore are none of a backup.
+            Record::Begin(_) | Record::TakeOver { .. } | Record::Ended => {}
+            Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
+            Record::Sealed { pack, entries } => {
+                // Nothing is believed of the store: the commit looks at each pack that the maps name.
+                self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));
+                let full = {
+                    let mut index = lock(&self.index);
+                    index.add(pack, entries);
+                    index.fresh_len() >= super::SEGMENT_ENTRIES
+                };
+                if full {
+                    self.write_segment(false).await?;
+                }
+            }
+            Record::ByList { volume } => {
+                if let Some(build) = self.volumes.get(volume.as_str()) {
+                    build.lock().await.by_list = true;
+                }
+            }
+            Record::LeavesOut { volume } => {
+                if let Some(build) = self.volumes.get(volume.as_str()) {
+                    build.lock().await.leaves_out = true;
+                }
+            }
+            Record::Regions { volume, regions } => {
+                let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());
+                self.tell_until(&volume, regions.last().map_or(0, |r| r.offset + r.len), reader).await?;
+                let regions = regions.into_iter().map(to_wire).collect();
+                self.take_regions(volume.as_str(), 0, regions).await?;
+            }
+            Record::Finished(f) => {
+                let volume = f.volume.to_string();
+                let done = wire::FinishRequest {
+                    assignment: Some(wire::Assignment { volume: volume.clone(), ..Default::default() }),
+                    length: f.len,
+                    sector_bytes: f.sector_bytes,
+                    read_bytes: f.read_bytes,
+                    new_bytes: f.new_bytes,
+                    stored_bytes: f.stored_bytes,
+                    notes: f.notes,
+                    // Whether it was, a record before this one says.
+                    by_list: true,
+                    sampled_bytes: 0,
+                };
+                self.take_finish(&volume, done).await?;
+                return Ok(Some(volume));
+            }
+        }
+        Ok(None)
     }
 
     /// Goes through the parent as an agent that was told of it would have, up to `until`.
@@ -292,7 +307,7 @@ impl Run {
         &self,
         volume: &VolumeName,
         until: u64,
-        reader: &milkrun_repository::metadata::MetadataReader<'_>,
+        reader: &MetadataReader<'_>,
     ) -> Result<(), BackupError> {
         loop {
             let told = match self.volumes.get(volume.as_str()) {

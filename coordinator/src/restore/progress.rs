@@ -119,7 +119,7 @@ impl Progress {
             lease: Some(lease),
             reached: HashMap::new(),
         };
-        for record in left.records {
+        for record in left.told {
             match record {
                 Record::Reached { volume, offset, tag, work, moment: _ } => {
                     progress.reached.insert(volume.to_string(), Reached { offset, tag, work, whole: false });

@@ -74,13 +74,15 @@ mod tests {
         let feed = |n| Feed::new(id(n), Kind::Backup, String::new(), String::new());
         let first = runs.turn(&app, id(1), &feed(1)).await;
         assert!(runs.turn(&other, id(2), &feed(2)).await.is_some(), "another application does not wait");
-        let begin = |n| {
+        let mut waiting = std::collections::VecDeque::new();
+        for n in 3..6 {
             let (runs, app, feed) = (runs.clone(), app.clone(), feed(n));
             let mut seen = feed.watch();
-            let waiting = tokio::spawn(async move { runs.turn(&app, id(n), &feed).await });
-            async move { seen.wait_for(|v| v.waiting).await.map(|_| waiting).unwrap() }
-        };
-        let (second, third, fourth) = (begin(3).await, begin(4).await, begin(5).await);
+            waiting.push_back(tokio::spawn(async move { runs.turn(&app, id(n), &feed).await }));
+            seen.wait_for(|v| v.waiting).await.unwrap();
+        }
+        let mut next = || waiting.pop_front().unwrap();
+        let (second, third, fourth) = (next(), next(), next());
         assert!(runs.tell(&id(4), RunEvent::Cancel), "who waits can be cancelled");
         assert!(third.await.unwrap().is_none());
         assert!(!second.is_finished() && !fourth.is_finished());

@@ -1,0 +1,93 @@
+//! As `crash_points`, over a real S3 server with a compliance lock: nothing can be taken back there, so what one crash leaves lies
+//! in the way of the next.
+//!
+//! CI takes every ninth point; `MILKRUN_TEST_EVERY=1` takes all of them.
+
+use std::fs;
+
+use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::seaweed::Seaweed;
+use milkrun_tests::{noise, skip};
+
+use crate::crash_points::{all_is_well, lines, order, points};
+use crate::hosts::make_bucket;
+use crate::together::two_nodes;
+
+#[test]
+fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_goes_on() {
+    let Some(server) = Seaweed::start("crash points over a locked bucket") else { return };
+    make_bucket(&server);
+    let folder = tempfile::tempdir().unwrap();
+    let repository = server.milkrun("cluster", "crashes", folder.path());
+    repository.run(["init", "--lock", "compliance", "--lock-for", "1h"]).ok();
+    let env = server.env().map(|(k, v)| (k.to_owned(), v)).to_vec();
+    let mut c = Cluster::in_bucket(repository, env, None);
+    two_nodes(&c);
+    let change = |seed: u64| fs::write(c.folder().join("data.img"), noise(350_000, seed)).unwrap();
+    change(1);
+    fs::write(c.folder().join("wal.img"), noise(200_000, 2)).unwrap();
+    let agents = [c.agent("node-a"), c.agent("node-b")];
+
+    let log = c.folder().join("points");
+    c.coordinator_env = vec![("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
+    let mut counted = c.coordinator();
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let opened = lines(&log);
+    c.run(&["backup", "shop"]).ok();
+    let total = lines(&log);
+    counted.signal(nix::sys::signal::Signal::SIGTERM);
+    counted.wait();
+    if total == 0 {
+        skip(
+            "crash points over a locked bucket",
+            "the binaries were built without the feature `faults` (cargo xtask test builds them)",
+        );
+        return;
+    }
+    let every = std::env::var("MILKRUN_TEST_EVERY").map_or(9, |n| n.parse().unwrap());
+    let (mut walked, mut killed, mut gone_on, mut committed) = (0, 0, 0, 0);
+    for at in (opened..=total).step_by(every) {
+        walked += 1;
+        // Something new each time: else nothing is uploaded.
+        fs::write(c.folder().join("data.img"), noise(350_000, 100 + at as u64)).unwrap();
+        let before = points(&c);
+        c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), at.to_string())];
+        let mut dying = c.coordinator_with("dying", &["--take-over-after", "1s"]);
+        let mut child = wait_for("somebody to order from, or its end", || {
+            if !dying.runs() {
+                return Some(None);
+            }
+            let agents = c.run(&["agents", "--json"]);
+            let there = agents.code == Some(0) && agents.out.matches("\"connected\": true").count() == 2;
+            there.then(|| Some(order(&c)))
+        });
+        wait_for("the crash, or the end of the backup", || {
+            let ended = child.as_mut().is_none_or(|c| c.try_wait().unwrap().is_some());
+            (!dying.runs() || ended).then_some(())
+        });
+        if let Some(child) = &mut child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        killed += usize::from(!dying.runs());
+        drop(dying);
+        c.coordinator_env.clear();
+        let next = c.coordinator_with("next", &["--take-over-after", "1s"]);
+        next.wait_for_log("serving");
+        gone_on += usize::from(next.log().contains("goes on"));
+        committed += all_is_well(&c, &before, &format!("point {at}"), &next);
+        drop(next);
+        fs::remove_file(c.folder().join("next.log")).unwrap();
+    }
+    drop(agents);
+    assert!(killed * 10 > walked * 7, "{killed} of {walked} were killed");
+    assert!(gone_on * 3 > walked, "only {gone_on} of {walked} runs went on");
+    assert!(committed * 10 > walked * 5, "only {committed} of {walked} were committed");
+    println!("{walked} of {} points: {killed} killed, {gone_on} gone on, {committed} committed", total - opened + 1);
+    // Each point that was ever listed is whole.
+    c.repository().run(["verify", "--data"]).ok();
+    let back = c.folder().join("data.back");
+    c.repository().run(["restore", "shop", "--volume", &format!("data={}", back.display())]).ok();
+    let last = points(&c).len();
+    assert!(last > committed, "{last}");
+}
