@@ -80,6 +80,11 @@ pub enum BackupError {
     /// Somebody stopped it.
     #[error("stopped; nothing was committed")]
     Cancelled,
+    /// Too many wait for their turn.
+    #[error(
+        "{0} backups of this application wait for their turn already: `milkrun runs` lists them, `milkrun cancel RUN` stops one"
+    )]
+    TooManyWait(usize),
     /// No agent works on it any more.
     #[error("the agent is gone; nothing was committed")]
     AgentGone,
@@ -248,7 +253,7 @@ impl Run {
     fn release(&self, volume: &str) {
         let mut assigned = lock(&self.assigned);
         if assigned.remove(volume).is_some() {
-            // Under the lock: a lookup that is late claims nothing afterwards.
+            // Under the lock: a lookup of this attempt that is late claims nothing afterwards.
             self.claims.forget(volume);
         }
     }
@@ -267,12 +272,12 @@ impl Run {
         self.stored_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Which chunks are known and really there. The others are claimed for the volume's node, unless another one has. With
+    /// Which chunks are known and really there. The others are claimed for the volume's attempt, unless another node has. With
     /// `share` it is told so, else it may store them as well.
     ///
     /// # Errors
     /// [`BackupError::Store`] when the store can't be asked for a pack.
-    pub async fn lookup(&self, volume: &str, ids: &[ChunkId], share: bool) -> Result<Vec<Answer>, BackupError> {
+    pub async fn lookup(&self, a: &wire::Assignment, ids: &[ChunkId], share: bool) -> Result<Vec<Answer>, BackupError> {
         let places: Vec<Option<Place>> = {
             let index = lock(&self.index);
             ids.iter().map(|id| index.find(id)).collect()
@@ -283,8 +288,9 @@ impl Run {
         let unknown: Vec<ChunkId> = ids.iter().zip(&places).filter(|(_, p)| !known(p)).map(|(id, _)| *id).collect();
         let mut claimed = {
             let assigned = lock(&self.assigned);
-            let node = &assigned.get(volume).ok_or(RefusedCall::Stale)?.node;
-            self.claims.claim(&unknown, node, volume).into_iter()
+            // Asking the store took its time: whoever has the volume by now asks for itself.
+            let present = assigned.get(&a.volume).filter(|present| present.attempt == a.attempt);
+            self.claims.claim(&unknown, &present.ok_or(RefusedCall::Stale)?.node, &a.volume).into_iter()
         };
         let answer = |p: &Option<Place>| match known(p) {
             true => Answer::Known,
@@ -306,11 +312,11 @@ impl Run {
     /// [`BackupError::Store`].
     pub async fn lookup_later(
         &self,
-        volume: &str,
+        a: &wire::Assignment,
         ids: &[ChunkId],
         hurry: impl Fn(&str),
     ) -> Result<Vec<Answer>, BackupError> {
-        let answers = self.lookup(volume, ids, true).await?;
+        let answers = self.lookup(a, ids, true).await?;
         if answers.iter().any(|a| *a != Answer::Elsewhere) {
             return Ok(answers);
         }
@@ -325,7 +331,7 @@ impl Run {
             }
         }
         self.claims.wait(|| !self.claims.holders(ids).is_empty()).await;
-        self.lookup(volume, ids, true).await
+        self.lookup(a, ids, true).await
     }
 
     /// Asks the store once per run whether packs are there, so that a lost pack is uploaded again instead of referred to.

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::future::try_join_all;
 use milkrun_repository::Repository;
 use milkrun_repository::id::RunId;
 use milkrun_repository::keys::envelope::{self, EnvelopeError, Kind};
@@ -81,11 +81,12 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// All that happened, in order, object by object.
-    pub(crate) fn objects(&self, repository: &Repository) -> impl Stream<Item = Result<Vec<Record>, JournalError>> {
-        let keys = self.series.iter().flat_map(|&(epoch, last)| (0..=last).map(move |n| (epoch, n)));
-        let objects = keys.map(|(epoch, n)| Journal::object(repository, Key::journal(&self.run, epoch, n)));
-        futures::stream::iter(objects).buffered(READS)
+    /// Which objects say all that happened, in order, as many together as are read at once.
+    pub(crate) fn batches(&self) -> Vec<Vec<Key>> {
+        let keys =
+            self.series.iter().flat_map(|&(epoch, last)| (0..=last).map(move |n| Key::journal(&self.run, epoch, n)));
+        let keys: Vec<Key> = keys.collect();
+        keys.chunks(READS).map(<[Key]>::to_vec).collect()
     }
 }
 
@@ -180,11 +181,11 @@ impl Journal {
         // Backwards from the newest series: each says which one it went on from, and up to where.
         loop {
             let mut records = Vec::new();
-            let objects = (0..=number).map(move |n| Self::object(repository, Key::journal(run, epoch, n)));
-            let mut objects = futures::stream::iter(objects).buffered(READS);
-            while let Some(object) = objects.next().await {
-                let few = object?.into_iter().filter(|r| !matches!(r, Record::Sealed { .. } | Record::Regions { .. }));
-                records.extend(few);
+            let numbers: Vec<u32> = (0..=number).collect();
+            for some in numbers.chunks(READS) {
+                let keys: Vec<Key> = some.iter().map(|n| Key::journal(run, epoch, *n)).collect();
+                let all = Self::objects(repository, &keys).await?.into_iter();
+                records.extend(all.filter(|r| !matches!(r, Record::Sealed { .. } | Record::Regions { .. })));
             }
             let earlier = match records.first() {
                 Some(&Record::TakeOver { epoch: earlier, number }) if earlier < epoch => Some((earlier, number)),
@@ -200,6 +201,12 @@ impl Journal {
         series.reverse();
         let told = told.into_iter().rev().flatten().filter(|r| !matches!(r, Record::TakeOver { .. })).collect();
         Ok(Some(Left { run: *run, told, series, epoch: newest, number: last }))
+    }
+
+    /// What some objects say, in order: all of them are read before any is used.
+    pub(crate) async fn objects(repository: &Repository, keys: &[Key]) -> Result<Vec<Record>, JournalError> {
+        let objects = try_join_all(keys.iter().map(|key| Self::object(repository, key.clone()))).await?;
+        Ok(objects.into_iter().flatten().collect())
     }
 
     async fn object(repository: &Repository, key: Key) -> Result<Vec<Record>, JournalError> {
@@ -297,9 +304,10 @@ mod tests {
         new.write().await.unwrap();
         let left = Journal::read(&repository, &run).await.unwrap().unwrap();
         assert_eq!(left.told, [finished("first"), finished("second")]);
-        let objects: Vec<_> = left.objects(&repository).map(Result::unwrap).collect().await;
         let take_over = Record::TakeOver { epoch: 1, number: 0 };
-        assert_eq!(objects, [vec![finished("first")], vec![take_over], vec![finished("second")]]);
+        let [batch] = &left.batches()[..] else { panic!("three objects") };
+        let all = Journal::objects(&repository, batch).await.unwrap();
+        assert_eq!(all, [finished("first"), take_over, finished("second")]);
         // Two leaders of one epoch can't be: who comes second is told.
         let twin = Journal::new(repository.clone(), run, 2);
         twin.note(finished("twin"));

@@ -1,6 +1,6 @@
 //! What is under way, by run: the services find their run here, agents' messages find their way to it, and people see it.
 
-mod turns;
+pub(crate) mod turns;
 pub mod view;
 
 use std::collections::{HashMap, VecDeque};
@@ -100,8 +100,8 @@ pub struct Runs {
 #[derive(Default)]
 struct Table {
     running: HashMap<RunId, Entry>,
-    /// Backups that wait for their turn.
-    waiting: HashMap<RunId, mpsc::UnboundedSender<RunEvent>>,
+    /// Ordered, and not begun.
+    announced: HashMap<RunId, mpsc::UnboundedSender<RunEvent>>,
     /// What restores write.
     reserved: HashMap<RunId, Vec<Place>>,
     feeds: VecDeque<Feed>,
@@ -109,6 +109,19 @@ struct Table {
 
 /// A target: node (`None`: whichever agent there is) and path.
 type Place = (Option<String>, String);
+
+/// Where a run hears what happens to it.
+pub(crate) struct Inbox {
+    sender: mpsc::UnboundedSender<RunEvent>,
+    receiver: mpsc::UnboundedReceiver<RunEvent>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { sender, receiver }
+    }
+}
 
 struct Entry {
     run: Run,
@@ -148,10 +161,11 @@ impl Runs {
     }
 
     /// A run begins; what happens to it comes out of the receiver.
-    pub fn begin(&self, id: RunId, run: Run) -> mpsc::UnboundedReceiver<RunEvent> {
-        let (inbox, events) = mpsc::unbounded_channel();
-        self.table().running.insert(id, Entry { run, inbox });
-        events
+    pub(crate) fn begin(&self, id: RunId, run: Run, inbox: Inbox) -> mpsc::UnboundedReceiver<RunEvent> {
+        let mut table = self.table();
+        table.announced.remove(&id);
+        table.running.insert(id, Entry { run, inbox: inbox.sender });
+        inbox.receiver
     }
 
     /// These targets are this restore's until it ends, unless one of them is another's: that path, and that restore.
@@ -176,10 +190,10 @@ impl Runs {
         table.reserved.remove(id);
     }
 
-    /// Tells a run something. Returns whether it is under way, or waits for its turn.
+    /// Tells a run something. Returns whether it is under way, or about to be.
     pub fn tell(&self, id: &RunId, event: RunEvent) -> bool {
         let table = self.table();
-        let inbox = table.running.get(id).map(|e| &e.inbox).or_else(|| table.waiting.get(id));
+        let inbox = table.running.get(id).map(|e| &e.inbox).or_else(|| table.announced.get(id));
         inbox.is_some_and(|inbox| inbox.send(event).is_ok())
     }
 

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use milkrun_tests::cluster::{Cluster, Process, wait_for};
+use milkrun_tests::cluster::{Cluster, Process, is_over, wait_for};
 use milkrun_tests::device::{Loop, Mount, must};
 use milkrun_tests::service::Service;
 use milkrun_tests::{noise, postgres, skip};
@@ -176,7 +176,7 @@ fn order(c: &Cluster) -> Child {
 fn busy(c: &Cluster) -> Option<bool> {
     let runs = c.run(&["runs", "--json"]);
     let document = (runs.code == Some(0)).then(|| runs.json())?;
-    Some(document["runs"].as_array()?.iter().any(|r| r["state"] == "running" || r["state"] == "waiting"))
+    Some(document["runs"].as_array()?.iter().any(|r| !is_over(r)))
 }
 
 #[test]

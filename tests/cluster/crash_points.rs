@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use milkrun_tests::cluster::{Cluster, Process, wait_for};
+use milkrun_tests::cluster::{Cluster, Process, is_over, wait_for};
 use milkrun_tests::{noise, skip};
 
 use crate::together::two_nodes;
@@ -53,7 +53,7 @@ pub(crate) fn all_is_well(c: &Cluster, first: &[String], what: &str, coordinator
     wait_for(&format!("the end of all runs ({what})"), || {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;
-        document["runs"].as_array()?.iter().all(|r| r["state"] != "running").then_some(())
+        document["runs"].as_array()?.iter().all(is_over).then_some(())
     });
     let left = points(c);
     assert!(left.starts_with(first) && left.len() <= first.len() + 1, "{what}: {left:?}\n{}", coordinator.log());
@@ -244,7 +244,7 @@ fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() 
         wait_for(&format!("the end of all runs ({what})"), || {
             let runs = c.run(&["runs", "--json"]);
             let document = (runs.code == Some(0)).then(|| runs.json())?;
-            document["runs"].as_array()?.iter().all(|r| r["state"] != "running").then_some(())
+            document["runs"].as_array()?.iter().all(is_over).then_some(())
         });
         if done || left {
             came_back(&c, &format!("{what}\n{}", next.log()));
@@ -321,7 +321,7 @@ fn a_parent_that_is_lost_before_a_take_over_never_becomes_holes() {
     let ended = wait_for("the run's end", || {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;
-        document["runs"].as_array()?.iter().find(|r| r["state"] != "running").cloned()
+        document["runs"].as_array()?.iter().find(|r| is_over(r)).cloned()
     });
     assert_eq!(ended["state"], "failed", "{ended}\n{}", next.log());
     assert!(ended["reason"].as_str().unwrap().contains("unchanged"), "for another reason: {ended}");

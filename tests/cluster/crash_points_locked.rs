@@ -23,8 +23,7 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
     let env = server.env().map(|(k, v)| (k.to_owned(), v)).to_vec();
     let mut c = Cluster::in_bucket(repository, env, None);
     two_nodes(&c);
-    let change = |seed: u64| fs::write(c.folder().join("data.img"), noise(350_000, seed)).unwrap();
-    change(1);
+    fs::write(c.folder().join("data.img"), noise(350_000, 1)).unwrap();
     fs::write(c.folder().join("wal.img"), noise(200_000, 2)).unwrap();
     let agents = [c.agent("node-a"), c.agent("node-b")];
 
@@ -36,7 +35,7 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
     c.wait_for_agents(&["node-a", "node-b"]);
     let opened = lines(&log);
     c.run(&["backup", "shop"]).ok();
-    let total = lines(&log);
+    let total = lines(&log) - opened;
     counted.signal(nix::sys::signal::Signal::SIGTERM);
     counted.wait();
     if total == 0 {
@@ -48,12 +47,20 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
     }
     let every = std::env::var("MILKRUN_TEST_EVERY").map_or(7, |n| n.parse().unwrap());
     let (mut walked, mut killed, mut gone_on, mut committed) = (0, 0, 0, 0);
-    for at in (opened..=total).step_by(every) {
+    let crashes = c.folder().join("crashes");
+    let mut crashed_at = String::new();
+    // Each backup finds more than the one before and makes more calls: until one is not killed any more. (How many writes of a
+    // journal go together is not always the same: one or the other in between may get away.)
+    for at in (opened..).step_by(every) {
         walked += 1;
         // Something new each time: else nothing is uploaded.
         fs::write(c.folder().join("data.img"), noise(350_000, 100 + at as u64)).unwrap();
         let before = points(&c);
-        c.coordinator_env = vec![pass_over.clone(), ("MILKRUN_CRASH_AT".into(), at.to_string())];
+        c.coordinator_env = vec![
+            pass_over.clone(),
+            ("MILKRUN_CRASH_AT".into(), at.to_string()),
+            ("MILKRUN_CRASH_LOG".into(), crashes.display().to_string()),
+        ];
         let mut dying = c.coordinator_with("dying", &["--take-over-after", "1s"]);
         let mut child = wait_for("somebody to order from, or its end", || {
             if !dying.runs() {
@@ -71,8 +78,13 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
             let _ = child.kill();
             let _ = child.wait();
         }
-        killed += usize::from(!dying.runs());
+        let alive = dying.runs();
+        killed += usize::from(!alive);
         drop(dying);
+        let calls = fs::read_to_string(&crashes).unwrap_or_default();
+        crashed_at += calls.lines().last().filter(|_| !alive).unwrap_or_default();
+        crashed_at += "\n";
+        let _ = fs::remove_file(&crashes);
         c.coordinator_env.clear();
         let next = c.coordinator_with("next", &["--take-over-after", "1s"]);
         next.wait_for_log("serving");
@@ -80,16 +92,21 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
         gone_on += usize::from(next.log().contains("goes on"));
         drop(next);
         fs::remove_file(c.folder().join("next.log")).unwrap();
+        if alive && at > opened + total {
+            break;
+        }
     }
-    drop(agents);
-    assert!(killed * 10 > walked * 7, "{killed} of {walked} were killed");
+    println!("{walked} walked, {killed} killed, {gone_on} gone on, {committed} committed:\n{crashed_at}");
+    assert!(killed * every > total * 7 / 10, "only {killed} crashes in a backup of {total} calls");
     assert!(gone_on * 3 > walked, "only {gone_on} of {walked} runs went on");
-    assert!(committed * 10 > walked * 5, "only {committed} of {walked} were committed");
-    println!("{walked} of {} points: {killed} killed, {gone_on} gone on, {committed} committed", total - opened + 1);
+    assert!(committed * 10 > walked * 4, "only {committed} of {walked} were committed");
     // Each point that was ever listed is whole.
     c.repository().run(["verify", "--data"]).ok();
+    let _coordinator = c.coordinator_with("last", &["--take-over-after", "1s"]);
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
     let back = c.folder().join("data.back");
     c.repository().run(["restore", "shop", "--volume", &format!("data={}", back.display())]).ok();
-    let last = points(&c).len();
-    assert!(last > committed, "{last}");
+    assert!(fs::read(c.folder().join("data.img")).unwrap() == fs::read(back).unwrap());
+    drop(agents);
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::cluster::{Cluster, is_over, wait_for};
 use milkrun_tests::noise;
 use nix::sys::signal::Signal;
 
@@ -60,7 +60,7 @@ fn ends(c: &Cluster, run: &str) -> serde_json::Value {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;
         let found = document["runs"].as_array()?.iter().find(|r| r["run"] == run)?.clone();
-        (found["state"] != "running").then_some(found)
+        is_over(&found).then_some(found)
     })
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use milkrun_tests::cluster::{Cluster, Process, wait_for};
+use milkrun_tests::cluster::{Cluster, Process, is_over, wait_for};
 use milkrun_tests::device::{Loop, must};
 use milkrun_tests::{is_root, noise, skip};
 use nix::sys::signal::Signal;
@@ -146,7 +146,7 @@ fn a_killed_coordinator_s_restore_goes_on_under_the_next_one() {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;
         let found = document["runs"].as_array()?.iter().find(|r| r["run"] == run.as_str())?.clone();
-        (found["state"] != "running").then_some(found)
+        is_over(&found).then_some(found)
     });
     assert_eq!(ended["state"], "done", "{ended}\n{}", next.log());
     assert!(next.log().contains("a target goes on"), "{}", next.log());

@@ -241,6 +241,11 @@ fn ip(args: &[&str]) -> bool {
     status.is_ok_and(|s| s.success())
 }
 
+/// Whether a run, as `milkrun runs --json` has it, is over.
+pub fn is_over(run: &Value) -> bool {
+    run["state"] == "done" || run["state"] == "failed"
+}
+
 /// A coordinator's host, agents' hosts, certificates, a repository.
 pub struct Cluster {
     folder: tempfile::TempDir,

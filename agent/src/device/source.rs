@@ -171,7 +171,8 @@ impl Source for FileSource {
         }
         // Whoever waits here would ask the same.
         let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        if run.contains(&offset) {
+        // A file that was cut short ends before its run does.
+        if run.contains(&offset) && offset < self.file.metadata()?.len() {
             return Ok(Some((offset, run.end)));
         }
         let seek = |from: u64, whence| {

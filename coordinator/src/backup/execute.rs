@@ -14,7 +14,8 @@ use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::MetadataWriter;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::Root;
-use milkrun_repository::point::commit::{Locks, check_store_clock};
+use milkrun_repository::point::catalog::FindError;
+use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
@@ -31,8 +32,9 @@ use crate::Coordinator;
 use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
 use crate::rpc::status;
-use crate::runs;
+use crate::runs::turns::{NoTurn, WAITING_MAX};
 use crate::runs::view::Feed;
+use crate::runs::{self, Inbox};
 
 /// What to back up.
 #[derive(Clone, Debug)]
@@ -78,15 +80,25 @@ pub(crate) async fn execute(
     id: RunId,
     feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
+    let choice: Choice = order.parent.parse()?;
+    let listed = || match coordinator.inventory.trusts_orders() {
+        true => Ok(None),
+        false => coordinator.inventory.application(&order.application).map(Some),
+    };
+    // An application that is not there need not wait to be told so.
+    listed()?;
+    let (mut inbox, _announced) = coordinator.runs.announce(id);
+    let _turn = coordinator.runs.turn(&order.application, &mut inbox, feed).await.map_err(|e| match e {
+        NoTurn::Cancelled => BackupError::Cancelled,
+        NoTurn::Full => BackupError::TooManyWait(WAITING_MAX),
+    })?;
     let mut rpo = None;
-    if !coordinator.inventory.trusts_orders() {
-        let application = coordinator.inventory.application(&order.application)?;
+    // As it is now: it may have waited for long.
+    if let Some(application) = listed()? {
         order.sources = application.sources;
         rpo = application.rpo;
     }
     check_names(&order)?;
-    let choice: Choice = order.parent.parse()?;
-    let _turn = coordinator.runs.turn(&order.application, id, feed).await.ok_or(BackupError::Cancelled)?;
     let repository = &coordinator.repository;
     let app = repository.ring.app_hash(&order.application);
     let moment = Moment::now();
@@ -100,7 +112,7 @@ pub(crate) async fn execute(
         lock_until: locks.point.map(|l| l.until),
     };
     let lease = take_lease(coordinator, &root, &order.host).await?;
-    let plan = Plan { root, choice, locks, rpo, left: None };
+    let plan = Plan { root, choice, locks, rpo, left: None, inbox };
     execute_plan(coordinator, &order, plan, feed, lease).await
 }
 
@@ -120,9 +132,14 @@ pub(super) async fn execute_plan(
     let point = plan.root.id();
     let taken_over = plan.left.is_some();
     let mut result = run(coordinator, order, plan, feed, began).await;
-    if taken_over && result.is_err() && repository.catalog().point(&point).await.is_ok() {
-        // The leader before committed it after all; what it deleted then may be what was missing here.
-        result = Ok(control::BackupDone { point: point.to_string(), ..Default::default() });
+    // The leader before may have committed it after all; what it deleted then may be what was missing here.
+    let ended = matches!(&result, Err(BackupError::Commit(CommitError::Ended(_)) | BackupError::Journal(_)));
+    if taken_over && ended {
+        match repository.catalog().point(&point).await {
+            Ok(_) => result = Ok(control::BackupDone { point: point.to_string(), ..Default::default() }),
+            Err(FindError::Store(f)) => result = Err(f.into()),
+            Err(_) => {}
+        }
     }
     // Somebody else leads since: the run is theirs now.
     if let Some(leadership) = &coordinator.leadership
@@ -178,6 +195,8 @@ pub(super) struct Plan {
     pub(super) rpo: Option<Duration>,
     /// What an earlier leader did of it.
     pub(super) left: Option<Left>,
+    /// Where it hears of cancellation until it has begun, and of everything from then on.
+    pub(super) inbox: Inbox,
 }
 
 async fn run(
@@ -188,7 +207,7 @@ async fn run(
     began: tokio::time::Instant,
 ) -> Result<control::BackupDone, BackupError> {
     let repository = &coordinator.repository;
-    let Plan { root, choice, locks, rpo, left } = plan;
+    let Plan { root, choice, locks, rpo, left, inbox } = plan;
     let parent = parent::open(repository, root.app, choice).await?;
     let (ring, config) = (&repository.ring, &repository.config);
     let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
@@ -224,7 +243,7 @@ async fn run(
         quotas: Mutex::default(),
         granted: Mutex::default(),
     });
-    let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()));
+    let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()), inbox);
     feed.update(|v| {
         v.point = root.id().to_string();
         v.parent = parent.as_ref().map(|p| p.found.root.id().to_string()).unwrap_or_default();

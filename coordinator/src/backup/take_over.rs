@@ -1,11 +1,11 @@
 //! Going on with runs that an earlier leader left unfinished: what its journal says is done again here, without moving a byte.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
-use milkrun_repository::id::{RunId, VolumeName};
+use milkrun_repository::id::{AppName, RunId, VolumeName};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::point::commit::Locks;
@@ -22,6 +22,7 @@ use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
 use crate::restore::LeftRestore;
 use crate::rpc::status;
+use crate::runs::turns::Turn;
 use crate::runs::view::{Feed, Kind as RunKind, Outcome};
 
 /// A run that was left.
@@ -33,6 +34,14 @@ struct Found {
 }
 
 impl Found {
+    /// What it is a backup of.
+    fn application(&self) -> Option<&AppName> {
+        self.left.told.iter().find_map(|r| match r {
+            Record::Begin(begin) => Some(&begin.application),
+            _ => None,
+        })
+    }
+
     /// A restore that is not over.
     fn into_restore(self) -> Result<LeftRestore, Box<Self>> {
         let restore = self.left.told.iter().find_map(|r| match r {
@@ -60,6 +69,8 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
     let repository = &coordinator.repository;
     let versions = repository.store.versions("leases/").await?;
     let mut restores = Vec::new();
+    // All that were left go on at once, also several of one application; new orders wait for the last of them.
+    let mut turns: HashMap<AppName, Arc<Turn>> = HashMap::new();
     for v in versions.into_iter().filter(|v| v.latest && !v.delete_marker) {
         let Some(run) = v.key.parse_lease() else { continue };
         match find(coordinator, run, v.key.clone(), v.version).await {
@@ -67,7 +78,20 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
                 tracing::warn!(%run, "a run that another coordinator left goes on");
                 let coordinator = coordinator.clone();
                 match found.into_restore() {
-                    Err(backup) => drop(tokio::spawn(async move { go_on(&coordinator, *backup).await })),
+                    Err(backup) => {
+                        let turn = backup.application().and_then(|application| match turns.get(application) {
+                            Some(turn) => Some(turn.clone()),
+                            None => {
+                                let turn = Arc::new(coordinator.runs.turn_if_free(application)?);
+                                turns.insert(application.clone(), turn.clone());
+                                Some(turn)
+                            }
+                        });
+                        tokio::spawn(async move {
+                            go_on(&coordinator, *backup).await;
+                            drop(turn);
+                        });
+                    }
                     Ok(restore) => restores.push(restore),
                 }
             }
@@ -123,7 +147,6 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         tracing::error!(run = %lease.run, "a journal does not say what its run is; it stays unfinished");
         return;
     };
-    let _turn = coordinator.runs.turn_if_free(&begin.application);
     let feed = Feed::new(lease.run, RunKind::Backup, begin.application.to_string(), begin.ordered_by.clone());
     coordinator.runs.show(feed.clone());
     let config = &coordinator.repository.config;
@@ -138,7 +161,9 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         lock_until: locks.point.map(|l| l.until),
     };
     let rpo = coordinator.inventory.application(&begin.application).ok().and_then(|a| a.rpo);
-    let plan = Plan { root, choice: begin.parent.map_or(Choice::None, Choice::Point), locks, rpo, left: Some(left) };
+    let (inbox, _announced) = coordinator.runs.announce(lease.run);
+    let plan =
+        Plan { root, choice: begin.parent.map_or(Choice::None, Choice::Point), locks, rpo, left: Some(left), inbox };
     let order = order_of(begin);
     let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, (lease_key, lease_version)).await {
         Ok(done) => Outcome::BackedUp(done),
@@ -234,9 +259,8 @@ impl Run {
     pub(super) async fn replay(&self, left: &Left) -> Result<Vec<String>, BackupError> {
         let mut finished = Vec::new();
         let mut readers = HashMap::new();
-        let mut objects = std::pin::pin!(left.objects(&self.repository));
-        while let Some(records) = objects.next().await {
-            for record in records? {
+        for batch in left.batches() {
+            for record in Journal::objects(&self.repository, &batch).await? {
                 finished.extend(self.do_again(record, &mut readers).await?);
             }
         }

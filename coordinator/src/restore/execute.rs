@@ -23,7 +23,7 @@ use crate::Coordinator;
 use crate::inventory::Reach;
 use crate::moves::by_node;
 use crate::runs::view::Feed;
-use crate::runs::{self, RunEvent};
+use crate::runs::{self, Inbox, RunEvent};
 
 /// What to restore.
 #[derive(Clone, Debug)]
@@ -156,7 +156,7 @@ pub(super) async fn carry_out(
         keys: tokio::sync::Mutex::default(),
         assigned: std::sync::Mutex::default(),
     });
-    let mut inbox = coordinator.runs.begin(run_id, runs::Run::Restore(run.clone()));
+    let mut inbox = coordinator.runs.begin(run_id, runs::Run::Restore(run.clone()), Inbox::default());
     feed.update(|v| {
         v.left_out = left_out;
         v.point = id.to_string();

@@ -7,7 +7,7 @@
 //! | `INVALID_ARGUMENT` | the order makes no sense |
 //! | `CANCELLED` | somebody stopped it |
 //! | `UNAUTHENTICATED`, `PERMISSION_DENIED` | the caller is nobody, or may not |
-//! | `RESOURCE_EXHAUSTED` | an agent's quota |
+//! | `RESOURCE_EXHAUSTED` | an agent's quota; too many orders wait |
 //! | `FAILED_PRECONDITION` | anything else that failed |
 
 use milkrun_proto::agent::v1::failed::Kind;
@@ -59,7 +59,7 @@ fn of_kind(kind: Kind) -> Code {
 pub fn backup(e: &BackupError) -> Status {
     let code = match e {
         BackupError::Order(_) | BackupError::Inventory(InventoryError::NoApplication(_)) => Code::InvalidArgument,
-        BackupError::Quota { .. } => Code::ResourceExhausted,
+        BackupError::Quota { .. } | BackupError::TooManyWait(_) => Code::ResourceExhausted,
         BackupError::Volume { kind, .. } => of_kind(*kind),
         BackupError::Cancelled => Code::Cancelled,
         BackupError::Parent(e) => of_point(e),

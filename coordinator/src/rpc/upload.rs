@@ -104,9 +104,9 @@ impl Upload for Service {
                     link.hint(ToAgent::Flush(a.run.clone()));
                 }
             };
-            run.lookup_later(&a.volume, &ids, flush).await
+            run.lookup_later(&a, &ids, flush).await
         } else {
-            run.lookup(&a.volume, &ids, request.share).await
+            run.lookup(&a, &ids, request.share).await
         };
         let known = answers.map_err(|e| status::backup(&e))?.into_iter().map(|a| match a {
             Answer::Yours => 0,

@@ -5,10 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use milkrun_repository::id::{AppName, RunId};
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::OwnedMutexGuard;
 
-use super::{RunEvent, Runs};
+use super::{Inbox, RunEvent, Runs};
 use crate::runs::view::Feed;
+
+/// How many may wait for one application. Who orders by the clock would else pile them up behind one that stands still.
+pub(crate) const WAITING_MAX: usize = 8;
 
 /// Whose turn it is, by application.
 #[derive(Clone, Default)]
@@ -16,6 +19,27 @@ pub(super) struct Turns(Arc<Mutex<HashMap<AppName, Arc<tokio::sync::Mutex<()>>>>
 
 /// A turn; it ends when dropped.
 pub(crate) struct Turn(#[expect(dead_code, reason = "dropped, not read")] OwnedMutexGuard<()>);
+
+/// Why a backup did not get its turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoTurn {
+    /// Somebody stopped it.
+    Cancelled,
+    /// [`WAITING_MAX`] others wait already.
+    Full,
+}
+
+/// A run that was ordered and has not begun can be told something; until this is dropped.
+pub(crate) struct Announced {
+    runs: Runs,
+    id: RunId,
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.runs.table().announced.remove(&self.id);
+    }
+}
 
 impl Turns {
     fn of(&self, application: &AppName) -> Arc<tokio::sync::Mutex<()>> {
@@ -27,33 +51,42 @@ impl Turns {
 }
 
 impl Runs {
-    /// The turn, if nobody has it: for a run that was left, which goes on at once in any case.
+    /// What is told to a run from now on comes to this inbox.
+    pub(crate) fn announce(&self, id: RunId) -> (Inbox, Announced) {
+        let inbox = Inbox::default();
+        self.table().announced.insert(id, inbox.sender.clone());
+        (inbox, Announced { runs: self.clone(), id })
+    }
+
+    /// The turn, if nobody has it.
     pub(crate) fn turn_if_free(&self, application: &AppName) -> Option<Turn> {
         self.turns.of(application).try_lock_owned().ok().map(Turn)
     }
 
-    /// Waits until no other backup of the application is under way: first come, first served. `None`: it was cancelled meanwhile.
-    pub(crate) async fn turn(&self, application: &AppName, id: RunId, feed: &Feed) -> Option<Turn> {
+    /// Waits until no other backup of the application is under way: first come, first served.
+    pub(crate) async fn turn(&self, application: &AppName, inbox: &mut Inbox, feed: &Feed) -> Result<Turn, NoTurn> {
         if let Some(turn) = self.turn_if_free(application) {
-            return Some(turn);
+            return Ok(turn);
         }
         let turn = self.turns.of(application);
+        // The table's, ours, and that of whoever has the turn.
+        if Arc::strong_count(&turn) >= WAITING_MAX + 3 {
+            return Err(NoTurn::Full);
+        }
         tracing::info!("another backup of the application is under way: this one waits");
-        let (inbox, events) = mpsc::unbounded_channel();
-        self.table().waiting.insert(id, inbox);
         feed.update(|v| v.waiting = true);
         let turn = tokio::select! {
-            turn = turn.lock_owned() => Some(Turn(turn)),
-            () = cancelled(events) => None,
+            biased;
+            () = cancelled(inbox) => Err(NoTurn::Cancelled),
+            turn = turn.lock_owned() => Ok(Turn(turn)),
         };
-        self.table().waiting.remove(&id);
         feed.update(|v| v.waiting = false);
         turn
     }
 }
 
-async fn cancelled(mut events: mpsc::UnboundedReceiver<RunEvent>) {
-    while let Some(event) = events.recv().await {
+async fn cancelled(inbox: &mut Inbox) {
+    while let Some(event) = inbox.receiver.recv().await {
         if matches!(event, RunEvent::Cancel) {
             return;
         }
@@ -66,31 +99,70 @@ mod tests {
     use super::*;
     use crate::runs::view::Kind;
 
+    fn id(n: u8) -> RunId {
+        RunId::from_bytes([n; 8])
+    }
+
+    /// Comes for its turn, in a task of its own, and waits until it waits.
+    async fn comes(runs: &Runs, app: &AppName, n: u8) -> tokio::task::JoinHandle<Result<Turn, NoTurn>> {
+        let feed = Feed::new(id(n), Kind::Backup, String::new(), String::new());
+        let (runs, app, mut seen) = (runs.clone(), app.clone(), feed.watch());
+        let task = tokio::spawn(async move {
+            let (mut inbox, _announced) = runs.announce(id(n));
+            runs.turn(&app, &mut inbox, &feed).await
+        });
+        seen.wait_for(|v| v.waiting).await.unwrap();
+        task
+    }
+
     #[tokio::test]
     async fn one_at_a_time_of_each_application_in_order() {
         let runs = Runs::new(1);
         let (app, other): (AppName, AppName) = ("app".parse().unwrap(), "other".parse().unwrap());
-        let id = |n| RunId::from_bytes([n; 8]);
-        let feed = |n| Feed::new(id(n), Kind::Backup, String::new(), String::new());
-        let first = runs.turn(&app, id(1), &feed(1)).await;
-        assert!(runs.turn(&other, id(2), &feed(2)).await.is_some(), "another application does not wait");
-        let mut waiting = std::collections::VecDeque::new();
-        for n in 3..6 {
-            let (runs, app, feed) = (runs.clone(), app.clone(), feed(n));
-            let mut seen = feed.watch();
-            waiting.push_back(tokio::spawn(async move { runs.turn(&app, id(n), &feed).await }));
-            seen.wait_for(|v| v.waiting).await.unwrap();
-        }
-        let mut next = || waiting.pop_front().unwrap();
-        let (second, third, fourth) = (next(), next(), next());
-        assert!(runs.tell(&id(4), RunEvent::Cancel), "who waits can be cancelled");
-        assert!(third.await.unwrap().is_none());
+        let first = runs.turn_if_free(&app).unwrap();
+        assert!(runs.turn_if_free(&app).is_none());
+        assert!(runs.turn_if_free(&other).is_some(), "another application does not wait");
+        let second = comes(&runs, &app, 2).await;
+        let third = comes(&runs, &app, 3).await;
+        let fourth = comes(&runs, &app, 4).await;
+        assert!(runs.tell(&id(3), RunEvent::Cancel), "who waits can be cancelled");
+        assert_eq!(third.await.unwrap().err(), Some(NoTurn::Cancelled));
         assert!(!second.is_finished() && !fourth.is_finished());
         drop(first);
         let second = second.await.unwrap();
-        assert!(second.is_some() && !fourth.is_finished());
+        assert!(second.is_ok() && !fourth.is_finished());
         drop(second);
-        assert!(fourth.await.unwrap().is_some());
-        assert!(!runs.tell(&id(5), RunEvent::Cancel), "it waits no longer");
+        assert!(fourth.await.unwrap().is_ok());
+        assert!(!runs.tell(&id(4), RunEvent::Cancel), "it waits no longer");
+    }
+
+    #[tokio::test]
+    async fn not_too_many_wait() {
+        let runs = Runs::new(1);
+        let app: AppName = "app".parse().unwrap();
+        let first = runs.turn_if_free(&app).unwrap();
+        let mut waiting = Vec::new();
+        for n in 0..WAITING_MAX {
+            waiting.push(comes(&runs, &app, u8::try_from(n).unwrap()).await);
+        }
+        let feed = Feed::new(id(99), Kind::Backup, String::new(), String::new());
+        let (mut inbox, _announced) = runs.announce(id(99));
+        assert_eq!(runs.turn(&app, &mut inbox, &feed).await.err(), Some(NoTurn::Full));
+        drop(first);
+        for turn in waiting {
+            assert!(turn.await.unwrap().is_ok());
+        }
+    }
+
+    /// A cancellation that was taken counts, also if the turn comes at that very moment.
+    #[tokio::test]
+    async fn a_cancellation_is_not_lost_to_the_turn() {
+        let runs = Runs::new(1);
+        let app: AppName = "app".parse().unwrap();
+        let first = runs.turn_if_free(&app).unwrap();
+        let second = comes(&runs, &app, 2).await;
+        assert!(runs.tell(&id(2), RunEvent::Cancel));
+        drop(first);
+        assert_eq!(second.await.unwrap().err(), Some(NoTurn::Cancelled));
     }
 }
