@@ -1,12 +1,14 @@
 //! Proofs that restore points are whole.
 //!
 //! Three depths: the *structure* (every root, placement, map, directory and index entry agrees; every pack is there and
-//! locked long enough), the *data* (all or a share of the packs are read and every chunk opened), and, with the *public
+//! locked long enough), the *data* (all or a share of the packs are read, every chunk opened and compared with the digests of
+//! pages that maps keep of it), and, with the *public
 //! key alone*, every stored byte read and compared with what the placements sign. A finding names the object and each
 //! restore point that it touches. That the store can't be asked is an error, never a finding.
 
 mod maps;
 mod packs;
+mod pages;
 mod public;
 
 pub use public::{PublicError, verify_public};
@@ -67,6 +69,8 @@ pub struct Report {
     pub bytes_read: u64,
     /// Chunks that were opened.
     pub chunks_opened: u64,
+    /// Extents of which the digests of pages were compared with the bytes.
+    pub extents_compared: u64,
     /// Findings, sorted, each object and reason once.
     pub findings: Vec<Finding>,
 }
@@ -209,8 +213,9 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
         }
     }
     check_config(repository, &points, &mut findings).await?;
-    let expected = maps::check(repository, &points, &mut report, &mut findings).await?;
-    packs::check(repository, cache, &needed, expected, options, &mut report, &mut findings).await?;
+    let chosen = packs::choose(&needed, options.data_percent);
+    let expected = maps::check(repository, &points, &chosen, &mut report, &mut findings).await?;
+    packs::check(repository, cache, &needed, expected, (&chosen, options.parallel), &mut report, &mut findings).await?;
     report.findings = findings.finish();
     Ok(report)
 }

@@ -191,6 +191,67 @@ async fn tries(c: &Cluster) {
     drop(agent.up);
 }
 
+/// It can say of pages what is not true: a later backup would take what changed for unchanged. That is found.
+#[test]
+fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let coordinator = c.coordinator();
+    let honest = c.agent("node-a");
+    let _b = c.agent("node-b");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    let checked = c.repository().run(["verify", "--data", "--json"]).ok().json();
+    assert!(checked["checked"]["extents_compared"].as_u64().unwrap() > 100, "{checked}");
+    drop(honest);
+    coordinator.wait_for_log("an agent is gone node=\"node-a\"");
+    let order =
+        c.command("root", &[], &["backup", "shop"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let lied = runtime.block_on(async {
+        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let own = agent.assignment().await.assignment;
+        let mut upload = UploadClient::new(agent.channel.clone());
+        let request = wire::ParentRequest { assignment: own.clone(), pages: true };
+        let mut parent = upload.parent(request).await.unwrap().into_inner();
+        let (mut len, mut lied) = (0, 0);
+        while let Some(mut range) = parent.message().await.unwrap() {
+            for extent in range.extents.iter_mut().filter(|e| !e.pages.is_empty()) {
+                let mut pages = extent.pages.to_vec();
+                pages[3] ^= 1;
+                extent.pages = pages.into();
+                lied += 1;
+            }
+            len = range.offset + range.length;
+            let region =
+                wire::Region { offset: range.offset, length: range.length, unchanged: false, extents: range.extents };
+            let checkpoint = wire::CheckpointRequest { assignment: own.clone(), regions: vec![region] };
+            upload.checkpoint(checkpoint).await.unwrap();
+        }
+        let finish = wire::FinishRequest { assignment: own, length: len, ..Default::default() };
+        upload.finish(finish).await.unwrap();
+        // It stays until the end.
+        let ended = tokio::task::spawn_blocking(move || milkrun_tests::binary::ran(order.wait_with_output()));
+        ended.await.unwrap().ok();
+        lied
+    });
+    assert!(lied > 100, "{lied}");
+    // Nothing is missing or damaged, and all of it comes back.
+    c.repository().run(["verify"]).ok();
+    let found = c.repository().run(["verify", "--data", "--json"]);
+    assert_eq!(found.code, Some(3), "{found:?}");
+    let findings = found.json()["findings"].clone();
+    let says = |f: &serde_json::Value| f["reason"].as_str().unwrap().contains("maps keep other digests of its pages");
+    assert!(findings.as_array().unwrap().iter().all(says), "{findings}");
+    assert!(findings.as_array().unwrap().iter().all(|f| f["points"].as_array().unwrap().len() == 2), "{findings}");
+    // What it advises helps.
+    let _honest = c.agent("node-a");
+    c.wait_for_agents(&["node-a"]);
+    let mended = c.run(&["backup", "shop", "--parent", "none", "--json"]).ok().json();
+    c.repository().run(["verify", "--data", mended["point"].as_str().unwrap()]).ok();
+}
+
 #[test]
 fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
     let c = Cluster::in_directory();

@@ -101,6 +101,7 @@ fn print_report(report: &Report, data: bool, global: &Global) -> Exit {
                 "packs_read": report.packs_read,
                 "bytes_read": report.bytes_read,
                 "chunks_opened": report.chunks_opened,
+                "extents_compared": report.extents_compared,
             },
             "findings": findings,
         }));
@@ -113,7 +114,10 @@ fn print_report(report: &Report, data: bool, global: &Global) -> Exit {
     if data {
         print(&format!("Read {} in {} packs", units::bytes(report.bytes_read), report.packs_read));
         print(&if report.chunks_opened > 0 {
-            format!(" and opened {} chunks.\n", report.chunks_opened)
+            format!(
+                ", opened {} chunks, and compared the digests of pages in {} extents.\n",
+                report.chunks_opened, report.extents_compared
+            )
         } else {
             ".\n".into()
         });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use super::pages::{self, KeptPages};
 use super::{Findings, Report, metadata_finding};
 use crate::id::{ChunkId, PackId, PointId};
 use crate::pack::Place;
@@ -10,7 +11,14 @@ use crate::store::{Failure, Key};
 use crate::volume_map::{Extent, MapCursor, Step};
 
 /// What maps and index say of a pack's slots: slot and a fingerprint of (chunk, place). 12 bytes a chunk instead of 70.
-pub(super) type Expected = HashMap<PackId, Vec<(u32, u64)>>;
+pub(super) type Slots = HashMap<PackId, Vec<(u32, u64)>>;
+
+/// What maps say of packs.
+#[derive(Default)]
+pub(super) struct Expected {
+    pub(super) slots: Slots,
+    pub(super) pages: KeptPages,
+}
 
 /// A fingerprint of what a map says of a slot.
 pub(super) fn fingerprint(id: &ChunkId, place: &Place) -> u64 {
@@ -25,10 +33,11 @@ pub(super) fn fingerprint(id: &ChunkId, place: &Place) -> u64 {
 pub(super) async fn check(
     repository: &Repository,
     points: &[OpenPoint],
+    chosen: &BTreeSet<PackId>,
     report: &mut Report,
     findings: &mut Findings,
 ) -> Result<Expected, Failure> {
-    let mut expected = Expected::new();
+    let mut expected = Expected::default();
     // A leaf that several points share is read once.
     let mut seen: HashSet<ChunkId> = HashSet::new();
     for point in points {
@@ -48,7 +57,7 @@ pub(super) async fn check(
                 };
                 for r in cursor.take_visited() {
                     report.map_chunks += 1;
-                    expect(&mut expected, &placed, &r.id, &r.place, id, findings);
+                    expect(&mut expected.slots, &placed, &r.id, &r.place, id, findings);
                 }
                 let Step::Leaf { reference, leaf, .. } = step else { continue };
                 if !seen.insert(reference.id) {
@@ -60,12 +69,16 @@ pub(super) async fn check(
                 }
                 for list in leaf.page_lists() {
                     report.map_chunks += 1;
-                    expect(&mut expected, &placed, &list.id, &list.place, id, findings);
+                    expect(&mut expected.slots, &placed, &list.id, &list.place, id, findings);
+                }
+                if !chosen.is_empty() {
+                    let wanted = |pack: &PackId| chosen.contains(pack);
+                    pages::keep(&mut expected.pages, &leaf, wanted, &reader, (&what, id), findings).await?;
                 }
                 for extent in &leaf.extents {
                     if let Extent::Data { id: chunk, place, .. } = extent {
                         report.extents += 1;
-                        expect(&mut expected, &placed, chunk, place, id, findings);
+                        expect(&mut expected.slots, &placed, chunk, place, id, findings);
                     }
                 }
             }
@@ -75,7 +88,7 @@ pub(super) async fn check(
 }
 
 fn expect(
-    expected: &mut Expected,
+    expected: &mut Slots,
     placed: &BTreeSet<PackId>,
     chunk: &ChunkId,
     place: &Place,

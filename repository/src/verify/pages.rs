@@ -1,0 +1,87 @@
+//! Digests of pages: those that maps keep are compared with those of the bytes. They come from agents, and a later backup takes a
+//! page whose digest agrees for unchanged.
+
+use std::collections::HashMap;
+
+use super::{Findings, metadata_finding};
+use crate::chunk::PAGE;
+use crate::chunk::pages::PageDigest;
+use crate::id::{ChunkId, PackId, PointId};
+use crate::metadata::MetadataReader;
+use crate::store::{Failure, Key};
+use crate::volume_map::{Extent, Leaf, MapSource, PageList, PagesAt};
+
+/// What a map keeps of an extent's pages: 16 bytes, of however many pages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    pub(super) slot: u32,
+    /// The first page's number in its chunk, which has 1024 at the most.
+    first: u16,
+    count: u16,
+    print: u64,
+}
+
+/// By pack.
+pub(super) type KeptPages = HashMap<PackId, Vec<Kept>>;
+
+impl Kept {
+    /// Whether a chunk that has these digests is what the map says.
+    pub(super) fn agrees(&self, chunk: &[PageDigest]) -> bool {
+        let first = usize::from(self.first);
+        chunk.get(first..first + usize::from(self.count)).is_some_and(|digests| print(digests) == self.print)
+    }
+}
+
+/// A fingerprint of digests.
+fn print(digests: &[PageDigest]) -> u64 {
+    let hash = blake3::hash(digests.as_flattened());
+    hash.as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
+/// Notes what a leaf keeps of the pages of those packs that are `wanted`.
+pub(super) async fn keep(
+    kept: &mut KeptPages,
+    leaf: &Leaf,
+    wanted: impl Fn(&PackId) -> bool,
+    reader: &MetadataReader<'_>,
+    (what, point): (&str, PointId),
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let mut lists: HashMap<ChunkId, PageList> = HashMap::new();
+    for reference in leaf.page_lists() {
+        match reader.chunk(&reference).await {
+            Ok(bytes) => match PageList::decode(&bytes) {
+                Ok(list) => drop(lists.insert(reference.id, list)),
+                Err(e) => {
+                    findings.add(Key::pack(&reference.place.pack), format!("a list of page digests: {e}"), [point])
+                }
+            },
+            Err(e) => metadata_finding(e, what, point, findings)?,
+        }
+    }
+    for extent in &leaf.extents {
+        let Extent::Data { len, chunk_offset, place, pages: Some(PagesAt { list, first }), .. } = extent else {
+            continue;
+        };
+        // One that can't be read is a finding already.
+        let Some(list) = lists.get(&list.id).filter(|_| wanted(&place.pack)) else { continue };
+        // Within a page no backup goes by them.
+        if !(*chunk_offset as usize).is_multiple_of(PAGE) {
+            continue;
+        }
+        let (first, count) = (*first as usize, (*len as usize).div_ceil(PAGE));
+        let numbers = u16::try_from(*chunk_offset as usize / PAGE).ok().zip(u16::try_from(count).ok());
+        match (list.digests.get(first..first + count), numbers) {
+            (Some(digests), Some((first, count))) => {
+                let print = print(digests);
+                kept.entry(place.pack).or_default().push(Kept { slot: place.slot, first, count, print });
+            }
+            _ => findings.add(
+                Key::pack(&place.pack),
+                format!("a map of {what} names digests that are not there"),
+                [point],
+            ),
+        }
+    }
+    Ok(())
+}
