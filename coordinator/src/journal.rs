@@ -80,12 +80,15 @@ pub(crate) struct Left {
     pub(crate) number: u32,
 }
 
+/// The objects of a series, up to its last that counts.
+fn series(run: &RunId, epoch: u64, last: u32) -> Vec<Key> {
+    (0..=last).map(|n| Key::journal(run, epoch, n)).collect()
+}
+
 impl Left {
     /// Which objects say all that happened, in order, as many together as are read at once.
     pub(crate) fn batches(&self) -> Vec<Vec<Key>> {
-        let keys =
-            self.series.iter().flat_map(|&(epoch, last)| (0..=last).map(move |n| Key::journal(&self.run, epoch, n)));
-        let keys: Vec<Key> = keys.collect();
+        let keys: Vec<Key> = self.series.iter().flat_map(|&(epoch, last)| series(&self.run, epoch, last)).collect();
         keys.chunks(READS).map(<[Key]>::to_vec).collect()
     }
 }
@@ -176,31 +179,29 @@ impl Journal {
         found.sort_unstable();
         found.dedup();
         let Some(&(newest, last)) = found.last() else { return Ok(None) };
-        let (mut series, mut told) = (Vec::new(), Vec::new());
+        let (mut counting, mut told) = (Vec::new(), Vec::new());
         let (mut epoch, mut number) = (newest, last);
         // Backwards from the newest series: each says which one it went on from, and up to where.
         loop {
             let mut records = Vec::new();
-            let numbers: Vec<u32> = (0..=number).collect();
-            for some in numbers.chunks(READS) {
-                let keys: Vec<Key> = some.iter().map(|n| Key::journal(run, epoch, *n)).collect();
-                let all = Self::objects(repository, &keys).await?.into_iter();
+            for some in series(run, epoch, number).chunks(READS) {
+                let all = Self::objects(repository, some).await?.into_iter();
                 records.extend(all.filter(|r| !matches!(r, Record::Sealed { .. } | Record::Regions { .. })));
             }
             let earlier = match records.first() {
                 Some(&Record::TakeOver { epoch: earlier, number }) if earlier < epoch => Some((earlier, number)),
                 _ => None,
             };
-            series.push((epoch, number));
+            counting.push((epoch, number));
             told.push(records);
             match earlier {
                 Some(earlier) => (epoch, number) = earlier,
                 None => break,
             }
         }
-        series.reverse();
+        counting.reverse();
         let told = told.into_iter().rev().flatten().filter(|r| !matches!(r, Record::TakeOver { .. })).collect();
-        Ok(Some(Left { run: *run, told, series, epoch: newest, number: last }))
+        Ok(Some(Left { run: *run, told, series: counting, epoch: newest, number: last }))
     }
 
     /// What some objects say, in order: all of them are read before any is used.

@@ -25,7 +25,7 @@ mod walk;
 
 pub use build::MapBuilder;
 pub use leaf::{Extent, Leaf, PagesAt};
-pub use pages::PageList;
+pub use pages::{PageList, digests_of};
 pub use walk::{MapCursor, MapSource, Step};
 
 use crate::id::ChunkId;

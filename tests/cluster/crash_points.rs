@@ -20,7 +20,7 @@ pub(crate) fn points(c: &Cluster) -> Vec<String> {
     listed["points"].as_array().unwrap().iter().map(|p| p["point"].as_str().unwrap().to_owned()).collect()
 }
 
-pub(crate) fn order(c: &Cluster) -> Child {
+fn order(c: &Cluster) -> Child {
     let roles = ["view", "backup", "restore", "operate"];
     c.command("root", &roles, &["backup", "shop"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
@@ -42,6 +42,27 @@ fn ready() -> Cluster {
     fs::write(c.folder().join("data.img"), noise(350_000, 3)).unwrap();
     copy(&c.folder().join("repository"), &c.folder().join("before"));
     c
+}
+
+/// Orders a backup from a coordinator that is to die, and waits until it does, or the backup has ended. Whether it lives on.
+pub(crate) fn order_until_crash(c: &Cluster, dying: &mut Process) -> bool {
+    let mut child = wait_for("somebody to order from, or its end", || {
+        if !dying.runs() {
+            return Some(None);
+        }
+        let agents = c.run(&["agents", "--json"]);
+        let there = agents.code == Some(0) && agents.out.matches("\"connected\": true").count() == 2;
+        there.then(|| Some(order(c)))
+    });
+    wait_for("the crash, or the end of the backup", || {
+        let ended = child.as_mut().is_none_or(|c| c.try_wait().unwrap().is_some());
+        (!dying.runs() || ended).then_some(())
+    });
+    if let Some(child) = &mut child {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    dying.runs()
 }
 
 pub(crate) fn lines(path: &Path) -> usize {
@@ -91,23 +112,7 @@ fn a_coordinator_killed_anywhere_is_followed_by_one_that_goes_on() {
         reset(&c);
         c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), at.to_string())];
         let mut dying = c.coordinator_with("dying", &[]);
-        let mut child = wait_for("somebody to order from, or its end", || {
-            if !dying.runs() {
-                return Some(None);
-            }
-            let agents = c.run(&["agents", "--json"]);
-            let there = agents.code == Some(0) && agents.out.matches("\"connected\": true").count() == 2;
-            there.then(|| Some(order(&c)))
-        });
-        wait_for("the crash, or the end of the backup", || {
-            let ended = child.as_mut().is_none_or(|c| c.try_wait().unwrap().is_some());
-            (!dying.runs() || ended).then_some(())
-        });
-        if let Some(child) = &mut child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        killed += usize::from(!dying.runs());
+        killed += usize::from(!order_until_crash(&c, &mut dying));
         drop(dying);
         c.coordinator_env.clear();
         let next = c.coordinator_with("next", &["--take-over-after", "1s"]);

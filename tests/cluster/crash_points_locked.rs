@@ -5,11 +5,11 @@
 
 use std::fs;
 
-use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::cluster::Cluster;
 use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::{noise, skip};
 
-use crate::crash_points::{all_is_well, lines, order, points};
+use crate::crash_points::{all_is_well, lines, order_until_crash, points};
 use crate::hosts::make_bucket;
 use crate::together::two_nodes;
 
@@ -62,23 +62,7 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
             ("MILKRUN_CRASH_LOG".into(), crashes.display().to_string()),
         ];
         let mut dying = c.coordinator_with("dying", &["--take-over-after", "1s"]);
-        let mut child = wait_for("somebody to order from, or its end", || {
-            if !dying.runs() {
-                return Some(None);
-            }
-            let agents = c.run(&["agents", "--json"]);
-            let there = agents.code == Some(0) && agents.out.matches("\"connected\": true").count() == 2;
-            there.then(|| Some(order(&c)))
-        });
-        wait_for("the crash, or the end of the backup", || {
-            let ended = child.as_mut().is_none_or(|c| c.try_wait().unwrap().is_some());
-            (!dying.runs() || ended).then_some(())
-        });
-        if let Some(child) = &mut child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        let alive = dying.runs();
+        let alive = order_until_crash(&c, &mut dying);
         killed += usize::from(!alive);
         drop(dying);
         let calls = fs::read_to_string(&crashes).unwrap_or_default();

@@ -9,7 +9,7 @@ use milkrun_repository::chunk::pages::{DIGEST_LEN, PageDigest};
 use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::metadata::MetadataReader;
-use milkrun_repository::volume_map::{Extent, Leaf, MapRef, MapSource, PageList, PagesAt};
+use milkrun_repository::volume_map::{Extent, Leaf, MapRef, MapSource, PageList, PagesAt, digests_of};
 
 use super::{BackupError, Run, lock};
 
@@ -157,14 +157,4 @@ pub(super) async fn read_lists(leaf: &Leaf, reader: &MetadataReader<'_>, lists: 
         }
     }
     Ok(())
-}
-
-/// The digests of an extent, if they are known.
-pub(super) fn digests_of<'a>(extent: &Extent, lists: &'a Lists) -> Option<&'a [PageDigest]> {
-    let Extent::Data { len, chunk_offset, pages: Some(at), .. } = extent else { return None };
-    if !chunk_offset.is_multiple_of(PAGE as u32) {
-        return None;
-    }
-    let first = at.first as usize;
-    lists.get(&at.list.id)?.digests.get(first..first + pages(*len))
 }

@@ -13,10 +13,10 @@ use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::repository::{OpenPoint, PointError};
-use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step};
+use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step, digests_of};
 
 use super::execute::FULL_EVERY;
-use super::pages::{Lists, digests_of, read_lists};
+use super::pages::{Lists, read_lists};
 use super::worn::worn;
 use super::{BackupError, Run};
 use crate::inventory::SourceSpec;

@@ -70,7 +70,7 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
     let versions = repository.store.versions("leases/").await?;
     let mut restores = Vec::new();
     // All that were left go on at once, also several of one application; new orders wait for the last of them.
-    let mut turns: HashMap<AppName, Arc<Turn>> = HashMap::new();
+    let mut turns: HashMap<AppName, Option<Arc<Turn>>> = HashMap::new();
     for v in versions.into_iter().filter(|v| v.latest && !v.delete_marker) {
         let Some(run) = v.key.parse_lease() else { continue };
         match find(coordinator, run, v.key.clone(), v.version).await {
@@ -79,13 +79,9 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
                 let coordinator = coordinator.clone();
                 match found.into_restore() {
                     Err(backup) => {
-                        let turn = backup.application().and_then(|application| match turns.get(application) {
-                            Some(turn) => Some(turn.clone()),
-                            None => {
-                                let turn = Arc::new(coordinator.runs.turn_if_free(application)?);
-                                turns.insert(application.clone(), turn.clone());
-                                Some(turn)
-                            }
+                        let turn = backup.application().and_then(|application| {
+                            let free = || coordinator.runs.turn_if_free(application).map(Arc::new);
+                            turns.entry(application.clone()).or_insert_with(free).clone()
                         });
                         tokio::spawn(async move {
                             go_on(&coordinator, *backup).await;

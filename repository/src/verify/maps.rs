@@ -10,7 +10,7 @@ use crate::repository::{OpenPoint, Repository};
 use crate::store::{Failure, Key};
 use crate::volume_map::{Extent, MapCursor, Step};
 
-/// What maps and index say of a pack's slots: slot and a fingerprint of (chunk, place). 12 bytes a chunk instead of 70.
+/// What maps and index say of a pack's slots: slot and a fingerprint of (chunk, place). 16 bytes instead of 70.
 pub(super) type Slots = HashMap<PackId, Vec<(u32, u64)>>;
 
 /// What maps say of packs.

@@ -149,10 +149,9 @@ async fn look(
     looked.index_entries = index.map_or(0, |i| i.len() as u64);
     if let Some(pages) = pages {
         looked.bytes_read = info.length;
-        looked.extents_compared = pages.len() as u64;
-        let (opened, reasons) = open_all(repository, needed, bytes, directory, secret, pages).await;
-        looked.chunks_opened = opened;
-        looked.findings.extend(reasons.into_iter().map(|r| (key.to_string(), r)));
+        let opened = open_all(repository, needed, bytes, directory, secret, pages).await;
+        (looked.chunks_opened, looked.extents_compared) = (opened.chunks, opened.extents_compared);
+        looked.findings.extend(opened.reasons.into_iter().map(|r| (key.to_string(), r)));
     }
     Ok(looked)
 }
@@ -172,7 +171,16 @@ fn directory(
     Directory::open(bytes, info.length, id, &info.id, &pack_key, &footer).map_err(|e| chain(&e))
 }
 
-/// Opens every chunk and compares the digests of its pages, off the async threads. Returns how many opened and what did not.
+/// What became of a pack's chunks.
+#[derive(Default)]
+struct Opened {
+    chunks: u64,
+    extents_compared: u64,
+    /// What did not open, or is not what it must be.
+    reasons: Vec<String>,
+}
+
+/// Opens every chunk and compares the digests of its pages, off the async threads.
 async fn open_all(
     repository: &Repository,
     needed: &Needed,
@@ -180,27 +188,26 @@ async fn open_all(
     directory: Directory,
     secret: &HybridSecret,
     mut pages: Vec<Kept>,
-) -> (u64, Vec<String>) {
+) -> Opened {
     let info = needed.info.clone();
     let (id, domain) = (repository.config.id, repository.ring.domain(needed.app));
     let pack_key = match info.key.open(secret, &id, &info.id, info.kind) {
         Ok(key) => key,
-        Err(e) => return (0, vec![chain(&e)]),
+        Err(e) => return Opened { reasons: vec![chain(&e)], ..Opened::default() },
     };
     let work = tokio::task::spawn_blocking(move || {
-        let mut reasons = Vec::new();
+        let mut done = Opened::default();
         if blake3::hash(&bytes).as_bytes() != &info.digest {
-            reasons.push("its bytes are not those that the placement signs".to_owned());
+            done.reasons.push("its bytes are not those that the placement signs".to_owned());
         }
         match Directory::check_header(&bytes, &id, &info.id) {
             Ok(kind) if kind == info.kind => {}
-            Ok(_) => reasons.push("is of another kind than the placement says".into()),
-            Err(e) => reasons.push(chain(&e)),
+            Ok(_) => done.reasons.push("is of another kind than the placement says".into()),
+            Err(e) => done.reasons.push(chain(&e)),
         }
-        let mut opened = 0;
         let mut opener = match SlotOpener::new(id) {
             Ok(opener) => opener,
-            Err(e) => return (0, vec![e.to_string()]),
+            Err(e) => return Opened { reasons: vec![e.to_string()], ..done },
         };
         let (mut sealed, mut plain) = (Vec::new(), Vec::new());
         pages.sort_unstable_by_key(|p| p.slot);
@@ -208,7 +215,7 @@ async fn open_all(
         for (chunk, place) in &directory.slots {
             let Some(slot) = bytes.get(place.offset as usize..usize::try_from(place.end()).unwrap_or(usize::MAX))
             else {
-                reasons.push(format!("slot {} lies outside of the pack", place.slot));
+                done.reasons.push(format!("slot {} lies outside of the pack", place.slot));
                 continue;
             };
             sealed.clear();
@@ -223,21 +230,24 @@ async fn open_all(
             };
             match opener.open(chunk, place, &key, &mut sealed, &mut plain, identify) {
                 Ok(()) => {
-                    opened += 1;
+                    done.chunks += 1;
                     let first = pages.partition_point(|p| p.slot < place.slot);
                     let of_slot = pages[first..].iter().take_while(|p| p.slot == place.slot);
-                    other_pages += of_slot.filter(|p| !p.agrees(&digests)).count();
+                    for kept in of_slot {
+                        done.extents_compared += 1;
+                        other_pages += u64::from(!kept.agrees(&digests));
+                    }
                 }
-                Err(e) => reasons.push(format!("slot {} at byte {}: {}", place.slot, place.offset, chain(&e))),
+                Err(e) => done.reasons.push(format!("slot {} at byte {}: {}", place.slot, place.offset, chain(&e))),
             }
         }
         if other_pages > 0 {
-            reasons.push(format!(
+            done.reasons.push(format!(
                 "maps keep other digests of its pages than its bytes have, in {other_pages} extents: a later backup may take a \
                  page that changed for one that did not; make one with --parent none"
             ));
         }
-        (opened, reasons)
+        done
     });
     match work.await {
         Ok(done) => done,

@@ -9,7 +9,7 @@ use crate::chunk::pages::PageDigest;
 use crate::id::{ChunkId, PackId, PointId};
 use crate::metadata::MetadataReader;
 use crate::store::{Failure, Key};
-use crate::volume_map::{Extent, Leaf, MapSource, PageList, PagesAt};
+use crate::volume_map::{Extent, Leaf, MapSource, PageList, digests_of};
 
 /// What a map keeps of an extent's pages: 16 bytes, of however many pages.
 #[derive(Clone, Copy, Debug)]
@@ -60,28 +60,16 @@ pub(super) async fn keep(
         }
     }
     for extent in &leaf.extents {
-        let Extent::Data { len, chunk_offset, place, pages: Some(PagesAt { list, first }), .. } = extent else {
+        let Extent::Data { chunk_offset, place, .. } = extent else { continue };
+        // A list that can't be read is a finding already; what no backup goes by need not be true.
+        let Some(digests) = digests_of(extent, &lists).filter(|_| wanted(&place.pack)) else { continue };
+        // A chunk has 1024 pages at the most.
+        let (Ok(first), Ok(count)) = (u16::try_from(*chunk_offset as usize / PAGE), u16::try_from(digests.len()))
+        else {
             continue;
         };
-        // One that can't be read is a finding already.
-        let Some(list) = lists.get(&list.id).filter(|_| wanted(&place.pack)) else { continue };
-        // Within a page no backup goes by them.
-        if !(*chunk_offset as usize).is_multiple_of(PAGE) {
-            continue;
-        }
-        let (first, count) = (*first as usize, (*len as usize).div_ceil(PAGE));
-        let numbers = u16::try_from(*chunk_offset as usize / PAGE).ok().zip(u16::try_from(count).ok());
-        match (list.digests.get(first..first + count), numbers) {
-            (Some(digests), Some((first, count))) => {
-                let print = print(digests);
-                kept.entry(place.pack).or_default().push(Kept { slot: place.slot, first, count, print });
-            }
-            _ => findings.add(
-                Key::pack(&place.pack),
-                format!("a map of {what} names digests that are not there"),
-                [point],
-            ),
-        }
+        let kept = kept.entry(place.pack).or_default();
+        kept.push(Kept { slot: place.slot, first, count, print: print(digests) });
     }
     Ok(())
 }

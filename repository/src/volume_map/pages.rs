@@ -1,7 +1,11 @@
 //! Lists of page digests. They are chunks in metadata packs, apart from those of leaves: a restore does not read them.
 
-use super::head;
+use std::collections::HashMap;
+
+use super::{Extent, head};
+use crate::chunk::PAGE;
 use crate::chunk::pages::{DIGEST_LEN, PageDigest};
+use crate::id::ChunkId;
 use crate::wire::{Decoder, Encoder, Malformed};
 
 /// Digests, in the order in which extents name them.
@@ -32,4 +36,15 @@ impl PageList {
         d.finish("end of page list")?;
         Ok(Self { digests })
     }
+}
+
+/// The digests of an extent's pages, if it has some and their list is among these. One that begins within a page of its chunk has none
+/// that say anything.
+pub fn digests_of<'a>(extent: &Extent, lists: &'a HashMap<ChunkId, PageList>) -> Option<&'a [PageDigest]> {
+    let Extent::Data { len, chunk_offset, pages: Some(at), .. } = extent else { return None };
+    if !(*chunk_offset as usize).is_multiple_of(PAGE) {
+        return None;
+    }
+    let first = at.first as usize;
+    lists.get(&at.list.id)?.digests.get(first..first + (*len as usize).div_ceil(PAGE))
 }
