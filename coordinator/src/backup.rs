@@ -290,12 +290,19 @@ impl Run {
             let assigned = lock(&self.assigned);
             // Asking the store took its time: whoever has the volume by now asks for itself.
             let present = assigned.get(&a.volume).filter(|present| present.attempt == a.attempt);
-            self.claims.claim(&unknown, &present.ok_or(RefusedCall::Stale)?.node, &a.volume).into_iter()
+            let node = &present.ok_or(RefusedCall::Stale)?.node;
+            let index = lock(&self.index);
+            // And a pack may have been sealed: this run's, so it is there.
+            let stored = |id: &ChunkId| index.find(id).is_some_and(|p| !gone.contains(&p.pack));
+            self.claims.claim(&unknown, node, &a.volume, stored).into_iter()
         };
         let answer = |p: &Option<Place>| match known(p) {
             true => Answer::Known,
-            false if claimed.next() == Some(Claimed::Theirs) && share => Answer::Elsewhere,
-            false => Answer::Yours,
+            false => match claimed.next() {
+                Some(Claimed::Stored) => Answer::Known,
+                Some(Claimed::Theirs) if share => Answer::Elsewhere,
+                _ => Answer::Yours,
+            },
         };
         let answers: Vec<Answer> = places.iter().map(answer).collect();
         let count = |wanted| answers.iter().filter(|a| **a == wanted).count() as u64;

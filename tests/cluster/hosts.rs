@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use milkrun_tests::cluster::{Cluster, Network, wait_for};
+use milkrun_tests::cluster::{Cluster, Network, is_over, wait_for};
 use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::{is_root, noise, skip};
 
@@ -81,11 +81,11 @@ pub(crate) fn four_hosts_with_identical_images_store_them_once() {
 #[test]
 fn cut_links_lose_nothing() {
     let Some((_server, _cache, mut c)) = four_hosts("cut links between hosts") else { return };
-    const SIZE: usize = 160 << 20;
+    const SIZE: usize = 224 << 20;
     fs::write(c.folder().join("data"), noise(SIZE, 4)).unwrap();
     let at: Vec<String> = NODES.iter().map(|n| format!("{n}: {}", c.folder().join("data").display())).collect();
     c.inventory(&format!(
-        "nodes: {{ node-1: , node-2: , node-3: , node-4: }}\napplications:\n  shop:\n    volumes:\n      data: {{ size: 160MiB, at: {{ {} }} }}\n",
+        "nodes: {{ node-1: , node-2: , node-3: , node-4: }}\napplications:\n  shop:\n    volumes:\n      data: {{ size: 224MiB, at: {{ {} }} }}\n",
         at.join(", ")
     ));
     c.agent_args.extend(["--limit-upload".into(), "16MiB".into(), "--memory".into(), "64MiB".into()]);
@@ -94,9 +94,14 @@ fn cut_links_lose_nothing() {
     c.wait_for_agents(&NODES);
     let mut command = c.command("root", &["view", "backup", "restore", "operate"], &["backup", "shop", "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let volume = || {
+        let run = c.runs().first()?.clone();
+        assert!(!is_over(&run), "it is over already: {run}");
+        run["volumes"].as_array()?.first().cloned()
+    };
     let at_work = |more_than: u64| {
         wait_for("progress", || {
-            let volume = c.runs().first()?["volumes"].as_array()?.first()?.clone();
+            let volume = volume()?;
             let far = volume["done_bytes"].as_u64()? >= more_than && volume["node"] != "";
             far.then(|| volume["node"].as_str().unwrap().to_owned())
         })
@@ -106,8 +111,7 @@ fn cut_links_lose_nothing() {
     let network = c.network().unwrap();
     network.cut(&first, "coordinator");
     let second = wait_for("another node", || {
-        let volume = c.runs().first()?["volumes"].as_array()?.first()?.clone();
-        let node = volume["node"].as_str()?.to_owned();
+        let node = volume()?["node"].as_str()?.to_owned();
         (!node.is_empty() && node != first).then_some(node)
     });
     network.heal(&first, "coordinator");

@@ -133,8 +133,8 @@ fn a_restore_whose_agent_is_killed_goes_on_when_it_is_back() {
     let mut command = c.command("root", &[], &["restore", "shop", "--volume", &target, "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for("the target to be written", || {
-        let volume = c.runs().last()?["volumes"].as_array()?.first()?.clone();
-        (volume["done_bytes"].as_u64()? == SIZE as u64).then_some(())
+        let run = c.runs().into_iter().find(|r| r["kind"] == "restore")?;
+        (run["volumes"][0]["done_bytes"].as_u64()? == SIZE as u64).then_some(())
     });
     hanging.signal(Signal::SIGKILL);
     hanging.wait();

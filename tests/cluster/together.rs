@@ -108,6 +108,11 @@ fn two_nodes_make_one_restore_point_and_bring_it_back_on_each_others_side() {
     assert_eq!(runs.len(), 3);
     assert!(runs.iter().all(|r| r["state"] == "done"), "{runs:?}");
     assert_eq!(runs[0]["volumes"][0]["node"], "node-a");
+    for volume in runs.iter().flat_map(|r| r["volumes"].as_array().unwrap()) {
+        let size = fs::metadata(at(&format!("{}.img", volume["name"].as_str().unwrap()))).unwrap().len();
+        let far = (volume["done_bytes"].as_u64(), volume["total_bytes"].as_u64());
+        assert_eq!(far, (Some(size), Some(size)), "{runs:?}");
+    }
     let watched = c.run(&["watch", runs[0]["run"].as_str().unwrap(), "--json"]).ok().json();
     assert_eq!(watched["point"], first["point"]);
 }

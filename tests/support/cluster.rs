@@ -120,10 +120,19 @@ impl Process {
     }
 }
 
+/// So many of a log's last lines are shown when a test fails: it may never fail that way again.
+const LAST_LINES: usize = 80;
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+            eprintln!("\nthe end of {}:\n{last}", self.log.display());
+        }
     }
 }
 

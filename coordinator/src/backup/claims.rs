@@ -32,6 +32,8 @@ pub(super) enum Claimed {
     Yours,
     /// Another node.
     Theirs,
+    /// Nobody: it was stored since it was looked for.
+    Stored,
 }
 
 impl Claims {
@@ -39,18 +41,22 @@ impl Claims {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims unknown chunks for a volume's present attempt, on this node.
+    /// Claims unknown chunks for a volume's present attempt, on this node. What has no entry may have had one when the caller
+    /// looked for it: `stored` says whether it has become known meanwhile. Whoever stores a chunk makes it known before it
+    /// [settles](Self::settle) it.
     pub(super) fn claim<'a>(
         &self,
         ids: impl IntoIterator<Item = &'a ChunkId>,
         node: &str,
         volume: &str,
+        stored: impl Fn(&ChunkId) -> bool,
     ) -> Vec<Claimed> {
         let holder = Arc::new(Holder { node: node.to_owned(), volume: volume.to_owned() });
         let mut table = self.table();
         let claim = |id: &ChunkId| match table.entry(*id) {
             std::collections::hash_map::Entry::Occupied(e) if e.get().node == node => Claimed::Yours,
             std::collections::hash_map::Entry::Occupied(_) => Claimed::Theirs,
+            std::collections::hash_map::Entry::Vacant(_) if stored(id) => Claimed::Stored,
             std::collections::hash_map::Entry::Vacant(e) => {
                 e.insert(holder.clone());
                 Claimed::Yours
@@ -101,15 +107,19 @@ mod tests {
     async fn one_uploads_the_others_wait_and_inherit() {
         let claims = Claims::default();
         let ids = [ChunkId::from_bytes([1; 32]), ChunkId::from_bytes([2; 32])];
-        assert_eq!(claims.claim(&ids[..1], "a", "v"), [Claimed::Yours]);
-        assert_eq!(claims.claim(&ids, "b", "w"), [Claimed::Theirs, Claimed::Yours]);
-        assert_eq!(claims.claim(&ids, "a", "x"), [Claimed::Yours, Claimed::Theirs]);
+        assert_eq!(claims.claim(&ids[..1], "a", "v", |_| false), [Claimed::Yours]);
+        assert_eq!(claims.claim(&ids, "b", "w", |_| false), [Claimed::Theirs, Claimed::Yours]);
+        assert_eq!(claims.claim(&ids, "a", "x", |_| false), [Claimed::Yours, Claimed::Theirs]);
         assert_eq!(claims.holders(&ids), ["a".to_owned(), "b".to_owned()].into());
         // Another volume of that node goes on; what this one claimed is free all the same.
         claims.forget("v");
-        assert_eq!(claims.claim(&ids, "b", "w"), [Claimed::Yours, Claimed::Yours]);
+        assert_eq!(claims.claim(&ids, "b", "w", |_| false), [Claimed::Yours, Claimed::Yours]);
         claims.settle(&ids);
         assert!(claims.holders(&ids).is_empty());
+        // Who looked before they were stored, and claims afterwards, stores nothing again.
+        let stored = |id: &ChunkId| *id == ids[0];
+        assert_eq!(claims.claim(&ids, "a", "v", stored), [Claimed::Stored, Claimed::Yours]);
+        claims.settle(&ids);
         // Nothing to wait for: returns at once.
         claims.wait(|| false).await;
     }

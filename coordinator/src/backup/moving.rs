@@ -126,6 +126,11 @@ async fn apply(
         RunEvent::Finished(volume) => {
             moves.done(&volume);
             run.release(&volume);
+            // What the agent says now and then of its progress, it does not say at its end.
+            let len = run.volumes[volume.as_str()].lock().await.finished.as_ref().map(|f| f.entry.map.len);
+            if let Some(len) = len {
+                feed.volume(&volume, |v| (v.progress.done_bytes, v.progress.total_bytes) = (len, len));
+            }
             Ok(())
         }
         RunEvent::Agent(node, FromAgent::Progress(p)) if moves.is_present(&node, p.assignment.as_ref()) => {

@@ -331,7 +331,7 @@ impl Run {
     ) -> Result<(), BackupError> {
         loop {
             let told = match self.volumes.get(volume.as_str()) {
-                Some(build) => build.lock().await.told_until(),
+                Some(build) => build.lock().await.told_to,
                 None => return Ok(()),
             };
             if told >= until || self.next_parent(volume.as_str(), 0, reader, false).await?.is_none() {

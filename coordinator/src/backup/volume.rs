@@ -114,11 +114,6 @@ impl VolumeBuild {
         self.next
     }
 
-    /// Up to where the parent was told.
-    pub(super) fn told_until(&self) -> u64 {
-        self.told_to
-    }
-
     /// The parent's map.
     pub(super) fn origin(&self) -> Option<MapRoot> {
         self.origin

@@ -241,7 +241,12 @@ impl<'a> Targets<'a> {
                 target.state = State::Done(work);
                 self.progress.note(Record::Restored { volume: target.spec.name.clone(), work }).await?;
                 self.run.assign(&a.volume, None);
-                self.feed.volume(&a.volume, |v| v.done = true);
+                let len = self.run.len_of(&a.volume);
+                self.feed.volume(&a.volume, |v| {
+                    v.done = true;
+                    // What the agent says now and then of its progress, it does not say at its end.
+                    (v.progress.done_bytes, v.progress.total_bytes) = (len, len);
+                });
                 self.coordinator.dispatcher.done(&self.id, &a.volume);
                 Ok(())
             }
