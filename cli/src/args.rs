@@ -366,8 +366,12 @@ pub(crate) struct Verify {
     /// Read and open all data, or a share of it
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) data: Option<u8>,
+    /// Set packs aside that are found damaged or missing: later backups store what was in them again, where the source still has
+    /// it, and refer to them no more. Points that need them are not mended
+    #[arg(long)]
+    pub(crate) set_aside: bool,
     /// Prove every stored byte with the public key alone, without the secret
-    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "set_aside"])]
     pub(crate) public_key: Option<PathBuf>,
 }
 

@@ -363,6 +363,7 @@ impl Run {
             let (id, there) = answer?;
             if !there {
                 tracing::warn!(pack = %id, "a pack that the index names is gone; its chunks are stored again");
+                lock(&self.index).set_aside([id]);
             }
             present.insert(id, there);
         }

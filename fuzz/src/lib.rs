@@ -21,6 +21,7 @@ use milkrun_agent::device::changes::Changes;
 use milkrun_coordinator::manifests;
 use milkrun_repository::chunk::codec::{Codec, Decompressor};
 use milkrun_repository::config::Config;
+use milkrun_repository::damaged;
 use milkrun_repository::id::{PackId, PointId};
 use milkrun_repository::index::{MappedSegment, Segment};
 use milkrun_repository::keys::envelope::{self, Kind};
@@ -98,6 +99,9 @@ fn stored() -> Vec<Target> {
             let segment = Segment::decode(b).ok()?;
             assert!(MappedSegment::cache_file(b).is_ok(), "decoded and can't be mapped");
             Some(segment.encode())
+        }),
+        Target::canonical("damaged packs", golden!("damaged-body-v1.bin").to_vec(), |b| {
+            damaged::decode(b).ok().map(|packs| damaged::encode(&packs))
         }),
         Target::canonical("lease", golden!("lease-body-v1.bin").to_vec(), |b| {
             Lease::decode(b).ok().map(|x| x.encode())

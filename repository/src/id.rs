@@ -79,6 +79,8 @@ ids! {
     AppHash: 16;
     /// Random name of a wrapped secret.
     KeyId: 8;
+    /// Random name of a note on damaged packs.
+    NoteId: 8;
 }
 
 macro_rules! random {
@@ -92,7 +94,7 @@ macro_rules! random {
     )*};
 }
 
-random! { RepositoryId PackId SegmentId RunId KeyId }
+random! { RepositoryId PackId SegmentId RunId KeyId NoteId }
 
 /// Text or bytes that are no id of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

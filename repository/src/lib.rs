@@ -11,6 +11,7 @@
 //! point                      roots, placements, the catalog, the commit
 //! repository                 make and open one
 //! restore_plan, verify       from maps to ranged reads; proofs
+//! damaged                    packs that nothing new refers to
 //! ```
 //!
 //! What may run beside what, and why it is safe:
@@ -24,6 +25,7 @@ pub mod chunk;
 pub mod clock;
 pub mod config;
 pub mod crash;
+pub mod damaged;
 pub mod id;
 pub mod index;
 pub mod keys;

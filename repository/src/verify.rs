@@ -71,6 +71,8 @@ pub struct Report {
     pub chunks_opened: u64,
     /// Extents of which the digests of pages were compared with the bytes.
     pub extents_compared: u64,
+    /// Packs that hold something else than they must, or are gone, by application: nothing new should refer to them.
+    pub damaged: BTreeMap<AppHash, BTreeSet<PackId>>,
     /// Findings, sorted, each object and reason once.
     pub findings: Vec<Finding>,
 }

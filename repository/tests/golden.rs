@@ -7,6 +7,7 @@
 mod samples;
 
 use milkrun_repository::config::Config;
+use milkrun_repository::damaged;
 use milkrun_repository::index::Segment;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::wrapped;
@@ -116,6 +117,13 @@ fn lease_v1() {
     let body = golden("lease-body-v1.bin", || lease().encode());
     assert_eq!(Lease::decode(&body).unwrap(), lease());
     assert_eq!(lease().encode(), body);
+}
+
+#[test]
+fn damaged_packs_v1() {
+    let body = golden("damaged-body-v1.bin", || damaged::encode(&damaged_packs()));
+    assert_eq!(damaged::decode(&body).unwrap(), damaged_packs());
+    assert_eq!(damaged::encode(&damaged_packs()), body);
 }
 
 #[test]

@@ -158,6 +158,56 @@ fn a_lost_pack_is_uploaded_again_and_later_points_are_whole() {
     w.m.run(["verify", &w.points[0]]).fails_or_finds();
 }
 
+/// Packs that rot, and whose names, lengths and directories are as they were: only reading them tells.
+#[test]
+fn a_rotten_pack_is_set_aside_and_its_content_stored_again() {
+    let w = world();
+    let image = w.folder.path().join("image");
+    let backup = |parent: &str| {
+        let made = w.m.run(["backup", "shop", "--volume", &volume(&image), "--parent", parent, "--json"]).ok().json();
+        (made["point"].as_str().unwrap().to_owned(), made["volumes"][0]["new_bytes"].as_u64().unwrap())
+    };
+    for path in objects(w.folder.path(), "packs") {
+        let mut bytes = fs::read(&path).unwrap();
+        // In the first slot, of data and of maps alike.
+        bytes[100] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    // Nothing tells that it is not there any more. (A chunk may be cut otherwise without the parent.)
+    let (referring, new) = backup("none");
+    assert!(new < 1 << 20, "{new}");
+    w.m.run(["verify", &referring, "--data"]).fails_or_finds();
+    let found = w.m.run(["verify", "--data"]);
+    found.fails_or_finds();
+    assert!(found.out.contains("--set-aside"), "{}", found.out);
+
+    let aside = w.m.run(["verify", "--data", "--set-aside", "--json"]);
+    aside.fails_or_finds();
+    assert!(aside.json()["set_aside"].as_u64() > Some(0), "{}", aside.out);
+    let again = w.m.run(["verify", "--data", "--set-aside", "--json"]);
+    assert_eq!(again.json()["set_aside"], 0);
+    // With the parent that refers to them: what it says of unchanged content counts no more.
+    let (whole, new) = backup("auto");
+    assert!(new > 3 << 20, "{new}");
+    w.m.run(["verify", &whole, "--data"]).ok();
+    let (ran, out) = restored(&w);
+    ran.ok();
+    assert!(fs::read(out).unwrap() == fs::read(&image).unwrap());
+    // Once: from then on it is known, wherever it lies.
+    for parent in ["auto", "none"] {
+        let (point, new) = backup(parent);
+        assert!(new < 1 << 20, "{parent}: {new}");
+        w.m.run(["verify", &point, "--data"]).ok();
+    }
+    // A note that was altered sets nothing aside, and harms nobody.
+    for note in objects(w.folder.path(), "damaged") {
+        fs::write(note, b"something else").unwrap();
+    }
+    let (last, new) = backup("auto");
+    assert!(new < 1 << 20, "{new}");
+    w.m.run(["verify", &last, "--data"]).ok();
+}
+
 trait Finds {
     fn fails_or_finds(&self);
 }

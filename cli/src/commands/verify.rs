@@ -1,10 +1,14 @@
 //! `milkrun verify`
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use milkrun_repository::damaged;
+use milkrun_repository::id::PackId;
 use milkrun_repository::keys::VerifyingKey;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::chain;
+use milkrun_repository::repository::Repository;
 use milkrun_repository::verify::{self, Options, PublicError, Report};
 use serde_json::json;
 
@@ -17,6 +21,7 @@ const PARALLEL: usize = 4;
 
 pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliError> {
     let url = a.repository.url()?;
+    let mut aside = None;
     let report = match &a.public_key {
         Some(file) => {
             let options = public_options(&a)?;
@@ -48,10 +53,27 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
                     CliError::failed("there is no such restore point").with("`milkrun points` lists what there is.")
                 );
             }
+            if a.set_aside {
+                aside = Some(set_aside(&repository, &report).await?);
+            }
             report
         }
     };
-    Ok(print_report(&report, a.data.is_some() || a.public_key.is_some(), global))
+    Ok(print_report(&report, aside, a.data.is_some() || a.public_key.is_some(), global))
+}
+
+/// Sets aside what was found damaged and is not set aside yet. Returns how many packs that are.
+async fn set_aside(repository: &Repository, report: &Report) -> Result<usize, CliError> {
+    let mut count = 0;
+    for (app, packs) in &report.damaged {
+        let known = damaged::load(repository, app).await?;
+        let new: BTreeSet<PackId> = packs.difference(&known).copied().collect();
+        if !new.is_empty() {
+            damaged::set_aside(repository, app, &new).await.map_err(|e| CliError::failed(chain(&e)))?;
+            count += new.len();
+        }
+    }
+    Ok(count)
 }
 
 fn public_options(a: &args::Verify) -> Result<Options, CliError> {
@@ -79,7 +101,7 @@ fn public_error(e: PublicError) -> CliError {
     }
 }
 
-fn print_report(report: &Report, data: bool, global: &Global) -> Exit {
+fn print_report(report: &Report, aside: Option<usize>, data: bool, global: &Global) -> Exit {
     let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Damage };
     if global.json {
         let findings: Vec<_> = report
@@ -104,6 +126,7 @@ fn print_report(report: &Report, data: bool, global: &Global) -> Exit {
                 "extents_compared": report.extents_compared,
             },
             "findings": findings,
+            "set_aside": aside,
         }));
         return exit;
     }
@@ -132,6 +155,16 @@ fn print_report(report: &Report, data: bool, global: &Global) -> Exit {
         for point in &f.points {
             print(&format!("    touches {point}\n"));
         }
+    }
+    match aside {
+        Some(0) => print("There was nothing to set aside that is not yet.\n"),
+        Some(packs) => print(&format!(
+            "Set {packs} packs aside: the next backups store again what was in them and the source still has.\n"
+        )),
+        None if report.damaged.is_empty() => {}
+        None => print(
+            "Later backups may still refer to these packs. With --set-aside they store again what was in them and the source still has.\n",
+        ),
     }
     exit
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::clock::Moment;
+use milkrun_repository::damaged;
 use milkrun_repository::id::{AppName, PointId, RunId};
 use milkrun_repository::index::ChunkIndex;
 use milkrun_repository::keys::envelope::{self, Kind};
@@ -214,6 +215,8 @@ async fn run(
     if let Some(parent) = &parent {
         parent::complete_index(repository, parent, &mut index).await?;
     }
+    let set_aside = damaged::load(repository, &root.app).await?;
+    index.set_aside(set_aside.iter().copied());
     let metadata = MetadataWriter::new(repository.target(PackKind::Metadata), ring.domain(root.app))
         .map_err(BackupError::Setup)?;
     let volumes = order.sources.iter().map(|s| (s.name.to_string(), build(s, parent.as_ref()))).collect();
@@ -227,7 +230,8 @@ async fn run(
         volumes,
         stored: Mutex::default(),
         referenced: Mutex::default(),
-        present: tokio::sync::Mutex::default(),
+        // What was set aside counts as gone.
+        present: tokio::sync::Mutex::new(set_aside.into_iter().map(|id| (id, false)).collect()),
         parent: parent.as_ref().map(|p| p.found.root.id()),
         parent_packs: Mutex::new(parent.as_ref().map(|p| p.placement.packs.clone()).unwrap_or_default()),
         stored_bytes: AtomicU64::new(0),

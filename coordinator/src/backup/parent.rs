@@ -159,8 +159,9 @@ impl Run {
                 Err(e) => return Err(e.into()),
             };
             let visited = cursor.take_visited();
+            let gone = self.missing(visited.iter().map(|r| r.place.pack).collect()).await?;
             let mut writer = self.metadata.lock().await;
-            for reference in visited {
+            for reference in visited.into_iter().filter(|r| !gone.contains(&r.place.pack)) {
                 writer.note(reference);
             }
             drop(writer);

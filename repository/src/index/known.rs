@@ -74,6 +74,8 @@ pub struct ChunkIndex {
     fresh: HashMap<ChunkId, Place>,
     /// Packs whose entries are in no segment yet.
     unwritten: Vec<PackId>,
+    /// Packs that are gone or damaged.
+    aside: HashSet<PackId>,
 }
 
 impl ChunkIndex {
@@ -124,12 +126,20 @@ impl ChunkIndex {
         let replaced: HashSet<SegmentId> = segments.iter().flat_map(|(_, s)| s.replaces().iter().copied()).collect();
         segments.retain(|(id, _)| !replaced.contains(id));
         let packs = segments.iter().flat_map(|(_, s)| s.packs()).map(|p| (p.id, p.clone())).collect();
-        Ok(Self { segments, packs, fresh: HashMap::new(), unwritten: Vec::new() })
+        Ok(Self { segments, packs, ..Self::default() })
     }
 
     /// Where a chunk is.
     pub fn find(&self, id: &ChunkId) -> Option<Place> {
-        self.fresh.get(id).copied().or_else(|| self.segments.iter().rev().find_map(|(_, s)| s.find(id)))
+        let usable = |p: &Place| self.aside.is_empty() || !self.aside.contains(&p.pack);
+        let fresh = self.fresh.get(id).copied().filter(usable);
+        // Of a chunk that lies in several packs, one may be left.
+        fresh.or_else(|| self.segments.iter().rev().find_map(|(_, s)| s.find(id).filter(usable)))
+    }
+
+    /// Forgets what lies in these packs. The next segment that replaces others leaves it out.
+    pub fn set_aside(&mut self, packs: impl IntoIterator<Item = PackId>) {
+        self.aside.extend(packs);
     }
 
     /// What is known of a pack.
@@ -178,7 +188,8 @@ impl ChunkIndex {
         if merge && self.segments.len() >= Self::MERGE_FROM {
             for (id, segment) in self.segments.iter().filter(|(_, s)| s.len() <= Self::MERGE_ENTRIES_MAX) {
                 replaces.push(*id);
-                packs.extend_from_slice(segment.packs());
+                packs.extend(segment.packs().iter().filter(|p| !self.aside.contains(&p.id)).cloned());
+                // Those of other packs go with them.
                 entries.extend(segment.entries());
             }
         }

@@ -61,3 +61,29 @@ fn a_damaged_cache_file_is_noticed() {
         assert!(MappedSegment::open(&path).is_none(), "cut at {at}");
     }
 }
+
+#[test]
+fn what_lies_in_packs_that_were_set_aside_is_not_found_unless_elsewhere_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = IndexCache::new(folder.path(), &crate::id::RepositoryId::from_bytes([0; 16])).unwrap();
+    let mut index = ChunkIndex::default();
+    let (both, one) = (ChunkId::from_bytes([1; 32]), ChunkId::from_bytes([2; 32]));
+    // Whichever segment is asked first.
+    for n in [1, 2] {
+        let entries = (1..=3 - n).map(|id| entry([id; 32], n, 0));
+        let body = Segment::new(vec![pack(n)], entries.collect()).encode();
+        let id = SegmentId::from_bytes([n; 16]);
+        index.written(id, cache.store(&id, &body).unwrap());
+    }
+    let in_pack = |index: &ChunkIndex, id| index.find(id).map(|p| p.pack.as_bytes()[0]);
+    assert_eq!((in_pack(&index, &both), in_pack(&index, &one)), (Some(2), Some(1)));
+    index.set_aside([PackId::from_bytes([2; 16])]);
+    assert_eq!((in_pack(&index, &both), in_pack(&index, &one)), (Some(1), Some(1)));
+    index.set_aside([PackId::from_bytes([1; 16])]);
+    assert_eq!((in_pack(&index, &both), in_pack(&index, &one)), (None, None));
+    // Stored again, it is known again.
+    index.add(pack(3), [entry([1; 32], 3, 0)]);
+    assert_eq!((in_pack(&index, &both), in_pack(&index, &one)), (Some(3), None));
+    index.set_aside([PackId::from_bytes([3; 16])]);
+    assert_eq!(in_pack(&index, &both), None);
+}

@@ -1,10 +1,10 @@
-//! The envelope of unlocked objects (index segments, leases, journals): sealed with a key that no node holds, and bound to
+//! The envelope of unlocked objects (index segments, leases, journals, notes on damaged packs): sealed with a key that no node holds, and bound to
 //! the object's key, so that a forged, altered or moved one is refused.
 //!
 //! ```text
 //!  0  16  magic "milkrun sealed\0\0"
 //! 16   2  version = 1
-//! 18   2  kind (1 index segment, 2 lease, 3 journal, 4 leader)
+//! 18   2  kind (1 index segment, 2 lease, 3 journal, 4 leader, 5 damaged packs)
 //! 20   4  reserved, zero
 //! 24  32  salt; the object's own key = BLAKE3-keyed(envelope key, salt), used once, so the nonce is zero
 //! 56   n  ciphertext, then 16 bytes of tag     AAD: bytes 0..56, repository id, object key
@@ -33,6 +33,8 @@ pub enum Kind {
     Journal = 3,
     /// Who leads.
     Leader = 4,
+    /// Packs that were set aside.
+    Damaged = 5,
 }
 
 /// Why an envelope was refused.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::id::{AppHash, KeyId, PackId, PointId, RunId, SegmentId};
+use crate::id::{AppHash, KeyId, NoteId, PackId, PointId, RunId, SegmentId};
 
 /// A key within a repository; slash-separated, no empty, `.` or `..` part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +82,16 @@ impl Key {
     pub fn parse_segment(&self) -> Option<(AppHash, SegmentId)> {
         let (domain, id) = self.0.strip_prefix("index/")?.split_once('/')?;
         Some((domain.parse().ok()?, id.parse().ok()?))
+    }
+
+    /// `damaged/<application hash>/<id>`
+    pub fn damaged(app: &AppHash, id: &NoteId) -> Self {
+        Self(format!("damaged/{app}/{id}"))
+    }
+
+    /// `damaged/<application hash>/`
+    pub fn all_damaged(app: &AppHash) -> String {
+        format!("damaged/{app}/")
     }
 
     /// `leases/<run>`

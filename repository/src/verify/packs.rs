@@ -18,12 +18,23 @@ use crate::store::{Failure, GetError, Key};
 
 #[derive(Default)]
 struct Looked {
-    findings: Vec<(String, String)>,
+    /// What is wrong with it.
+    findings: Vec<String>,
     bytes_read: u64,
     chunks_opened: u64,
     extents_compared: u64,
     whole: bool,
     index_entries: u64,
+    /// Nothing new should refer to it.
+    damaged: bool,
+}
+
+impl Looked {
+    fn and_damaged(mut self, reason: String) -> Self {
+        self.damaged = true;
+        self.findings.push(reason);
+        self
+    }
 }
 
 pub(super) async fn check(
@@ -36,24 +47,26 @@ pub(super) async fn check(
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     let index = index_expectations(repository, cache, needed).await?;
-    let looks = needed.values().map(|n| {
+    let (expected, index) = (&expected, &index);
+    let looks = needed.values().map(|n| async move {
         let id = &n.info.id;
         let whole = chosen.contains(id).then(|| expected.pages.get(id).cloned().unwrap_or_default());
-        look(repository, n, expected.slots.get(id), index.get(id), whole)
+        Ok::<_, Failure>((n, look(repository, n, expected.slots.get(id), index.get(id), whole).await?))
     });
     let mut looks = futures::stream::iter(looks).buffer_unordered(parallel.max(1));
-    let points: HashMap<String, _> = needed.values().map(|n| (Key::pack(&n.info.id).to_string(), &n.points)).collect();
     while let Some(looked) = looks.next().await {
-        let looked = looked?;
+        let (needed, looked) = looked?;
         report.packs += 1;
         report.packs_read += u64::from(looked.whole);
         report.bytes_read += looked.bytes_read;
         report.chunks_opened += looked.chunks_opened;
         report.extents_compared += looked.extents_compared;
         report.index_entries += looked.index_entries;
-        for (object, reason) in looked.findings {
-            let touched = points.get(&object).copied().cloned().unwrap_or_default();
-            findings.add(object, reason, touched);
+        if looked.damaged {
+            report.damaged.entry(needed.app).or_default().insert(needed.info.id);
+        }
+        for reason in looked.findings {
+            findings.add(Key::pack(&needed.info.id), reason, needed.points.iter().copied());
         }
     }
     Ok(())
@@ -97,31 +110,22 @@ async fn look(
     let info = &needed.info;
     let key = Key::pack(&info.id);
     let mut looked = Looked { whole, ..Looked::default() };
-    let mut find = |reason: String| looked.findings.push((key.to_string(), reason));
     match repository.store.head(&key, Some(&info.version)).await {
         Ok(head) => {
-            if let Some(reason) = missing_lock(head.lock, needed) {
-                find(reason);
-            }
+            // One that is not locked holds what it must.
+            looked.findings.extend(missing_lock(head.lock, needed));
             if head.length != info.length {
-                find(format!("has {} bytes instead of {}", head.length, info.length));
-                return Ok(looked);
+                return Ok(looked.and_damaged(format!("has {} bytes instead of {}", head.length, info.length)));
             }
         }
-        Err(GetError::NotFound(_)) => {
-            find("missing".into());
-            return Ok(looked);
-        }
+        Err(GetError::NotFound(_)) => return Ok(looked.and_damaged("missing".into())),
         Err(GetError::Failed(f)) => return Err(f),
     }
     let range =
         if whole { None } else { Some(info.length.saturating_sub(Directory::tail_len(&info.key))..info.length) };
     let bytes = match repository.store.get(&key, Some(&info.version), range).await {
         Ok(bytes) => bytes,
-        Err(GetError::NotFound(_)) => {
-            find("missing".into());
-            return Ok(looked);
-        }
+        Err(GetError::NotFound(_)) => return Ok(looked.and_damaged("missing".into())),
         Err(GetError::Failed(f)) => return Err(f),
     };
     let secret = match info.kind {
@@ -130,10 +134,7 @@ async fn look(
     };
     let directory = match directory(repository, needed, &bytes, secret) {
         Ok(directory) => directory,
-        Err(reason) => {
-            find(reason);
-            return Ok(looked);
-        }
+        Err(reason) => return Ok(looked.and_damaged(reason)),
     };
     let slots: HashMap<u32, u64> = directory.slots.iter().map(|(id, p)| (p.slot, fingerprint(id, p))).collect();
     let differ = |list: Option<&Vec<(u32, u64)>>| {
@@ -141,17 +142,25 @@ async fn look(
     };
     let (by_map, by_index) = (differ(expected), differ(index));
     if by_map > 0 {
-        find(format!("its directory contradicts {by_map} entries of volume maps"));
+        looked = looked.and_damaged(format!("its directory contradicts {by_map} entries of volume maps"));
     }
     if by_index > 0 {
-        find(format!("its directory contradicts {by_index} entries of the index"));
+        looked = looked.and_damaged(format!("its directory contradicts {by_index} entries of the index"));
     }
     looked.index_entries = index.map_or(0, |i| i.len() as u64);
     if let Some(pages) = pages {
         looked.bytes_read = info.length;
         let opened = open_all(repository, needed, bytes, directory, secret, pages).await;
         (looked.chunks_opened, looked.extents_compared) = (opened.chunks, opened.extents_compared);
-        looked.findings.extend(opened.reasons.into_iter().map(|r| (key.to_string(), r)));
+        looked.damaged |= !opened.reasons.is_empty();
+        looked.findings.extend(opened.reasons);
+        if opened.other_pages > 0 {
+            looked.findings.push(format!(
+                "maps keep other digests of its pages than its bytes have, in {} extents: a later backup may take a page that \
+                 changed for one that did not; make one with --parent none",
+                opened.other_pages
+            ));
+        }
     }
     Ok(looked)
 }
@@ -176,6 +185,8 @@ fn directory(
 struct Opened {
     chunks: u64,
     extents_compared: u64,
+    /// Extents of which maps keep other digests of pages.
+    other_pages: u64,
     /// What did not open, or is not what it must be.
     reasons: Vec<String>,
 }
@@ -211,7 +222,6 @@ async fn open_all(
         };
         let (mut sealed, mut plain) = (Vec::new(), Vec::new());
         pages.sort_unstable_by_key(|p| p.slot);
-        let mut other_pages = 0;
         for (chunk, place) in &directory.slots {
             let Some(slot) = bytes.get(place.offset as usize..usize::try_from(place.end()).unwrap_or(usize::MAX))
             else {
@@ -235,17 +245,11 @@ async fn open_all(
                     let of_slot = pages[first..].iter().take_while(|p| p.slot == place.slot);
                     for kept in of_slot {
                         done.extents_compared += 1;
-                        other_pages += u64::from(!kept.agrees(&digests));
+                        done.other_pages += u64::from(!kept.agrees(&digests));
                     }
                 }
                 Err(e) => done.reasons.push(format!("slot {} at byte {}: {}", place.slot, place.offset, chain(&e))),
             }
-        }
-        if other_pages > 0 {
-            done.reasons.push(format!(
-                "maps keep other digests of its pages than its bytes have, in {other_pages} extents: a later backup may take a \
-                 page that changed for one that did not; make one with --parent none"
-            ));
         }
         done
     });

@@ -1,6 +1,7 @@
 //! One fixed value of every stored object.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses some of them")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use milkrun_repository::chunk::codec::{Codec, Compressor, Level};
@@ -159,6 +160,10 @@ pub fn segment() -> Segment {
     let mut segment = Segment::new(vec![info(4), info(6)], vec![entry(9, 4), entry(1, 6), entry(5, 4)]);
     segment.replaces = vec![SegmentId::from_bytes([8; 16])];
     segment
+}
+
+pub fn damaged_packs() -> BTreeSet<PackId> {
+    [3, 1, 2].map(|n| PackId::from_bytes([n; 16])).into()
 }
 
 pub fn lease() -> Lease {
