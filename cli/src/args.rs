@@ -367,7 +367,7 @@ pub(crate) struct Verify {
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) data: Option<u8>,
     /// Set packs aside that are found damaged or missing: later backups store what was in them again, where the source still has
-    /// it, and refer to them no more. Points that need them are not mended
+    /// it, and refer to them no more. Points that need them are not mended. It writes a note to the repository
     #[arg(long)]
     pub(crate) set_aside: bool,
     /// Prove every stored byte with the public key alone, without the secret

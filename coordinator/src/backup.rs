@@ -292,7 +292,7 @@ impl Run {
             let present = assigned.get(&a.volume).filter(|present| present.attempt == a.attempt);
             let node = &present.ok_or(RefusedCall::Stale)?.node;
             let index = lock(&self.index);
-            // And a pack may have been sealed: this run's, so it is there.
+            // And a pack may have been sealed. What was not found before, or lies elsewhere now, is this run's, so it is there.
             let stored = |id: &ChunkId| index.find(id).is_some_and(|p| !gone.contains(&p.pack));
             self.claims.claim(&unknown, node, &a.volume, stored).into_iter()
         };
@@ -363,7 +363,6 @@ impl Run {
             let (id, there) = answer?;
             if !there {
                 tracing::warn!(pack = %id, "a pack that the index names is gone; its chunks are stored again");
-                lock(&self.index).set_aside([id]);
             }
             present.insert(id, there);
         }

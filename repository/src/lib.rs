@@ -20,7 +20,7 @@
 //! |---|---|---|---|
 //! | **backup** | packs and segments have random names; each run has its own root key; commit is create-only | a point is read only after its root exists | as restore; leases and packs of running backups are no findings |
 //! | **restore** | | only reads | only reads |
-//! | **verify** | | | only reads |
+//! | **verify** | | | reads; what it sets aside, later runs heed |
 pub mod chunk;
 pub mod clock;
 pub mod config;

@@ -154,6 +154,14 @@ impl MetadataError {
         !matches!(self, Self::Store(_))
     }
 
+    /// The pack that is damaged or gone.
+    pub fn pack(&self) -> Option<PackId> {
+        match self {
+            Self::Missing(key) | Self::Damaged { key, .. } => key.parse_pack(),
+            Self::Unplaced(_) | Self::Store(_) => None,
+        }
+    }
+
     /// The object that it is about.
     pub fn object(&self) -> Option<Key> {
         match self {

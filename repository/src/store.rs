@@ -132,6 +132,25 @@ pub enum Operation {
     Inspect,
 }
 
+impl Operation {
+    /// Counts one request that is about to leave for an S3 store: that is what providers charge for, if it arrives. Each page of a
+    /// listing is one, and each attempt that is repeated.
+    pub(crate) fn count(self) {
+        let operation = match self {
+            Self::Create => "put",
+            Self::Get => "get",
+            Self::Head => "head",
+            Self::List => "list",
+            Self::ExtendLock => "put_retention",
+            Self::Delete => "delete",
+            // Signed here; whoever redeems it asks the store.
+            Self::Grant => return,
+            Self::Inspect => "inspect",
+        };
+        metrics::counter!("milkrun_store_requests_total", "operation" => operation).increment(1);
+    }
+}
+
 impl std::fmt::Display for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -87,15 +87,19 @@ struct Needed {
 }
 
 #[derive(Default)]
-struct Findings(BTreeMap<(String, String), BTreeSet<PointId>>);
+struct Findings {
+    by_object: BTreeMap<(String, String), BTreeSet<PointId>>,
+    /// Packs that nothing new should refer to.
+    damaged: BTreeSet<PackId>,
+}
 
 impl Findings {
     fn add(&mut self, object: impl ToString, reason: impl ToString, points: impl IntoIterator<Item = PointId>) {
-        self.0.entry((object.to_string(), reason.to_string())).or_default().extend(points);
+        self.by_object.entry((object.to_string(), reason.to_string())).or_default().extend(points);
     }
 
     fn finish(self) -> Vec<Finding> {
-        self.0.into_iter().map(|((object, reason), points)| Finding { object, reason, points }).collect()
+        self.by_object.into_iter().map(|((object, reason), points)| Finding { object, reason, points }).collect()
     }
 }
 
@@ -218,6 +222,11 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
     let chosen = packs::choose(&needed, options.data_percent);
     let expected = maps::check(repository, &points, &chosen, &mut report, &mut findings).await?;
     packs::check(repository, cache, &needed, expected, (&chosen, options.parallel), &mut report, &mut findings).await?;
+    for id in &findings.damaged {
+        if let Some(needed) = needed.get(id) {
+            report.damaged.entry(needed.app).or_default().insert(*id);
+        }
+    }
     report.findings = findings.finish();
     Ok(report)
 }
@@ -249,6 +258,7 @@ fn metadata_finding(e: MetadataError, place: &str, point: PointId, findings: &mu
     match e {
         MetadataError::Store(f) => Err(f),
         e => {
+            findings.damaged.extend(e.pack());
             let object = e.object().map_or_else(|| place.to_owned(), |k| k.to_string());
             findings.add(object, format!("{e} (map of {place})"), [point]);
             Ok(())

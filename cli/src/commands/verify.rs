@@ -54,7 +54,14 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
                 );
             }
             if a.set_aside {
-                aside = Some(set_aside(&repository, &report).await?);
+                aside = match set_aside(&repository, &report).await {
+                    Ok(packs) => Some(packs),
+                    Err(e) => {
+                        // What was found stands, whatever becomes of the note.
+                        print_report(&report, None, a.data.is_some(), global);
+                        return Err(e);
+                    }
+                };
             }
             report
         }
@@ -159,7 +166,7 @@ fn print_report(report: &Report, aside: Option<usize>, data: bool, global: &Glob
     match aside {
         Some(0) => print("There was nothing to set aside that is not yet.\n"),
         Some(packs) => print(&format!(
-            "Set {packs} packs aside: the next backups store again what was in them and the source still has.\n"
+            "Packs set aside: {packs}. The next backups store again what was in them and the source still has.\n"
         )),
         None if report.damaged.is_empty() => {}
         None => print(

@@ -212,11 +212,14 @@ async fn run(
     let parent = parent::open(repository, root.app, choice).await?;
     let (ring, config) = (&repository.ring, &repository.config);
     let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
+    let set_aside = damaged::load(repository, &root.app).await?;
+    if !set_aside.is_empty() {
+        tracing::warn!(run = %root.run, packs = set_aside.len(), "packs were set aside; what the source still has of them is stored again");
+    }
+    index.set_aside(set_aside.iter().copied());
     if let Some(parent) = &parent {
         parent::complete_index(repository, parent, &mut index).await?;
     }
-    let set_aside = damaged::load(repository, &root.app).await?;
-    index.set_aside(set_aside.iter().copied());
     let metadata = MetadataWriter::new(repository.target(PackKind::Metadata), ring.domain(root.app))
         .map_err(BackupError::Setup)?;
     let volumes = order.sources.iter().map(|s| (s.name.to_string(), build(s, parent.as_ref()))).collect();

@@ -38,6 +38,7 @@ pub(super) async fn move_volumes(
     let sources: HashMap<&str, &SourceSpec> = order.sources.iter().map(|s| (s.name.as_str(), s)).collect();
     for name in &done {
         feed.volume(name, |v| v.done = true);
+        show_whole(run, name, feed).await;
     }
     let open = order.sources.iter().filter(|s| !done.iter().any(|d| d == s.name.as_str()));
     let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
@@ -126,11 +127,7 @@ async fn apply(
         RunEvent::Finished(volume) => {
             moves.done(&volume);
             run.release(&volume);
-            // What the agent says now and then of its progress, it does not say at its end.
-            let len = run.volumes[volume.as_str()].lock().await.finished.as_ref().map(|f| f.entry.map.len);
-            if let Some(len) = len {
-                feed.volume(&volume, |v| (v.progress.done_bytes, v.progress.total_bytes) = (len, len));
-            }
+            show_whole(run, &volume, feed).await;
             Ok(())
         }
         RunEvent::Agent(node, FromAgent::Progress(p)) if moves.is_present(&node, p.assignment.as_ref()) => {
@@ -171,6 +168,14 @@ async fn apply(
         }
         RunEvent::Agent(..) => Ok(()),
         RunEvent::Cancel => Err(BackupError::Cancelled),
+    }
+}
+
+/// Shows all bytes of a volume that is done: what its agent says now and then, it does not say at the end.
+async fn show_whole(run: &Run, volume: &str, feed: &Feed) {
+    let Some(build) = run.volumes.get(volume) else { return };
+    if let Some(len) = build.lock().await.finished.as_ref().map(|f| f.entry.map.len) {
+        feed.volume(volume, |v| (v.progress.done_bytes, v.progress.total_bytes) = (len, len));
     }
 }
 

@@ -7,7 +7,7 @@ use milkrun_repository::Repository;
 use milkrun_repository::clock::entropy;
 use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::{AppHash, PackId};
-use milkrun_repository::index::ChunkIndex;
+use milkrun_repository::index::{ChunkIndex, PackInfo};
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::catalog::FindError;
@@ -94,15 +94,25 @@ pub(super) async fn complete_index(
     index: &mut ChunkIndex,
 ) -> Result<(), BackupError> {
     let packs = &parent.placement.packs;
-    let lost: HashSet<PackId> =
-        packs.iter().filter(|p| p.kind == PackKind::Data && index.pack(&p.id).is_none()).map(|p| p.id).collect();
+    let unknown = |p: &&PackInfo| p.kind == PackKind::Data && index.pack(&p.id).is_none() && !index.is_aside(&p.id);
+    let lost: HashSet<PackId> = packs.iter().filter(unknown).map(|p| p.id).collect();
     let mut entries: std::collections::HashMap<PackId, Vec<_>> = std::collections::HashMap::new();
     if !lost.is_empty() {
         tracing::warn!(packs = lost.len(), "the index is incomplete; it is rebuilt from the parent's maps");
         let reader = repository.reader(parent.found.root.app, packs.iter().cloned());
         for (_, map) in parent.maps() {
             let mut cursor = MapCursor::new(map);
-            while let Some(step) = cursor.next(&reader).await? {
+            loop {
+                let step = match cursor.next(&reader).await {
+                    Ok(Some(step)) => step,
+                    Ok(None) => break,
+                    // What is not found again is stored again.
+                    Err(e) if e.is_damage() => {
+                        tracing::warn!(reason = %e, "the parent's map is damaged from here on");
+                        break;
+                    }
+                    Err(e) => return Err(e.into()),
+                };
                 let Step::Leaf { leaf, .. } = step else { continue };
                 for extent in leaf.extents {
                     if let Extent::Data { id, place, .. } = extent

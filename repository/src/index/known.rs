@@ -74,7 +74,7 @@ pub struct ChunkIndex {
     fresh: HashMap<ChunkId, Place>,
     /// Packs whose entries are in no segment yet.
     unwritten: Vec<PackId>,
-    /// Packs that are gone or damaged.
+    /// Packs that were set aside.
     aside: HashSet<PackId>,
 }
 
@@ -137,9 +137,15 @@ impl ChunkIndex {
         fresh.or_else(|| self.segments.iter().rev().find_map(|(_, s)| s.find(id).filter(usable)))
     }
 
-    /// Forgets what lies in these packs. The next segment that replaces others leaves it out.
+    /// Forgets what lies in these packs: before anything is looked for, so that a chunk is found in one place as long as this lives. The
+    /// next segment that replaces others leaves it out.
     pub fn set_aside(&mut self, packs: impl IntoIterator<Item = PackId>) {
         self.aside.extend(packs);
+    }
+
+    /// Whether a pack was set aside.
+    pub fn is_aside(&self, id: &PackId) -> bool {
+        self.aside.contains(id)
     }
 
     /// What is known of a pack.
@@ -189,7 +195,7 @@ impl ChunkIndex {
             for (id, segment) in self.segments.iter().filter(|(_, s)| s.len() <= Self::MERGE_ENTRIES_MAX) {
                 replaces.push(*id);
                 packs.extend(segment.packs().iter().filter(|p| !self.aside.contains(&p.id)).cloned());
-                // Those of other packs go with them.
+                // Entries of packs that are not listed are dropped.
                 entries.extend(segment.entries());
             }
         }

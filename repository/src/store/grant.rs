@@ -313,6 +313,7 @@ impl Redeem for Redeemer {
                     }
                 }
                 request = request.header("content-length", length);
+                Operation::Create.count();
                 let sent = self.unless_stalled(Operation::Create, url, moves, request.send()).await;
                 let response = sent.map_err(Failure::maybe)?;
                 match response.status().as_u16() {
@@ -344,6 +345,7 @@ impl Redeem for Redeemer {
                 let request = request.header("range", format!("bytes={}-{}", range.start, range.end - 1));
                 // Nothing is sent that could move: only the answer counts.
                 let still = || watch::channel(()).1;
+                Operation::Get.count();
                 let response = self.unless_stalled(Operation::Get, url, still(), request.send()).await?;
                 let status = response.status().as_u16();
                 let part = Part::of(&response);

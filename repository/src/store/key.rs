@@ -42,6 +42,12 @@ impl Key {
         Self(format!("packs/{}/{hex}", &hex[..2]))
     }
 
+    /// The pack from its key.
+    pub fn parse_pack(&self) -> Option<PackId> {
+        let id = self.0.strip_prefix("packs/")?.split_once('/')?.1.parse().ok()?;
+        (Self::pack(&id) == *self).then_some(id)
+    }
+
     /// `points/<application hash>/<time>-<run>`
     pub fn point(app: &AppHash, point: &PointId) -> Self {
         Self(format!("points/{app}/{}", point.key_part()))

@@ -238,6 +238,7 @@ impl Store for S3 {
     }
 
     async fn capabilities(&self) -> Result<Capabilities, Failure> {
+        Operation::Inspect.count();
         let versioning = self
             .client
             .get_bucket_versioning()
@@ -245,6 +246,7 @@ impl Store for S3 {
             .send()
             .await
             .map_err(|e| judge(Operation::Inspect, &self.bucket, e).failure)?;
+        Operation::Inspect.count();
         let lock = match self.client.get_object_lock_configuration().bucket(&self.bucket).send().await {
             Ok(answer) => answer.object_lock_configuration,
             Err(e) => {
@@ -275,6 +277,7 @@ impl Store for S3 {
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         self.throttle.take(body.len()).await;
         let request = self.put(key, crc32fast::hash(&body), lock).body(ByteStream::from(body));
+        Operation::Create.count();
         match request.send().await {
             Ok(answer) => Ok(version(answer.version_id())),
             Err(e) => {
@@ -300,6 +303,7 @@ impl Store for S3 {
             }
             request = request.range(format!("bytes={}-{}", r.start, r.end - 1));
         }
+        Operation::Get.count();
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(e) => {
@@ -327,6 +331,7 @@ impl Store for S3 {
         if let Some(v) = v {
             request = request.version_id(&v.0);
         }
+        Operation::Head.count();
         let answer = request.send().await.map_err(|e| judge(Operation::Head, key.as_str(), e).get(key))?;
         let firmness = match answer.object_lock_mode() {
             Some(ObjectLockMode::Compliance) => Some(Firmness::Compliance),
@@ -347,6 +352,7 @@ impl Store for S3 {
         let mut out = Vec::new();
         let (mut key_marker, mut version_marker) = (None, None);
         loop {
+            Operation::List.count();
             let answer = self
                 .client
                 .list_object_versions()
@@ -402,6 +408,7 @@ impl Store for S3 {
             })
             .retain_until_date(date(lock.until))
             .build();
+        Operation::ExtendLock.count();
         self.client
             .put_object_retention()
             .bucket(&self.bucket)
@@ -416,6 +423,7 @@ impl Store for S3 {
 
     async fn delete(&self, key: &Key, version: &Version) -> Result<(), DeleteError> {
         let request = self.client.delete_object().bucket(&self.bucket).key(self.name(key)).version_id(&version.0);
+        Operation::Delete.count();
         match request.send().await {
             Ok(_) => Ok(()),
             Err(e) => {

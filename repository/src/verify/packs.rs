@@ -63,7 +63,7 @@ pub(super) async fn check(
         report.extents_compared += looked.extents_compared;
         report.index_entries += looked.index_entries;
         if looked.damaged {
-            report.damaged.entry(needed.app).or_default().insert(needed.info.id);
+            findings.damaged.insert(needed.info.id);
         }
         for reason in looked.findings {
             findings.add(Key::pack(&needed.info.id), reason, needed.points.iter().copied());
@@ -154,6 +154,7 @@ async fn look(
         (looked.chunks_opened, looked.extents_compared) = (opened.chunks, opened.extents_compared);
         looked.damaged |= !opened.reasons.is_empty();
         looked.findings.extend(opened.reasons);
+        looked.findings.extend(opened.unable);
         if opened.other_pages > 0 {
             looked.findings.push(format!(
                 "maps keep other digests of its pages than its bytes have, in {} extents: a later backup may take a page that \
@@ -189,6 +190,8 @@ struct Opened {
     other_pages: u64,
     /// What did not open, or is not what it must be.
     reasons: Vec<String>,
+    /// Why it could not be looked at: that says nothing of the pack.
+    unable: Option<String>,
 }
 
 /// Opens every chunk and compares the digests of its pages, off the async threads.
@@ -218,7 +221,7 @@ async fn open_all(
         }
         let mut opener = match SlotOpener::new(id) {
             Ok(opener) => opener,
-            Err(e) => return Opened { reasons: vec![e.to_string()], ..done },
+            Err(e) => return Opened { unable: Some(e.to_string()), ..done },
         };
         let (mut sealed, mut plain) = (Vec::new(), Vec::new());
         pages.sort_unstable_by_key(|p| p.slot);

@@ -53,6 +53,7 @@ pub(super) async fn keep(
             Ok(bytes) => match PageList::decode(&bytes) {
                 Ok(list) => drop(lists.insert(reference.id, list)),
                 Err(e) => {
+                    findings.damaged.insert(reference.place.pack);
                     findings.add(Key::pack(&reference.place.pack), format!("a list of page digests: {e}"), [point])
                 }
             },
