@@ -250,7 +250,7 @@ impl<'a> Targets<'a> {
                 target.state = State::Done(work);
                 self.progress.note(Record::Restored { volume: target.spec.name.clone(), work }).await?;
                 self.run.assign(&a.volume, None);
-                show_whole(&self.run, &a.volume, self.feed);
+                show_whole(self.run, &a.volume, self.feed);
                 self.coordinator.dispatcher.done(&self.id, &a.volume);
                 Ok(())
             }
