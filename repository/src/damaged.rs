@@ -1,6 +1,6 @@
 //! `damaged/<application hash>/<id>`: packs that were found damaged and set aside. Later runs treat them as if they were gone: what
 //! they held is stored again where the source still has it, and no new point refers to them. Points that do are not
-//! touched. Sealed in an [envelope](crate::keys::envelope); not locked.
+//! touched. Sealed in an [envelope]; not locked.
 //!
 //! ```text
 //! u32 n, n × pack id 16     strictly sorted
