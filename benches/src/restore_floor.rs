@@ -40,14 +40,10 @@ struct Sealed {
 
 /// What is done to each chunk.
 #[derive(Clone, Copy)]
-struct Part {
-    name: &'static str,
-    opens: bool,
-    writes: bool,
+enum Part {
+    Opening,
+    Writing,
 }
-
-const PARTS: [Part; 2] =
-    [Part { name: "opening", opens: true, writes: false }, Part { name: "writing", opens: false, writes: true }];
 
 fn main() -> Outcome {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(Into::into).collect();
@@ -59,8 +55,8 @@ fn main() -> Outcome {
     let path = folder.join("sealed");
     let chunks = seal(image, &path, &ring, &domain, target)?;
     let mut lines = std::io::stdin().lock().lines();
-    for part in PARTS {
-        say(part.name)?;
+    for (name, part) in [("opening", Part::Opening), ("writing", Part::Writing)] {
+        say(name)?;
         lines.next().ok_or("no line to begin at")??;
         let began = Instant::now();
         let threads = std::thread::available_parallelism()?.get();
@@ -141,13 +137,13 @@ fn run(
         }
         for c in &chunks[first..chunks.len().min(first + TAKEN)] {
             let plain = &mut plain[..c.place.plain_len as usize];
-            if part.opens {
-                let sealed = &mut sealed[..c.place.sealed_len as usize];
-                from.read_exact_at(sealed, c.source)?;
-                opener.open(&c.id, &c.place, &c.key, sealed, plain, |b| domain.identify(b))?;
-            }
-            if part.writes {
-                to.write_all_at(plain, c.target)?;
+            match part {
+                Part::Opening => {
+                    let sealed = &mut sealed[..c.place.sealed_len as usize];
+                    from.read_exact_at(sealed, c.source)?;
+                    opener.open(&c.id, &c.place, &c.key, sealed, plain, |b| domain.identify(b))?;
+                }
+                Part::Writing => to.write_all_at(plain, c.target)?,
             }
         }
     }

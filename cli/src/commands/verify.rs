@@ -9,6 +9,7 @@ use milkrun_repository::keys::VerifyingKey;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::repository::Repository;
+use milkrun_repository::store::CreateError;
 use milkrun_repository::verify::{self, Options, PublicError, Report};
 use serde_json::json;
 
@@ -76,7 +77,10 @@ async fn set_aside(repository: &Repository, report: &Report) -> Result<usize, Cl
         let known = damaged::load(repository, app).await?;
         let new: BTreeSet<PackId> = packs.difference(&known).copied().collect();
         if !new.is_empty() {
-            damaged::set_aside(repository, app, &new).await.map_err(|e| CliError::failed(chain(&e)))?;
+            damaged::set_aside(repository, app, &new).await.map_err(|e| match e {
+                CreateError::Failed(f) => f.into(),
+                e @ CreateError::Exists(_) => CliError::failed(chain(&e)),
+            })?;
             count += new.len();
         }
     }

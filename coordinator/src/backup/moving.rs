@@ -37,7 +37,6 @@ pub(super) async fn move_volumes(
 ) -> Result<(), BackupError> {
     let sources: HashMap<&str, &SourceSpec> = order.sources.iter().map(|s| (s.name.as_str(), s)).collect();
     for name in &done {
-        feed.volume(name, |v| v.done = true);
         show_whole(run, name, feed).await;
     }
     let open = order.sources.iter().filter(|s| !done.iter().any(|d| d == s.name.as_str()));
@@ -171,11 +170,11 @@ async fn apply(
     }
 }
 
-/// Shows all bytes of a volume that is done: what its agent says now and then, it does not say at the end.
+/// Shows all bytes of a volume whose map is complete.
 async fn show_whole(run: &Run, volume: &str, feed: &Feed) {
     let Some(build) = run.volumes.get(volume) else { return };
     if let Some(len) = build.lock().await.finished.as_ref().map(|f| f.entry.map.len) {
-        feed.volume(volume, |v| (v.progress.done_bytes, v.progress.total_bytes) = (len, len));
+        feed.whole(volume, len);
     }
 }
 

@@ -74,15 +74,6 @@ impl State {
     }
 }
 
-/// A volume is done. All its bytes are shown: what its agent says of its progress now and then, it does not say at the end.
-fn show_whole(run: &Run, volume: &str, feed: &Feed) {
-    let len = run.len_of(volume);
-    feed.volume(volume, |v| {
-        v.done = true;
-        (v.progress.done_bytes, v.progress.total_bytes) = (len, len);
-    });
-}
-
 impl<'a> Targets<'a> {
     pub(super) fn new(
         coordinator: &'a Coordinator,
@@ -101,7 +92,7 @@ impl<'a> Targets<'a> {
         let targets: BTreeMap<String, Target<'a>> =
             order.targets.iter().map(|spec| (spec.name.to_string(), fresh(spec))).collect();
         for (name, _) in targets.iter().filter(|(_, t)| matches!(t.state, State::Done(_))) {
-            show_whole(run, name, feed);
+            feed.whole(name, run.len_of(name));
         }
         Self { coordinator, order, run, id, application, feed, targets, writing: false, progress }
     }
@@ -250,7 +241,7 @@ impl<'a> Targets<'a> {
                 target.state = State::Done(work);
                 self.progress.note(Record::Restored { volume: target.spec.name.clone(), work }).await?;
                 self.run.assign(&a.volume, None);
-                show_whole(self.run, &a.volume, self.feed);
+                self.feed.whole(&a.volume, self.run.len_of(&a.volume));
                 self.coordinator.dispatcher.done(&self.id, &a.volume);
                 Ok(())
             }

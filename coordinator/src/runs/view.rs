@@ -106,6 +106,14 @@ impl Feed {
         self.update(|v| change(v.volumes.entry(name.to_owned()).or_default()));
     }
 
+    /// A volume is done. All its bytes are shown: what its agent says of its progress now and then, it does not say at the end.
+    pub fn whole(&self, name: &str, len: u64) {
+        self.volume(name, |v| {
+            v.done = true;
+            (v.progress.done_bytes, v.progress.total_bytes) = (len, len);
+        });
+    }
+
     /// It ended.
     pub fn end(&self, outcome: Outcome) {
         let (kind, ended) = match &outcome {
