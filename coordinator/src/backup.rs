@@ -27,7 +27,7 @@ use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
 use milkrun_repository::id::{ChunkId, PackId, PointId, SegmentId};
-use milkrun_repository::index::{CacheError, ChunkIndex, IndexCache};
+use milkrun_repository::index::{CacheError, ChunkIndex, IndexCache, PackInfo};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::hybrid::HybridError;
 use milkrun_repository::metadata::{MetadataError, MetadataWriter};
@@ -153,7 +153,8 @@ pub struct Run {
     index: Mutex<ChunkIndex>,
     metadata: tokio::sync::Mutex<MetadataWriter>,
     volumes: HashMap<String, tokio::sync::Mutex<VolumeBuild>>,
-    stored: Mutex<Vec<StoredPack>>,
+    /// Packs that this run stored.
+    stored: Mutex<HashMap<PackId, StoredPack>>,
     /// Packs that maps of this run name.
     referenced: Mutex<HashSet<PackId>>,
     /// Packs that the store was asked for: whether they are there.
@@ -161,7 +162,7 @@ pub struct Run {
     /// The parent.
     parent: Option<PointId>,
     /// Where the parent's maps are.
-    parent_packs: Mutex<Vec<milkrun_repository::index::PackInfo>>,
+    parent_packs: Arc<HashMap<PackId, PackInfo>>,
     stored_bytes: AtomicU64,
     /// Held by whoever takes a sample of the parent.
     sampling: tokio::sync::Mutex<()>,
@@ -243,6 +244,7 @@ impl Run {
     async fn assign(&self, volume: &str, attempt: u32, node: &str) -> u64 {
         lock(&self.assigned).insert(volume.to_owned(), Assigned { attempt, node: node.to_owned() });
         lock(&self.quotas).entry(node.to_owned()).or_default().add(volume, self.sizes.get(volume).copied().flatten());
+        self.note_granted(node, volume, 0);
         match self.volumes.get(volume) {
             Some(build) => build.lock().await.begin_attempt(attempt),
             None => 0,
@@ -344,9 +346,10 @@ impl Run {
     /// Asks the store once per run whether packs are there, so that a lost pack is uploaded again instead of referred to.
     async fn missing(&self, packs: HashSet<PackId>) -> Result<HashSet<PackId>, BackupError> {
         let mut present = self.present.lock().await;
-        let own: HashSet<PackId> = lock(&self.stored).iter().map(|s| s.info().id).collect();
-        let unknown: Vec<PackId> =
-            packs.iter().filter(|p| !present.contains_key(p) && !own.contains(p)).copied().collect();
+        let unknown: Vec<PackId> = {
+            let own = lock(&self.stored);
+            packs.iter().filter(|p| !present.contains_key(p) && !own.contains_key(p)).copied().collect()
+        };
         let asks = unknown.into_iter().map(|id| {
             let info = lock(&self.index).pack(&id).cloned();
             async move {
@@ -382,10 +385,18 @@ impl Run {
             }
             quota.granted = granted;
         }
+        self.note_granted(&node, volume, length);
         lock(&self.granted).insert(pack, Granted { node, length, crc32 });
         metrics::counter!("milkrun_grants_total").increment(1);
         let terms = PutTerms { key: Key::pack(&pack), length, crc32, lock: self.locks.packs };
         Ok(self.repository.store.grant_put(&terms).await?)
+    }
+
+    /// For the next leader's count of quotas. Not waited for: what a leader's last second granted may be forgotten.
+    fn note_granted(&self, node: &str, volume: &str, bytes: u64) {
+        if let (Some(journal), Ok(volume)) = (&self.journal, volume.parse()) {
+            journal.note(Record::Granted { node: node.to_owned(), volume, bytes });
+        }
     }
 
     /// Asks the store what a pack really is, and makes its chunks known.
@@ -424,7 +435,7 @@ impl Run {
             index.add(stored.info().clone(), entries);
             index.fresh_len() >= SEGMENT_ENTRIES
         };
-        lock(&self.stored).push(stored);
+        lock(&self.stored).insert(stored.info().id, stored);
         self.claims.settle(&ids);
         if full {
             self.write_segment(false).await?;

@@ -186,7 +186,9 @@ impl Journal {
             let mut records = Vec::new();
             for some in series(run, epoch, number).chunks(READS) {
                 let all = Self::objects(repository, some).await?.into_iter();
-                records.extend(all.filter(|r| !matches!(r, Record::Sealed { .. } | Record::Regions { .. })));
+                let grows =
+                    |r: &Record| matches!(r, Record::Sealed { .. } | Record::Regions { .. } | Record::Granted { .. });
+                records.extend(all.filter(|r| !grows(r)));
             }
             let earlier = match records.first() {
                 Some(&Record::TakeOver { epoch: earlier, number }) if earlier < epoch => Some((earlier, number)),

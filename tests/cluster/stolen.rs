@@ -9,7 +9,15 @@ use milkrun_proto::agent::v1::upload_client::UploadClient;
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_client::ControlClient;
 use milkrun_tests::cluster::{Cluster, wait_for};
+use std::fs;
 use std::process::Stdio;
+
+use milkrun_repository::chunk::Piece;
+use milkrun_repository::chunk::page_cutter::PageCutter;
+use milkrun_repository::id::{ChunkId, PackId};
+use milkrun_repository::keys::DomainKey;
+use milkrun_tests::noise;
+use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -17,6 +25,9 @@ use wire::from_agent::Message as Up;
 use wire::to_agent::Message as Down;
 
 use crate::together::two_nodes;
+
+/// Of who orders.
+const ROLES: [&str; 4] = ["view", "backup", "restore", "operate"];
 
 /// An agent that does what the test says.
 struct Played {
@@ -252,6 +263,156 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
     c.repository().run(["verify", "--data", mended["point"].as_str().unwrap()]).ok();
 }
 
+/// What a leader granted, the next one counts on from.
+#[test]
+fn a_quota_outlives_the_coordinator() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let mut coordinator = c.coordinator();
+    c.certs(&["agent", "node-a"]);
+    let mut order = c.command("root", &ROLES, &["backup", "shop"]);
+    let mut order = order.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let grant = |a: &Option<wire::Assignment>, n: u8| wire::GrantRequest {
+        assignment: a.clone(),
+        pack: vec![n; 16].into(),
+        length: 16 << 20,
+        crc32: 0,
+    };
+    runtime.block_on(async {
+        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let own = agent.assignment().await.assignment;
+        let mut upload = UploadClient::new(agent.channel.clone());
+        let mut n = 0;
+        while upload.grant(grant(&own, n)).await.is_ok() {
+            n += 1;
+            assert!(n < 64, "no quota");
+        }
+        // What was granted is written down with the next regions.
+        let region = wire::Region { offset: 0, length: 16 << 20, unchanged: false, extents: Vec::new() };
+        let checkpoint = wire::CheckpointRequest { assignment: own, regions: vec![region] };
+        upload.checkpoint(checkpoint).await.unwrap();
+    });
+    coordinator.signal(Signal::SIGKILL);
+    coordinator.wait();
+    order.kill().unwrap();
+    order.wait().unwrap();
+    let next = c.coordinator_with("next", &[]);
+    next.wait_for_log("a run that another coordinator left goes on");
+    runtime.block_on(async {
+        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let own = agent.assignment().await.assignment;
+        let refused = UploadClient::new(agent.channel.clone()).grant(grant(&own, 100)).await;
+        assert_eq!(code(refused), Code::ResourceExhausted);
+    });
+}
+
+/// It can say that it stored chunks of which it stored something else. Whoever relies on that has a damaged point: a verification
+/// finds it, and what it sets aside is stored again by the next backup.
+#[test]
+fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let _coordinator = c.coordinator();
+    c.certs(&["agent", "node-a"]);
+    let mut order = c.command("root", &ROLES, &["backup", "shop"]);
+    let order = order.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let victim = runtime.block_on(async {
+        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let backup = agent.assignment().await;
+        let own = backup.assignment.clone();
+        // The other node's content is no secret to it, let us say.
+        let content = fs::read(c.folder().join("wal.img")).unwrap();
+        let chunks = chunks_of(&backup, &content);
+        assert!(chunks.len() > 32, "{}", chunks.len());
+        seal_rubbish(&mut UploadClient::new(agent.channel.clone()), own.clone(), &chunks).await;
+        let honest = c.agent("node-b");
+        let region = wire::Region { offset: 0, length: 24 << 20, unchanged: false, extents: Vec::new() };
+        let mut upload = UploadClient::new(agent.channel.clone());
+        let checkpoint = wire::CheckpointRequest { assignment: own.clone(), regions: vec![region] };
+        upload.checkpoint(checkpoint).await.unwrap();
+        let finish = wire::FinishRequest { assignment: own, length: 24 << 20, ..Default::default() };
+        upload.finish(finish).await.unwrap();
+        let ended = tokio::task::spawn_blocking(move || milkrun_tests::binary::ran(order.wait_with_output()));
+        ended.await.unwrap().ok();
+        honest
+    });
+    // The store has what was sealed; who opens it can tell.
+    let found = c.repository().run(["verify", "--data", "--json"]);
+    assert_eq!(found.code, Some(3), "{found:?}");
+    let back = c.folder().join("wal.back");
+    let target = format!("wal={}", back.display());
+    assert_eq!(c.repository().run(["restore", "shop", "--volume", &target]).code, Some(3));
+    assert_eq!(c.repository().run(["verify", "--data", "--set-aside"]).code, Some(3));
+    let _honest = (c.agent("node-a"), victim);
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let mended = c.run(&["backup", "shop", "--json"]).ok().json();
+    c.repository().run(["verify", "--data", mended["point"].as_str().unwrap()]).ok();
+    let _ = fs::remove_file(&back);
+    c.repository().run(["restore", "shop", "--volume", &target]).ok();
+    assert!(fs::read(back).unwrap() == fs::read(c.folder().join("wal.img")).unwrap());
+}
+
+/// The chunks that an agent would make of some content: ids and lengths.
+fn chunks_of(backup: &wire::BackupVolume, content: &[u8]) -> Vec<(ChunkId, usize)> {
+    let domain = DomainKey::from_bytes(backup.domain_key[..].try_into().unwrap());
+    let c = backup.cutters.unwrap();
+    let cutter =
+        PageCutter { min_pages: c.min_pages, avg_pages: c.avg_pages, max_pages: c.max_pages, hole_pages: c.hole_pages };
+    let mut pieces = Vec::new();
+    cutter.cut(domain.cut_seed(), content, &mut pieces);
+    let chunk = |piece: &Piece| match *piece {
+        Piece::Data { offset, len } => Some((domain.identify(&content[offset..offset + len]), len)),
+        Piece::Hole { .. } => None,
+    };
+    pieces.iter().filter_map(chunk).collect()
+}
+
+/// Stores noise, and says that it is these chunks.
+async fn seal_rubbish(upload: &mut UploadClient<Channel>, own: Option<wire::Assignment>, chunks: &[(ChunkId, usize)]) {
+    let pack = PackId::random();
+    let ids: Vec<u8> = chunks.iter().flat_map(|(id, _)| *id.as_bytes()).collect();
+    let lookup = wire::LookupRequest { assignment: own.clone(), ids: ids.into(), share: true, wait: false };
+    assert!(
+        upload.lookup(lookup).await.unwrap().into_inner().known.iter().all(|k| *k == 0),
+        "they are its own to store"
+    );
+    let mut entries = Vec::new();
+    let mut at = 64u32;
+    for (id, len) in chunks {
+        let plain = u32::try_from(*len).unwrap();
+        entries.extend_from_slice(id.as_bytes());
+        for number in [at, plain + 16, plain] {
+            entries.extend_from_slice(&number.to_le_bytes());
+        }
+        entries.push(0);
+        at += plain + 16;
+    }
+    let rubbish = noise(at as usize + 1000, 99);
+    let (length, crc32) = (rubbish.len() as u64, crc32fast::hash(&rubbish));
+    let grant = wire::GrantRequest { assignment: own.clone(), pack: pack.as_bytes().to_vec().into(), length, crc32 };
+    let granted = upload.grant(grant).await.unwrap().into_inner().grant.unwrap();
+    let Some(wire::grant::Kind::File(file)) = granted.kind else { panic!("no grant for a file") };
+    let path = std::path::Path::new(&file.root).join(file.key);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, &rubbish).unwrap();
+    let seal = wire::SealRequest {
+        assignment: own,
+        pack: pack.as_bytes().to_vec().into(),
+        length,
+        crc32,
+        digest: vec![7; 32].into(),
+        sealed_key: vec![7; 80].into(),
+        slots: u32::try_from(chunks.len()).unwrap(),
+        directory_length: 500,
+        entries: entries.into(),
+    };
+    upload.seal(seal).await.unwrap();
+}
+
 #[test]
 fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
     let c = Cluster::in_directory();
@@ -271,12 +432,8 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
             }
         }
         // One of the last release never asks to share, and is never told to wait.
-        let mut order = c
-            .command("root", &["view", "backup", "restore", "operate"], &["backup", "shop"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut order =
+            c.command("root", &ROLES, &["backup", "shop"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut old = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
         let own = old.assignment().await.assignment;
         let lookup = wire::LookupRequest { assignment: own, ids: vec![1; 64].into(), ..Default::default() };

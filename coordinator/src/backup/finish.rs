@@ -1,6 +1,5 @@
 //! The end of a run: manifests, index, and the commit.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use milkrun_proto::control::v1 as control;
@@ -144,7 +143,7 @@ impl Run {
     /// Receipts of what this run stored and its maps name, and what they reuse.
     fn receipts(&self) -> Result<(Vec<milkrun_repository::point::StoredPack>, Vec<PackInfo>), BackupError> {
         let referenced = lock(&self.referenced).clone();
-        let stored: HashMap<_, _> = lock(&self.stored).drain(..).map(|s| (s.info().id, s)).collect();
+        let stored = std::mem::take(&mut *lock(&self.stored));
         let index = lock(&self.index);
         let mut reused = Vec::new();
         for id in referenced.iter().filter(|id| !stored.contains_key(*id)) {

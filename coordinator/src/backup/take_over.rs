@@ -285,6 +285,12 @@ impl Run {
                     self.write_segment(false).await?;
                 }
             }
+            Record::Granted { node, volume, bytes } => {
+                let mut quotas = lock(&self.quotas);
+                let quota = quotas.entry(node).or_default();
+                quota.add(volume.as_str(), self.sizes.get(volume.as_str()).copied().flatten());
+                quota.granted = quota.granted.saturating_add(bytes);
+            }
             Record::ByList { volume } => {
                 if let Some(build) = self.volumes.get(volume.as_str()) {
                     build.lock().await.by_list = true;

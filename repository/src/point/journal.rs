@@ -68,6 +68,15 @@ pub enum Record {
         /// The volume.
         volume: VolumeName,
     },
+    /// What a node has come to of its quota: a volume was given to it, or it has leave to store so many bytes more.
+    Granted {
+        /// The node.
+        node: String,
+        /// The volume that was given to it, or in whose name it has leave.
+        volume: VolumeName,
+        /// The bytes of one pack; 0: the volume was given to it.
+        bytes: u64,
+    },
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
@@ -199,6 +208,9 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
             Record::LeavesOut { volume } => {
                 e.u8(11).text(volume.as_str());
             }
+            Record::Granted { node, volume, bytes } => {
+                e.u8(12).text(node).text(volume.as_str()).u64(*bytes);
+            }
         }
     }
     e.finish()
@@ -240,6 +252,7 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
             9 => Record::Restored { volume: volume(&mut d)?, work: Work::decode(&mut d)? },
             10 => Record::ByList { volume: volume(&mut d)? },
             11 => Record::LeavesOut { volume: volume(&mut d)? },
+            12 => Record::Granted { node: d.text("node")?, volume: volume(&mut d)?, bytes: d.u64("granted bytes")? },
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -394,6 +407,7 @@ mod tests {
                 Record::Reached { moment: Moment::from_millis(seed.into()), volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
                 Record::ByList { volume: volume.clone() },
                 Record::LeavesOut { volume: volume.clone() },
+                Record::Granted { node: "node-a".into(), volume: volume.clone(), bytes: seed.into() },
                 Record::Restored { volume, work: Work::default() },
             ];
             let bytes = encode(&records);
