@@ -1,6 +1,7 @@
 //! Map and manifest chunks: writing them into packs of their own, and reading them back.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,8 +21,8 @@ use crate::volume_map::{MapRef, MapSource};
 const PACK_BYTES: usize = 8 << 20;
 /// How much is read at once: neighbouring leaves are wanted next.
 const WINDOW: u64 = 512 << 10;
-/// Windows kept.
-const WINDOWS: usize = 24;
+/// Bytes of windows that are kept.
+const WINDOWS: usize = 24 * WINDOW as usize;
 
 /// Fills metadata packs. No I/O: full packs are handed out to be stored.
 pub struct MetadataWriter {
@@ -178,7 +179,8 @@ pub struct MetadataReader<'a> {
     ring: &'a KeyRing,
     repository: RepositoryId,
     domain: DomainKey,
-    packs: HashMap<PackId, PackInfo>,
+    packs: Arc<HashMap<PackId, PackInfo>>,
+    window: u64,
     state: Mutex<State>,
 }
 
@@ -188,6 +190,7 @@ struct State {
     /// Its tables are made once.
     opener: Option<SlotOpener>,
     windows: VecDeque<Window>,
+    window_bytes: usize,
 }
 
 struct Window {
@@ -203,33 +206,43 @@ impl<'a> MetadataReader<'a> {
         ring: &'a KeyRing,
         repository: RepositoryId,
         domain: DomainKey,
-        packs: impl IntoIterator<Item = PackInfo>,
+        packs: Arc<HashMap<PackId, PackInfo>>,
     ) -> Self {
-        let packs = packs.into_iter().map(|p| (p.id, p)).collect();
-        Self { store, ring, repository, domain, packs, state: Mutex::default() }
+        Self { store, ring, repository, domain, packs, window: WINDOW, state: Mutex::default() }
     }
 
-    async fn sealed(&self, state: &mut State, info: &PackInfo, place: &Place) -> Result<Vec<u8>, MetadataError> {
+    /// Reads no more than what it is asked for: for places all over a map, whose neighbours nobody wants.
+    #[must_use]
+    pub fn without_read_ahead(self) -> Self {
+        Self { window: 0, ..self }
+    }
+
+    /// A slot's bytes as they are stored. Several may be asked for at once.
+    async fn sealed(&self, info: &PackInfo, place: &Place) -> Result<Vec<u8>, MetadataError> {
         let (start, end) = (u64::from(place.offset), place.end());
-        let hit = state
-            .windows
-            .iter()
-            .find(|w| w.pack == info.id && w.start <= start && end <= w.start + w.bytes.len() as u64);
         let key = Key::pack(&info.id);
         let damaged = || MetadataError::Damaged { key: key.clone(), slot: place.slot, reason: "cut short".into() };
-        if let Some(w) = hit {
-            let at = usize::try_from(start - w.start).map_err(|_| damaged())?;
-            return Ok(w.bytes[at..at + place.sealed_len as usize].to_vec());
+        {
+            let state = self.state.lock().await;
+            let holds = |w: &&Window| w.pack == info.id && w.start <= start && end <= w.start + w.bytes.len() as u64;
+            if let Some(w) = state.windows.iter().find(holds) {
+                let at = usize::try_from(start - w.start).map_err(|_| damaged())?;
+                return Ok(w.bytes[at..at + place.sealed_len as usize].to_vec());
+            }
         }
-        let range = start..end.max((start + WINDOW).min(info.length));
+        let range = start..end.max((start + self.window).min(info.length));
         let bytes = match self.store.get(&key, Some(&info.version), Some(range)).await {
             Ok(bytes) => bytes,
             Err(GetError::NotFound(_)) => return Err(MetadataError::Missing(key)),
             Err(GetError::Failed(f)) => return Err(f.into()),
         };
         let sealed = bytes.get(..place.sealed_len as usize).ok_or_else(damaged)?.to_vec();
-        if state.windows.len() >= WINDOWS {
-            state.windows.pop_front();
+        let mut state = self.state.lock().await;
+        state.window_bytes += bytes.len();
+        while state.window_bytes > WINDOWS
+            && let Some(oldest) = state.windows.pop_front()
+        {
+            state.window_bytes -= oldest.bytes.len();
         }
         state.windows.push_back(Window { pack: info.id, start, bytes });
         Ok(sealed)
@@ -242,8 +255,9 @@ impl MapSource for MetadataReader<'_> {
 
     async fn chunk(&self, r: &MapRef) -> Result<Bytes, MetadataError> {
         let info = self.packs.get(&r.place.pack).ok_or(MetadataError::Unplaced(r.place.pack))?;
-        let mut state = self.state.lock().await;
         let damaged = |reason: String| MetadataError::Damaged { key: Key::pack(&info.id), slot: r.place.slot, reason };
+        let mut sealed = self.sealed(info, &r.place).await?;
+        let mut state = self.state.lock().await;
         let key = match state.keys.get(&info.id) {
             Some(key) => key.clone(),
             None => {
@@ -253,7 +267,6 @@ impl MapSource for MetadataReader<'_> {
                 key
             }
         };
-        let mut sealed = self.sealed(&mut state, info, &r.place).await?;
         let mut opener = match state.opener.take() {
             Some(opener) => opener,
             None => SlotOpener::new(self.repository).map_err(|e| damaged(chain(&e)))?,

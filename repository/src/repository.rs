@@ -6,12 +6,13 @@ mod open;
 pub use init::{InitError, InitOptions, Initialised, init, role_policies};
 pub use open::{OpenError, open, public_config};
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::config::Config;
-use crate::id::AppHash;
+use crate::id::{AppHash, PackId};
 use crate::index::PackInfo;
 use crate::keys::KeyRing;
 use crate::metadata::{MetadataError, MetadataReader};
@@ -97,6 +98,12 @@ impl Repository {
 
     /// Reads a point's maps and manifests.
     pub fn reader<'a>(&'a self, app: AppHash, packs: impl IntoIterator<Item = PackInfo>) -> MetadataReader<'a> {
+        let metadata = packs.into_iter().filter(|p| p.kind == PackKind::Metadata);
+        self.reader_of(app, Arc::new(metadata.map(|p| (p.id, p)).collect()))
+    }
+
+    /// As [`Self::reader`], of packs that several readers share.
+    pub fn reader_of(&self, app: AppHash, packs: Arc<HashMap<PackId, PackInfo>>) -> MetadataReader<'_> {
         MetadataReader::new(&*self.store, &self.ring, self.config.id, self.ring.domain(app), packs)
     }
 

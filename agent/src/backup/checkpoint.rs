@@ -17,7 +17,7 @@ const BATCH_REGIONS: usize = 256;
 const BATCH_RUNS: usize = 16 * 1024;
 /// What is handed over at once, or so often, whatever comes first. Each call is an object in the run's journal; what was not
 /// handed over when an agent dies is read again by the next one.
-const BATCH_BYTES: u64 = 256 << 20;
+const BATCH_BYTES: u64 = 512 << 20;
 const EVERY: Duration = Duration::from_secs(1);
 /// A region that has waited so long for an open pack has it sent early, full or not: regions behind it wait too.
 const PATIENCE: Duration = Duration::from_secs(15);

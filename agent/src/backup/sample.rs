@@ -12,7 +12,6 @@ use std::sync::Arc;
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::chunk::{PAGE, is_zero};
 use milkrun_repository::clock::entropy;
-use rayon::prelude::*;
 
 use super::{BackupError, Counters, Run, SMALL_BYTES, VolumeJob};
 use crate::device::Source;
@@ -71,19 +70,18 @@ pub async fn check(job: &VolumeJob, source: &Arc<dyn Source>, changes: &Changes)
         let buffers = job.engine.small.clone();
         let wrong = job.engine.io.run(move || {
             let mut buffer = buffers.take(drawn.len() * PAGE);
-            let read = drawn.par_iter().zip(buffer.par_chunks_mut(PAGE)).map(|(page, bytes)| {
-                // Whole pages, as far as there are: reads past the system's cache need it.
-                let there = usize::try_from(length - page.at).unwrap_or(PAGE).min(PAGE);
-                from.read_at(&mut bytes[..there], page.at).map_err(|e| (page.at, e))?;
+            // Whole pages, as far as there are: reads past the system's cache need it.
+            let there = |page: &Page| usize::try_from(length - page.at).unwrap_or(PAGE).min(PAGE);
+            let pieces = drawn.iter().zip(buffer.chunks_mut(PAGE));
+            from.read_pieces(pieces.map(|(page, bytes)| (page.at, &mut bytes[..there(page)])).collect())?;
+            let differs = drawn.iter().zip(buffer.chunks(PAGE)).find(|(page, bytes)| {
                 let bytes = &bytes[..page.len];
-                let same = match page.digest {
-                    None => is_zero(bytes),
-                    Some((offset, digest)) => domain.page_digests(bytes, offset) == [digest],
-                };
-                Ok((!same).then_some(page.at))
+                match page.digest {
+                    None => !is_zero(bytes),
+                    Some((offset, digest)) => domain.page_digests(bytes, offset) != [digest],
+                }
             });
-            let wrong: Vec<Option<u64>> = read.collect::<Result<_, (u64, std::io::Error)>>()?;
-            Ok(wrong.into_iter().flatten().next())
+            Ok(differs.map(|(page, _)| page.at))
         });
         let wrong = wrong.await;
         drop(permit);

@@ -236,7 +236,7 @@ async fn run(
         // What was set aside counts as gone.
         present: tokio::sync::Mutex::new(set_aside.into_iter().map(|id| (id, false)).collect()),
         parent: parent.as_ref().map(|p| p.found.root.id()),
-        parent_packs: Mutex::new(parent.as_ref().map(|p| p.placement.packs.clone()).unwrap_or_default()),
+        parent_packs: parent.as_ref().map(parent::metadata_packs).unwrap_or_default(),
         stored_bytes: AtomicU64::new(0),
         sampling: tokio::sync::Mutex::default(),
         assigned: Mutex::default(),

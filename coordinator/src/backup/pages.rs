@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::pages::{DIGEST_LEN, PageDigest};
@@ -15,6 +16,9 @@ use super::{BackupError, Run, lock};
 
 /// Parts of a chunk that are looked at for the digests of another.
 const NEAR: usize = 8;
+
+/// Lists of one leaf that are read side by side: each lies in another pack.
+const LISTS_AT_ONCE: usize = 8;
 
 /// Lists that the leaf at this offset names at most. Each generation that changes a region adds one; regions reach their bounds at
 /// different generations, lest all of a volume's lists be read and put together by the same one.
@@ -100,7 +104,8 @@ impl Run {
         let mut lists = Lists::default();
         let gather = leaf.page_lists().len() + usize::from(new) > most;
         if gather {
-            read_lists(leaf, &self.parent_reader(), &mut lists).await?;
+            // The neighbours' lists are gathered at other generations.
+            read_lists(leaf, &self.parent_reader().without_read_ahead(), &mut lists).await?;
         } else if !new {
             return Ok(());
         }
@@ -143,11 +148,12 @@ impl Run {
 /// # Errors
 /// [`BackupError`] when the store can't be asked.
 pub(super) async fn read_lists(leaf: &Leaf, reader: &MetadataReader<'_>, lists: &mut Lists) -> Result<(), BackupError> {
-    for reference in leaf.page_lists() {
-        if lists.contains_key(&reference.id) {
-            continue;
-        }
-        match reader.chunk(&reference).await {
+    let mut wanted = leaf.page_lists();
+    wanted.retain(|reference| !lists.contains_key(&reference.id));
+    let read = |reference: MapRef| async move { (reference, reader.chunk(&reference).await) };
+    let mut read = futures::stream::iter(wanted.into_iter().map(read)).buffer_unordered(LISTS_AT_ONCE);
+    while let Some((reference, read)) = read.next().await {
+        match read {
             Ok(bytes) => match PageList::decode(&bytes) {
                 Ok(list) => drop(lists.insert(reference.id, list)),
                 Err(e) => tracing::warn!(list = %reference.id, reason = %e, "a list of page digests is malformed"),

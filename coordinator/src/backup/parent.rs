@@ -1,6 +1,7 @@
 //! The parent restore point: choosing it, and telling the agent what a volume was.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
@@ -87,6 +88,12 @@ pub(super) async fn open(
     }
 }
 
+/// Where a point's maps lie.
+pub(super) fn metadata_packs(point: &OpenPoint) -> Arc<HashMap<PackId, PackInfo>> {
+    let metadata = point.placement.packs.iter().filter(|p| p.kind == PackKind::Metadata);
+    Arc::new(metadata.map(|p| (p.id, p.clone())).collect())
+}
+
 /// Learns what the index lacks of the parent: its packs, and, if segments were lost, its chunks.
 pub(super) async fn complete_index(
     repository: &Repository,
@@ -96,7 +103,7 @@ pub(super) async fn complete_index(
     let packs = &parent.placement.packs;
     let unknown = |p: &&PackInfo| p.kind == PackKind::Data && index.pack(&p.id).is_none() && !index.is_aside(&p.id);
     let lost: HashSet<PackId> = packs.iter().filter(unknown).map(|p| p.id).collect();
-    let mut entries: std::collections::HashMap<PackId, Vec<_>> = std::collections::HashMap::new();
+    let mut entries: HashMap<PackId, Vec<_>> = HashMap::new();
     if !lost.is_empty() {
         tracing::warn!(packs = lost.len(), "the index is incomplete; it is rebuilt from the parent's maps");
         let reader = repository.reader(parent.found.root.app, packs.iter().cloned());
@@ -307,8 +314,7 @@ impl Run {
 
     /// Reads the parent's maps.
     pub fn parent_reader(&self) -> MetadataReader<'_> {
-        let packs = super::lock(&self.parent_packs).clone();
-        self.repository.reader(self.root.app, packs)
+        self.repository.reader_of(self.root.app, self.parent_packs.clone())
     }
 }
 

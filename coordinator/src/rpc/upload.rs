@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::upload_server::Upload;
 use milkrun_repository::id::{PackId, RunId};
@@ -22,6 +23,8 @@ use crate::runs::RunEvent;
 const PACK_BYTES_MAX: u64 = u32::MAX as u64;
 /// Leaves that one sample has at most.
 const SAMPLES_MAX: u32 = 256;
+/// Of which so many are read side by side.
+const SAMPLES_AT_ONCE: usize = 4;
 /// Parent ranges that wait in the channel: each is a leaf.
 const PARENT_WAITING: usize = 16;
 
@@ -74,13 +77,14 @@ impl Upload for Service {
         tokio::spawn(async move {
             // One at a time, whoever asks: each reads all over the parent.
             let _turn = run.sampling().await;
-            let reader = run.parent_reader();
-            for _ in 0..request.leaves.min(SAMPLES_MAX) {
-                if sender.is_closed() {
-                    return;
-                }
-                let next = match run.sample_parent(&a.volume, a.attempt, &reader).await {
+            let reader = run.parent_reader().without_read_ahead();
+            let draw = |_| run.sample_parent(&a.volume, a.attempt, &reader);
+            let draws = futures::stream::iter(0..request.leaves.min(SAMPLES_MAX)).map(draw);
+            let mut draws = std::pin::pin!(draws.buffer_unordered(SAMPLES_AT_ONCE));
+            while let Some(drawn) = draws.next().await {
+                let next = match drawn {
                     Ok(Some(range)) => Ok(range),
+                    Ok(None) if sender.is_closed() => return,
                     Ok(None) => continue,
                     Err(e) => Err(status::backup(&e)),
                 };
