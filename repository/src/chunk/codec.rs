@@ -51,9 +51,19 @@ impl Level {
     }
 }
 
+/// After so many chunks in a row that were compressed in vain, the next is tried whole only if a sample of it pays: what is
+/// encrypted or compressed already comes in long runs.
+const IN_VAIN: u32 = 4;
+/// But for one in so many, whatever its sample says.
+const TRIED_ALL_THE_SAME: u32 = 16;
+/// Bytes of a sample.
+const SAMPLE: usize = 8 << 10;
+
 /// Compresses chunk after chunk with one set of tables.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
+    /// How many chunks in a row it was in vain.
+    in_vain: u32,
 }
 
 /// Decompresses chunk after chunk.
@@ -86,24 +96,34 @@ impl Compressor {
         let mut zstd = zstd::bulk::Compressor::new(level.get())?;
         zstd.include_checksum(false)?;
         zstd.include_contentsize(false)?;
-        Ok(Self { zstd })
+        Ok(Self { zstd, in_vain: 0 })
     }
 
-    /// Writes `plain`, compressed or raw, to the start of `out`. Returns codec and length. It pays when it saves at
-    /// least 1/32.
+    /// Writes `plain` compressed to the start of `out` and returns how long it is; `None` if that does not pay, and it is to
+    /// be stored as it is. It pays when it saves at least 1/32. `out` may be overwritten in any case.
     ///
     /// # Panics
     /// If `out` is shorter than `plain`.
-    pub fn compress(&mut self, plain: &[u8], out: &mut [u8]) -> (Codec, usize) {
-        let pays = plain.len() - plain.len() / 32;
+    pub fn compress(&mut self, plain: &[u8], out: &mut [u8]) -> Option<usize> {
+        let sampled = self.in_vain >= IN_VAIN && !self.in_vain.is_multiple_of(TRIED_ALL_THE_SAME);
+        let try_it = !sampled || self.sample_pays(plain, out);
+        let compressed = if try_it { self.try_on(plain, out) } else { None };
+        self.in_vain = if compressed.is_some() { 0 } else { self.in_vain.wrapping_add(1) };
+        compressed
+    }
+
+    fn sample_pays(&mut self, plain: &[u8], out: &mut [u8]) -> bool {
+        // Now from the first half of the chunk, now from the second.
+        let quarter = plain.len() / 4;
+        let at = if self.in_vain.is_multiple_of(2) { quarter } else { 3 * quarter };
+        // Of a short chunk a sample would cost what the chunk costs.
+        quarter < 2 * SAMPLE || self.try_on(&plain[at..at + SAMPLE], out).is_some()
+    }
+
+    fn try_on(&mut self, plain: &[u8], out: &mut [u8]) -> Option<usize> {
         // Room for no more than what pays: zstd then stops by itself once it is exceeded.
-        match self.zstd.compress_to_buffer(plain, &mut out[..pays]) {
-            Ok(n) if n < plain.len() => (Codec::Zstd, n),
-            _ => {
-                out[..plain.len()].copy_from_slice(plain);
-                (Codec::Raw, plain.len())
-            }
-        }
+        let pays = plain.len() - plain.len() / 32;
+        self.zstd.compress_to_buffer(plain, &mut out[..pays]).ok().filter(|n| *n < plain.len())
     }
 }
 
@@ -140,6 +160,38 @@ impl Decompressor {
 mod tests {
     use super::*;
 
+    fn compressed(c: &mut Compressor, plain: &[u8], out: &mut [u8]) -> (Codec, usize) {
+        match c.compress(plain, out) {
+            Some(n) => (Codec::Zstd, n),
+            None => {
+                out.copy_from_slice(plain);
+                (Codec::Raw, plain.len())
+            }
+        }
+    }
+
+    #[test]
+    fn after_long_noise_text_is_compressed_at_once_and_what_no_sample_meets_soon() {
+        let mut c = Compressor::new(Level::DEFAULT).unwrap();
+        let mut noise = vec![0; 128 << 10];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let mut out = vec![0; noise.len()];
+        for _ in 0..100 {
+            assert_eq!(c.compress(&noise, &mut out), None);
+        }
+        let text = &b"one fish two fish ".repeat(8000)[..noise.len()];
+        assert!(c.compress(text, &mut out).is_some());
+        // Text in one corner alone: of a run of such chunks no more than some are stored as they are.
+        for _ in 0..100 {
+            assert_eq!(c.compress(&noise, &mut out), None);
+        }
+        let mut corner = noise.clone();
+        corner[..16 << 10].copy_from_slice(&text[..16 << 10]);
+        let first = (0..100).position(|_| c.compress(&corner, &mut out).is_some());
+        assert!(first.is_some_and(|n| n < TRIED_ALL_THE_SAME as usize), "{first:?}");
+        assert!((0..100).all(|_| c.compress(&corner, &mut out).is_some()));
+    }
+
     #[test]
     fn text_is_compressed_and_noise_kept_raw() {
         let (mut c, mut d) = (Compressor::new(Level::DEFAULT).unwrap(), Decompressor::new().unwrap());
@@ -150,7 +202,7 @@ mod tests {
             [(noise, Codec::Raw), (text, Codec::Zstd), (vec![1], Codec::Raw), (Vec::new(), Codec::Raw)]
         {
             let mut out = vec![0; plain.len()];
-            let (codec, n) = c.compress(&plain, &mut out);
+            let (codec, n) = compressed(&mut c, &plain, &mut out);
             assert_eq!(codec, wanted);
             let mut back = vec![0; plain.len()];
             d.decompress(codec, &out[..n], &mut back).unwrap();

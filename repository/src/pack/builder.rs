@@ -7,7 +7,7 @@ use super::{
     DIRECTORY_SLOT, END_MAGIC, ENTRY_LEN, FOOTER_LEN, HEADER_LEN, PackKey, PackKind, Place, SealedKey, TAG_LEN, header,
     key_aad, slot_aad, slot_key,
 };
-use crate::chunk::codec::Compressor;
+use crate::chunk::codec::{Codec, Compressor};
 use crate::clock::entropy;
 use crate::id::{ChunkId, PackId, RepositoryId};
 use crate::keys::hybrid::{HybridError, HybridPublic};
@@ -108,10 +108,14 @@ impl PackBuilder {
     pub fn append(&mut self, id: &ChunkId, plain: &[u8], compressor: &mut Compressor) -> Place {
         assert!(self.fits(plain.len()), "the chunk does not fit");
         let start = self.used;
-        let (codec, len) = compressor.compress(plain, &mut self.buffer[start..start + plain.len()]);
+        let compressed = compressor.compress(plain, &mut self.buffer[start..start + plain.len()]);
+        let codec = if compressed.is_some() { Codec::Zstd } else { Codec::Raw };
         let plain_len = u32::try_from(plain.len()).expect("fits");
         let aad = slot_aad(&self.target.repository, &self.id, self.slots, id, codec, plain_len);
-        let end = seal(&self.key, self.slots, &aad, &mut self.buffer, start, len);
+        let end = match compressed {
+            Some(len) => seal(&self.key, self.slots, &aad, &mut self.buffer, start, len),
+            None => seal_from(&self.key, self.slots, &aad, plain, &mut self.buffer[start..]) + start,
+        };
         let place = Place {
             pack: self.id,
             slot: self.slots,
@@ -186,9 +190,7 @@ impl PackBuilder {
 /// Seals `buffer[start..start + len]` in place and writes the tag behind it. Returns where the tag ends.
 #[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key, and a slot is shorter than 64 GiB")]
 fn seal(pack_key: &[u8; 32], slot: u32, aad: &[u8], buffer: &mut [u8], start: usize, len: usize) -> usize {
-    let key = slot_key(pack_key, slot);
-    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_slice()).expect("32 bytes"));
-    let tag = key
+    let tag = key_of(pack_key, slot)
         .seal_in_place_separate_tag(
             Nonce::assume_unique_for_key([0; 12]),
             Aad::from(aad),
@@ -197,4 +199,28 @@ fn seal(pack_key: &[u8; 32], slot: u32, aad: &[u8], buffer: &mut [u8], start: us
         .expect("short enough");
     buffer[start + len..start + len + TAG_LEN].copy_from_slice(tag.as_ref());
     start + len + TAG_LEN
+}
+
+/// Seals `plain` into the start of `out`, and the tag behind it: one pass where a copy and [`seal`] would be two. Returns where the
+/// tag ends.
+#[expect(clippy::expect_used, reason = "a slot is shorter than 64 GiB, and its room was checked")]
+fn seal_from(pack_key: &[u8; 32], slot: u32, aad: &[u8], plain: &[u8], out: &mut [u8]) -> usize {
+    let (sealed, rest) = out.split_at_mut(plain.len());
+    key_of(pack_key, slot)
+        .seal_out_of_place_scatter(
+            Nonce::assume_unique_for_key([0; 12]),
+            Aad::from(aad),
+            plain,
+            sealed,
+            &[],
+            &mut rest[..TAG_LEN],
+        )
+        .expect("short enough");
+    plain.len() + TAG_LEN
+}
+
+#[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key")]
+fn key_of(pack_key: &[u8; 32], slot: u32) -> LessSafeKey {
+    let key = slot_key(pack_key, slot);
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_slice()).expect("32 bytes"))
 }
