@@ -16,6 +16,7 @@ pub mod held;
 pub mod image;
 pub mod lanes;
 pub mod lookups;
+pub mod pace;
 mod parent;
 mod read;
 pub mod sample;
@@ -24,7 +25,6 @@ pub mod stream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use milkrun_repository::chunk::codec::Level;
 use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
@@ -74,8 +74,6 @@ pub struct VolumeJob {
     pub pages: PageCutter,
     /// For streams.
     pub streams: StreamCutter,
-    /// Compression.
-    pub level: Level,
     /// Whether the coordinator has a parent to predict from.
     pub has_parent: bool,
     /// The parent's id; empty: none.

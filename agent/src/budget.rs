@@ -88,6 +88,12 @@ impl Budget {
         Permit::of(Self::acquire(&self.packs, 1).await, self.pack_bytes as u64)
     }
 
+    /// Room for a pack if there is some now.
+    pub fn try_pack(&self) -> Option<Permit> {
+        let room = self.packs.clone().try_acquire_owned().ok()?;
+        Some(Permit::of(room, self.pack_bytes as u64))
+    }
+
     #[expect(clippy::expect_used, reason = "the semaphores are never closed")]
     async fn acquire(semaphore: &Arc<Semaphore>, n: u32) -> OwnedSemaphorePermit {
         semaphore.clone().acquire_many_owned(n).await.expect("never closed")

@@ -1,10 +1,17 @@
 //! Threads for CPU work and for device I/O, apart from tokio's.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// A fixed number of threads for one kind of work.
 pub struct Workers {
     pool: rayon::ThreadPool,
+    /// How long all of them have worked, in ns.
+    worked: Arc<AtomicU64>,
 }
 
 /// The threads could not be started.
@@ -29,7 +36,7 @@ impl Workers {
             .thread_name(move |i| format!("milkrun-{name}-{i}"))
             .build()
             .map_err(|source| StartError { name, count, source })?;
-        Ok(Self { pool })
+        Ok(Self { pool, worked: Arc::default() })
     }
 
     /// Runs `job` on one of the threads.
@@ -39,11 +46,20 @@ impl Workers {
     #[expect(clippy::expect_used, reason = "a job that panicked has logged why; its result can't be made up")]
     pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = oneshot::channel();
+        let worked = self.worked.clone();
         self.pool.spawn(move || {
+            let began = Instant::now();
+            let result = job();
+            worked.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
             // Nobody waits any more: the assignment was cancelled.
-            let _ = done.send(job());
+            let _ = done.send(result);
         });
         result.await.expect("the job ended")
+    }
+
+    /// How long all threads together have worked, of jobs that are over.
+    pub fn worked(&self) -> Duration {
+        Duration::from_nanos(self.worked.load(Ordering::Relaxed))
     }
 
     /// How many threads.

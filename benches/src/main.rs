@@ -169,7 +169,7 @@ fn reading(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
 }
 
 fn compressing(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
-    for level in [-3, 1, 3] {
+    for level in [-3, -1, 1, 2, 3, 5, 9] {
         let mut compressor = Compressor::new(Level::new(level)?)?;
         let mut out = vec![0; CHUNK];
         bench.stage(&format!("zstd {level}"), entropy, || {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use milkrun_identity::channel::CoordinatorUrl;
 use milkrun_identity::{NodeName, Role};
+use milkrun_repository::chunk::codec;
 use milkrun_repository::id::{AppName, RunId, VolumeName};
 use milkrun_repository::store::StoreUrl;
 
@@ -266,6 +267,24 @@ fn named(text: &str) -> Result<Named, String> {
     Ok(Named { name: name.parse().map_err(|e: milkrun_repository::id::NameError| e.to_string())?, path: path.into() })
 }
 
+/// How hard to compress.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Level {
+    pub(crate) from: i32,
+    /// Harder where that costs no time.
+    pub(crate) adapts: bool,
+}
+
+fn level(text: &str) -> Result<Level, String> {
+    let default = codec::Level::DEFAULT.get();
+    if text == "auto" {
+        return Ok(Level { from: default, adapts: true });
+    }
+    let number = text.parse().map_err(|_| "write a number from -7 to 19, or auto".to_owned())?;
+    codec::Level::new(number).map_err(|e| e.to_string())?;
+    Ok(Level { from: number, adapts: false })
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Backup {
     #[command(flatten)]
@@ -300,9 +319,9 @@ pub(crate) struct Backup {
     /// Leave out what a clean ext4 file system has free, as if zeros lay there; on any doubt everything is read (the point says so)
     #[arg(long, conflicts_with = "changed_from")]
     pub(crate) skip_free: bool,
-    /// zstd level, -7 to 19
-    #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
-    pub(crate) level: i32,
+    /// zstd level, -7 (fast) to 19, or auto: 3, and up to 9 while the line to the store is what the backup waits for
+    #[arg(long, value_name = "N|auto", default_value = "3", allow_negative_numbers = true, value_parser = level)]
+    pub(crate) level: Level,
     /// Read devices that are mounted read-write (the point says so)
     #[arg(long)]
     pub(crate) allow_mounted: bool,

@@ -50,6 +50,9 @@ use volume::VolumeBuild;
 /// Entries that are kept in memory before they become a segment: 512 Ki entries are about 60 MB.
 const SEGMENT_ENTRIES: usize = 512 * 1024;
 
+/// Bytes that may be granted before it is written down how many.
+const GRANTED_UNWRITTEN: u64 = 256 << 20;
+
 /// How often a node is told that others wait for what it is storing: each time it sends packs that are not full.
 const HURRY_EVERY: Duration = Duration::from_secs(5);
 
@@ -177,6 +180,8 @@ pub struct Run {
     sizes: HashMap<String, Option<u64>>,
     /// By node.
     quotas: Mutex<HashMap<String, Quota>>,
+    /// Bytes that were granted since the journal was written.
+    granted_unwritten: AtomicU64,
     /// Packs that were granted and are not sealed yet.
     granted: Mutex<HashMap<PackId, Granted>>,
 }
@@ -186,6 +191,8 @@ pub struct Run {
 struct Quota {
     granted: u64,
     most: u64,
+    /// Bytes of its volumes.
+    again: u64,
     /// The volumes that it ever had.
     volumes: HashSet<String>,
     /// One of them has no known size: nobody can tell what is too much.
@@ -200,9 +207,18 @@ impl Quota {
             return;
         }
         match size {
-            Some(size) => self.most += size.saturating_mul(2).saturating_add(size / 32).saturating_add(64 << 20),
+            Some(size) => {
+                self.again = self.again.saturating_add(size);
+                let margin = (size / 32).saturating_add(64 << 20);
+                self.most = self.most.saturating_add(size.saturating_mul(2)).saturating_add(margin);
+            }
             None => self.open = true,
         }
+    }
+
+    /// Its coordinator was followed by another one: what was on its way is stored once more, and it is not the node's fault.
+    fn forgive(&mut self) {
+        self.most = self.most.saturating_add(self.again);
     }
 }
 
@@ -386,16 +402,21 @@ impl Run {
             quota.granted = granted;
         }
         self.note_granted(&node, volume, length);
+        // Checkpoints mostly write it down before it comes to that.
+        if self.granted_unwritten.load(Ordering::Relaxed) >= GRANTED_UNWRITTEN {
+            self.write_journal().await?;
+        }
         lock(&self.granted).insert(pack, Granted { node, length, crc32 });
         metrics::counter!("milkrun_grants_total").increment(1);
         let terms = PutTerms { key: Key::pack(&pack), length, crc32, lock: self.locks.packs };
         Ok(self.repository.store.grant_put(&terms).await?)
     }
 
-    /// For the next leader's count of quotas. Not waited for: what a leader's last second granted may be forgotten.
+    /// For the next leader's count of quotas. Written down with whatever comes next, or when it has come to [`GRANTED_UNWRITTEN`].
     fn note_granted(&self, node: &str, volume: &str, bytes: u64) {
         if let (Some(journal), Ok(volume)) = (&self.journal, volume.parse()) {
             journal.note(Record::Granted { node: node.to_owned(), volume, bytes });
+            self.granted_unwritten.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 

@@ -109,6 +109,9 @@ fn stored() -> Vec<Target> {
         Target::canonical("journal of a restore", golden!("restore-journal-body-v1.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))
         }),
+        Target::canonical("notes of a journal", golden!("journal-notes-body-v1.bin").to_vec(), |b| {
+            journal::decode(b).ok().map(|x| journal::encode(&x))
+        }),
         Target::canonical("journal", golden!("journal-body-v1.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))
         }),

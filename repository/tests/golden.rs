@@ -131,6 +131,9 @@ fn journal_v1() {
     let body = golden("journal-body-v1.bin", || journal::encode(&journal()));
     assert_eq!(journal::decode(&body).unwrap(), journal());
     assert_eq!(journal::encode(&journal()), body);
+    let body = golden("journal-notes-body-v1.bin", || journal::encode(&journal_notes()));
+    assert_eq!(journal::decode(&body).unwrap(), journal_notes());
+    assert_eq!(journal::encode(&journal_notes()), body);
     let body = golden("restore-journal-body-v1.bin", || journal::encode(&restore_journal()));
     assert_eq!(journal::decode(&body).unwrap(), restore_journal());
     assert_eq!(journal::encode(&restore_journal()), body);

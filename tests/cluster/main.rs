@@ -6,6 +6,7 @@ mod crash_points;
 mod crash_points_locked;
 mod hosts;
 mod leaders;
+mod level;
 mod lists;
 mod lost;
 mod refused;

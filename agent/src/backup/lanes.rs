@@ -5,6 +5,7 @@
 //! made only when none is idle, so that all packs together are never more than the permits.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,18 +14,20 @@ use milkrun_repository::id::ChunkId;
 use milkrun_repository::pack::{PackBuilder, PackTarget, Place};
 use milkrun_repository::store::grant::Redeem;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::claims::{Claim, Claims, Settled};
 use super::cut::Fresh;
 use super::held::Held;
 use super::lookups::Lookups;
+use super::pace::{Pace, Worked};
 use super::{BackupError, Counters, Uploads, VolumeJob};
 use crate::budget::Permit;
 use crate::rpc::{Answer, Coordinator, SealedClaim};
 
 thread_local! {
     /// One set of zstd tables per worker thread.
-    static COMPRESSOR: RefCell<Option<(i32, Compressor)>> = const { RefCell::new(None) };
+    static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
 }
 
 struct OpenPack {
@@ -36,11 +39,14 @@ struct OpenPack {
 pub struct RunPacks {
     target: PackTarget,
     redeem: Arc<dyn Redeem>,
+    pace: Pace,
     /// Who uploads what.
     pub claims: Claims,
     idle: Mutex<Vec<OpenPack>>,
     buffers: Mutex<Vec<Vec<u8>>>,
     uploads: tokio::sync::Mutex<JoinSet<()>>,
+    /// Packs that are being uploaded or wait for leave to be.
+    on_the_line: AtomicUsize,
     /// Why they can't be stored, as others hear it, and for the first who asks.
     failed: Mutex<Option<(BackupError, Option<BackupError>)>>,
 }
@@ -75,6 +81,22 @@ impl Drop for Underway {
     }
 }
 
+/// Counts a pack that is being uploaded.
+struct OnTheLine(Arc<RunPacks>);
+
+impl OnTheLine {
+    fn of(run: &Arc<RunPacks>) -> Self {
+        run.on_the_line.fetch_add(1, Ordering::Relaxed);
+        Self(run.clone())
+    }
+}
+
+impl Drop for OnTheLine {
+    fn drop(&mut self) {
+        self.0.on_the_line.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What became of a region's fresh chunks.
 pub struct Stored {
     /// What must be settled before the region may be named in a checkpoint.
@@ -85,14 +107,16 @@ pub struct Stored {
 
 impl RunPacks {
     /// For one run.
-    pub fn new(target: PackTarget, redeem: Arc<dyn Redeem>) -> Self {
+    pub fn new(target: PackTarget, redeem: Arc<dyn Redeem>, pace: Pace) -> Self {
         Self {
             target,
             redeem,
+            pace,
             claims: Claims::default(),
             idle: Mutex::default(),
             buffers: Mutex::default(),
             uploads: tokio::sync::Mutex::default(),
+            on_the_line: AtomicUsize::new(0),
             failed: Mutex::default(),
         }
     }
@@ -158,9 +182,10 @@ impl RunPacks {
             if let Some(e) = self.failed() {
                 return Err(e);
             }
-            let (open, permit) = self.take(job).await;
-            let (level, counters) = (job.level, job.counters.clone());
-            let (open, rest, full) = job.engine.cpu.run(move || fill_now(open, batch, level, &counters)).await?;
+            let (open, permit, waited) = self.take(job).await;
+            let (level, counters, cpu) = (self.pace.level(), job.counters.clone(), &job.engine.cpu);
+            let (open, rest, full) = cpu.run(move || fill_now(open, batch, level, &counters)).await?;
+            self.pace.note(waited, Worked { time: cpu.worked(), threads: cpu.count() }, Instant::now());
             batch = rest;
             if full {
                 self.dispatch(job, open, permit).await;
@@ -172,17 +197,24 @@ impl RunPacks {
         Ok(())
     }
 
-    /// An idle pack, or a new one when there is none and the budget has room.
-    async fn take(&self, job: &VolumeJob) -> (OpenPack, Permit) {
-        let permit = job.engine.budget.pack().await;
+    /// An idle pack, or a new one when there is none and the budget has room; and whether that had to wait for packs on their way.
+    async fn take(&self, job: &VolumeJob) -> (OpenPack, Permit, bool) {
+        let (permit, waited) = match job.engine.budget.try_pack() {
+            Some(permit) => (permit, false),
+            None => {
+                // If it is rather threads of ours that hold the room, it is not the line that is slow.
+                let line = self.on_the_line.load(Ordering::Relaxed) * 2 > job.engine.budget.pack_count();
+                (job.engine.budget.pack().await, line)
+            }
+        };
         if let Some(open) = lock(&self.idle).pop() {
-            return (open, permit);
+            return (open, permit, waited);
         }
         let capacity = job.engine.budget.pack_bytes();
         // A fresh one has no pages until they are filled; those that come back are of this size.
         let mut buffer = lock(&self.buffers).pop().unwrap_or_else(|| vec![0; capacity]);
         buffer.resize(capacity, 0);
-        (OpenPack { builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit)
+        (OpenPack { builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit, waited)
     }
 
     /// Finishes a pack and sends it on its way. Returns whether it went: in the name of a volume that is about to be done none
@@ -199,7 +231,10 @@ impl RunPacks {
             let OpenPack { builder, entries } = open;
             let finished = engine.cpu.run(move || builder.finish()).await;
             let result = match finished {
-                Ok(pack) => this.upload(&coordinator, pack, entries).await,
+                Ok(pack) => {
+                    let _counted = OnTheLine::of(&this);
+                    this.upload(&coordinator, pack, entries).await
+                }
                 Err(e) => Err(BackupError::Pack(e.to_string())),
             };
             if let Err(e) = result {
@@ -266,12 +301,10 @@ fn fill_now(
     let mut scratch = Vec::new();
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {
-            Some((l, compressor)) if *l == level.get() => compressor,
-            _ => {
-                let fresh = Compressor::new(level).map_err(|e| BackupError::Pack(e.to_string()))?;
-                &mut slot.insert((level.get(), fresh)).1
-            }
+            Some(compressor) => compressor,
+            None => slot.insert(Compressor::new(level).map_err(|e| BackupError::Pack(e.to_string()))?),
         };
+        compressor.set_level(level).map_err(|e| BackupError::Pack(e.to_string()))?;
         while let Some(chunk) = batch.chunks.front() {
             let len = chunk.len();
             if !open.builder.fits(len) {

@@ -22,7 +22,7 @@ use wire::from_agent::Message as Up;
 
 use super::failures::{failed, kind_of_backup, kind_of_restore};
 use super::{AssignmentKey, OpenSource, Session, Task, message};
-use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, stream};
+use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, pace::Pace, stream};
 use crate::device::changes::Changes;
 use crate::device::free_space;
 use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget, open_stream};
@@ -73,6 +73,7 @@ impl Session {
             recipient: HybridPublic::from_bytes(b.data_key[..].try_into().ok()?),
         };
         RunId::try_from(&assignment.run[..]).ok()?;
+        let pace = Pace::new(Level::new(b.level).ok()?, b.adapt_level);
         let pages = PageCutter {
             min_pages: c.min_pages,
             avg_pages: c.avg_pages,
@@ -91,7 +92,7 @@ impl Session {
         let run = self
             .runs
             .entry(assignment.run.to_vec())
-            .or_insert_with(|| Arc::new(RunPacks::new(target, self.agent.options.redeem.clone())))
+            .or_insert_with(|| Arc::new(RunPacks::new(target, self.agent.options.redeem.clone(), pace)))
             .clone();
         Some(VolumeJob {
             engine: self.agent.engine.clone(),
@@ -100,7 +101,6 @@ impl Session {
             domain: DomainKey::from_bytes(b.domain_key[..].try_into().ok()?),
             pages,
             streams,
-            level: Level::new(b.level).ok()?,
             has_parent: b.has_parent,
             parent: b.parent.clone(),
             whole_chunks: b.whole_chunks,

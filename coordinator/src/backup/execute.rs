@@ -17,7 +17,7 @@ use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::Root;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
-use milkrun_repository::point::journal::Record;
+use milkrun_repository::point::journal::{Record, Wishes};
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
 use milkrun_repository::repository::OpenPoint;
@@ -54,6 +54,8 @@ pub struct Order {
     pub parent: String,
     /// zstd level.
     pub level: i32,
+    /// Harder where the line to the store is what a volume waits for.
+    pub adapt_level: bool,
     /// Who coordinates, for people.
     pub host: String,
     /// Read devices that are mounted read-write.
@@ -248,6 +250,7 @@ async fn run(
             .then(|| Journal::new(repository.clone(), root.run, coordinator.epoch)),
         sizes: order.sources.iter().map(|s| (s.name.to_string(), s.size)).collect(),
         quotas: Mutex::default(),
+        granted_unwritten: AtomicU64::new(0),
         granted: Mutex::default(),
     });
     let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()), inbox);
@@ -280,6 +283,8 @@ async fn prepare(
     let Some(journal) = &run.journal else { return Ok(Vec::new()) };
     let Some(left) = left else {
         journal.note(begin(order, parent, feed.now().ordered_by));
+        let wishes = Wishes { whole_chunks: order.whole_chunks, adapt_level: order.adapt_level };
+        journal.note(Record::Wishes(wishes));
         journal.write().await?;
         return Ok(Vec::new());
     };

@@ -227,6 +227,7 @@ fn backup_volume(
             stream_max: config.streams.max,
         }),
         level: order.level,
+        adapt_level: order.adapt_level,
         region_bytes: milkrun_repository::config::REGION_BYTES,
         parent: run.parent.map(|p| p.to_string()).unwrap_or_default(),
         whole_chunks: order.whole_chunks,

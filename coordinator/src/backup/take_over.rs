@@ -16,7 +16,7 @@ use milkrun_repository::store::{Failure, GetError, Key, Version};
 
 use super::execute::{self, Order, Plan};
 use super::parent::Choice;
-use super::{BackupError, Run, lock};
+use super::{BackupError, Quota, Run, lock};
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
@@ -143,6 +143,11 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         tracing::error!(run = %lease.run, "a journal does not say what its run is; it stays unfinished");
         return;
     };
+    let wished = left.told.iter().find_map(|r| match r {
+        Record::Wishes(wishes) => Some(*wishes),
+        _ => None,
+    });
+    let wishes = wished.unwrap_or_default();
     let feed = Feed::new(lease.run, RunKind::Backup, begin.application.to_string(), begin.ordered_by.clone());
     coordinator.runs.show(feed.clone());
     let config = &coordinator.repository.config;
@@ -160,7 +165,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     let (inbox, _announced) = coordinator.runs.announce(lease.run);
     let plan =
         Plan { root, choice: begin.parent.map_or(Choice::None, Choice::Point), locks, rpo, left: Some(left), inbox };
-    let order = order_of(begin);
+    let order = order_of(begin, wishes);
     let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, (lease_key, lease_version)).await {
         Ok(done) => Outcome::BackedUp(done),
         Err(e) => {
@@ -171,7 +176,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     feed.end(outcome);
 }
 
-fn order_of(begin: journal::Begin) -> Order {
+fn order_of(begin: journal::Begin, wishes: journal::Wishes) -> Order {
     let source = |s: journal::Source| SourceSpec {
         name: s.name,
         stream: s.stream,
@@ -189,10 +194,11 @@ fn order_of(begin: journal::Begin) -> Order {
         lock_for: None,
         parent: String::new(),
         level: begin.level,
+        adapt_level: wishes.adapt_level,
         host: begin.host,
         allow_mounted: begin.allow_mounted,
         allow_changing: begin.allow_changing,
-        whole_chunks: false,
+        whole_chunks: wishes.whole_chunks,
         skip_free: false,
         full_every: 0,
     }
@@ -260,6 +266,8 @@ impl Run {
                 finished.extend(self.do_again(record, &mut readers).await?);
             }
         }
+        // And this take-over.
+        lock(&self.quotas).values_mut().for_each(Quota::forgive);
         Ok(finished)
     }
 
@@ -271,7 +279,8 @@ impl Run {
     ) -> Result<Option<String>, BackupError> {
         match record {
             // Those of a restore are none of a backup.
-            Record::Begin(_) | Record::TakeOver { .. } | Record::Ended => {}
+            Record::Begin(_) | Record::Wishes(_) | Record::Ended => {}
+            Record::TakeOver { .. } => lock(&self.quotas).values_mut().for_each(Quota::forgive),
             Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
             Record::Sealed { pack, entries } => {
                 // Nothing is believed of the store: the commit looks at each pack that the maps name.

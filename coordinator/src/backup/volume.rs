@@ -1,6 +1,7 @@
 //! The map of one volume as its regions come in: in order, each extent checked, and placed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
@@ -146,8 +147,17 @@ impl Run {
     pub(super) async fn write_down(&self, record: Record) -> Result<(), BackupError> {
         let Some(journal) = &self.journal else { return Ok(()) };
         journal.note(record);
-        journal.write().await?;
-        Ok(())
+        self.write_journal().await
+    }
+
+    /// Waits until all that was noted is in the journal.
+    ///
+    /// # Errors
+    /// [`BackupError::Journal`].
+    pub(super) async fn write_journal(&self) -> Result<(), BackupError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        self.granted_unwritten.store(0, Ordering::Relaxed);
+        Ok(journal.write().await?)
     }
 
     /// As [`Self::checkpoint`], in memory alone.

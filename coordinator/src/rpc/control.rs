@@ -70,6 +70,7 @@ impl Service {
             lock_for: (o.lock_seconds > 0).then(|| Duration::from_secs(o.lock_seconds)),
             parent: o.parent,
             level: o.level,
+            adapt_level: o.adapt_level,
             host: o.host,
             allow_mounted: o.allow_mounted,
             allow_changing: o.allow_changing,

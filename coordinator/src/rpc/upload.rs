@@ -1,11 +1,13 @@
 //! What agents ask for while they back up.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::upload_server::Upload;
 use milkrun_repository::id::{PackId, RunId};
+use milkrun_repository::pack::{FOOTER_LEN, HEADER_LEN, TAG_LEN};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,6 +21,8 @@ use crate::Coordinator;
 use crate::backup::Answer;
 use crate::runs::RunEvent;
 
+/// Bytes of a pack at least: header, footer and the tag of a directory.
+const PACK_BYTES_MIN: u64 = (HEADER_LEN + FOOTER_LEN + TAG_LEN) as u64;
 /// Bytes of a pack at most: places in it have 32 bits.
 const PACK_BYTES_MAX: u64 = u32::MAX as u64;
 /// Leaves that one sample has at most.
@@ -78,21 +82,23 @@ impl Upload for Service {
             // One at a time, whoever asks: each reads all over the parent.
             let _turn = run.sampling().await;
             let reader = run.parent_reader().without_read_ahead();
-            let draw = |_| run.sample_parent(&a.volume, a.attempt, &reader);
-            let draws = futures::stream::iter(0..request.leaves.min(SAMPLES_MAX)).map(draw);
-            let mut draws = std::pin::pin!(draws.buffer_unordered(SAMPLES_AT_ONCE));
-            while let Some(drawn) = draws.next().await {
-                let next = match drawn {
-                    Ok(Some(range)) => Ok(range),
-                    Ok(None) if sender.is_closed() => return,
-                    Ok(None) => continue,
-                    Err(e) => Err(status::backup(&e)),
-                };
-                let failed = next.is_err();
-                if sender.send(next).await.is_err() || failed {
+            // Each sends what it drew by itself: one that waits for room in the channel keeps none of the others from going on, whatever
+            // locks they hold.
+            let draws = 0..request.leaves.min(SAMPLES_MAX);
+            let failed = AtomicBool::new(false);
+            let draw = |_| async {
+                if failed.load(Ordering::Relaxed) || sender.is_closed() {
                     return;
                 }
-            }
+                let next = match run.sample_parent(&a.volume, a.attempt, &reader).await {
+                    Ok(Some(range)) => Ok(range),
+                    Ok(None) => return,
+                    Err(e) => Err(status::backup(&e)),
+                };
+                failed.fetch_or(next.is_err(), Ordering::Relaxed);
+                let _ = sender.send(next).await;
+            };
+            futures::stream::iter(draws).for_each_concurrent(SAMPLES_AT_ONCE, draw).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -126,6 +132,9 @@ impl Upload for Service {
         let request = request.into_inner();
         let (_, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let pack = PackId::try_from(&request.pack[..]).map_err(|_| status::nonsense("a pack id of another length"))?;
+        if request.length < PACK_BYTES_MIN {
+            return Err(status::nonsense("fewer bytes than a pack has"));
+        }
         if request.length > PACK_BYTES_MAX {
             return Err(Status::resource_exhausted("more bytes than a pack can have"));
         }

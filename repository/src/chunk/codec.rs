@@ -62,6 +62,7 @@ const SAMPLE: usize = 8 << 10;
 /// Compresses chunk after chunk with one set of tables.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
+    level: Level,
     /// How many chunks in a row it was in vain.
     in_vain: u32,
 }
@@ -96,7 +97,20 @@ impl Compressor {
         let mut zstd = zstd::bulk::Compressor::new(level.get())?;
         zstd.include_checksum(false)?;
         zstd.include_contentsize(false)?;
-        Ok(Self { zstd, in_vain: 0 })
+        Ok(Self { zstd, level, in_vain: 0 })
+    }
+
+    /// From the next chunk on.
+    ///
+    /// # Errors
+    /// When zstd refuses the level.
+    pub fn set_level(&mut self, level: Level) -> std::io::Result<()> {
+        if level != self.level {
+            // Not `set_compression_level`, which is refused after a chunk that did not fit: that one is not over for zstd.
+            self.zstd.set_parameter(zstd::zstd_safe::CParameter::CompressionLevel(level.get()))?;
+            self.level = level;
+        }
+        Ok(())
     }
 
     /// Writes `plain` compressed to the start of `out` and returns how long it is; `None` if that does not pay, and it is to
@@ -190,6 +204,26 @@ mod tests {
         let first = (0..100).position(|_| c.compress(&corner, &mut out).is_some());
         assert!(first.is_some_and(|n| n < TRIED_ALL_THE_SAME as usize), "{first:?}");
         assert!((0..100).all(|_| c.compress(&corner, &mut out).is_some()));
+    }
+
+    #[test]
+    fn the_level_changes_after_whatever_chunk() {
+        let mut c = Compressor::new(Level::DEFAULT).unwrap();
+        let mut noise = vec![0; 128 << 10];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let mut text: Vec<u8> = noise.iter().flat_map(|b| format!("word number {b}, ").into_bytes()).collect();
+        text.truncate(noise.len());
+        let mut out = vec![0; noise.len()];
+        let mut lengths = Vec::new();
+        for level in [3, 9, -1, 9, 3] {
+            assert_eq!(c.compress(&noise, &mut out), None);
+            c.set_level(Level::new(level).unwrap()).unwrap();
+            let n = c.compress(&text, &mut out).unwrap();
+            let mut fresh = Compressor::new(Level::new(level).unwrap()).unwrap();
+            assert_eq!(fresh.compress(&text, &mut vec![0; text.len()]), Some(n), "level {level}");
+            lengths.push(n);
+        }
+        assert!(lengths[0] == lengths[4] && lengths[2] != lengths[3], "{lengths:?}");
     }
 
     #[test]

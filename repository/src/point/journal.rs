@@ -77,6 +77,8 @@ pub enum Record {
         /// The bytes of one pack; 0: the volume was given to it.
         bytes: u64,
     },
+    /// What else was wished of the run, right after it began; nothing of it unless said.
+    Wishes(Wishes),
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
@@ -111,6 +113,15 @@ pub struct Begin {
     pub manifest_objects: u32,
     /// The manifests as JSON lines.
     pub manifests: Vec<u8>,
+}
+
+/// What may be wished of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// A chunk of which a page changed is stored whole.
+    pub whole_chunks: bool,
+    /// Compress harder where the line to the store is what a volume waits for.
+    pub adapt_level: bool,
 }
 
 /// A volume or stream of a run.
@@ -208,6 +219,9 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
             Record::LeavesOut { volume } => {
                 e.u8(11).text(volume.as_str());
             }
+            Record::Wishes(w) => {
+                e.u8(13).u8(u8::from(w.whole_chunks)).u8(u8::from(w.adapt_level));
+            }
             Record::Granted { node, volume, bytes } => {
                 e.u8(12).text(node).text(volume.as_str()).u64(*bytes);
             }
@@ -253,6 +267,10 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
             10 => Record::ByList { volume: volume(&mut d)? },
             11 => Record::LeavesOut { volume: volume(&mut d)? },
             12 => Record::Granted { node: d.text("node")?, volume: volume(&mut d)?, bytes: d.u64("granted bytes")? },
+            13 => Record::Wishes(Wishes {
+                whole_chunks: flag(&mut d, "whole chunks")?,
+                adapt_level: flag(&mut d, "adapt level")?,
+            }),
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -407,6 +425,7 @@ mod tests {
                 Record::Reached { moment: Moment::from_millis(seed.into()), volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
                 Record::ByList { volume: volume.clone() },
                 Record::LeavesOut { volume: volume.clone() },
+                Record::Wishes(Wishes { whole_chunks: seed.is_multiple_of(2), adapt_level: seed.is_multiple_of(3) }),
                 Record::Granted { node: "node-a".into(), volume: volume.clone(), bytes: seed.into() },
                 Record::Restored { volume, work: Work::default() },
             ];

@@ -213,6 +213,16 @@ pub fn journal() -> Vec<Record> {
     ]
 }
 
+pub fn journal_notes() -> Vec<Record> {
+    let volume = || "data".parse().unwrap();
+    vec![
+        Record::Wishes(journal::Wishes { whole_chunks: true, adapt_level: false }),
+        Record::ByList { volume: volume() },
+        Record::LeavesOut { volume: volume() },
+        Record::Granted { node: "node-a".into(), volume: volume(), bytes: 32 << 20 },
+    ]
+}
+
 pub fn restore_journal() -> Vec<Record> {
     let target = |volume: &str, stream| journal::restore::Target {
         volume: volume.parse().unwrap(),
