@@ -106,7 +106,7 @@ impl Compressor {
     /// When zstd refuses the level.
     pub fn set_level(&mut self, level: Level) -> std::io::Result<()> {
         if level != self.level {
-            // Not `set_compression_level`, which is refused after a chunk that did not fit: that one is not over for zstd.
+            // Not `set_compression_level`: that loads an empty dictionary as well, which zstd takes between two frames alone.
             self.zstd.set_parameter(zstd::zstd_safe::CParameter::CompressionLevel(level.get()))?;
             self.level = level;
         }
