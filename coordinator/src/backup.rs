@@ -8,6 +8,7 @@ mod layout;
 mod moving;
 mod pages;
 mod parent;
+mod quota;
 mod take_over;
 mod volume;
 mod worn;
@@ -45,6 +46,7 @@ use crate::inventory::InventoryError;
 use crate::journal::{Journal, JournalError};
 use crate::runs::{Assigned, RefusedCall};
 use claims::{Claimed, Claims};
+use quota::Quota;
 use volume::VolumeBuild;
 
 /// Entries that are kept in memory before they become a segment: 512 Ki entries are about 60 MB.
@@ -184,42 +186,6 @@ pub struct Run {
     granted_unwritten: AtomicU64,
     /// Packs that were granted and are not sealed yet.
     granted: Mutex<HashMap<PackId, Granted>>,
-}
-
-/// What a node may still store for a run: its volumes share packs, so that no volume's share can be told apart.
-#[derive(Default)]
-struct Quota {
-    granted: u64,
-    most: u64,
-    /// Bytes of its volumes.
-    again: u64,
-    /// The volumes that it ever had.
-    volumes: HashSet<String>,
-    /// One of them has no known size: nobody can tell what is too much.
-    open: bool,
-}
-
-impl Quota {
-    /// For a volume of `size` bytes: all of it twice, since an attempt may be lost after its packs were stored, and what packs
-    /// and their directories take themselves.
-    fn add(&mut self, volume: &str, size: Option<u64>) {
-        if !self.volumes.insert(volume.to_owned()) {
-            return;
-        }
-        match size {
-            Some(size) => {
-                self.again = self.again.saturating_add(size);
-                let margin = (size / 32).saturating_add(64 << 20);
-                self.most = self.most.saturating_add(size.saturating_mul(2)).saturating_add(margin);
-            }
-            None => self.open = true,
-        }
-    }
-
-    /// Its coordinator was followed by another one: what was on its way is stored once more, and it is not the node's fault.
-    fn forgive(&mut self) {
-        self.most = self.most.saturating_add(self.again);
-    }
 }
 
 /// A pack that somebody has leave to store.

@@ -12,7 +12,7 @@ use crate::id::{ChunkId, PackId, RepositoryId};
 use crate::index::PackInfo;
 use crate::keys::hybrid::HybridError;
 use crate::keys::{DomainKey, KeyRing};
-use crate::pack::{PackBuilder, PackKey, PackTarget, Place, SealedPack, SlotOpener, slot_key};
+use crate::pack::{PackBuilder, PackKey, PackKind, PackTarget, Place, SealedPack, SlotOpener, slot_key};
 use crate::point::catalog::chain;
 use crate::store::{Failure, GetError, Key, Store};
 use crate::volume_map::{MapRef, MapSource};
@@ -197,6 +197,12 @@ struct Window {
     pack: PackId,
     start: u64,
     bytes: Bytes,
+}
+
+/// Those of some packs in which a reader finds maps and manifests.
+pub fn metadata_packs(packs: impl IntoIterator<Item = PackInfo>) -> Arc<HashMap<PackId, PackInfo>> {
+    let metadata = packs.into_iter().filter(|p| p.kind == PackKind::Metadata);
+    Arc::new(metadata.map(|p| (p.id, p)).collect())
 }
 
 impl<'a> MetadataReader<'a> {

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::id::{AppHash, PackId};
 use crate::index::PackInfo;
 use crate::keys::KeyRing;
-use crate::metadata::{MetadataError, MetadataReader};
+use crate::metadata::{MetadataError, MetadataReader, metadata_packs};
 use crate::pack::{PackKind, PackTarget};
 use crate::point::catalog::{Catalog, Found, PlaceError, chain};
 use crate::point::commit::{CommitError, Locks, locked_enough};
@@ -98,8 +98,7 @@ impl Repository {
 
     /// Reads a point's maps and manifests.
     pub fn reader<'a>(&'a self, app: AppHash, packs: impl IntoIterator<Item = PackInfo>) -> MetadataReader<'a> {
-        let metadata = packs.into_iter().filter(|p| p.kind == PackKind::Metadata);
-        self.reader_of(app, Arc::new(metadata.map(|p| (p.id, p)).collect()))
+        self.reader_of(app, metadata_packs(packs))
     }
 
     /// As [`Self::reader`], of packs that several readers share.

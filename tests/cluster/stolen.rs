@@ -16,6 +16,7 @@ use milkrun_repository::chunk::Piece;
 use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::keys::DomainKey;
+use milkrun_repository::pack::{HEADER_LEN, TAG_LEN};
 use milkrun_tests::noise;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
@@ -389,15 +390,15 @@ async fn seal_rubbish(upload: &mut UploadClient<Channel>, own: Option<wire::Assi
         "they are its own to store"
     );
     let mut entries = Vec::new();
-    let mut at = 64u32;
+    let (mut at, tag) = (u32::try_from(HEADER_LEN).unwrap(), u32::try_from(TAG_LEN).unwrap());
     for (id, len) in chunks {
         let plain = u32::try_from(*len).unwrap();
         entries.extend_from_slice(id.as_bytes());
-        for number in [at, plain + 16, plain] {
+        for number in [at, plain + tag, plain] {
             entries.extend_from_slice(&number.to_le_bytes());
         }
         entries.push(0);
-        at += plain + 16;
+        at += plain + tag;
     }
     let rubbish = noise(at as usize + 1000, 99);
     let (length, crc32) = (rubbish.len() as u64, crc32fast::hash(&rubbish));

@@ -12,7 +12,7 @@ use milkrun_repository::damaged;
 use milkrun_repository::id::{AppName, PointId, RunId};
 use milkrun_repository::index::ChunkIndex;
 use milkrun_repository::keys::envelope::{self, Kind};
-use milkrun_repository::metadata::MetadataWriter;
+use milkrun_repository::metadata::{MetadataWriter, metadata_packs};
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::Root;
 use milkrun_repository::point::catalog::FindError;
@@ -238,7 +238,7 @@ async fn run(
         // What was set aside counts as gone.
         present: tokio::sync::Mutex::new(set_aside.into_iter().map(|id| (id, false)).collect()),
         parent: parent.as_ref().map(|p| p.found.root.id()),
-        parent_packs: parent.as_ref().map(parent::metadata_packs).unwrap_or_default(),
+        parent_packs: metadata_packs(parent.iter().flat_map(|p| p.placement.packs.iter().cloned())),
         stored_bytes: AtomicU64::new(0),
         sampling: tokio::sync::Mutex::default(),
         assigned: Mutex::default(),

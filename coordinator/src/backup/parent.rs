@@ -1,7 +1,6 @@
 //! The parent restore point: choosing it, and telling the agent what a volume was.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
@@ -86,12 +85,6 @@ pub(super) async fn open(
         (Err(PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f))), _) => Err(f.into()),
         (Err(e), _) => Err(BackupError::Parent(e)),
     }
-}
-
-/// Where a point's maps lie.
-pub(super) fn metadata_packs(point: &OpenPoint) -> Arc<HashMap<PackId, PackInfo>> {
-    let metadata = point.placement.packs.iter().filter(|p| p.kind == PackKind::Metadata);
-    Arc::new(metadata.map(|p| (p.id, p.clone())).collect())
 }
 
 /// Learns what the index lacks of the parent: its packs, and, if segments were lost, its chunks.

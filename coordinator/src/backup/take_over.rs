@@ -16,7 +16,8 @@ use milkrun_repository::store::{Failure, GetError, Key, Version};
 
 use super::execute::{self, Order, Plan};
 use super::parent::Choice;
-use super::{BackupError, Quota, Run, lock};
+use super::quota::Quota;
+use super::{BackupError, Run, lock};
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
