@@ -80,6 +80,8 @@ pub struct VolumeJob {
     pub parent: String,
     /// A chunk of which a page changed is stored whole, and no digests of pages are kept.
     pub whole_chunks: bool,
+    /// The coordinator knows runs that are kept, and tells of the parent in outline where that will do.
+    pub may_keep: bool,
     /// Where it goes on from: what lies before was handed over by an earlier attempt.
     pub resume_at: u64,
     /// What was done so far.
@@ -155,11 +157,16 @@ pub struct Outcome {
     pub sampled_bytes: u64,
 }
 
-/// A run of a region, as it goes to the coordinator.
+/// A run of a region, or of the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Run {
     /// Zeros.
     Hole {
+        /// Bytes.
+        len: u32,
+    },
+    /// What the parent has at the same place, whatever that is.
+    Kept {
         /// Bytes.
         len: u32,
     },
@@ -180,7 +187,7 @@ impl Run {
     /// Bytes covered.
     pub fn len(&self) -> u32 {
         match *self {
-            Self::Hole { len } | Self::Chunk { len, .. } => len,
+            Self::Hole { len } | Self::Kept { len } | Self::Chunk { len, .. } => len,
         }
     }
 

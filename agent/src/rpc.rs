@@ -131,12 +131,13 @@ impl Coordinator {
         Some(self.assignment.clone())
     }
 
-    /// The parent's extents, with the digests of their pages if they are wanted.
+    /// The parent's extents, with the digests of their pages if they are wanted; or in outline: what is no hole is kept, and neighbours
+    /// come as one.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn parent(&self, pages: bool) -> Result<ParentRanges, CallError> {
-        let request = wire::ParentRequest { assignment: self.assignment(), pages };
+    pub async fn parent(&self, pages: bool, outline: bool) -> Result<ParentRanges, CallError> {
+        let request = wire::ParentRequest { assignment: self.assignment(), pages, outline };
         Ok(ParentRanges(self.upload.clone().parent(request).await?.into_inner()))
     }
 
@@ -278,6 +279,7 @@ impl Coordinator {
 
 fn extent_to_wire(e: &Extent) -> wire::Extent {
     match e.run {
+        Run::Kept { len } => wire::Extent { length: len, kept: true, ..Default::default() },
         Run::Hole { len } => wire::Extent { length: len, ..Default::default() },
         Run::Chunk { len, id, chunk_offset, chunk_len } => wire::Extent {
             length: len,
@@ -285,13 +287,14 @@ fn extent_to_wire(e: &Extent) -> wire::Extent {
             chunk_offset,
             chunk_length: chunk_len,
             pages: e.pages.as_flattened().to_vec().into(),
-            retire: false,
+            ..Default::default()
         },
     }
 }
 
 fn extent_from_wire(e: &wire::Extent) -> Result<ParentExtent, CallError> {
     let run = match e.chunk.is_empty() {
+        true if e.kept => Run::Kept { len: e.length },
         true => Run::Hole { len: e.length },
         false if e.chunk_offset.checked_add(e.length).is_none_or(|end| end > e.chunk_length) => {
             return Err(CallError::Nonsense("an extent outside of its chunk"));

@@ -10,11 +10,13 @@ mod pages;
 mod parent;
 mod quota;
 mod take_over;
+mod told;
 mod volume;
 mod worn;
 
 pub use execute::Order;
 pub(crate) use execute::execute;
+pub use parent::Detail;
 pub(crate) use take_over::take_over;
 
 use std::collections::{HashMap, HashSet};
@@ -31,7 +33,7 @@ use milkrun_repository::id::{ChunkId, PackId, PointId, SegmentId};
 use milkrun_repository::index::{CacheError, ChunkIndex, IndexCache, PackInfo};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::hybrid::HybridError;
-use milkrun_repository::metadata::{MetadataError, MetadataWriter};
+use milkrun_repository::metadata::{MetadataError, MetadataWriter, OpenedKeys};
 use milkrun_repository::pack::{PackKind, Place};
 use milkrun_repository::point::Root;
 use milkrun_repository::point::commit::{self, Claim, CommitError, Locks, StoredPack};
@@ -168,6 +170,8 @@ pub struct Run {
     parent: Option<PointId>,
     /// Where the parent's maps are.
     parent_packs: Arc<HashMap<PackId, PackInfo>>,
+    /// Of those, the keys that were needed so far.
+    parent_keys: Arc<OpenedKeys>,
     stored_bytes: AtomicU64,
     /// Held by whoever takes a sample of the parent.
     sampling: tokio::sync::Mutex<()>,

@@ -1,7 +1,7 @@
 //! Map and manifest chunks: writing them into packs of their own, and reading them back.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -180,13 +180,29 @@ pub struct MetadataReader<'a> {
     repository: RepositoryId,
     domain: DomainKey,
     packs: Arc<HashMap<PackId, PackInfo>>,
+    keys: Arc<OpenedKeys>,
     window: u64,
     state: Mutex<State>,
 }
 
+/// Keys of packs that some reader opened, for others that read the same ones: each takes a tenth of a millisecond and more.
+#[derive(Default)]
+pub struct OpenedKeys(std::sync::Mutex<HashMap<PackId, PackKey>>);
+
+impl OpenedKeys {
+    fn get_or_open<E>(&self, pack: &PackId, open: impl FnOnce() -> Result<PackKey, E>) -> Result<PackKey, E> {
+        let keys = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = keys().get(pack) {
+            return Ok(key.clone());
+        }
+        let key = open()?;
+        keys().insert(*pack, key.clone());
+        Ok(key)
+    }
+}
+
 #[derive(Default)]
 struct State {
-    keys: HashMap<PackId, PackKey>,
     /// Its tables are made once.
     opener: Option<SlotOpener>,
     windows: VecDeque<Window>,
@@ -214,7 +230,13 @@ impl<'a> MetadataReader<'a> {
         domain: DomainKey,
         packs: Arc<HashMap<PackId, PackInfo>>,
     ) -> Self {
-        Self { store, ring, repository, domain, packs, window: WINDOW, state: Mutex::default() }
+        Self { store, ring, repository, domain, packs, keys: Arc::default(), window: WINDOW, state: Mutex::default() }
+    }
+
+    /// Shares what it opens with others that read packs of the same ring.
+    #[must_use]
+    pub fn sharing(self, keys: Arc<OpenedKeys>) -> Self {
+        Self { keys, ..self }
     }
 
     /// Reads no more than what it is asked for: for places all over a map, whose neighbours nobody wants.
@@ -263,21 +285,13 @@ impl MapSource for MetadataReader<'_> {
         let info = self.packs.get(&r.place.pack).ok_or(MetadataError::Unplaced(r.place.pack))?;
         let damaged = |reason: String| MetadataError::Damaged { key: Key::pack(&info.id), slot: r.place.slot, reason };
         let mut sealed = self.sealed(info, &r.place).await?;
-        let mut state = self.state.lock().await;
-        let key = match state.keys.get(&info.id) {
-            Some(key) => key.clone(),
-            None => {
-                let opened = info.key.open(self.ring.metadata(), &self.repository, &info.id, info.kind);
-                let key = opened.map_err(|e| damaged(chain(&e)))?;
-                state.keys.insert(info.id, key.clone());
-                key
-            }
-        };
-        let mut opener = match state.opener.take() {
+        let open = || info.key.open(self.ring.metadata(), &self.repository, &info.id, info.kind);
+        let key = self.keys.get_or_open(&info.id, open).map_err(|e| damaged(chain(&e)))?;
+        let idle = self.state.lock().await.opener.take();
+        let mut opener = match idle {
             Some(opener) => opener,
             None => SlotOpener::new(self.repository).map_err(|e| damaged(chain(&e)))?,
         };
-        drop(state);
         let mut out = vec![0; r.place.plain_len as usize];
         let key = slot_key(&key, r.place.slot);
         let opened = opener.open(&r.id, &r.place, &key, &mut sealed, &mut out, |b| self.domain.identify(b));

@@ -186,7 +186,11 @@ async fn tries(c: &Cluster) {
     // And what it says is unchanged, though it was never told of it.
     let unchanged = wire::Region { offset: 0, length: 16 << 20, unchanged: true, extents: Vec::new() };
     let endless = wire::Region { length: 1 << 62, ..region(0, Vec::new()) };
-    for regions in [vec![region(0, vec![extent])], vec![region(4096, Vec::new())], vec![unchanged], vec![endless]] {
+    // Or is as the parent has it.
+    let kept = region(0, vec![wire::Extent { length: 4096, kept: true, ..Default::default() }]);
+    let unknown = region(0, vec![extent]);
+    for region in [unknown, region(4096, Vec::new()), unchanged, kept, endless] {
+        let regions = vec![region];
         let checkpoint = wire::CheckpointRequest { assignment: Some(own.clone()), regions };
         assert_ne!(code(upload.checkpoint(checkpoint).await), Code::Ok);
     }

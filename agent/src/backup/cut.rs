@@ -24,6 +24,8 @@ pub struct Cutting {
     pub seed: u64,
     /// A chunk of which a page changed is stored whole, and no digests of pages are kept.
     pub whole_chunks: bool,
+    /// What is as the parent has it need not be said in full.
+    pub may_keep: bool,
     /// The parent was asked for digests: where it has none, they are learned.
     pub learn: bool,
 }
@@ -156,6 +158,8 @@ impl Compared {
             Run::Hole { .. } if is_zero(here) => self.push(from, to, Some(n)),
             Run::Hole { .. } if how.whole_chunks => self.push(from, to, None),
             Run::Hole { .. } => self.pages(part, n, |at, end| is_zero(bytes.at(at..end))),
+            // What it was is not known.
+            Run::Kept { .. } => self.push(from, to, None),
             Run::Chunk { id, len, chunk_offset, chunk_len } => {
                 let whole = part == all && chunk_offset == 0 && len == chunk_len;
                 let offset = chunk_offset + narrow(from - all.start);
@@ -222,12 +226,21 @@ impl Out<'_> {
         let skipped = segment.from - start;
         match p.extent.run {
             Run::Hole { .. } => self.hole(len),
+            Run::Chunk { .. } if self.how.may_keep && learned.is_empty() => self.kept(len),
+            Run::Kept { .. } => self.kept(len),
             Run::Chunk { id, chunk_offset, chunk_len, .. } => {
                 let run = Run::Chunk { len, id, chunk_offset: chunk_offset + narrow(skipped), chunk_len };
                 let first = skipped / PAGE;
                 let pages = learned.get(first..first + (len as usize).div_ceil(PAGE)).unwrap_or_default().to_vec();
                 self.extents.push(Extent { run, pages });
             }
+        }
+    }
+
+    fn kept(&mut self, more: u32) {
+        match self.extents.last_mut() {
+            Some(Extent { run: Run::Kept { len }, .. }) => *len += more,
+            _ => self.extents.push(Extent { run: Run::Kept { len: more }, pages: Vec::new() }),
         }
     }
 

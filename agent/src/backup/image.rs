@@ -302,6 +302,7 @@ impl With {
             seed: job.domain.cut_seed(),
             domain: job.domain.clone(),
             whole_chunks: job.whole_chunks,
+            may_keep: job.may_keep,
             learn,
         };
         let read = move || match reads {

@@ -5,7 +5,7 @@
 //! made only when none is idle, so that all packs together are never more than the permits.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ thread_local! {
 }
 
 struct OpenPack {
+    /// Lower: begun earlier.
+    number: u64,
     builder: PackBuilder,
     entries: Vec<(ChunkId, Place)>,
 }
@@ -43,6 +45,8 @@ pub struct RunPacks {
     /// Who uploads what.
     pub claims: Claims,
     idle: Mutex<Vec<OpenPack>>,
+    /// Packs that were begun.
+    begun: AtomicU64,
     buffers: Mutex<Vec<Vec<u8>>>,
     uploads: tokio::sync::Mutex<JoinSet<()>>,
     /// Packs that are being uploaded or wait for leave to be.
@@ -114,6 +118,7 @@ impl RunPacks {
             pace,
             claims: Claims::default(),
             idle: Mutex::default(),
+            begun: AtomicU64::new(0),
             buffers: Mutex::default(),
             uploads: tokio::sync::Mutex::default(),
             on_the_line: AtomicUsize::new(0),
@@ -207,14 +212,22 @@ impl RunPacks {
                 (job.engine.budget.pack().await, line)
             }
         };
-        if let Some(open) = lock(&self.idle).pop() {
+        if let Some(open) = self.oldest_idle() {
             return (open, permit, waited);
         }
         let capacity = job.engine.budget.pack_bytes();
         // A fresh one has no pages until they are filled; those that come back are of this size.
         let mut buffer = lock(&self.buffers).pop().unwrap_or_else(|| vec![0; capacity]);
         buffer.resize(capacity, 0);
-        (OpenPack { builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit, waited)
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        (OpenPack { number, builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit, waited)
+    }
+
+    /// What lies in the oldest pack are the first regions, and those behind them wait to be handed over until it is full.
+    fn oldest_idle(&self) -> Option<OpenPack> {
+        let mut idle = lock(&self.idle);
+        let (oldest, _) = idle.iter().enumerate().min_by_key(|(_, open)| open.number)?;
+        Some(idle.swap_remove(oldest))
     }
 
     /// Finishes a pack and sends it on its way. Returns whether it went: in the name of a volume that is about to be done none
@@ -228,7 +241,7 @@ impl RunPacks {
         let mut uploads = self.uploads.lock().await;
         while uploads.try_join_next().is_some() {}
         uploads.spawn(async move {
-            let OpenPack { builder, entries } = open;
+            let OpenPack { builder, entries, .. } = open;
             let finished = engine.cpu.run(move || builder.finish()).await;
             let result = match finished {
                 Ok(pack) => {
@@ -276,7 +289,7 @@ impl RunPacks {
     pub async fn flush(self: &Arc<Self>, job: &VolumeJob) {
         loop {
             let permit = job.engine.budget.pack().await;
-            let Some(open) = lock(&self.idle).pop() else { return };
+            let Some(open) = self.oldest_idle() else { return };
             if !open.builder.is_empty() && !self.dispatch(job, open, permit).await {
                 return;
             }

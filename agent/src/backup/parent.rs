@@ -19,7 +19,9 @@ impl Parent {
     /// Digests of pages are asked for where they can tell something: a list that names single pages tells it already.
     pub(super) async fn open(job: &VolumeJob, list: Option<&Changes>) -> Result<Self, BackupError> {
         let pages = !job.whole_chunks && list.is_none_or(Changes::is_coarse);
-        let ranges = if job.has_parent { Some(job.coordinator.parent(pages).await?) } else { None };
+        // Then which chunk is where is of no use either.
+        let outline = job.may_keep && !job.whole_chunks && !pages;
+        let ranges = if job.has_parent { Some(job.coordinator.parent(pages, outline).await?) } else { None };
         Ok(Self { ranges, pages, waiting: VecDeque::new() })
     }
 

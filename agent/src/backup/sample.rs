@@ -121,7 +121,7 @@ fn pages_of(range: &ParentRange, len: u64) -> Vec<Page> {
                 let of = |n: usize| Some((chunk_offset + u32::try_from(n * PAGE).ok()?, *p.extent.pages.get(n)?));
                 add(at, end, &of);
             }
-            Run::Chunk { .. } => {}
+            Run::Chunk { .. } | Run::Kept { .. } => {}
         }
         at = end;
     }

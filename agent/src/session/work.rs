@@ -104,6 +104,7 @@ impl Session {
             has_parent: b.has_parent,
             parent: b.parent.clone(),
             whole_chunks: b.whole_chunks,
+            may_keep: b.may_keep,
             resume_at: b.resume_at,
             counters: Arc::default(),
             uploads: watch::Sender::default(),

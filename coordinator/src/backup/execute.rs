@@ -239,6 +239,7 @@ async fn run(
         present: tokio::sync::Mutex::new(set_aside.into_iter().map(|id| (id, false)).collect()),
         parent: parent.as_ref().map(|p| p.found.root.id()),
         parent_packs: metadata_packs(parent.iter().flat_map(|p| p.placement.packs.iter().cloned())),
+        parent_keys: Arc::default(),
         stored_bytes: AtomicU64::new(0),
         sampling: tokio::sync::Mutex::default(),
         assigned: Mutex::default(),
@@ -275,7 +276,7 @@ async fn run(
 /// Begins the journal, or goes on with what an earlier one says. Returns the volumes that are done.
 async fn prepare(
     order: &Order,
-    run: &Run,
+    run: &Arc<Run>,
     parent: Option<PointId>,
     left: Option<Left>,
     feed: &Feed,

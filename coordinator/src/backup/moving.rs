@@ -228,6 +228,7 @@ fn backup_volume(
         }),
         level: order.level,
         adapt_level: order.adapt_level,
+        may_keep: true,
         region_bytes: milkrun_repository::config::REGION_BYTES,
         parent: run.parent.map(|p| p.to_string()).unwrap_or_default(),
         whole_chunks: order.whole_chunks,

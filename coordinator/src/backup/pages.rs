@@ -12,10 +12,8 @@ use milkrun_repository::id::ChunkId;
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::volume_map::{Extent, Leaf, MapRef, MapSource, PageList, PagesAt, digests_of};
 
+use super::told::Placed;
 use super::{BackupError, Run, lock};
-
-/// Parts of a chunk that are looked at for the digests of another.
-const NEAR: usize = 8;
 
 /// Lists of one leaf that are read side by side: each lies in another pack.
 const LISTS_AT_ONCE: usize = 8;
@@ -38,7 +36,7 @@ fn pages(len: u32) -> usize {
 ///
 /// # Errors
 /// What is wrong with them.
-fn sent(extent: &wire::Extent) -> Result<Option<&[PageDigest]>, &'static str> {
+pub(super) fn sent(extent: &wire::Extent) -> Result<Option<&[PageDigest]>, &'static str> {
     let (digests, rest) = extent.pages.as_chunks::<DIGEST_LEN>();
     let on_pages = !extent.chunk.is_empty() && extent.chunk_offset.is_multiple_of(PAGE as u32);
     match digests.len() {
@@ -48,66 +46,22 @@ fn sent(extent: &wire::Extent) -> Result<Option<&[PageDigest]>, &'static str> {
     }
 }
 
-/// Where the digests of a leaf's chunks are: for each chunk its parts, sorted by where they begin.
-#[derive(Default)]
-pub(super) struct Kept(HashMap<ChunkId, Vec<(u32, u32, PagesAt)>>);
-
-impl Kept {
-    /// What these leaves of the parent say.
-    pub(super) fn of<'a>(leaves: impl Iterator<Item = &'a Leaf>) -> Self {
-        let mut kept = Self::default();
-        for extent in leaves.flat_map(|leaf| &leaf.extents) {
-            if let Extent::Data { len, chunk_offset, id, pages: Some(at), .. } = *extent {
-                kept.0.entry(id).or_default().push((chunk_offset, len, at));
-            }
-        }
-        kept.0.values_mut().for_each(|parts| parts.sort_unstable_by_key(|p| (p.0, p.1)));
-        kept
-    }
-
-    /// The digests of a part of a chunk.
-    fn find(&self, id: &ChunkId, chunk_offset: u32, len: u32) -> Option<PagesAt> {
-        let page = PAGE as u32;
-        let parts = self.0.get(id)?;
-        // Parts of one chunk lie beside each other, but for those that are used twice.
-        let before = parts.partition_point(|p| p.0 <= chunk_offset);
-        parts[..before].iter().rev().take(NEAR).find_map(|&(from, all, at)| {
-            let skipped = (chunk_offset - from).is_multiple_of(page).then_some(chunk_offset - from)?;
-            (skipped + len <= all).then(|| PagesAt { first: at.first + skipped / page, ..at })
-        })
-    }
-}
-
 impl Run {
-    /// Says in a leaf where its pages' digests are: those that came with `extents` in a new list, others where the parent has
-    /// them. `most` lists are named; if there were more, all that they say of this leaf goes into one.
+    /// Says in a leaf where its pages' digests are: those that came with it in a new list, others where the parent has them. `most`
+    /// lists are named; if there were more, all that they say of this leaf goes into one.
     ///
     /// # Errors
     /// [`BackupError`].
-    pub(super) async fn keep_pages(
-        &self,
-        leaf: &mut Leaf,
-        extents: &[wire::Extent],
-        kept: &Kept,
-        most: usize,
-        nonsense: impl Fn(&'static str) -> BackupError,
-    ) -> Result<(), BackupError> {
-        let mut fresh = Vec::with_capacity(extents.len());
-        for (extent, sent_with) in leaf.extents.iter_mut().zip(extents) {
-            let digests = sent(sent_with).map_err(&nonsense)?;
-            if let (Extent::Data { len, chunk_offset, id, pages, .. }, None) = (extent, digests) {
-                *pages = kept.find(id, *chunk_offset, *len);
-            }
-            fresh.push(digests);
-        }
+    pub(super) async fn keep_pages(&self, placed: Placed<'_>, most: usize) -> Result<Leaf, BackupError> {
+        let Placed { mut leaf, fresh } = placed;
         let new = fresh.iter().any(Option::is_some);
         let mut lists = Lists::default();
         let gather = leaf.page_lists().len() + usize::from(new) > most;
         if gather {
             // The neighbours' lists are gathered at other generations.
-            read_lists(leaf, &self.parent_reader().without_read_ahead(), &mut lists).await?;
+            read_lists(&leaf, &self.parent_reader().without_read_ahead(), &mut lists).await?;
         } else if !new {
-            return Ok(());
+            return Ok(leaf);
         }
         // What goes into the new list: what is new, and if there are too many lists, what they say.
         let mut all = PageList::default();
@@ -128,7 +82,7 @@ impl Run {
                 }
             }
         }
-        Ok(())
+        Ok(leaf)
     }
 
     async fn put_pages(&self, list: &PageList) -> Result<MapRef, BackupError> {

@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
+use milkrun_repository::chunk::PAGE;
 use milkrun_repository::clock::entropy;
 use milkrun_repository::config::REGION_BYTES;
-use milkrun_repository::id::{AppHash, PackId};
+use milkrun_repository::id::{AppHash, ChunkId, PackId};
 use milkrun_repository::index::{ChunkIndex, PackInfo};
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::PackKind;
@@ -133,8 +134,19 @@ pub(super) async fn complete_index(
     Ok(())
 }
 
+/// How much an agent hears of the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Where data is, and where something has worn.
+    Outline,
+    /// Which chunks.
+    Chunks,
+    /// And the digests of their pages.
+    Pages,
+}
+
 impl Run {
-    /// The next run of a volume's parent; `None` at its end. With `pages` the digests of its pages come along.
+    /// The next run of a volume's parent; `None` at its end.
     ///
     /// # Errors
     /// [`BackupError`] when the parent's map can't be read.
@@ -143,7 +155,7 @@ impl Run {
         volume: &str,
         attempt: u32,
         reader: &MetadataReader<'_>,
-        pages: bool,
+        detail: Detail,
     ) -> Result<Option<wire::ParentRange>, BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(None) };
         loop {
@@ -191,7 +203,7 @@ impl Run {
                     if !self.is_whole(&reference, &leaf).await? {
                         continue;
                     }
-                    let range = range_of(offset, &leaf, reader, pages).await?;
+                    let range = range_of(offset, &leaf, reader, detail).await?;
                     build.told.insert(offset, (reference, leaf));
                     return Ok(Some(range));
                 }
@@ -227,7 +239,7 @@ impl Run {
         }
         match found {
             Ok(Some(Step::Leaf { offset, reference, leaf })) if self.is_whole(&reference, &leaf).await? => {
-                Ok(Some(range_of(offset, &leaf, reader, true).await?))
+                Ok(Some(range_of(offset, &leaf, reader, Detail::Pages).await?))
             }
             Ok(Some(Step::Hole { offset, len })) => {
                 // Of a hole that may be terabytes, a region's worth around the place.
@@ -307,8 +319,28 @@ impl Run {
 
     /// Reads the parent's maps.
     pub fn parent_reader(&self) -> MetadataReader<'_> {
-        self.repository.reader_of(self.root.app, self.parent_packs.clone())
+        let reader = self.repository.reader_of(self.root.app, self.parent_packs.clone());
+        reader.sharing(self.parent_keys.clone())
     }
+}
+
+/// Holes, and what is none, with what of it has worn. Neighbours are one extent, unless they meet within a page: nothing behind that
+/// lies on pages, which agents must see.
+fn outline(leaf: &Leaf, worn: &HashSet<ChunkId>) -> Vec<wire::Extent> {
+    let mut outline: Vec<wire::Extent> = Vec::new();
+    for extent in &leaf.extents {
+        let (kept, retire) = match extent {
+            Extent::Hole { .. } => (false, false),
+            Extent::Data { id, .. } => (true, !worn.is_empty() && worn.contains(id)),
+        };
+        match outline.last_mut() {
+            Some(last) if (last.kept, last.retire) == (kept, retire) && last.length.is_multiple_of(PAGE as u32) => {
+                last.length += extent.len();
+            }
+            _ => outline.push(wire::Extent { length: extent.len(), kept, retire, ..Default::default() }),
+        }
+    }
+    outline
 }
 
 /// A leaf, as an agent hears of it.
@@ -316,13 +348,16 @@ async fn range_of(
     offset: u64,
     leaf: &Leaf,
     reader: &MetadataReader<'_>,
-    pages: bool,
+    detail: Detail,
 ) -> Result<wire::ParentRange, BackupError> {
+    let worn = worn(leaf);
+    if detail == Detail::Outline {
+        return Ok(wire::ParentRange { offset, length: leaf.len(), extents: outline(leaf, &worn) });
+    }
     let mut lists = Lists::default();
-    if pages {
+    if detail == Detail::Pages {
         read_lists(leaf, reader, &mut lists).await?;
     }
-    let worn = worn(leaf);
     let extents = leaf.extents.iter().map(|e| match *e {
         Extent::Hole { len } => wire::Extent { length: len, ..Default::default() },
         Extent::Data { len, chunk_offset, id, place, .. } => wire::Extent {
@@ -332,6 +367,7 @@ async fn range_of(
             chunk_length: place.plain_len,
             pages: digests_of(e, &lists).unwrap_or_default().as_flattened().to_vec().into(),
             retire: worn.contains(&id),
+            kept: false,
         },
     });
     Ok(wire::ParentRange { offset, length: leaf.len(), extents: extents.collect() })

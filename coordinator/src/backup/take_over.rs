@@ -15,7 +15,7 @@ use milkrun_repository::point::root::Root;
 use milkrun_repository::store::{Failure, GetError, Key, Version};
 
 use super::execute::{self, Order, Plan};
-use super::parent::Choice;
+use super::parent::{Choice, Detail};
 use super::quota::Quota;
 use super::{BackupError, Run, lock};
 use crate::Coordinator;
@@ -228,19 +228,6 @@ pub(super) fn begin(order: &Order, parent: Option<milkrun_repository::id::PointI
     })
 }
 
-/// A region as it stands in the journal. `None` for one that makes no sense; the map refuses it too.
-pub(super) fn region(r: &wire::Region) -> Option<journal::Region> {
-    let run = |e: &wire::Extent| {
-        let chunk = match e.chunk.is_empty() {
-            true => None,
-            false => Some((e.chunk[..].try_into().ok()?, e.chunk_offset, e.chunk_length)),
-        };
-        Some(journal::Run { len: e.length, chunk })
-    };
-    let runs = r.extents.iter().map(run).collect::<Option<_>>()?;
-    Some(journal::Region { offset: r.offset, len: r.length, unchanged: r.unchanged, runs })
-}
-
 fn to_wire(r: journal::Region) -> wire::Region {
     let extent = |run: journal::Run| match run.chunk {
         None => wire::Extent { length: run.len, ..Default::default() },
@@ -259,7 +246,7 @@ fn to_wire(r: journal::Region) -> wire::Region {
 
 impl Run {
     /// Does what a journal says again. Returns the volumes that are done.
-    pub(super) async fn replay(&self, left: &Left) -> Result<Vec<String>, BackupError> {
+    pub(super) async fn replay(self: &Arc<Self>, left: &Left) -> Result<Vec<String>, BackupError> {
         let mut finished = Vec::new();
         let mut readers = HashMap::new();
         for batch in left.batches() {
@@ -274,7 +261,7 @@ impl Run {
 
     /// Does what one record says again. Returns the volume that is done by it.
     async fn do_again<'a>(
-        &'a self,
+        self: &'a Arc<Self>,
         record: Record,
         readers: &mut HashMap<VolumeName, MetadataReader<'a>>,
     ) -> Result<Option<String>, BackupError> {
@@ -350,7 +337,7 @@ impl Run {
                 Some(build) => build.lock().await.told_to,
                 None => return Ok(()),
             };
-            if told >= until || self.next_parent(volume.as_str(), 0, reader, false).await?.is_none() {
+            if told >= until || self.next_parent(volume.as_str(), 0, reader, Detail::Outline).await?.is_none() {
                 return Ok(());
             }
         }

@@ -1,8 +1,10 @@
 //! The map of one volume as its regions come in: in order, each extent checked, and placed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::config::REGION_BYTES;
@@ -13,13 +15,16 @@ use milkrun_repository::point::root::{FREE_LEFT_OUT, Layout, MapId, VolumeEntry,
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::layout::Effort;
-use super::pages::{Kept, lists_max};
-use super::take_over::region;
+use super::pages::{lists_max, sent};
+use super::told::{Placed, Told};
 use super::{BackupError, Run, lock};
 use crate::runs::RefusedCall;
 
 /// Extents of a region beyond one for each page: the last of a stream may be short.
 const EXTENTS_SPARE: u64 = 16;
+
+/// Leaves of a volume that are made side by side.
+const LEAVES_AT_ONCE: usize = 8;
 
 /// No volume is larger: 128 TiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 47;
@@ -75,6 +80,43 @@ pub(super) struct Finished {
     pub(super) map: MapRoot,
 }
 
+/// What becomes of a region.
+enum Planned {
+    /// There is nothing to make.
+    Made(Made),
+    /// A leaf is made of it, with what the parent has there.
+    Changed { region: wire::Region, told: Told },
+}
+
+/// The next part of a map.
+enum Made {
+    /// A leaf that is stored: the parent's, or a new one.
+    Leaf { offset: u64, reference: MapRef, leaf: Leaf, unchanged: bool },
+    /// A hole, however long.
+    Hole { offset: u64 },
+}
+
+impl Made {
+    /// As it stands in the journal, up to `end`.
+    fn noted(&self, end: u64) -> journal::Region {
+        let (offset, unchanged, runs) = match self {
+            Self::Hole { offset } => (*offset, false, Vec::new()),
+            Self::Leaf { offset, unchanged: true, .. } => (*offset, true, Vec::new()),
+            Self::Leaf { offset, leaf, .. } => (*offset, false, leaf.extents.iter().map(run).collect()),
+        };
+        journal::Region { offset, len: end - offset, unchanged, runs }
+    }
+}
+
+fn run(extent: &Extent) -> journal::Run {
+    match *extent {
+        Extent::Hole { len } => journal::Run { len, chunk: None },
+        Extent::Data { len, chunk_offset, id, place, .. } => {
+            journal::Run { len, chunk: Some((id, chunk_offset, place.plain_len)) }
+        }
+    }
+}
+
 impl VolumeBuild {
     pub(super) fn new(name: VolumeName, kind: VolumeKind, before: Option<Before>) -> Self {
         let lists_before = before.as_ref().map_or(0, |p| p.by_lists);
@@ -120,6 +162,38 @@ impl VolumeBuild {
         self.origin
     }
 
+    /// What is to be done for the next region, whose order was checked. What the parent had up to its end is of no use any more.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn plan(&mut self, region: wire::Region) -> Result<Planned, &'static str> {
+        let end = region.offset + region.length;
+        let later = self.told.split_off(&end);
+        let mut told = std::mem::replace(&mut self.told, later).split_off(&region.offset);
+        let hole = region.extents.is_empty();
+        let plan = if region.unchanged {
+            if told.get(&region.offset).is_some_and(|(_, leaf)| leaf.len() == region.length)
+                && let Some((reference, leaf)) = told.remove(&region.offset)
+            {
+                Planned::Made(Made::Leaf { offset: region.offset, reference, leaf, unchanged: true })
+            } else {
+                // An unchanged hole has no leaf. What the parent was not heard to have is not unchanged, whoever says so: neither
+                // an agent, nor a journal of before the parent was damaged.
+                let before = self.told_holes.range(..=region.offset).next_back();
+                if !hole || before.is_none_or(|(at, len)| at + len < end) {
+                    return Err("an unchanged region that the parent does not have");
+                }
+                Planned::Made(Made::Hole { offset: region.offset })
+            }
+        } else if hole {
+            Planned::Made(Made::Hole { offset: region.offset })
+        } else {
+            Planned::Changed { region, told: Told::of(told.into_iter().map(|(at, (_, leaf))| (at, leaf))) }
+        };
+        self.told_holes.retain(|at, len| *at + *len > end);
+        Ok(plan)
+    }
+
     /// Whether the parent can predict anything.
     pub(super) fn has_parent(&self) -> bool {
         self.origin.is_some()
@@ -131,11 +205,15 @@ impl Run {
     ///
     /// # Errors
     /// [`BackupError::Nonsense`] for regions out of order, or extents of chunks that nobody was told of.
-    pub async fn checkpoint(&self, volume: &str, attempt: u32, regions: Vec<wire::Region>) -> Result<(), BackupError> {
-        let noted = regions.iter().map(region).collect::<Option<Vec<_>>>();
-        self.take_regions(volume, attempt, regions).await?;
-        match (noted, volume.parse()) {
-            (Some(regions), Ok(volume)) => self.write_down(Record::Regions { volume, regions }).await,
+    pub async fn checkpoint(
+        self: &Arc<Self>,
+        volume: &str,
+        attempt: u32,
+        regions: Vec<wire::Region>,
+    ) -> Result<(), BackupError> {
+        let regions = self.take_regions(volume, attempt, regions).await?;
+        match volume.parse() {
+            Ok(volume) if !regions.is_empty() => self.write_down(Record::Regions { volume, regions }).await,
             _ => Ok(()),
         }
     }
@@ -160,94 +238,110 @@ impl Run {
         Ok(journal.write().await?)
     }
 
-    /// As [`Self::checkpoint`], in memory alone.
+    /// As [`Self::checkpoint`], in memory alone. Returns what is to be written down; nothing without a journal.
     pub(super) async fn take_regions(
-        &self,
+        self: &Arc<Self>,
         volume: &str,
         attempt: u32,
         regions: Vec<wire::Region>,
-    ) -> Result<(), BackupError> {
-        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
+    ) -> Result<Vec<journal::Region>, BackupError> {
+        let mut taken = Vec::new();
+        let Some(build) = self.volumes.get(volume) else { return Ok(taken) };
         let mut build = build.lock().await;
         if build.attempt != attempt {
             // Given to somebody else while this call waited.
             return Err(RefusedCall::Stale.into());
         }
+        let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
+        let mut next = build.next;
+        let mut planned = Vec::with_capacity(regions.len());
         for region in regions {
-            let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
-            if region.offset != build.next || region.length == 0 || build.finished.is_some() {
+            if region.offset != next || region.length == 0 || build.finished.is_some() {
                 return Err(nonsense("a region out of order"));
             }
             let end = region.offset.checked_add(region.length).filter(|&end| end <= VOLUME_BYTES_MAX);
-            let end = end.ok_or_else(|| nonsense("a region behind any volume's end"))?;
-            self.take_region(&mut build, &region, nonsense).await?;
-            build.next = end;
-            // What the parent had up to here is of no use any more.
-            build.told = build.told.split_off(&end);
-            build.told_holes.retain(|at, len| *at + *len > end);
+            next = end.ok_or_else(|| nonsense("a region behind any volume's end"))?;
+            planned.push((next, build.plan(region).map_err(nonsense)?));
         }
+        let volume: Arc<str> = volume.into();
+        let made = planned.into_iter().map(|(end, plan)| {
+            let (run, volume) = (self.clone(), volume.clone());
+            async move { (end, run.make(volume, plan).await) }
+        });
+        let mut made = futures::stream::iter(made).buffered(LEAVES_AT_ONCE);
+        while let Some((end, made)) = made.next().await {
+            let made = made?;
+            if self.journal.is_some() {
+                taken.push(made.noted(end));
+            }
+            self.add(&mut build, made, end).await?;
+        }
+        Ok(taken)
+    }
+
+    /// Makes what is planned, beside others.
+    async fn make(self: Arc<Self>, volume: Arc<str>, plan: Planned) -> Result<Made, BackupError> {
+        match plan {
+            Planned::Made(made) => Ok(made),
+            Planned::Changed { region, told } => {
+                let leaf = tokio::spawn(async move { self.make_leaf(&volume, &region, &told).await });
+                match leaf.await {
+                    Ok(made) => made,
+                    Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+                    Err(_) => Err(BackupError::Cancelled),
+                }
+            }
+        }
+    }
+
+    async fn make_leaf(&self, volume: &str, region: &wire::Region, told: &Told) -> Result<Made, BackupError> {
+        let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
+        let placed = self.place(told, region, nonsense)?;
+        let leaf = self.keep_pages(placed, lists_max(region.offset)).await?;
+        if leaf.is_hole() {
+            return Ok(Made::Hole { offset: region.offset });
+        }
+        let reference = self.put_metadata(&leaf.encode()).await?;
+        Ok(Made::Leaf { offset: region.offset, reference, leaf, unchanged: false })
+    }
+
+    /// Adds the next part, up to `end`, to the map.
+    async fn add(&self, build: &mut VolumeBuild, made: Made, end: u64) -> Result<(), BackupError> {
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
+        match made {
+            Made::Leaf { offset, reference, leaf, .. } => {
+                build.hole_bytes += hole_bytes(&leaf);
+                build.effort.add(offset, &leaf);
+                lock(&self.referenced).extend(leaf.needs().chain([reference.place.pack]));
+                let child = Child { len: end - offset, chunk: Some(reference) };
+                build.builder.push(child, &mut put).await?;
+            }
+            Made::Hole { offset } => {
+                build.effort.hole();
+                build.hole_bytes += end - offset;
+                let mut left = end - offset;
+                while left > 0 {
+                    let len = left.min(REGION_BYTES);
+                    build.builder.push(Child { len, chunk: None }, &mut put).await?;
+                    left -= len;
+                    if left.is_multiple_of(REGION_BYTES << 10) {
+                        // A long hole must not keep the thread.
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        }
+        build.next = end;
         Ok(())
     }
 
-    async fn take_region(
-        &self,
-        build: &mut VolumeBuild,
-        region: &wire::Region,
-        nonsense: impl Fn(&'static str) -> BackupError,
-    ) -> Result<(), BackupError> {
-        let told = build.told.get(&region.offset).filter(|(_, leaf)| leaf.len() == region.length);
-        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
-        if region.unchanged {
-            if let Some((reference, leaf)) = told {
-                build.hole_bytes += hole_bytes(leaf);
-                lock(&self.referenced).extend(leaf.needs().chain([reference.place.pack]));
-                build.effort.add(region.offset, leaf);
-                let child = Child { len: region.length, chunk: Some(*reference) };
-                return build.builder.push(child, &mut put).await;
-            }
-            // An unchanged hole has no leaf. What the parent was not heard to have is not unchanged, whoever says so: neither
-            // an agent, nor a journal of before the parent was damaged.
-            let before = build.told_holes.range(..=region.offset).next_back();
-            let hole = before.is_some_and(|(at, len)| at + len >= region.offset + region.length);
-            if !hole || !region.extents.is_empty() {
-                return Err(nonsense("an unchanged region that the parent does not have"));
-            }
-        }
-        if region.extents.is_empty() {
-            build.effort.hole();
-            build.hole_bytes += region.length;
-            let mut left = region.length;
-            while left > 0 {
-                let len = left.min(REGION_BYTES);
-                build.builder.push(Child { len, chunk: None }, &mut put).await?;
-                left -= len;
-                if left.is_multiple_of(REGION_BYTES << 10) {
-                    // A long hole must not keep the thread.
-                    tokio::task::yield_now().await;
-                }
-            }
-            return Ok(());
-        }
-        let (mut leaf, kept) = self.place(build, region, &nonsense)?;
-        self.keep_pages(&mut leaf, &region.extents, &kept, lists_max(region.offset), &nonsense).await?;
-        build.hole_bytes += hole_bytes(&leaf);
-        if leaf.is_hole() {
-            build.effort.hole();
-            return build.builder.push(Child { len: region.length, chunk: None }, &mut put).await;
-        }
-        build.effort.add(region.offset, &leaf);
-        lock(&self.referenced).extend(leaf.needs());
-        let reference = self.put_metadata(&leaf.encode()).await?;
-        build.builder.push(Child { len: region.length, chunk: Some(reference) }, &mut put).await
-    }
-
     /// Finds the place of every extent's chunk. Invariant 10: only what is known, or was sealed.
-    fn place(
+    fn place<'r>(
         &self,
-        build: &VolumeBuild,
-        region: &wire::Region,
+        told: &Told,
+        region: &'r wire::Region,
         nonsense: impl Fn(&'static str) -> BackupError,
-    ) -> Result<(Leaf, Kept), BackupError> {
+    ) -> Result<Placed<'r>, BackupError> {
         if region.length > LEAF_BYTES_MAX {
             return Err(nonsense("a region longer than a leaf"));
         }
@@ -255,38 +349,47 @@ impl Run {
         if region.extents.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
             return Err(nonsense("more extents than pages"));
         }
-        let told = || build.told.range(region.offset..region.offset + region.length).map(|(_, told)| &told.1);
-        let kept = Kept::of(told());
-        let mut parents: HashMap<ChunkId, Place> = HashMap::new();
-        for leaf in told() {
-            parents.extend(leaf.extents.iter().filter_map(|e| match *e {
-                Extent::Data { id, place, .. } => Some((id, place)),
-                Extent::Hole { .. } => None,
-            }));
-        }
-        let index = lock(&self.index);
-        let mut leaf = Leaf { extents: Vec::with_capacity(region.extents.len()) };
+        let mut placed = Placed::with_capacity(region.extents.len());
+        let mut at = region.offset;
         for e in &region.extents {
             if e.length == 0 {
                 return Err(nonsense("an empty extent"));
             }
+            let here = at..at + u64::from(e.length);
+            at = here.end;
+            if e.kept {
+                told.keep(here, &mut placed).map_err(&nonsense)?;
+                continue;
+            }
+            let pages = sent(e).map_err(&nonsense)?;
             if e.chunk.is_empty() {
-                leaf.extents.push(Extent::Hole { len: e.length });
+                placed.push(Extent::Hole { len: e.length }, None);
                 continue;
             }
             let id = ChunkId::try_from(&e.chunk[..]).map_err(|_| nonsense("a chunk id of another length"))?;
-            let place = parents.get(&id).copied().or_else(|| index.find(&id));
-            let place = place.ok_or_else(|| nonsense("a chunk that nobody knows"))?;
+            let place = self.place_of(&id, told).ok_or_else(|| nonsense("a chunk that nobody knows"))?;
             let end = e.chunk_offset.checked_add(e.length);
             if place.plain_len != e.chunk_length || end.is_none_or(|end| end > place.plain_len) {
                 return Err(nonsense("an extent outside of its chunk"));
             }
-            leaf.extents.push(Extent::Data { len: e.length, chunk_offset: e.chunk_offset, id, place, pages: None });
+            let kept = if pages.is_some() { None } else { told.pages(&id, e.chunk_offset, e.length) };
+            let extent = Extent::Data { len: e.length, chunk_offset: e.chunk_offset, id, place, pages: kept };
+            placed.push(extent, pages);
         }
-        if leaf.len() != region.length {
+        if placed.leaf.len() != region.length {
             return Err(nonsense("extents that do not fill their region"));
         }
-        Ok((leaf, kept))
+        Ok(placed)
+    }
+
+    /// Where this run stored a chunk, or the parent has it at the same place, or anybody stored it.
+    fn place_of(&self, id: &ChunkId, told: &Told) -> Option<Place> {
+        let found = lock(&self.index).find(id);
+        if found.is_some_and(|place| lock(&self.stored).contains_key(&place.pack)) {
+            return found;
+        }
+        // What the parent has is there: that was asked before anybody was told of it.
+        told.place(id).or(found)
     }
 
     /// All regions were taken: completes the map.

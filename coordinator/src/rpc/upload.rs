@@ -18,7 +18,7 @@ use wire::to_agent::Message as ToAgent;
 use super::connection::peer_of;
 use super::{convert, status};
 use crate::Coordinator;
-use crate::backup::Answer;
+use crate::backup::{Answer, Detail};
 use crate::runs::RunEvent;
 
 /// Bytes of a pack at least: header, footer and the tag of a directory.
@@ -58,8 +58,13 @@ impl Upload for Service {
         let (sender, receiver) = mpsc::channel(PARENT_WAITING);
         tokio::spawn(async move {
             let reader = run.parent_reader();
+            let detail = match (request.pages, request.outline) {
+                (true, _) => Detail::Pages,
+                (false, true) => Detail::Outline,
+                (false, false) => Detail::Chunks,
+            };
             loop {
-                let next = match run.next_parent(&a.volume, a.attempt, &reader, request.pages).await {
+                let next = match run.next_parent(&a.volume, a.attempt, &reader, detail).await {
                     Ok(Some(range)) => Ok(range),
                     Ok(None) => return,
                     Err(e) => Err(status::backup(&e)),

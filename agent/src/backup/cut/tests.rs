@@ -7,7 +7,7 @@ use crate::buffer::BufferPool;
 
 fn how(whole_chunks: bool) -> Cutting {
     let domain = DomainKey::from_bytes([7; 32]);
-    Cutting { cutter: PageCutter::DEFAULT, seed: 5, domain, whole_chunks, learn: true }
+    Cutting { cutter: PageCutter::DEFAULT, seed: 5, domain, whole_chunks, may_keep: true, learn: true }
 }
 
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -45,6 +45,61 @@ fn cut_it(bytes: &[u8], parent: &[ParentExtent], read: Option<&[Range<usize>]>, 
     cut_region(&held(bytes, read), parent, how)
 }
 
+/// Extents as a coordinator knows them: what is kept is what the parent has there.
+fn named(extents: &[Extent], parent: &[ParentExtent]) -> Vec<Extent> {
+    let mut all = Vec::new();
+    let mut at = 0;
+    for extent in extents {
+        let end = at + extent.run.len() as usize;
+        if !matches!(extent.run, Run::Kept { .. }) {
+            all.push(extent.clone());
+        } else {
+            let mut start = 0;
+            for p in parent {
+                let (from, to) = (start.max(at), end.min(start + p.extent.run.len() as usize));
+                if from < to {
+                    let len = narrow(to - from);
+                    let run = match p.extent.run {
+                        Run::Chunk { id, chunk_offset, chunk_len, .. } => {
+                            Run::Chunk { len, id, chunk_offset: chunk_offset + narrow(from - start), chunk_len }
+                        }
+                        _ => Run::Hole { len },
+                    };
+                    all.push(Extent { run, pages: Vec::new() });
+                }
+                start += p.extent.run.len() as usize;
+            }
+        }
+        at = end;
+    }
+    all
+}
+
+/// The parent as a coordinator tells of it to whoever needs no more.
+fn outline(parent: &[ParentExtent]) -> Vec<ParentExtent> {
+    let mut all: Vec<ParentExtent> = Vec::new();
+    for p in parent {
+        let more = p.extent.run.len();
+        match all.last_mut() {
+            Some(ParentExtent { extent: Extent { run: Run::Kept { len }, .. }, retire })
+                if *retire == p.retire
+                    && matches!(p.extent.run, Run::Chunk { .. })
+                    && (*len as usize).is_multiple_of(PAGE) =>
+            {
+                *len += more;
+            }
+            _ => {
+                let run = match p.extent.run {
+                    Run::Hole { len } => Run::Hole { len },
+                    _ => Run::Kept { len: more },
+                };
+                all.push(ParentExtent { extent: Extent { run, pages: Vec::new() }, retire: p.retire });
+            }
+        }
+    }
+    all
+}
+
 /// A store of chunks, and what a coordinator keeps of a region: the extents with the digests of all their pages.
 #[derive(Default)]
 struct Stored(HashMap<ChunkId, (Vec<u8>, Vec<PageDigest>)>);
@@ -61,7 +116,7 @@ impl Stored {
         assert!(!cut.unchanged || cut.fresh.is_empty());
         let extents: Vec<Extent> = match cut.unchanged {
             true => parent.iter().map(|p| p.extent.clone()).collect(),
-            false => cut.extents.clone(),
+            false => named(&cut.extents, parent),
         };
         let mut at = 0;
         let mut next = Vec::new();
@@ -70,6 +125,7 @@ impl Stored {
             let mut known = extent.clone();
             match extent.run {
                 Run::Hole { .. } => assert!(is_zero(&bytes[at..end]), "{at}..{end}"),
+                Run::Kept { .. } => panic!("kept of nothing"),
                 Run::Chunk { id, chunk_offset, len, chunk_len } => {
                     let (plain, digests) = &self.0[&id];
                     assert_eq!(plain.len(), chunk_len as usize);
@@ -168,7 +224,7 @@ fn what_has_worn_is_stored_anew_when_something_changes() {
     let retired = parent[0].extent.run.len() as usize;
     assert_eq!(new_bytes(&cut), retired + PAGE);
     let Run::Chunk { id, .. } = parent[0].extent.run else { panic!() };
-    assert!(!cut.extents[1..].iter().any(|e| matches!(e.run, Run::Chunk { id: i, .. } if i == id)));
+    assert!(!named(&cut.extents, &parent)[1..].iter().any(|e| matches!(e.run, Run::Chunk { id: i, .. } if i == id)));
     stored.take(&bytes, &parent, &cut, &how);
 }
 
@@ -218,10 +274,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn whatever_changes_is_read_back(
-        pages in 1usize..300, tail in 0usize..PAGE, seed: u64, whole_chunks: bool,
+        pages in 1usize..300, tail in 0usize..PAGE, seed: u64, whole_chunks: bool, may_keep: bool,
         generations in proptest::collection::vec((proptest::collection::vec((0usize..300, 0u8..4, 1usize..20), 0..10), any::<bool>(), any::<u64>(), 0usize..4 * PAGE), 1..6),
     ) {
-        let how = how(whole_chunks);
+        let how = Cutting { may_keep, ..how(whole_chunks) };
         let mut stored = Stored::default();
         let mut bytes = noise(pages * PAGE + tail, seed);
         let mut parent = stored.take(&bytes, &[], &cut_it(&bytes, &[], None, &how), &how);
@@ -264,7 +320,8 @@ proptest! {
                     _ => read.push(from..to),
                 }
             }
-            let cut = cut_it(&bytes, &parent, by_list.then_some(&read), &how);
+            let told = if by_list && may_keep && !whole_chunks { &outline(&parent) } else { &parent };
+            let cut = cut_it(&bytes, told, by_list.then_some(&read), &how);
             parent = stored.take(&bytes, &parent, &cut, &how);
         }
     }

@@ -1,0 +1,204 @@
+//! What an agent was told of the parent for one region, and what it kept of it. Pure.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use milkrun_repository::chunk::PAGE;
+use milkrun_repository::chunk::pages::PageDigest;
+use milkrun_repository::id::ChunkId;
+use milkrun_repository::pack::Place;
+use milkrun_repository::volume_map::{Extent, Leaf, PagesAt};
+
+/// Parts of a chunk that are looked at for the digests of another.
+const NEAR: usize = 8;
+
+/// The leaves of the parent that begin in a region.
+pub(super) struct Told {
+    /// Where each extent begins on the volume, in order.
+    extents: Vec<(u64, Extent)>,
+    /// What is known of each chunk; made when it is first asked for, since what is kept needs none of it.
+    chunks: OnceLock<HashMap<ChunkId, Chunk>>,
+}
+
+struct Chunk {
+    place: Place,
+    /// Its parts, sorted by where they begin, and where the digests of their pages are.
+    parts: Vec<(u32, u32, PagesAt)>,
+}
+
+/// A leaf that is being made, and the digests of pages that came with each of its extents.
+pub(super) struct Placed<'r> {
+    pub(super) leaf: Leaf,
+    pub(super) fresh: Vec<Option<&'r [PageDigest]>>,
+}
+
+impl Placed<'_> {
+    pub(super) fn with_capacity(extents: usize) -> Self {
+        Self { leaf: Leaf { extents: Vec::with_capacity(extents) }, fresh: Vec::with_capacity(extents) }
+    }
+}
+
+impl<'r> Placed<'r> {
+    pub(super) fn push(&mut self, extent: Extent, fresh: Option<&'r [PageDigest]>) {
+        self.leaf.extents.push(extent);
+        self.fresh.push(fresh);
+    }
+}
+
+impl Told {
+    /// Of leaves, each with where it begins, in order.
+    pub(super) fn of(leaves: impl IntoIterator<Item = (u64, Leaf)>) -> Self {
+        let mut extents = Vec::new();
+        for (mut at, leaf) in leaves {
+            for extent in leaf.extents {
+                extents.push((at, extent));
+                at += u64::from(extent.len());
+            }
+        }
+        Self { extents, chunks: OnceLock::new() }
+    }
+
+    /// Adds what the parent has in a range of the volume.
+    ///
+    /// # Errors
+    /// If it was not told to have all of it.
+    pub(super) fn keep(&self, range: Range<u64>, placed: &mut Placed<'_>) -> Result<(), &'static str> {
+        let nothing = "a part that is kept of a parent that does not have it";
+        let first = self.extents.partition_point(|(at, _)| *at <= range.start).checked_sub(1).ok_or(nothing)?;
+        let mut from = range.start;
+        for &(at, extent) in &self.extents[first..] {
+            let end = at + u64::from(extent.len());
+            if from == range.end {
+                break;
+            }
+            if !(at..end).contains(&from) {
+                return Err(nothing);
+            }
+            let to = end.min(range.end);
+            // Both lie in the extent, whose length has 32 bits.
+            let narrow = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+            placed.push(part(extent, narrow(from - at), narrow(to - from)), None);
+            from = to;
+        }
+        if from == range.end { Ok(()) } else { Err(nothing) }
+    }
+
+    /// Where a chunk of the parent lies.
+    pub(super) fn place(&self, id: &ChunkId) -> Option<Place> {
+        self.chunks().get(id).map(|chunk| chunk.place)
+    }
+
+    /// The digests of a part of a chunk.
+    pub(super) fn pages(&self, id: &ChunkId, chunk_offset: u32, len: u32) -> Option<PagesAt> {
+        let page = PAGE as u32;
+        let parts = &self.chunks().get(id)?.parts;
+        // Parts of one chunk lie beside each other, but for those that are used twice.
+        let before = parts.partition_point(|p| p.0 <= chunk_offset);
+        parts[..before].iter().rev().take(NEAR).find_map(|&(from, all, at)| {
+            let skipped = (chunk_offset - from).is_multiple_of(page).then_some(chunk_offset - from)?;
+            (skipped + len <= all).then(|| PagesAt { first: at.first + skipped / page, ..at })
+        })
+    }
+
+    fn chunks(&self) -> &HashMap<ChunkId, Chunk> {
+        self.chunks.get_or_init(|| {
+            let mut chunks = HashMap::new();
+            for (_, extent) in &self.extents {
+                if let Extent::Data { len, chunk_offset, id, place, pages } = *extent {
+                    let chunk = chunks.entry(id).or_insert_with(|| Chunk { place, parts: Vec::new() });
+                    chunk.parts.extend(pages.map(|at| (chunk_offset, len, at)));
+                }
+            }
+            chunks.values_mut().for_each(|chunk| chunk.parts.sort_unstable_by_key(|p| (p.0, p.1)));
+            chunks
+        })
+    }
+}
+
+/// `len` bytes of an extent, from `skipped` on.
+fn part(extent: Extent, skipped: u32, len: u32) -> Extent {
+    match extent {
+        Extent::Hole { .. } => Extent::Hole { len },
+        Extent::Data { chunk_offset, id, place, pages, .. } => {
+            let on_pages = skipped.is_multiple_of(PAGE as u32);
+            let pages = pages.filter(|_| on_pages).map(|at| PagesAt { first: at.first + skipped / PAGE as u32, ..at });
+            Extent::Data { len, chunk_offset: chunk_offset + skipped, id, place, pages }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use milkrun_repository::chunk::codec::Codec;
+    use milkrun_repository::id::PackId;
+    use milkrun_repository::volume_map::MapRef;
+
+    use super::*;
+
+    const P: u32 = PAGE as u32;
+
+    fn place(plain_len: u32) -> Place {
+        let pack = PackId::from_bytes([1; 16]);
+        Place { pack, slot: 3, offset: 64, sealed_len: plain_len, plain_len, codec: Codec::Raw }
+    }
+
+    fn data(chunk: u8, pages: u32, first: Option<u32>) -> Extent {
+        let id = ChunkId::from_bytes([chunk; 32]);
+        let list = MapRef { id: ChunkId::from_bytes([99; 32]), place: place(800) };
+        let pages_at = first.map(|first| PagesAt { list, first });
+        Extent::Data { len: pages * P, chunk_offset: P, id, place: place(20 * P), pages: pages_at }
+    }
+
+    /// Two leaves beside each other, and one behind a gap.
+    fn told() -> Told {
+        let first = Leaf { extents: vec![data(1, 4, Some(10)), Extent::Hole { len: 2 * P }] };
+        let second = Leaf { extents: vec![data(2, 3, None), data(3, 1, Some(0))] };
+        let third = Leaf { extents: vec![data(4, 5, None)] };
+        let page = u64::from(P);
+        Told::of([(0, first), (6 * page, second), (11 * page, third)])
+    }
+
+    fn kept(from: u32, to: u32) -> Option<Vec<Extent>> {
+        let mut placed = Placed::with_capacity(4);
+        told().keep(u64::from(from)..u64::from(to), &mut placed).ok()?;
+        assert_eq!(placed.fresh, vec![None; placed.leaf.extents.len()]);
+        Some(placed.leaf.extents)
+    }
+
+    #[test]
+    fn what_is_kept_is_what_the_parent_has_there() {
+        let [whole, hole, next] = [data(1, 4, Some(10)), Extent::Hole { len: 2 * P }, data(2, 3, None)];
+        assert_eq!(kept(0, 9 * P), Some(vec![whole, hole, next]));
+        let Some(middle) = kept(P, 5 * P) else { panic!() };
+        assert_eq!(middle[1], Extent::Hole { len: P });
+        let Extent::Data { len, chunk_offset, pages, .. } = middle[0] else { panic!() };
+        assert_eq!((len, chunk_offset, pages.map(|p| p.first)), (3 * P, 2 * P, Some(11)));
+        // Within a page no digest is of what is left.
+        let Some(odd) = kept(512, P) else { panic!() };
+        assert!(
+            matches!(odd[..], [Extent::Data { len, chunk_offset, pages: None, .. }] if len == P - 512 && chunk_offset == P + 512)
+        );
+        assert_eq!(kept(10 * P - 1, 10 * P).map(|e| e.len()), Some(1));
+    }
+
+    #[test]
+    fn what_nobody_was_told_of_is_not_kept() {
+        for (from, to) in [(9 * P, 11 * P), (10 * P, 11 * P), (15 * P, 17 * P), (16 * P, 17 * P), (10 * P, 12 * P)] {
+            assert_eq!(kept(from, to), None, "{from}..{to}");
+        }
+        assert!(Told::of([]).keep(0..1, &mut Placed::with_capacity(0)).is_err());
+    }
+
+    #[test]
+    fn parts_of_its_chunks_are_found_with_their_digests() {
+        let told = told();
+        let id = |n| ChunkId::from_bytes([n; 32]);
+        assert_eq!(told.pages(&id(1), 3 * P, 2 * P).map(|p| p.first), Some(12));
+        assert_eq!(
+            (told.pages(&id(1), 3 * P, 3 * P), told.pages(&id(2), P, P), told.pages(&id(9), P, P)),
+            (None, None, None)
+        );
+        assert_eq!((told.place(&id(2)), told.place(&id(9))), (Some(place(20 * P)), None));
+    }
+}
