@@ -123,7 +123,11 @@ async fn tries(c: &Cluster) {
         // Neither the parent's extents, nor whether some content is known, nor leave to store, nor a word on the map.
         let refused = Code::FailedPrecondition;
         assert_eq!(
-            code(upload.parent(wire::ParentRequest { assignment: assignment.clone(), pages: true }).await),
+            code(
+                upload
+                    .parent(wire::ParentRequest { assignment: assignment.clone(), pages: true, outline: false })
+                    .await
+            ),
             refused
         );
         let sample = wire::SampleRequest { assignment: assignment.clone(), leaves: 1 };
@@ -229,7 +233,7 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
         let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let own = agent.assignment().await.assignment;
         let mut upload = UploadClient::new(agent.channel.clone());
-        let request = wire::ParentRequest { assignment: own.clone(), pages: true };
+        let request = wire::ParentRequest { assignment: own.clone(), pages: true, outline: false };
         let mut parent = upload.parent(request).await.unwrap().into_inner();
         let (mut len, mut lied) = (0, 0);
         while let Some(mut range) = parent.message().await.unwrap() {

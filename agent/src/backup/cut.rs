@@ -328,4 +328,4 @@ fn narrow(len: usize) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

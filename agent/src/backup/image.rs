@@ -16,6 +16,7 @@ use super::held::Held;
 use super::lookups::Lookups;
 use super::parent::Parent;
 use super::read::{read_named, read_region};
+use super::same::{Hunch, is_same};
 use super::sample::{self, Verdict};
 use super::{BackupError, Counters, Outcome, ParentExtent, SMALL_BYTES, VolumeJob};
 use crate::budget::Permit;
@@ -45,7 +46,8 @@ pub async fn back_up(
     let parent = Parent::open(&job, list.as_ref()).await?;
     let learn = parent.has_pages();
     let large = Arc::new(Semaphore::new(job.engine.cpu.count() * 2 + 2));
-    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, large };
+    let hunch = Arc::default();
+    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, hunch, large };
     let mut walk = Walk { with, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
@@ -76,6 +78,8 @@ struct With {
     lookups: Lookups,
     /// The parent was asked for digests of pages.
     learn: bool,
+    /// Whether regions are mostly unchanged.
+    hunch: Arc<Hunch>,
     /// Turns of regions of which much is read: enough for every thread to have one in hand while others are read or wait for an
     /// answer. More would only take memory.
     large: Arc<Semaphore>,
@@ -292,11 +296,11 @@ impl With {
     }
 
     async fn deal_with(self, part: Part, small: bool, permit: Permit) -> Result<Done, BackupError> {
-        let Self { job, source, elsewhere, lookups, learn, .. } = self;
-        let Part { offset, end, predicted, reads } = part;
+        let Self { job, source, elsewhere, lookups, learn, hunch, .. } = self;
+        let Part { offset, end, mut predicted, reads } = part;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
-        let buffer = if small { job.engine.small.take(usize::MAX) } else { job.engine.regions.take(len) };
         let length = source.len();
+        let failed = |(at, e)| BackupError::Read { offset: at, length, source: e };
         let how = Cutting {
             cutter: job.pages,
             seed: job.domain.cut_seed(),
@@ -305,11 +309,28 @@ impl With {
             may_keep: job.may_keep,
             learn,
         };
+        let counted = |read: u64| {
+            Counters::add(&job.counters.read, read);
+            metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
+        };
+        let by_list = matches!(reads, Reads::Named(_));
+        if !by_list && !predicted.is_empty() && hunch.is_good() {
+            let (source, buffers, how) = (source.clone(), job.engine.small.clone(), how.clone());
+            let look = move || (is_same(&*source, &buffers, offset..end, &predicted, &how), predicted);
+            let (same, told) = job.engine.io.run(look).await;
+            if let Some(read) = same.map_err(failed)? {
+                counted(read);
+                hunch.note(true);
+                let region = Region { offset, len: end - offset, unchanged: true, extents: Vec::new() };
+                return Ok(Done { region, wanted: Vec::new() });
+            }
+            predicted = told;
+        }
+        let buffer = if small { job.engine.small.take(usize::MAX) } else { job.engine.regions.take(len) };
         let read = move || match reads {
             Reads::All(data) => read_region(&*source, buffer, offset, data),
             Reads::Named(named) => read_named(&*source, buffer, offset, len, named),
         };
-        let failed = |(at, e)| BackupError::Read { offset: at, length, source: e };
         let (held, read, cut) = if small {
             // A few pages are compared where they were read: to wake another thread would cost as much.
             let work = move || read().map(|(held, read)| (cut_region(&held, &predicted, &how), held, read));
@@ -322,8 +343,10 @@ impl With {
             let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
             (held, read, cut)
         };
-        Counters::add(&job.counters.read, read);
-        metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
+        counted(read);
+        if !by_list {
+            hunch.note(cut.unchanged);
+        }
         let region = Region { offset, len: end - offset, unchanged: cut.unchanged, extents: cut.extents };
         let stored = job.run.store(&job, &lookups, held, cut.fresh).await?;
         drop(permit);

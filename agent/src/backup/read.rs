@@ -14,7 +14,7 @@ use crate::device::{Piece, Source};
 const READ_BYTES: usize = 1 << 20;
 
 /// Where a read failed, and why.
-type Failed = (u64, io::Error);
+pub(super) type Failed = (u64, io::Error);
 
 /// Reads these parts of a region of `len` bytes at `offset`, which are apart from each other and in order, side by side into a
 /// buffer that has room for just them. Returns how much was read, too.

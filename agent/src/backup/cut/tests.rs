@@ -10,7 +10,7 @@ fn how(whole_chunks: bool) -> Cutting {
     Cutting { cutter: PageCutter::DEFAULT, seed: 5, domain, whole_chunks, may_keep: true, learn: true }
 }
 
-fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(in crate::backup) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut x = seed | 1;
     (0..len)
         .map(|_| {

@@ -1,0 +1,288 @@
+//! Telling that a region is as its parent has it while it is read: each piece is compared as long as it lies in the core's own cache,
+//! and nobody needs it afterwards. A region that is read whole before it is compared goes through memory three times.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use milkrun_repository::chunk::{PAGE, is_zero};
+use rayon::prelude::*;
+
+use super::cut::Cutting;
+use super::read::Failed;
+use super::{ParentExtent, Run, SMALL_BYTES};
+use crate::buffer::BufferPool;
+use crate::device::Source;
+
+/// Whether it is worth to look: where regions changed, all that is read before that is found is read twice.
+#[derive(Debug, Default)]
+pub(super) struct Hunch(AtomicI32);
+
+impl Hunch {
+    /// After so many more regions that changed than did not, none is looked at; and so many that did not make good for any number.
+    const CHANGED: i32 = 2;
+    const MOST: i32 = 8;
+
+    /// Whether the next region is probably as it was.
+    pub(super) fn is_good(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= -Self::CHANGED
+    }
+
+    /// What a region was.
+    pub(super) fn note(&self, unchanged: bool) {
+        let next = |n: i32| Some(if unchanged { (n + 1).min(Self::MOST) } else { (n - 1).max(-Self::MOST) });
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+}
+
+/// What is read and compared at once: extents beside each other.
+struct Piece<'a> {
+    at: u64,
+    len: usize,
+    extents: &'a [ParentExtent],
+}
+
+/// Whether all of a region is what the parent has there, and nothing is to be learned: then, how much was read. Says no where
+/// [`super::cut::cut_region`] has to look.
+///
+/// # Errors
+/// Where a read failed, and why.
+pub(super) fn is_same(
+    source: &dyn Source,
+    buffers: &BufferPool,
+    region: Range<u64>,
+    parent: &[ParentExtent],
+    how: &Cutting,
+) -> Result<Option<u64>, Failed> {
+    let Some(pieces) = pieces(&region, parent, how) else { return Ok(None) };
+    let changed = AtomicBool::new(false);
+    let compare = |piece: &Piece<'_>| -> Result<u64, Failed> {
+        if changed.load(Ordering::Relaxed) {
+            return Ok(0);
+        }
+        let (read, same) = piece.compare(source, buffers, how).map_err(|e| (piece.at, e))?;
+        changed.fetch_or(!same, Ordering::Relaxed);
+        Ok(read)
+    };
+    // Of several reads that fail side by side, the first on the volume is the one that tells where it begins.
+    let first = |a: Failed, b: Failed| if a.0 <= b.0 { a } else { b };
+    let read = pieces.par_iter().map(compare).reduce(
+        || Ok(0),
+        |a, b| match (a, b) {
+            (Ok(a), Ok(b)) => Ok(a + b),
+            (Err(a), Err(b)) => Err(first(a, b)),
+            (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(e),
+        },
+    )?;
+    Ok(if changed.into_inner() { None } else { Some(read) })
+}
+
+/// The region in pieces; `None` if it can't be compared like that.
+fn pieces<'a>(region: &Range<u64>, parent: &'a [ParentExtent], how: &Cutting) -> Option<Vec<Piece<'a>>> {
+    let most = usize::try_from(SMALL_BYTES).ok()?;
+    let mut pieces: Vec<Piece<'a>> = Vec::new();
+    let mut at = region.start;
+    let mut first = 0;
+    for (n, p) in parent.iter().enumerate() {
+        let len = p.extent.run.len() as usize;
+        let end = at + len as u64;
+        let on_pages = end.is_multiple_of(PAGE as u64) || end == region.end;
+        if end > region.end || !on_pages || !comparable(p, how) {
+            return None;
+        }
+        if matches!(p.extent.run, Run::Hole { .. }) {
+            // However long; in parts that each fit a buffer.
+            let parts = (0..len).step_by(most).map(|from| Piece {
+                at: at + from as u64,
+                len: most.min(len - from),
+                extents: &[],
+            });
+            pieces.extend(parts);
+            first = n + 1;
+        } else {
+            match pieces.last_mut() {
+                Some(last) if first < n && last.len + len <= most => {
+                    last.len += len;
+                    last.extents = &parent[first..=n];
+                }
+                _ if len > most => return None,
+                _ => {
+                    pieces.push(Piece { at, len, extents: &parent[n..=n] });
+                    first = n;
+                }
+            }
+        }
+        at = end;
+    }
+    (at == region.end && !parent.is_empty()).then_some(pieces)
+}
+
+fn comparable(p: &ParentExtent, how: &Cutting) -> bool {
+    match p.extent.run {
+        Run::Hole { .. } => true,
+        Run::Kept { .. } => false,
+        Run::Chunk { len, chunk_offset, chunk_len, .. } => {
+            let whole = chunk_offset == 0 && len == chunk_len;
+            let known = !p.extent.pages.is_empty();
+            if how.whole_chunks { whole } else { known || (whole && !how.learn) }
+        }
+    }
+}
+
+impl Piece<'_> {
+    /// Reads it. Returns how much was read, and whether it is the parent's.
+    fn compare(&self, source: &dyn Source, buffers: &BufferPool, how: &Cutting) -> std::io::Result<(u64, bool)> {
+        let end = self.at + self.len as u64;
+        // By the file system's word a hole is one.
+        if self.extents.is_empty() && source.next_data(self.at)?.is_none_or(|(start, _)| start >= end) {
+            return Ok((0, true));
+        }
+        let mut buffer = buffers.take(self.len);
+        source.read_at(&mut buffer, self.at)?;
+        let read = self.len as u64;
+        if self.extents.is_empty() {
+            return Ok((read, is_zero(&buffer)));
+        }
+        let mut rest = &buffer[..];
+        for p in self.extents {
+            let (here, behind) = rest.split_at(p.extent.run.len() as usize);
+            rest = behind;
+            let same = match p.extent.run {
+                Run::Chunk { id, len, chunk_offset, chunk_len } if chunk_offset == 0 && len == chunk_len => {
+                    how.domain.identify(here) == id
+                }
+                Run::Chunk { chunk_offset, .. } => how.domain.page_digests(here, chunk_offset) == p.extent.pages,
+                Run::Hole { .. } | Run::Kept { .. } => false,
+            };
+            if !same {
+                return Ok((read, false));
+            }
+        }
+        Ok((read, true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use milkrun_repository::chunk::page_cutter::PageCutter;
+    use milkrun_repository::keys::DomainKey;
+    use proptest::prelude::*;
+
+    use super::super::cut::{cut_region, tests::noise};
+    use super::super::held::Held;
+    use super::super::{Extent, ParentExtent};
+    use super::*;
+    use crate::device::scripted::{Mishap, Scripted};
+
+    fn how(whole_chunks: bool, learn: bool) -> Cutting {
+        let domain = DomainKey::from_bytes([7; 32]);
+        Cutting { cutter: PageCutter::DEFAULT, seed: 5, domain, whole_chunks, may_keep: true, learn }
+    }
+
+    fn volume(pages: usize, tail: usize, seed: u64) -> Vec<u8> {
+        let mut bytes = noise(pages * PAGE + tail, seed);
+        // Holes of all lengths.
+        for n in (0..pages).filter(|n| (seed >> (n / 8 % 64)) & 3 == 3) {
+            bytes[n * PAGE..(n + 1) * PAGE].fill(0);
+        }
+        bytes
+    }
+
+    fn held(bytes: &[u8]) -> Held {
+        let mut buffer = BufferPool::new(bytes.len()).take(bytes.len());
+        buffer.copy_from_slice(bytes);
+        Held::whole(buffer)
+    }
+
+    fn scripted(bytes: &[u8]) -> Scripted {
+        Scripted { content: Arc::new(bytes.to_vec()), mishap: None, size_at_end: None }
+    }
+
+    fn look(source: &Scripted, parent: &[ParentExtent], how: &Cutting) -> Result<Option<u64>, Failed> {
+        let buffers = BufferPool::new(usize::try_from(SMALL_BYTES).unwrap());
+        is_same(source, &buffers, 0..source.len(), parent, how)
+    }
+
+    /// What a cut makes of it, some chunks in two parts.
+    fn parent(bytes: &[u8], how: &Cutting, parts: u64) -> Vec<ParentExtent> {
+        let cut = cut_region(&held(bytes), &[], how);
+        let mut parent = Vec::new();
+        for (n, e) in cut.extents.into_iter().enumerate() {
+            let pages = e.run.len() as usize / PAGE;
+            match e.run {
+                Run::Chunk { id, len, chunk_len, .. } if pages > 1 && (parts >> (n % 64)) & 1 == 1 => {
+                    let first = (PAGE * (pages / 2)) as u32;
+                    for (chunk_offset, len) in [(0, first), (first, len - first)] {
+                        let digests =
+                            e.pages.iter().skip(chunk_offset as usize / PAGE).take((len as usize).div_ceil(PAGE));
+                        let run = Run::Chunk { len, id, chunk_offset, chunk_len };
+                        let extent = Extent { run, pages: digests.copied().collect() };
+                        parent.push(ParentExtent { extent, retire: false });
+                    }
+                }
+                _ => parent.push(ParentExtent { extent: e, retire: false }),
+            }
+        }
+        parent
+    }
+
+    #[test]
+    fn what_is_unchanged_is_read_once_but_for_holes_that_are_known() {
+        let how = how(false, true);
+        let bytes = volume(700, 100, 1);
+        let parent = parent(&bytes, &how, 6);
+        assert_eq!(look(&scripted(&bytes), &parent, &how).unwrap(), Some(bytes.len() as u64));
+    }
+
+    #[test]
+    fn the_first_read_that_fails_is_named() {
+        let how = how(false, true);
+        let bytes = volume(700, 0, 1);
+        let parent = parent(&bytes, &how, 0);
+        let source = Scripted { mishap: Some((1_200_000, Mishap::Error)), ..scripted(&bytes) };
+        let (at, _) = look(&source, &parent, &how).unwrap_err();
+        assert!((1_200_000 - SMALL_BYTES..=1_200_000).contains(&at), "{at}");
+    }
+
+    #[test]
+    fn a_hunch_follows_what_happens() {
+        let hunch = Hunch::default();
+        assert!(hunch.is_good());
+        (0..3).for_each(|_| hunch.note(false));
+        assert!(!hunch.is_good());
+        hunch.note(true);
+        assert!(hunch.is_good());
+        (0..100).for_each(|_| hunch.note(true));
+        (0..10).for_each(|_| hunch.note(false));
+        assert!(hunch.is_good());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn it_says_what_the_cut_says(
+            pages in 1usize..500, tail in 0usize..PAGE, seed: u64, parts: u64, whole_chunks: bool, learn: bool, forget: bool,
+            changes in proptest::collection::vec((0usize..500 * PAGE, 0u8..2), 0..3), more in 0usize..3 * PAGE, lengthen in 0u8..4,
+        ) {
+            let how = how(whole_chunks, learn);
+            let mut bytes = volume(pages, tail, seed);
+            let mut parent = parent(&bytes, &how, parts);
+            if forget {
+                parent.iter_mut().step_by(3).for_each(|p| p.extent.pages.clear());
+            }
+            for (at, value) in changes {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            match lengthen {
+                0 => bytes.resize(bytes.len() + more, 1),
+                1 => bytes.truncate(bytes.len().saturating_sub(more).max(1)),
+                _ => {}
+            }
+            let cut = cut_region(&held(&bytes), &parent, &how);
+            let same = look(&scripted(&bytes), &parent, &how).unwrap();
+            prop_assert_eq!(same.is_some(), cut.unchanged);
+        }
+    }
+}
