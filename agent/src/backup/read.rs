@@ -45,37 +45,54 @@ pub(super) fn read_region(
     offset: u64,
     first: Option<(u64, u64)>,
 ) -> Result<(Held, u64), Failed> {
-    let end = offset + buffer.len() as u64;
-    let mut read = 0;
-    let mut at = offset;
-    let mut next = first;
-    while at < end {
-        let (start, stop) = match next {
-            Some((start, stop)) if start < end => (start.max(at), stop.min(end)),
-            _ => (end, end),
-        };
-        // Whole pages are read, whatever the file system's granule: O_DIRECT and prediction both want them.
-        let page = PAGE as u64;
-        let start = if start < end { start - (start - offset) % page } else { end };
-        let stop = (offset + (stop - offset).next_multiple_of(page)).min(end);
-        let within = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
-        buffer[within(at)..within(start)].fill(0);
-        if start < end {
-            let part = &mut buffer[within(start)..within(stop)];
-            read += part.len() as u64;
-            let failed = part.par_chunks_mut(READ_BYTES).enumerate().filter_map(|(i, piece)| {
-                let at = start + (i * READ_BYTES) as u64;
-                source.read_at(piece, at).err().map(|e| (at, e))
-            });
-            // Of several reads that fail side by side, the first on the volume is the one that tells where it begins.
-            if let Some(first) = failed.min_by_key(|(at, _)| *at) {
-                return Err(first);
-            }
-        }
-        at = stop.max(start);
-        if at < end {
-            next = source.next_data(at).map_err(|e| (at, e))?;
-        }
+    let mut pieces: Vec<Piece<'_>> = Vec::new();
+    let mut at = 0;
+    let ranges = data_ranges(source, offset, buffer.len(), first)?;
+    let mut rest: &mut [u8] = &mut buffer;
+    for range in ranges {
+        let (gap, tail) = std::mem::take(&mut rest).split_at_mut(range.start - at);
+        let (part, tail) = tail.split_at_mut(range.len());
+        gap.fill(0);
+        let start = offset + range.start as u64;
+        pieces.extend(part.chunks_mut(READ_BYTES).enumerate().map(|(i, p)| (start + (i * READ_BYTES) as u64, p)));
+        (rest, at) = (tail, range.end);
     }
-    Ok((Held::whole(buffer), read))
+    rest.fill(0);
+    let read = pieces.iter().map(|(_, p)| p.len() as u64).sum();
+    let failed = pieces.into_par_iter().filter_map(|(at, piece)| source.read_at(piece, at).err().map(|e| (at, e)));
+    // Of several reads that fail side by side, the first on the volume is the one that tells where it begins.
+    match failed.min_by_key(|(at, _)| *at) {
+        Some(first) => Err(first),
+        None => Ok((Held::whole(buffer), read)),
+    }
+}
+
+/// Where a region of `len` bytes at `offset` may hold data, in whole pages, in order and apart; `first` is the first range that does.
+fn data_ranges(
+    source: &dyn Source,
+    offset: u64,
+    len: usize,
+    first: Option<(u64, u64)>,
+) -> Result<Vec<Range<usize>>, Failed> {
+    let within = |at: u64| usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    let mut next = first;
+    while let Some((start, stop)) = next {
+        // Whole pages are read, whatever the file system's granule: O_DIRECT and prediction both want them.
+        let range = within(start) / PAGE * PAGE..within(stop).next_multiple_of(PAGE).min(len);
+        if within(start) == len {
+            break;
+        }
+        let end = range.end;
+        match ranges.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(end),
+            _ => ranges.push(range),
+        }
+        if end == len {
+            break;
+        }
+        let at = offset + end as u64;
+        next = source.next_data(at).map_err(|e| (at, e))?;
+    }
+    Ok(ranges)
 }

@@ -5,16 +5,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
 use rayon::prelude::*;
 
 use super::{Piece, Source, block, mounts, ring};
+
+/// Where a file has data, so much of it is taken for data until it is asked again.
+const DATA_BYTES: u64 = 1 << 20;
 
 /// What is allowed against advice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,9 +86,6 @@ struct FileSource {
     notes: Vec<String>,
     /// Modification and change time and size of a file when it was opened.
     stamp: (i64, i64, i64, i64, u64),
-    /// The run of data that was found last. To find where one ends takes as long as it is on tmpfs and others, page by page; asked
-    /// anew for each region, a file without holes would take the square of its size.
-    run: Mutex<Range<u64>>,
 }
 
 fn stamp(m: &std::fs::Metadata) -> (i64, i64, i64, i64, u64) {
@@ -138,8 +136,7 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
         (file, len, 0)
     };
     let stamp = stamp(&file.metadata().map_err(fail)?);
-    let run = Mutex::default();
-    Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp, run }))
+    Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp }))
 }
 
 impl Source for FileSource {
@@ -169,24 +166,15 @@ impl Source for FileSource {
         if self.device {
             return Ok(Some((offset, self.len)));
         }
-        // Whoever waits here would ask the same.
-        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        // A file that was cut short ends before its run does.
-        if run.contains(&offset) && offset < self.file.metadata()?.len() {
-            return Ok(Some((offset, run.end)));
-        }
-        let seek = |from: u64, whence| {
-            let from = i64::try_from(from).map_err(io::Error::other)?;
-            lseek64(&self.file, from, whence).map_err(io::Error::from)
-        };
-        match seek(offset, Whence::SeekData) {
+        // Where the data ends is not asked: on tmpfs and others that takes as long as it is, page by page.
+        let from = i64::try_from(offset).map_err(io::Error::other)?;
+        match lseek64(&self.file, from, Whence::SeekData) {
             Ok(start) => {
                 let start = u64::try_from(start).map_err(io::Error::other)?;
-                let end = u64::try_from(seek(start, Whence::SeekHole)?).map_err(io::Error::other)?;
-                *run = start..end.min(self.len);
-                Ok((start < self.len).then_some((start, run.end)))
+                let end = (start / DATA_BYTES + 1) * DATA_BYTES;
+                Ok((start < self.len).then_some((start, end.min(self.len))))
             }
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENXIO) => Ok(None),
+            Err(nix::Error::ENXIO) => Ok(None),
             // A file system that can't tell: everything may be data.
             Err(_) => Ok(Some((offset, self.len))),
         }
