@@ -40,8 +40,8 @@ use crate::device::changes::ChangesError;
 use crate::rpc::{CallError, Coordinator};
 use crate::workers::Workers;
 
-/// Of a region of which less is read only that is kept.
-pub const SMALL_BYTES: u64 = 512 << 10;
+/// Of a region of which less is read only that is kept. No chunk is longer, unless a repository is configured so.
+pub const SMALL_BYTES: u64 = 1 << 20;
 
 /// What all volumes of an agent share.
 pub struct Engine {

@@ -136,7 +136,8 @@ fn a_lost_or_damaged_index_is_rebuilt() {
         fs::write(&other, moved).unwrap();
         let made = w.m.run(["backup", "shop", "--volume", &volume(&other), "--json"]).ok().json();
         let new = made["volumes"][0]["new_bytes"].as_u64().unwrap();
-        assert!(new <= 17 << 20, "{made}");
+        // Beside the seam a chunk may be cut otherwise.
+        assert!(new <= 18 << 20, "{made}");
         fs::remove_dir_all(w.folder.path().join("cache")).unwrap();
     }
     w.m.run(["verify", "--data"]).ok();
@@ -287,7 +288,7 @@ fn a_configuration_of_a_newer_format_or_of_a_stranger_is_refused() {
     let good = fs::read_to_string(&path).unwrap();
     fs::write(&path, good.replace("\"version\":1", "\"version\":9")).unwrap();
     w.m.run(["points"]).fails(1, "format version 9");
-    fs::write(&path, good.replace("compliance", "none").replace("\"avg_pages\":32", "\"avg_pages\":64")).unwrap();
+    fs::write(&path, good.replace("compliance", "none").replace("\"avg_pages\":64", "\"avg_pages\":128")).unwrap();
     w.m.run(["points"]).fails(3, "repository.json");
     fs::write(&path, "{").unwrap();
     w.m.run(["points"]).fails(3, "repository.json");

@@ -13,6 +13,9 @@ use super::{ParentExtent, Run, SMALL_BYTES};
 use crate::buffer::BufferPool;
 use crate::device::Source;
 
+/// So much is read and compared at once, if no single chunk is longer: buffer and bytes stay in a core's own cache.
+const AT_ONCE: usize = 512 << 10;
+
 /// Whether it is worth to look: where regions changed, all that is read before that is found is read twice.
 #[derive(Debug, Default)]
 pub(super) struct Hunch(AtomicI32);
@@ -91,16 +94,16 @@ fn pieces<'a>(region: &Range<u64>, parent: &'a [ParentExtent], how: &Cutting) ->
         }
         if matches!(p.extent.run, Run::Hole { .. }) {
             // However long; in parts that each fit a buffer.
-            let parts = (0..len).step_by(most).map(|from| Piece {
+            let parts = (0..len).step_by(AT_ONCE).map(|from| Piece {
                 at: at + from as u64,
-                len: most.min(len - from),
+                len: AT_ONCE.min(len - from),
                 extents: &[],
             });
             pieces.extend(parts);
             first = n + 1;
         } else {
             match pieces.last_mut() {
-                Some(last) if first < n && last.len + len <= most => {
+                Some(last) if first < n && last.len + len <= AT_ONCE => {
                     last.len += len;
                     last.extents = &parent[first..=n];
                 }

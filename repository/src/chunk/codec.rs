@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use zstd::zstd_safe::{CParameter, Strategy};
+
 /// How a chunk's plaintext is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
@@ -22,7 +24,8 @@ impl Codec {
     }
 }
 
-/// A zstd level.
+/// A zstd level; but for 2, which is zstd's fast strategy with matches of [`PAGES_MATCH`] bytes, whatever the length of a chunk: of
+/// the pages of databases it leaves less than 3 does, in less time (docs/performance.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level(i32);
 
@@ -50,6 +53,13 @@ impl Level {
         self.0
     }
 }
+
+/// The level that is tuned for pages.
+const PAGES_LEVEL: i32 = 2;
+/// Its shortest match.
+const PAGES_MATCH: u32 = 5;
+/// Its table has as many entries, of four bytes, to the power of two.
+const PAGES_TABLE: u32 = 16;
 
 /// After so many chunks in a row that were compressed in vain, the next is tried whole only if a sample of it pays: what is
 /// encrypted or compressed already comes in long runs.
@@ -94,10 +104,7 @@ impl Compressor {
     /// # Errors
     /// When zstd can't get its memory.
     pub fn new(level: Level) -> std::io::Result<Self> {
-        let mut zstd = zstd::bulk::Compressor::new(level.get())?;
-        zstd.include_checksum(false)?;
-        zstd.include_contentsize(false)?;
-        Ok(Self { zstd, level, in_vain: 0 })
+        Ok(Self { zstd: context(level)?, level, in_vain: 0 })
     }
 
     /// From the next chunk on.
@@ -105,11 +112,16 @@ impl Compressor {
     /// # Errors
     /// When zstd refuses the level.
     pub fn set_level(&mut self, level: Level) -> std::io::Result<()> {
-        if level != self.level {
-            // Not `set_compression_level`: that loads an empty dictionary as well, which zstd takes between two frames alone.
-            self.zstd.set_parameter(zstd::zstd_safe::CParameter::CompressionLevel(level.get()))?;
-            self.level = level;
+        if level == self.level {
+            return Ok(());
         }
+        if [level.get(), self.level.get()].contains(&PAGES_LEVEL) {
+            self.zstd = context(level)?;
+        } else {
+            // Not `set_compression_level`: that loads an empty dictionary as well, which zstd takes between two frames alone.
+            self.zstd.set_parameter(CParameter::CompressionLevel(level.get()))?;
+        }
+        self.level = level;
         Ok(())
     }
 
@@ -139,6 +151,18 @@ impl Compressor {
         let pays = plain.len() - plain.len() / 32;
         self.zstd.compress_to_buffer(plain, &mut out[..pays]).ok().filter(|n| *n < plain.len())
     }
+}
+
+fn context(level: Level) -> std::io::Result<zstd::bulk::Compressor<'static>> {
+    let mut zstd = zstd::bulk::Compressor::new(level.get())?;
+    zstd.include_checksum(false)?;
+    zstd.include_contentsize(false)?;
+    if level.get() == PAGES_LEVEL {
+        zstd.set_parameter(CParameter::Strategy(Strategy::ZSTD_fast))?;
+        zstd.set_parameter(CParameter::MinMatch(PAGES_MATCH))?;
+        zstd.set_parameter(CParameter::HashLog(PAGES_TABLE))?;
+    }
+    Ok(zstd)
 }
 
 impl Decompressor {
@@ -215,7 +239,7 @@ mod tests {
         text.truncate(noise.len());
         let mut out = vec![0; noise.len()];
         let mut lengths = Vec::new();
-        for level in [3, 9, -1, 9, 3] {
+        for level in [3, 9, -1, 2, 9, 2, 3] {
             assert_eq!(c.compress(&noise, &mut out), None);
             c.set_level(Level::new(level).unwrap()).unwrap();
             let n = c.compress(&text, &mut out).unwrap();
@@ -223,7 +247,7 @@ mod tests {
             assert_eq!(fresh.compress(&text, &mut vec![0; text.len()]), Some(n), "level {level}");
             lengths.push(n);
         }
-        assert!(lengths[0] == lengths[4] && lengths[2] != lengths[3], "{lengths:?}");
+        assert!(lengths[0] == lengths[6] && lengths[3] == lengths[5] && lengths[2] != lengths[3], "{lengths:?}");
     }
 
     #[test]

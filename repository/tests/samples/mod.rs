@@ -42,7 +42,7 @@ pub fn config() -> Config {
     Config {
         id: repository(),
         created: Moment::from_millis(1_763_821_800_123),
-        pages: PageCutter::DEFAULT,
+        pages: PageCutter { min_pages: 8, avg_pages: 32, max_pages: 128, hole_pages: 8 },
         streams: StreamCutter::DEFAULT,
         lock: LockPolicy { mode: LockMode::Compliance, period: Duration::from_secs(30 * 86400) },
         keys: ring().public(),
