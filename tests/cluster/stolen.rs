@@ -223,7 +223,7 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
     c.wait_for_agents(&["node-a", "node-b"]);
     c.run(&["backup", "shop"]).ok();
     let checked = c.repository().run(["verify", "--data", "--json"]).ok().json();
-    assert!(checked["checked"]["extents_compared"].as_u64().unwrap() > 100, "{checked}");
+    assert!(checked["checked"]["extents_compared"].as_u64().unwrap() > 50, "{checked}");
     drop(honest);
     coordinator.wait_for_log("an agent is gone node=\"node-a\"");
     let order =
@@ -256,7 +256,7 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
         ended.await.unwrap().ok();
         lied
     });
-    assert!(lied > 100, "{lied}");
+    assert!(lied > 50, "{lied}");
     // Nothing is missing or damaged, and all of it comes back.
     c.repository().run(["verify"]).ok();
     let found = c.repository().run(["verify", "--data", "--json"]);
@@ -344,7 +344,7 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
         // The other node's content is no secret to it, let us say.
         let content = fs::read(c.folder().join("wal.img")).unwrap();
         let chunks = chunks_of(&backup, &content);
-        assert!(chunks.len() > 32, "{}", chunks.len());
+        assert!(chunks.len() > 12, "{}", chunks.len());
         seal_rubbish(&mut UploadClient::new(agent.channel.clone()), own.clone(), &chunks).await;
         let honest = c.agent("node-b");
         let region = wire::Region { offset: 0, length: 24 << 20, unchanged: false, extents: Vec::new() };
