@@ -2,7 +2,7 @@
 //!
 //! 1. [`image`] walks the regions of a device or image, several at once, in order at the end; [`stream`] walks a stream
 //! 2. [`sample`] checks a list of changes, if there is one, before anything rests on it
-//! 3. [`same`] tells what is unchanged while it is read; [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
+//! 3. `same` tells what is unchanged while it is read; [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
 //! 4. [`claims`] lets one run upload a chunk once; the coordinator says what is known ([`lookups`])
 //! 5. [`elsewhere`] waits for what other nodes are storing
 //! 6. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
@@ -123,7 +123,7 @@ pub struct Counters {
     pub done: AtomicU64,
     /// Bytes in all (0: not known).
     pub total: AtomicU64,
-    /// Bytes that were really read.
+    /// Bytes that were really read, each counted once.
     pub read: AtomicU64,
     /// Plaintext that was not known before.
     pub new: AtomicU64,

@@ -73,7 +73,7 @@ impl AgentOptions {
 }
 
 /// Small buffers that are kept, of which only what was ever filled takes memory: 32 MiB at the most.
-const SMALL_IDLE: usize = 64;
+const SMALL_IDLE: usize = 32;
 
 /// An agent.
 #[derive(Clone)]

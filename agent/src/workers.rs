@@ -57,6 +57,19 @@ impl Workers {
         result.await.expect("the job ended")
     }
 
+    /// Does work of this kind on the thread that has its bytes in its cache, and counts it.
+    pub fn lend<T>(&self, work: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let result = work();
+        self.worked.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        result
+    }
+
+    /// Whether it has a thread for each core that there is. Who has fewer was told to leave some alone.
+    pub fn has_all_cores(&self) -> bool {
+        std::thread::available_parallelism().is_ok_and(|cores| self.count() >= cores.get())
+    }
+
     /// How long all threads together have worked, of jobs that are over.
     pub fn worked(&self) -> Duration {
         Duration::from_nanos(self.worked.load(Ordering::Relaxed))

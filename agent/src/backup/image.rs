@@ -314,9 +314,12 @@ impl With {
             metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
         };
         let by_list = matches!(reads, Reads::Named(_));
-        if !by_list && !predicted.is_empty() && hunch.is_good() {
-            let (source, buffers, how) = (source.clone(), job.engine.small.clone(), how.clone());
-            let look = move || (is_same(&*source, &buffers, offset..end, &predicted, &how), predicted);
+        // The threads that read do the comparing, and there are more of them than of those for CPU work.
+        let may_look = !by_list && !predicted.is_empty() && job.engine.cpu.has_all_cores();
+        if may_look && hunch.is_good() {
+            let (source, engine, how) = (source.clone(), job.engine.clone(), how.clone());
+            let look =
+                move || (is_same(&*source, &engine.small, offset..end, &predicted, &how, &engine.cpu), predicted);
             let (same, told) = job.engine.io.run(look).await;
             if let Some(read) = same.map_err(failed)? {
                 counted(read);

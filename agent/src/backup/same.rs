@@ -12,6 +12,7 @@ use super::read::Failed;
 use super::{ParentExtent, Run, SMALL_BYTES};
 use crate::buffer::BufferPool;
 use crate::device::Source;
+use crate::workers::Workers;
 
 /// So much is read and compared at once, if no single chunk is longer: buffer and bytes stay in a core's own cache.
 const AT_ONCE: usize = 512 << 10;
@@ -21,18 +22,19 @@ const AT_ONCE: usize = 512 << 10;
 pub(super) struct Hunch(AtomicI32);
 
 impl Hunch {
-    /// After so many more regions that changed than did not, none is looked at; and so many that did not make good for any number.
-    const CHANGED: i32 = 2;
+    /// What a region that changed weighs against one that did not, and how far it goes either way.
+    const CHANGED: i32 = 3;
     const MOST: i32 = 8;
 
     /// Whether the next region is probably as it was.
     pub(super) fn is_good(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= -Self::CHANGED
+        self.0.load(Ordering::Relaxed) > -Self::CHANGED
     }
 
     /// What a region was.
     pub(super) fn note(&self, unchanged: bool) {
-        let next = |n: i32| Some(if unchanged { (n + 1).min(Self::MOST) } else { (n - 1).max(-Self::MOST) });
+        let next =
+            |n: i32| Some(if unchanged { (n + 1).min(Self::MOST) } else { (n - Self::CHANGED).max(-Self::MOST) });
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 }
@@ -55,6 +57,7 @@ pub(super) fn is_same(
     region: Range<u64>,
     parent: &[ParentExtent],
     how: &Cutting,
+    cpu: &Workers,
 ) -> Result<Option<u64>, Failed> {
     let Some(pieces) = pieces(&region, parent, how) else { return Ok(None) };
     let changed = AtomicBool::new(false);
@@ -62,7 +65,7 @@ pub(super) fn is_same(
         if changed.load(Ordering::Relaxed) {
             return Ok(0);
         }
-        let (read, same) = piece.compare(source, buffers, how).map_err(|e| (piece.at, e))?;
+        let (read, same) = piece.compare(source, buffers, how, cpu).map_err(|e| (piece.at, e))?;
         changed.fetch_or(!same, Ordering::Relaxed);
         Ok(read)
     };
@@ -133,7 +136,13 @@ fn comparable(p: &ParentExtent, how: &Cutting) -> bool {
 
 impl Piece<'_> {
     /// Reads it. Returns how much was read, and whether it is the parent's.
-    fn compare(&self, source: &dyn Source, buffers: &BufferPool, how: &Cutting) -> std::io::Result<(u64, bool)> {
+    fn compare(
+        &self,
+        source: &dyn Source,
+        buffers: &BufferPool,
+        how: &Cutting,
+        cpu: &Workers,
+    ) -> std::io::Result<(u64, bool)> {
         let end = self.at + self.len as u64;
         // By the file system's word a hole is one.
         if self.extents.is_empty() && source.next_data(self.at)?.is_none_or(|(start, _)| start >= end) {
@@ -141,26 +150,26 @@ impl Piece<'_> {
         }
         let mut buffer = buffers.take(self.len);
         source.read_at(&mut buffer, self.at)?;
-        let read = self.len as u64;
+        Ok((self.len as u64, cpu.lend(|| self.is_parents(&buffer, how))))
+    }
+
+    fn is_parents(&self, bytes: &[u8], how: &Cutting) -> bool {
         if self.extents.is_empty() {
-            return Ok((read, is_zero(&buffer)));
+            return is_zero(bytes);
         }
-        let mut rest = &buffer[..];
-        for p in self.extents {
+        let mut rest = bytes;
+        self.extents.iter().all(|p| {
             let (here, behind) = rest.split_at(p.extent.run.len() as usize);
             rest = behind;
-            let same = match p.extent.run {
+            match p.extent.run {
                 Run::Chunk { id, len, chunk_offset, chunk_len } if chunk_offset == 0 && len == chunk_len => {
                     how.domain.identify(here) == id
                 }
                 Run::Chunk { chunk_offset, .. } => how.domain.page_digests(here, chunk_offset) == p.extent.pages,
+                // Neither comes here: holes are pieces of their own, and what is only known to be kept is not compared.
                 Run::Hole { .. } | Run::Kept { .. } => false,
-            };
-            if !same {
-                return Ok((read, false));
             }
-        }
-        Ok((read, true))
+        })
     }
 }
 
@@ -204,7 +213,7 @@ mod tests {
 
     fn look(source: &Scripted, parent: &[ParentExtent], how: &Cutting) -> Result<Option<u64>, Failed> {
         let buffers = BufferPool::new(usize::try_from(SMALL_BYTES).unwrap());
-        is_same(source, &buffers, 0..source.len(), parent, how)
+        is_same(source, &buffers, 0..source.len(), parent, how, &Workers::new("test", 1).unwrap())
     }
 
     /// What a cut makes of it, some chunks in two parts.
@@ -231,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unchanged_is_read_once_but_for_holes_that_are_known() {
+    fn what_is_unchanged_is_read_once() {
         let how = how(false, true);
         let bytes = volume(700, 100, 1);
         let parent = parent(&bytes, &how, 6);
@@ -252,12 +261,17 @@ mod tests {
     fn a_hunch_follows_what_happens() {
         let hunch = Hunch::default();
         assert!(hunch.is_good());
-        (0..3).for_each(|_| hunch.note(false));
+        hunch.note(false);
         assert!(!hunch.is_good());
         hunch.note(true);
         assert!(hunch.is_good());
         (0..100).for_each(|_| hunch.note(true));
-        (0..10).for_each(|_| hunch.note(false));
+        (0..3).for_each(|_| hunch.note(false));
+        assert!(hunch.is_good());
+        (0..100).for_each(|_| hunch.note(false));
+        (0..5).for_each(|_| hunch.note(true));
+        assert!(!hunch.is_good());
+        hunch.note(true);
         assert!(hunch.is_good());
     }
 

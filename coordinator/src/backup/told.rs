@@ -17,7 +17,7 @@ const NEAR: usize = 8;
 pub(super) struct Told {
     /// Where each extent begins on the volume, in order.
     extents: Vec<(u64, Extent)>,
-    /// What is known of each chunk; made when it is first asked for, since what is kept needs none of it.
+    /// What is known of each chunk; made when pages are first asked for, since what is kept needs none of it.
     chunks: OnceLock<HashMap<ChunkId, Chunk>>,
 }
 
@@ -86,7 +86,14 @@ impl Told {
 
     /// Where a chunk of the parent lies.
     pub(super) fn place(&self, id: &ChunkId) -> Option<Place> {
-        self.chunks().get(id).map(|chunk| chunk.place)
+        if let Some(chunks) = self.chunks.get() {
+            return chunks.get(id).map(|chunk| chunk.place);
+        }
+        // For the one or two new chunks of a region of which most is kept.
+        self.extents.iter().find_map(|(_, extent)| match extent {
+            Extent::Data { id: here, place, .. } if here == id => Some(*place),
+            _ => None,
+        })
     }
 
     /// The digests of a part of a chunk.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
@@ -211,11 +211,15 @@ impl Run {
         attempt: u32,
         regions: Vec<wire::Region>,
     ) -> Result<(), BackupError> {
-        let regions = self.take_regions(volume, attempt, regions).await?;
-        match volume.parse() {
-            Ok(volume) if !regions.is_empty() => self.write_down(Record::Regions { volume, regions }).await,
-            _ => Ok(()),
+        let mut taken = Vec::new();
+        let result = self.take_regions(volume, attempt, regions, &mut taken).await;
+        // Also of a call that fails half-way: the next attempt goes on behind what was taken.
+        if let Ok(volume) = volume.parse()
+            && !taken.is_empty()
+        {
+            self.write_down(Record::Regions { volume, regions: taken }).await?;
         }
+        result
     }
 
     /// Adds a record to the run's journal, if it has one; when this returns, another leader would find it.
@@ -238,15 +242,15 @@ impl Run {
         Ok(journal.write().await?)
     }
 
-    /// As [`Self::checkpoint`], in memory alone. Returns what is to be written down; nothing without a journal.
+    /// As [`Self::checkpoint`], in memory alone. What is to be written down goes into `taken`; nothing without a journal.
     pub(super) async fn take_regions(
         self: &Arc<Self>,
         volume: &str,
         attempt: u32,
         regions: Vec<wire::Region>,
-    ) -> Result<Vec<journal::Region>, BackupError> {
-        let mut taken = Vec::new();
-        let Some(build) = self.volumes.get(volume) else { return Ok(taken) };
+        taken: &mut Vec<journal::Region>,
+    ) -> Result<(), BackupError> {
+        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
         let mut build = build.lock().await;
         if build.attempt != attempt {
             // Given to somebody else while this call waited.
@@ -264,19 +268,36 @@ impl Run {
             planned.push((next, build.plan(region).map_err(nonsense)?));
         }
         let volume: Arc<str> = volume.into();
+        let failed = AtomicBool::new(false);
         let made = planned.into_iter().map(|(end, plan)| {
-            let (run, volume) = (self.clone(), volume.clone());
-            async move { (end, run.make(volume, plan).await) }
+            let (run, volume, failed) = (self.clone(), volume.clone(), &failed);
+            async move {
+                let made = match failed.load(Ordering::Relaxed) {
+                    true => Err(BackupError::Cancelled),
+                    false => run.make(volume, plan).await,
+                };
+                failed.fetch_or(made.is_err(), Ordering::Relaxed);
+                (end, made)
+            }
         });
         let mut made = futures::stream::iter(made).buffered(LEAVES_AT_ONCE);
+        let mut result = Ok(());
+        // To the end, whatever fails: who makes a leaf may have a full pack of others' in hand, and must store it.
         while let Some((end, made)) = made.next().await {
-            let made = made?;
-            if self.journal.is_some() {
-                taken.push(made.noted(end));
+            if result.is_err() {
+                continue;
             }
-            self.add(&mut build, made, end).await?;
+            result = match made {
+                Ok(made) => {
+                    let noted = self.journal.is_some().then(|| made.noted(end));
+                    let added = self.add(&mut build, made, end).await;
+                    failed.fetch_or(added.is_err(), Ordering::Relaxed);
+                    added.map(|()| taken.extend(noted))
+                }
+                Err(e) => Err(e),
+            };
         }
-        Ok(taken)
+        result
     }
 
     /// Makes what is planned, beside others.
@@ -376,20 +397,20 @@ impl Run {
             let extent = Extent::Data { len: e.length, chunk_offset: e.chunk_offset, id, place, pages: kept };
             placed.push(extent, pages);
         }
+        // Also what is kept lies on pages: its parts are no more than the region has.
+        if placed.leaf.extents.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
+            return Err(nonsense("more extents than pages"));
+        }
         if placed.leaf.len() != region.length {
             return Err(nonsense("extents that do not fill their region"));
         }
         Ok(placed)
     }
 
-    /// Where this run stored a chunk, or the parent has it at the same place, or anybody stored it.
+    /// Where the parent has a chunk at the same place, or anybody stored it. The parent's is there: that was asked before anybody was
+    /// told of it; and what was sealed since may be a stolen agent's.
     fn place_of(&self, id: &ChunkId, told: &Told) -> Option<Place> {
-        let found = lock(&self.index).find(id);
-        if found.is_some_and(|place| lock(&self.stored).contains_key(&place.pack)) {
-            return found;
-        }
-        // What the parent has is there: that was asked before anybody was told of it.
-        told.place(id).or(found)
+        told.place(id).or_else(|| lock(&self.index).find(id))
     }
 
     /// All regions were taken: completes the map.

@@ -24,7 +24,7 @@ impl Codec {
     }
 }
 
-/// A zstd level; but for 2, which is zstd's fast strategy with matches of [`PAGES_MATCH`] bytes, whatever the length of a chunk: of
+/// A zstd level; but for 2, which is zstd's fast strategy with matches of five bytes, whatever the length of a chunk: of
 /// the pages of databases it leaves less than 3 does, in less time (docs/performance.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level(i32);

@@ -146,17 +146,19 @@ mod tests {
     fn cuts_are_frozen() {
         let mut data = noise(4 << 20, 1);
         data[1 << 20..(1 << 20) + 40 * PAGE].fill(0);
-        let mut pieces = Vec::new();
-        let cutter = PageCutter { min_pages: 8, avg_pages: 32, max_pages: 128, hole_pages: 8 };
-        cutter.cut(42, &data, &mut pieces);
-        let text: Vec<String> = pieces
-            .iter()
-            .map(|p| match p {
+        let cuts = |cutter: PageCutter| {
+            let mut pieces = Vec::new();
+            cutter.cut(42, &data, &mut pieces);
+            let text = pieces.iter().map(|p| match p {
                 Piece::Hole { len, .. } => format!("hole {}", len / PAGE),
                 Piece::Data { len, .. } => format!("{}", len / PAGE),
-            })
-            .collect();
-        insta::assert_snapshot!(text.join(" "));
+            });
+            text.collect::<Vec<_>>().join(" ")
+        };
+        // Repositories of before have these.
+        let cutter = PageCutter { min_pages: 8, avg_pages: 32, max_pages: 128, hole_pages: 8 };
+        insta::assert_snapshot!(cuts(cutter));
+        insta::assert_snapshot!(cuts(PageCutter::DEFAULT), @"75 74 45 53 9 hole 40 48 64 59 86 29 44 68 61 69 60 123 17");
     }
 
     #[test]
