@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use milkrun_tests::cluster::{Cluster, is_over, wait_for};
+use milkrun_tests::cluster::{Cluster, free_port, is_over, wait_for};
 use milkrun_tests::noise;
 use nix::sys::signal::Signal;
 
@@ -109,8 +109,7 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
     let run = begin(&c, 64 << 20);
     first.signal(Signal::SIGSTOP);
     // The port is still the first one's: the second serves on another.
-    let port = c.url().rsplit(':').next().unwrap().parse::<u16>().unwrap();
-    let other = format!("127.0.0.1:{}", if port > 60_000 { port - 777 } else { port + 777 });
+    let other = format!("127.0.0.1:{}", free_port());
     let second = c.coordinator_listening("second", &other);
     second.wait_for_log("epoch=2");
     second.wait_for_log("a run that another coordinator left goes on");
