@@ -4,10 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
-use milkrun_repository::chunk::PAGE;
 use milkrun_repository::clock::entropy;
 use milkrun_repository::config::REGION_BYTES;
-use milkrun_repository::id::{AppHash, ChunkId, PackId};
+use milkrun_repository::id::{AppHash, PackId};
 use milkrun_repository::index::{ChunkIndex, PackInfo};
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::PackKind;
@@ -18,6 +17,7 @@ use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step, dige
 
 use super::execute::FULL_EVERY;
 use super::pages::{Lists, read_lists};
+use super::told::outline;
 use super::worn::worn;
 use super::{BackupError, Run};
 use crate::inventory::SourceSpec;
@@ -322,25 +322,6 @@ impl Run {
         let reader = self.repository.reader_of(self.root.app, self.parent_packs.clone());
         reader.sharing(self.parent_keys.clone())
     }
-}
-
-/// Holes, and what is none, with what of it has worn. Neighbours are one extent, unless they meet within a page: nothing behind that
-/// lies on pages, which agents must see.
-fn outline(leaf: &Leaf, worn: &HashSet<ChunkId>) -> Vec<wire::Extent> {
-    let mut outline: Vec<wire::Extent> = Vec::new();
-    for extent in &leaf.extents {
-        let (kept, retire) = match extent {
-            Extent::Hole { .. } => (false, false),
-            Extent::Data { id, .. } => (true, !worn.is_empty() && worn.contains(id)),
-        };
-        match outline.last_mut() {
-            Some(last) if (last.kept, last.retire) == (kept, retire) && last.length.is_multiple_of(PAGE as u32) => {
-                last.length += extent.len();
-            }
-            _ => outline.push(wire::Extent { length: extent.len(), kept, retire, ..Default::default() }),
-        }
-    }
-    outline
 }
 
 /// A leaf, as an agent hears of it.

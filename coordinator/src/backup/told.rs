@@ -1,9 +1,10 @@
 //! What an agent was told of the parent for one region, and what it kept of it. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::id::ChunkId;
@@ -33,13 +34,11 @@ pub(super) struct Placed<'r> {
     pub(super) fresh: Vec<Option<&'r [PageDigest]>>,
 }
 
-impl Placed<'_> {
+impl<'r> Placed<'r> {
     pub(super) fn with_capacity(extents: usize) -> Self {
         Self { leaf: Leaf { extents: Vec::with_capacity(extents) }, fresh: Vec::with_capacity(extents) }
     }
-}
 
-impl<'r> Placed<'r> {
     pub(super) fn push(&mut self, extent: Extent, fresh: Option<&'r [PageDigest]>) {
         self.leaf.extents.push(extent);
         self.fresh.push(fresh);
@@ -135,6 +134,25 @@ fn part(extent: Extent, skipped: u32, len: u32) -> Extent {
     }
 }
 
+/// Holes, and what is none, with what of it has worn. Neighbours are one extent, unless they meet within a page: nothing behind that
+/// lies on pages, which agents must see.
+pub(super) fn outline(leaf: &Leaf, worn: &HashSet<ChunkId>) -> Vec<wire::Extent> {
+    let mut outline: Vec<wire::Extent> = Vec::new();
+    for extent in &leaf.extents {
+        let (kept, retire) = match extent {
+            Extent::Hole { .. } => (false, false),
+            Extent::Data { id, .. } => (true, !worn.is_empty() && worn.contains(id)),
+        };
+        match outline.last_mut() {
+            Some(last) if (last.kept, last.retire) == (kept, retire) && last.length.is_multiple_of(PAGE as u32) => {
+                last.length += extent.len();
+            }
+            _ => outline.push(wire::Extent { length: extent.len(), kept, retire, ..Default::default() }),
+        }
+    }
+    outline
+}
+
 #[cfg(test)]
 mod tests {
     use milkrun_repository::chunk::codec::Codec;
@@ -207,5 +225,36 @@ mod tests {
             (None, None, None)
         );
         assert_eq!((told.place(&id(2)), told.place(&id(9))), (Some(place(20 * P)), None));
+    }
+
+    #[test]
+    fn an_outline_says_where_data_is_and_what_of_it_has_worn() {
+        let leaf = Leaf {
+            extents: vec![
+                data(1, 4, Some(10)),
+                data(2, 3, None),
+                Extent::Hole { len: P },
+                data(3, 2, None),
+                data(2, 1, None),
+            ],
+        };
+        let told = |worn: &[u8]| -> Vec<(u32, bool, bool)> {
+            let worn = worn.iter().map(|n| ChunkId::from_bytes([*n; 32])).collect();
+            outline(&leaf, &worn).into_iter().map(|e| (e.length / P, e.kept, e.retire)).collect()
+        };
+        assert_eq!(told(&[]), [(7, true, false), (1, false, false), (3, true, false)]);
+        assert_eq!(
+            told(&[2]),
+            [(4, true, false), (3, true, true), (1, false, false), (2, true, false), (1, true, true)]
+        );
+    }
+
+    #[test]
+    fn an_outline_shows_what_ends_within_a_page() {
+        let Extent::Data { id, place, .. } = data(1, 1, None) else { panic!() };
+        let odd = Extent::Data { len: P + 512, chunk_offset: 0, id, place, pages: None };
+        let leaf = Leaf { extents: vec![data(2, 2, None), odd, data(3, 1, None), data(4, 1, None)] };
+        let ends: Vec<u32> = outline(&leaf, &HashSet::new()).iter().map(|e| e.length).collect();
+        assert_eq!(ends, [3 * P + 512, 2 * P]);
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use futures::StreamExt;
+use futures::stream::FuturesOrdered;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::config::REGION_BYTES;
@@ -268,36 +269,30 @@ impl Run {
             planned.push((next, build.plan(region).map_err(nonsense)?));
         }
         let volume: Arc<str> = volume.into();
-        let failed = AtomicBool::new(false);
-        let made = planned.into_iter().map(|(end, plan)| {
-            let (run, volume, failed) = (self.clone(), volume.clone(), &failed);
-            async move {
-                let made = match failed.load(Ordering::Relaxed) {
-                    true => Err(BackupError::Cancelled),
-                    false => run.make(volume, plan).await,
-                };
-                failed.fetch_or(made.is_err(), Ordering::Relaxed);
-                (end, made)
-            }
-        });
-        let mut made = futures::stream::iter(made).buffered(LEAVES_AT_ONCE);
+        let mut planned = planned.into_iter();
+        let mut making = FuturesOrdered::new();
         let mut result = Ok(());
-        // To the end, whatever fails: who makes a leaf may have a full pack of others' in hand, and must store it.
-        while let Some((end, made)) = made.next().await {
+        loop {
+            if result.is_ok() {
+                let more = planned.by_ref().take(LEAVES_AT_ONCE - making.len());
+                making.extend(more.map(|(end, plan)| {
+                    let (run, volume) = (self.clone(), volume.clone());
+                    async move { (end, run.make(volume, plan).await) }
+                }));
+            }
+            // What was begun is made to its end, whatever fails: who makes a leaf may have a full pack of others' in hand.
+            let Some((end, made)) = making.next().await else { return result };
             if result.is_err() {
                 continue;
             }
             result = match made {
                 Ok(made) => {
                     let noted = self.journal.is_some().then(|| made.noted(end));
-                    let added = self.add(&mut build, made, end).await;
-                    failed.fetch_or(added.is_err(), Ordering::Relaxed);
-                    added.map(|()| taken.extend(noted))
+                    self.add(&mut build, made, end).await.map(|()| taken.extend(noted))
                 }
                 Err(e) => Err(e),
             };
         }
-        result
     }
 
     /// Makes what is planned, beside others.
