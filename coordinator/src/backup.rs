@@ -2,6 +2,7 @@
 //! (`execute`).
 
 mod claims;
+mod error;
 mod execute;
 mod finish;
 mod layout;
@@ -14,6 +15,7 @@ mod told;
 mod volume;
 mod worn;
 
+pub use error::BackupError;
 pub use execute::Order;
 pub(crate) use execute::execute;
 pub use parent::Detail;
@@ -30,24 +32,22 @@ use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
 use milkrun_repository::id::{ChunkId, PackId, PointId, SegmentId};
-use milkrun_repository::index::{CacheError, ChunkIndex, IndexCache, PackInfo};
+use milkrun_repository::index::{ChunkIndex, IndexCache, PackInfo};
 use milkrun_repository::keys::envelope::{self, Kind};
-use milkrun_repository::keys::hybrid::HybridError;
-use milkrun_repository::metadata::{MetadataError, MetadataWriter, OpenedKeys};
+use milkrun_repository::metadata::{FinishedMetadata, MetadataWriter, OpenedKeys, Prepared, Preparer};
 use milkrun_repository::pack::{PackKind, Place};
 use milkrun_repository::point::Root;
-use milkrun_repository::point::commit::{self, Claim, CommitError, Locks, StoredPack};
+use milkrun_repository::point::commit::{self, Claim, Locks, StoredPack};
 use milkrun_repository::point::journal::Record;
-use milkrun_repository::repository::PointError;
 use milkrun_repository::store::grant::{PutGrant, PutTerms};
-use milkrun_repository::store::{CreateError, Failure, GetError, Key};
+use milkrun_repository::store::{GetError, Key};
 use milkrun_repository::volume_map::MapRef;
 use tokio::time::Instant;
 
-use crate::inventory::InventoryError;
-use crate::journal::{Journal, JournalError};
+use crate::journal::Journal;
 use crate::runs::{Assigned, RefusedCall};
 use claims::{Claimed, Claims};
+use error::joined;
 use quota::Quota;
 use volume::VolumeBuild;
 
@@ -60,97 +60,6 @@ const GRANTED_UNWRITTEN: u64 = 256 << 20;
 /// How often a node is told that others wait for what it is storing: each time it sends packs that are not full.
 const HURRY_EVERY: Duration = Duration::from_secs(5);
 
-/// Why a backup failed.
-#[derive(Debug, thiserror::Error)]
-pub enum BackupError {
-    /// The order makes no sense.
-    #[error("{0}")]
-    Order(String),
-    /// A volume failed at its agent.
-    #[error("volume {volume}: {reason}")]
-    Volume {
-        /// Which one.
-        volume: String,
-        /// All that is known.
-        reason: String,
-        /// Kind.
-        kind: wire::failed::Kind,
-    },
-    /// An agent named what it was not told of, or out of order.
-    #[error("volume {volume}: the agent's report makes no sense: {what}")]
-    Nonsense {
-        /// Which volume.
-        volume: String,
-        /// What is wrong.
-        what: &'static str,
-    },
-    /// Somebody stopped it.
-    #[error("stopped; nothing was committed")]
-    Cancelled,
-    /// Too many wait for their turn.
-    #[error(
-        "{0} backups of this application wait for their turn already: `milkrun runs` lists them, `milkrun cancel RUN` stops one"
-    )]
-    TooManyWait(usize),
-    /// No agent works on it any more.
-    #[error("the agent is gone; nothing was committed")]
-    AgentGone,
-    /// No node that reaches a volume has an agent.
-    #[error(
-        "volume {volume}: no agent has been connected for 15 minutes on a node that reaches it ({nodes}); nothing was committed"
-    )]
-    NoNode {
-        /// Which volume.
-        volume: String,
-        /// The nodes that reach it.
-        nodes: String,
-    },
-    /// A call of an attempt that is over.
-    #[error(transparent)]
-    Refused(#[from] RefusedCall),
-    /// An agent seals what it was not granted.
-    #[error("pack {0} was not granted to this node, or is sealed already")]
-    Ungranted(PackId),
-    /// An agent wants to store more than its volumes can need.
-    #[error("the agent of {node} wants to store more than {most} bytes, which its volumes can't need")]
-    Quota {
-        /// The node.
-        node: String,
-        /// Its quota.
-        most: u64,
-    },
-    /// The inventory gives no answer.
-    #[error(transparent)]
-    Inventory(#[from] InventoryError),
-    /// The run's journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The parent can't be read.
-    #[error("can't use the parent restore point")]
-    Parent(#[source] PointError),
-    /// A map of the parent can't be read.
-    #[error("can't read the parent's map")]
-    Map(#[from] MetadataError),
-    /// Committing failed.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// An object could not be stored.
-    #[error("can't store {0}")]
-    Create(Key, #[source] CreateError),
-    /// The local cache.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// A public key can't be used.
-    #[error(transparent)]
-    Key(#[from] HybridError),
-    /// Memory for compression.
-    #[error("can't set up compression")]
-    Setup(#[source] std::io::Error),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] Failure),
-}
-
 /// A backup run, as the upload service sees it.
 pub struct Run {
     repository: Arc<Repository>,
@@ -158,6 +67,7 @@ pub struct Run {
     root: Root,
     locks: Locks,
     index: Mutex<ChunkIndex>,
+    preparer: Preparer,
     metadata: tokio::sync::Mutex<MetadataWriter>,
     volumes: HashMap<String, tokio::sync::Mutex<VolumeBuild>>,
     /// Packs that this run stored.
@@ -451,9 +361,14 @@ impl Run {
     }
 
     /// Stores a map chunk (or finds that it is stored already).
-    async fn put_metadata(&self, bytes: &[u8]) -> Result<MapRef, BackupError> {
+    async fn put_metadata(&self, bytes: Vec<u8>) -> Result<MapRef, BackupError> {
+        let prepared = self.preparer.map(bytes).map_err(BackupError::Setup)?;
+        self.put_prepared(&prepared).await
+    }
+
+    async fn put_prepared(&self, prepared: &Prepared) -> Result<MapRef, BackupError> {
         let mut writer = self.metadata.lock().await;
-        let reference = writer.put(bytes)?;
+        let reference = writer.put(prepared)?;
         let full = writer.take_full();
         drop(writer);
         lock(&self.referenced).insert(reference.place.pack);
@@ -461,10 +376,7 @@ impl Run {
         Ok(reference)
     }
 
-    async fn store_metadata(
-        &self,
-        full: Vec<milkrun_repository::metadata::FinishedMetadata>,
-    ) -> Result<(), BackupError> {
+    async fn store_metadata(&self, full: Vec<FinishedMetadata>) -> Result<(), BackupError> {
         for finished in full {
             let pack = finished.pack;
             let claim = Claim {

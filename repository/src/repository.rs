@@ -117,7 +117,7 @@ impl Repository {
         let mut out = Vec::new();
         while let Some(step) = cursor.next(&reader).await? {
             let Step::Leaf { leaf, .. } = step else { continue };
-            for extent in leaf.extents {
+            for extent in leaf.extents() {
                 if let Extent::Data { id, place, chunk_offset, len, .. } = extent {
                     let bytes = crate::volume_map::MapSource::chunk(&reader, &MapRef { id, place }).await?;
                     out.extend_from_slice(&bytes[chunk_offset as usize..(chunk_offset + len) as usize]);

@@ -86,28 +86,68 @@ pub fn plan(extents: &[(u64, Extent)], limits: Limits, in_order: bool) -> Vec<Pl
         chunks.sort_by_key(|c| (c.place.pack, c.place.offset));
     }
     let mut ranges: Vec<PlannedRange> = Vec::new();
-    let mut plain = 0;
+    let mut joining = Joining::new(limits);
     for chunk in chunks {
-        plain += u64::from(chunk.place.plain_len);
-        let (start, end) = (u64::from(chunk.place.offset), chunk.place.end());
         match ranges.last_mut() {
-            Some(r)
-                if r.pack == chunk.place.pack
-                    && start >= r.end
-                    && start - r.end <= limits.gap_max
-                    && end - r.start <= limits.range_max
-                    && plain <= limits.plain_max =>
-            {
-                r.end = end;
-                r.chunks.push(chunk);
+            Some(last) if joining.goes_with_the_last(&chunk.place) => {
+                last.end = chunk.place.end();
+                last.chunks.push(chunk);
             }
             _ => {
-                plain = u64::from(chunk.place.plain_len);
+                joining.begin(&chunk.place);
+                let (start, end) = (u64::from(chunk.place.offset), chunk.place.end());
                 ranges.push(PlannedRange { pack: chunk.place.pack, start, end, chunks: vec![chunk] });
             }
         }
     }
     ranges
+}
+
+/// How many reads [`plan`] makes of these chunks in pack order, and bytes that they open to.
+pub fn count(mut places: Vec<Place>, limits: Limits) -> (u64, u64) {
+    places.sort_unstable_by_key(|p| (p.pack, p.offset, p.slot));
+    places.dedup_by_key(|p| (p.pack, p.slot));
+    let mut joining = Joining::new(limits);
+    let mut reads = 0;
+    for place in &places {
+        if !joining.goes_with_the_last(place) {
+            joining.begin(place);
+            reads += 1;
+        }
+    }
+    (reads, places.iter().map(|p| u64::from(p.plain_len)).sum())
+}
+
+/// Which chunks are read together.
+struct Joining {
+    limits: Limits,
+    /// The range that is open: its pack, where it begins and ends, and what it opens to.
+    open: Option<(PackId, u64, u64, u64)>,
+}
+
+impl Joining {
+    fn new(limits: Limits) -> Self {
+        Self { limits, open: None }
+    }
+
+    /// Whether the next chunk is read with those before it; then it is counted to them.
+    fn goes_with_the_last(&mut self, place: &Place) -> bool {
+        let Some((pack, start, end, plain)) = &mut self.open else { return false };
+        let (from, to, all) = (u64::from(place.offset), place.end(), *plain + u64::from(place.plain_len));
+        let goes = *pack == place.pack
+            && from >= *end
+            && from - *end <= self.limits.gap_max
+            && to - *start <= self.limits.range_max
+            && all <= self.limits.plain_max;
+        if goes {
+            (*end, *plain) = (to, all);
+        }
+        goes
+    }
+
+    fn begin(&mut self, place: &Place) {
+        self.open = Some((place.pack, u64::from(place.offset), place.end(), u64::from(place.plain_len)));
+    }
 }
 
 impl std::fmt::Display for PlannedRange {
@@ -162,6 +202,11 @@ mod tests {
             let order: Vec<u64> = writes.iter().map(|w| w.0).collect();
             if in_order {
                 prop_assert!(order.is_sorted());
+            }
+            let places = extents.iter().filter_map(|&(_, e)| match e { Extent::Data { place, .. } => Some(place), Extent::Hole { .. } => None });
+            if !in_order {
+                let opened = ranges.iter().flat_map(|r| &r.chunks).map(|c| u64::from(c.place.plain_len)).sum();
+                prop_assert_eq!(count(places.collect(), limits), (ranges.len() as u64, opened));
             }
             writes.sort_unstable();
             let wanted: Vec<(u64, ChunkId)> = extents.iter().filter_map(|&(o, e)| match e { Extent::Data { id, .. } => Some((o, id)), Extent::Hole { .. } => None }).collect();

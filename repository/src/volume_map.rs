@@ -1,14 +1,19 @@
 //! A volume as a tree of extents. Leaves and inner nodes are chunks in metadata packs, shared between restore points.
 //!
 //! ```text
-//! leaf   "leaf", version u8 = 1, 3 reserved
-//!        u32 n, n × pack id 16
+//! leaf   "leaf", version u8 = 3, 3 reserved
+//!        u32 n, n × pack id 16, sorted
+//!        u32 n, n × page list: chunk id 32, place 36
+//!        u32 n, n × chunk: chunk id 32, codec u8, pack number u32, plain length u32, sealed length u32, slot u32, offset in pack u32
 //!        u32 n, n × extent:  hole  kind u8 = 0, length u32
+//!                            data  kind u8 = 1, length u32, chunk number u32, offset in chunk u32
+//!                            data  kind u8 = 2: as 1, then list number u32, first digest u32
+//!        before, and still read:
+//! leaf   version u8 = 1: no page lists, no table of chunks; each extent says what its chunk is:
 //!                            data  kind u8 = 1, codec u8, pack number u16, length u32, offset in chunk u32,
 //!                                  plain length u32, sealed length u32, slot u32, offset in pack u32, chunk id 32
-//! leaf   version u8 = 2: where the digests of its pages are kept. As version 1, but
-//!        after the packs       u32 n, n × page list: chunk id 32, place 36
-//!        and a further extent  data  kind u8 = 2: as 1, then list number u16, first digest u32
+//! leaf   version u8 = 2: as version 1, with page lists, and
+//!                            data  kind u8 = 2: as 1, then list number u16, first digest u32
 //! pages  "page", version u8 = 1, 3 reserved; u32 n, n × digest 8
 //! node   "node", version u8 = 1, level u8 (1: children are leaves), 2 reserved
 //!        u32 n, n × child:   hole  kind u8 = 0, length u64
@@ -20,11 +25,12 @@
 
 mod build;
 mod leaf;
+mod leaf_codec;
 mod pages;
 mod walk;
 
 pub use build::MapBuilder;
-pub use leaf::{Extent, Leaf, PagesAt};
+pub use leaf::{Extent, Leaf, LeafBuilder, PagesAt};
 pub use pages::{PageList, digests_of};
 pub use walk::{MapCursor, MapSource, Step};
 
@@ -39,8 +45,8 @@ pub const FAN_OUT: usize = 256;
 /// More levels than any u64 of bytes needs.
 const LEVEL_MAX: u8 = 8;
 
-/// A stored map chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A stored chunk: a part of a map, or one that a leaf uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MapRef {
     /// Its id.
     pub id: ChunkId,

@@ -139,11 +139,14 @@ fn journal_v1() {
     assert_eq!(journal::encode(&restore_journal()), body);
 }
 
+/// What nothing writes any more is read.
+fn before(name: &str) -> Vec<u8> {
+    golden(name, || panic!("{name} can't be made again"))
+}
+
 #[test]
 fn volume_map_v1() {
-    let bytes = golden("leaf-v1.bin", || leaf().encode());
-    assert_eq!(Leaf::decode(&bytes).unwrap(), leaf());
-    assert_eq!(leaf().encode(), bytes);
+    assert_eq!(Leaf::decode(&before("leaf-v1.bin")).unwrap(), leaf());
     let bytes = golden("node-v1.bin", || node().encode());
     assert_eq!(Node::decode(&bytes).unwrap(), node());
     assert_eq!(node().encode(), bytes);
@@ -151,10 +154,15 @@ fn volume_map_v1() {
 
 #[test]
 fn volume_map_v2() {
-    let bytes = golden("leaf-v2.bin", || leaf_with_pages().encode());
-    assert_eq!(Leaf::decode(&bytes).unwrap(), leaf_with_pages());
-    assert_eq!(leaf_with_pages().encode(), bytes);
+    assert_eq!(Leaf::decode(&before("leaf-v2.bin")).unwrap(), leaf_with_pages());
     let bytes = golden("page-list-v1.bin", || page_list().encode());
     assert_eq!(PageList::decode(&bytes).unwrap(), page_list());
     assert_eq!(page_list().encode(), bytes);
+}
+
+#[test]
+fn volume_map_v3() {
+    let bytes = golden("leaf-v3.bin", || leaf_with_pages().encode());
+    assert_eq!(Leaf::decode(&bytes).unwrap(), leaf_with_pages());
+    assert_eq!(leaf_with_pages().encode(), bytes);
 }

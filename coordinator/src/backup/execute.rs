@@ -12,7 +12,7 @@ use milkrun_repository::damaged;
 use milkrun_repository::id::{AppName, PointId, RunId};
 use milkrun_repository::index::ChunkIndex;
 use milkrun_repository::keys::envelope::{self, Kind};
-use milkrun_repository::metadata::{MetadataWriter, metadata_packs};
+use milkrun_repository::metadata::{MetadataWriter, Preparer, metadata_packs};
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::Root;
 use milkrun_repository::point::catalog::FindError;
@@ -222,8 +222,7 @@ async fn run(
     if let Some(parent) = &parent {
         parent::complete_index(repository, parent, &mut index).await?;
     }
-    let metadata = MetadataWriter::new(repository.target(PackKind::Metadata), ring.domain(root.app))
-        .map_err(BackupError::Setup)?;
+    let preparer = Preparer::new(ring.domain(root.app)).map_err(BackupError::Setup)?;
     let volumes = order.sources.iter().map(|s| (s.name.to_string(), build(s, parent.as_ref()))).collect();
     let run = Arc::new(Run {
         repository: repository.clone(),
@@ -231,7 +230,8 @@ async fn run(
         root,
         locks,
         index: Mutex::new(index),
-        metadata: tokio::sync::Mutex::new(metadata),
+        preparer,
+        metadata: tokio::sync::Mutex::new(MetadataWriter::new(repository.target(PackKind::Metadata))),
         volumes,
         stored: Mutex::default(),
         referenced: Mutex::default(),

@@ -10,7 +10,7 @@ use milkrun_repository::point::RootBody;
 use milkrun_repository::point::commit::{Commit, CommitError, Committed};
 use milkrun_repository::point::root::{ManifestEntry, MapId};
 use milkrun_repository::repository::OpenPoint;
-use milkrun_repository::volume_map::{Child, Extent, Leaf, MapBuilder, MapRoot};
+use milkrun_repository::volume_map::{Child, Extent, LeafBuilder, MapBuilder, MapRoot};
 use tokio::sync::mpsc;
 
 use super::execute::Order;
@@ -119,22 +119,23 @@ impl Run {
         let mut pieces = Vec::new();
         cutter.cut(seed, bytes, true, &mut pieces);
         let mut builder = MapBuilder::new();
-        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
-        let mut leaf = Leaf::default();
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(bytes).await };
+        let mut leaf = LeafBuilder::default();
         for piece in pieces {
             let Piece::Data { offset, len } = piece else { continue };
-            if leaf.len() as usize + len > MANIFEST_LEAF {
-                let full = std::mem::take(&mut leaf);
-                let chunk = Some(self.put_metadata(&full.encode()).await?);
+            if leaf.so_far().len() as usize + len > MANIFEST_LEAF {
+                let full = std::mem::take(&mut leaf).finish();
+                let chunk = Some(self.put_metadata(full.encode()).await?);
                 builder.push(Child { len: full.len(), chunk }, &mut put).await?;
             }
-            let reference = self.put_metadata(&bytes[offset..offset + len]).await?;
+            let reference = self.put_metadata(bytes[offset..offset + len].to_vec()).await?;
             let place = reference.place;
             let (len, id) = (place.plain_len, reference.id);
-            leaf.extents.push(Extent::Data { len, chunk_offset: 0, id, place, pages: None });
+            leaf.push(Extent::Data { len, chunk_offset: 0, id, place, pages: None });
         }
+        let leaf = leaf.finish();
         if !leaf.is_empty() {
-            let chunk = Some(self.put_metadata(&leaf.encode()).await?);
+            let chunk = Some(self.put_metadata(leaf.encode()).await?);
             builder.push(Child { len: leaf.len(), chunk }, &mut put).await?;
         }
         builder.finish(&mut put).await

@@ -1,65 +1,79 @@
 //! How a volume lies in the repository: counted leaf by leaf as its map is built, recorded in the root, shown to people.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 
-use milkrun_repository::id::PackId;
+use milkrun_repository::pack::Place;
 use milkrun_repository::point::root::Layout;
-use milkrun_repository::restore_plan::{Limits, WINDOW_LEAVES, plan};
-use milkrun_repository::volume_map::{Extent, Leaf};
+use milkrun_repository::restore_plan::{Limits, WINDOW_LEAVES, count};
+use milkrun_repository::volume_map::Leaf;
+use tokio::task::JoinHandle;
+
+use super::{BackupError, joined};
+
+/// Windows that are counted beside the making of the map: bounds their memory.
+const COUNTED_BESIDE: usize = 2;
 
 /// What a restore would do so far.
 #[derive(Default)]
 pub(super) struct Effort {
-    window: Vec<(u64, Extent)>,
+    /// Where the chunks are that the leaves of a window use.
+    window: Vec<Place>,
     /// Leaves and holes.
     steps: usize,
     in_hole: bool,
-    ranges: u64,
-    opened_bytes: u64,
+    /// Reads, and bytes that they open to.
+    counted: (u64, u64),
+    counting: VecDeque<JoinHandle<(u64, u64)>>,
 }
 
 impl Effort {
-    /// The next leaf, at this offset.
-    pub(super) fn add(&mut self, offset: u64, leaf: &Leaf) {
-        let mut at = offset;
-        for extent in &leaf.extents {
-            self.window.push((at, *extent));
-            at += u64::from(extent.len());
-        }
+    /// The next leaf.
+    pub(super) async fn add(&mut self, leaf: &Leaf) -> Result<(), BackupError> {
+        self.window.extend(leaf.chunks().iter().map(|chunk| chunk.place));
         self.in_hole = false;
-        self.step();
+        self.step().await
     }
 
     /// A hole where a leaf would be: a step of a restore like a leaf, however long.
-    pub(super) fn hole(&mut self) {
-        if !std::mem::replace(&mut self.in_hole, true) {
-            self.step();
-        }
+    pub(super) async fn hole(&mut self) -> Result<(), BackupError> {
+        if std::mem::replace(&mut self.in_hole, true) { Ok(()) } else { self.step().await }
     }
 
-    fn step(&mut self) {
+    async fn step(&mut self) -> Result<(), BackupError> {
         self.steps += 1;
-        if self.steps == WINDOW_LEAVES {
-            self.close();
+        if self.steps < WINDOW_LEAVES {
+            return Ok(());
         }
+        self.close();
+        while self.counting.len() > COUNTED_BESIDE {
+            self.count_first().await?;
+        }
+        Ok(())
     }
 
     /// All of it.
-    pub(super) fn finish(mut self) -> Layout {
+    pub(super) async fn finish(mut self) -> Result<Layout, BackupError> {
         self.close();
-        Layout { ranges: self.ranges, opened_bytes: self.opened_bytes, ..Layout::default() }
+        while !self.counting.is_empty() {
+            self.count_first().await?;
+        }
+        let (ranges, opened_bytes) = self.counted;
+        Ok(Layout { ranges, opened_bytes, ..Layout::default() })
+    }
+
+    async fn count_first(&mut self) -> Result<(), BackupError> {
+        if let Some(first) = self.counting.pop_front() {
+            let (ranges, opened_bytes) = joined(first).await?;
+            self.counted = (self.counted.0 + ranges, self.counted.1 + opened_bytes);
+        }
+        Ok(())
     }
 
     fn close(&mut self) {
-        let mut opened: HashMap<(PackId, u32), u32> = HashMap::new();
-        for (_, extent) in &self.window {
-            if let Extent::Data { place, .. } = extent {
-                opened.insert((place.pack, place.slot), place.plain_len);
-            }
-        }
-        self.opened_bytes += opened.values().map(|&len| u64::from(len)).sum::<u64>();
-        self.ranges += plan(&self.window, Limits::DEFAULT, false).len() as u64;
-        self.window.clear();
         self.steps = 0;
+        let window = std::mem::take(&mut self.window);
+        if !window.is_empty() {
+            self.counting.push_back(tokio::spawn(async move { count(window, Limits::DEFAULT) }));
+        }
     }
 }

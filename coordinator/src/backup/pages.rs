@@ -10,10 +10,10 @@ use milkrun_repository::chunk::pages::{DIGEST_LEN, PageDigest};
 use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::metadata::MetadataReader;
-use milkrun_repository::volume_map::{Extent, Leaf, MapRef, MapSource, PageList, PagesAt, digests_of};
+use milkrun_repository::volume_map::{Leaf, MapRef, MapSource, PageList, PagesAt, digests_of};
 
 use super::told::Placed;
-use super::{BackupError, Run, lock};
+use super::{BackupError, Run};
 
 /// Lists of one leaf that are read side by side: each lies in another pack.
 const LISTS_AT_ONCE: usize = 8;
@@ -56,43 +56,33 @@ impl Run {
         let Placed { mut leaf, fresh } = placed;
         let new = fresh.iter().any(Option::is_some);
         let mut lists = Lists::default();
-        let gather = leaf.page_lists().len() + usize::from(new) > most;
+        let gather = leaf.so_far().page_lists().len() + usize::from(new) > most;
         if gather {
             // The neighbours' lists are gathered at other generations.
-            read_lists(&leaf, &self.parent_reader().without_read_ahead(), &mut lists).await?;
+            read_lists(leaf.so_far(), &self.parent_reader().without_read_ahead(), &mut lists).await?;
         } else if !new {
-            return Ok(leaf);
+            return Ok(leaf.finish());
         }
         // What goes into the new list: what is new, and if there are too many lists, what they say.
         let mut all = PageList::default();
         let mut firsts = Vec::with_capacity(fresh.len());
-        for (extent, fresh) in leaf.extents.iter().zip(fresh) {
-            let digests = fresh.or_else(|| digests_of(extent, &lists));
-            firsts.push(digests.map(|_| u32::try_from(all.digests.len()).unwrap_or(u32::MAX)));
+        for (number, fresh) in fresh.into_iter().enumerate() {
+            let kept = || digests_of(&leaf.so_far().nth(number), &lists);
+            let digests = fresh.or_else(|| if gather { kept() } else { None });
+            firsts.extend(digests.map(|_| (number, u32::try_from(all.digests.len()).unwrap_or(u32::MAX))));
             all.digests.extend_from_slice(digests.unwrap_or_default());
         }
-        let list = if all.digests.is_empty() { None } else { Some(self.put_pages(&all).await?) };
-        for (extent, first) in leaf.extents.iter_mut().zip(firsts) {
-            if let Extent::Data { pages, .. } = extent {
-                match (list, first) {
-                    (Some(list), Some(first)) => *pages = Some(PagesAt { list, first }),
-                    // Of a list that can't be read.
-                    _ if gather => *pages = None,
-                    _ => {}
-                }
+        if gather {
+            // Also what a list says that can't be read.
+            leaf.forget_pages();
+        }
+        if !all.digests.is_empty() {
+            let list = self.put_prepared(&self.preparer.pages(all.encode())).await?;
+            for (number, first) in firsts {
+                leaf.keep_pages(number, PagesAt { list, first });
             }
         }
-        Ok(leaf)
-    }
-
-    async fn put_pages(&self, list: &PageList) -> Result<MapRef, BackupError> {
-        let mut writer = self.metadata.lock().await;
-        let reference = writer.put_pages(&list.encode())?;
-        let full = writer.take_full();
-        drop(writer);
-        lock(&self.referenced).insert(reference.place.pack);
-        self.store_metadata(full).await?;
-        Ok(reference)
+        Ok(leaf.finish())
     }
 }
 
@@ -102,8 +92,7 @@ impl Run {
 /// # Errors
 /// [`BackupError`] when the store can't be asked.
 pub(super) async fn read_lists(leaf: &Leaf, reader: &MetadataReader<'_>, lists: &mut Lists) -> Result<(), BackupError> {
-    let mut wanted = leaf.page_lists();
-    wanted.retain(|reference| !lists.contains_key(&reference.id));
+    let wanted: Vec<MapRef> = leaf.page_lists().iter().filter(|list| !lists.contains_key(&list.id)).copied().collect();
     let read = |reference: MapRef| async move { (reference, reader.chunk(&reference).await) };
     let mut read = futures::stream::iter(wanted.into_iter().map(read)).buffer_unordered(LISTS_AT_ONCE);
     while let Some((reference, read)) = read.next().await {

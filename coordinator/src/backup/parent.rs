@@ -115,10 +115,8 @@ pub(super) async fn complete_index(
                     Err(e) => return Err(e.into()),
                 };
                 let Step::Leaf { leaf, .. } = step else { continue };
-                for extent in leaf.extents {
-                    if let Extent::Data { id, place, .. } = extent
-                        && lost.contains(&place.pack)
-                    {
+                for &MapRef { id, place } in leaf.chunks() {
+                    if lost.contains(&place.pack) {
                         entries.entry(place.pack).or_default().push((id, place));
                     }
                 }
@@ -339,14 +337,14 @@ async fn range_of(
     if detail == Detail::Pages {
         read_lists(leaf, reader, &mut lists).await?;
     }
-    let extents = leaf.extents.iter().map(|e| match *e {
+    let extents = leaf.extents().map(|e| match e {
         Extent::Hole { len } => wire::Extent { length: len, ..Default::default() },
         Extent::Data { len, chunk_offset, id, place, .. } => wire::Extent {
             length: len,
             chunk: id.as_bytes().to_vec().into(),
             chunk_offset,
             chunk_length: place.plain_len,
-            pages: digests_of(e, &lists).unwrap_or_default().as_flattened().to_vec().into(),
+            pages: digests_of(&e, &lists).unwrap_or_default().as_flattened().to_vec().into(),
             retire: worn.contains(&id),
             kept: false,
         },

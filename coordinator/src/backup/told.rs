@@ -9,15 +9,16 @@ use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::pack::Place;
-use milkrun_repository::volume_map::{Extent, Leaf, PagesAt};
+use milkrun_repository::volume_map::{Extent, Leaf, LeafBuilder, PagesAt};
 
 /// Parts of a chunk that are looked at for the digests of another.
 const NEAR: usize = 8;
 
 /// The leaves of the parent that begin in a region.
 pub(super) struct Told {
-    /// Where each extent begins on the volume, in order.
-    extents: Vec<(u64, Extent)>,
+    leaves: Vec<Leaf>,
+    /// Where each extent begins on the volume, in order; of which leaf it is, and its number in it.
+    extents: Vec<(u64, usize, usize)>,
     /// What is known of each chunk; made when pages are first asked for, since what is kept needs none of it.
     chunks: OnceLock<HashMap<ChunkId, Chunk>>,
 }
@@ -30,17 +31,17 @@ struct Chunk {
 
 /// A leaf that is being made, and the digests of pages that came with each of its extents.
 pub(super) struct Placed<'r> {
-    pub(super) leaf: Leaf,
+    pub(super) leaf: LeafBuilder,
     pub(super) fresh: Vec<Option<&'r [PageDigest]>>,
 }
 
 impl<'r> Placed<'r> {
     pub(super) fn with_capacity(extents: usize) -> Self {
-        Self { leaf: Leaf { extents: Vec::with_capacity(extents) }, fresh: Vec::with_capacity(extents) }
+        Self { leaf: LeafBuilder::with_capacity(extents), fresh: Vec::with_capacity(extents) }
     }
 
     pub(super) fn push(&mut self, extent: Extent, fresh: Option<&'r [PageDigest]>) {
-        self.leaf.extents.push(extent);
+        self.leaf.push(extent);
         self.fresh.push(fresh);
     }
 }
@@ -48,14 +49,20 @@ impl<'r> Placed<'r> {
 impl Told {
     /// Of leaves, each with where it begins, in order.
     pub(super) fn of(leaves: impl IntoIterator<Item = (u64, Leaf)>) -> Self {
-        let mut extents = Vec::new();
+        let mut told = Self { leaves: Vec::new(), extents: Vec::new(), chunks: OnceLock::new() };
         for (mut at, leaf) in leaves {
-            for extent in leaf.extents {
-                extents.push((at, extent));
+            for (number, extent) in leaf.extents().enumerate() {
+                told.extents.push((at, told.leaves.len(), number));
                 at += u64::from(extent.len());
             }
+            told.leaves.push(leaf);
         }
-        Self { extents, chunks: OnceLock::new() }
+        told
+    }
+
+    /// How many extents it has.
+    pub(super) fn len(&self) -> usize {
+        self.extents.len()
     }
 
     /// Adds what the parent has in a range of the volume.
@@ -64,9 +71,10 @@ impl Told {
     /// If it was not told to have all of it.
     pub(super) fn keep(&self, range: Range<u64>, placed: &mut Placed<'_>) -> Result<(), &'static str> {
         let nothing = "a part that is kept of a parent that does not have it";
-        let first = self.extents.partition_point(|(at, _)| *at <= range.start).checked_sub(1).ok_or(nothing)?;
+        let first = self.extents.partition_point(|(at, ..)| *at <= range.start).checked_sub(1).ok_or(nothing)?;
         let mut from = range.start;
-        for &(at, extent) in &self.extents[first..] {
+        for &(at, leaf, number) in &self.extents[first..] {
+            let extent = self.leaves[leaf].nth(number);
             let end = at + u64::from(extent.len());
             if from == range.end {
                 break;
@@ -89,10 +97,7 @@ impl Told {
             return chunks.get(id).map(|chunk| chunk.place);
         }
         // For the one or two new chunks of a region of which most is kept.
-        self.extents.iter().find_map(|(_, extent)| match extent {
-            Extent::Data { id: here, place, .. } if here == id => Some(*place),
-            _ => None,
-        })
+        self.leaves.iter().flat_map(Leaf::chunks).find(|chunk| chunk.id == *id).map(|chunk| chunk.place)
     }
 
     /// The digests of a part of a chunk.
@@ -110,8 +115,8 @@ impl Told {
     fn chunks(&self) -> &HashMap<ChunkId, Chunk> {
         self.chunks.get_or_init(|| {
             let mut chunks = HashMap::new();
-            for (_, extent) in &self.extents {
-                if let Extent::Data { len, chunk_offset, id, place, pages } = *extent {
+            for extent in self.leaves.iter().flat_map(Leaf::extents) {
+                if let Extent::Data { len, chunk_offset, id, place, pages } = extent {
                     let chunk = chunks.entry(id).or_insert_with(|| Chunk { place, parts: Vec::new() });
                     chunk.parts.extend(pages.map(|at| (chunk_offset, len, at)));
                 }
@@ -138,10 +143,10 @@ fn part(extent: Extent, skipped: u32, len: u32) -> Extent {
 /// lies on pages, which agents must see.
 pub(super) fn outline(leaf: &Leaf, worn: &HashSet<ChunkId>) -> Vec<wire::Extent> {
     let mut outline: Vec<wire::Extent> = Vec::new();
-    for extent in &leaf.extents {
+    for extent in leaf.extents() {
         let (kept, retire) = match extent {
             Extent::Hole { .. } => (false, false),
-            Extent::Data { id, .. } => (true, !worn.is_empty() && worn.contains(id)),
+            Extent::Data { id, .. } => (true, !worn.is_empty() && worn.contains(&id)),
         };
         match outline.last_mut() {
             Some(last) if (last.kept, last.retire) == (kept, retire) && last.length.is_multiple_of(PAGE as u32) => {
@@ -175,11 +180,15 @@ mod tests {
         Extent::Data { len: pages * P, chunk_offset: P, id, place: place(20 * P), pages: pages_at }
     }
 
+    fn leaf<const N: usize>(extents: [Extent; N]) -> Leaf {
+        extents.into_iter().collect()
+    }
+
     /// Two leaves beside each other, and one behind a gap.
     fn told() -> Told {
-        let first = Leaf { extents: vec![data(1, 4, Some(10)), Extent::Hole { len: 2 * P }] };
-        let second = Leaf { extents: vec![data(2, 3, None), data(3, 1, Some(0))] };
-        let third = Leaf { extents: vec![data(4, 5, None)] };
+        let first = leaf([data(1, 4, Some(10)), Extent::Hole { len: 2 * P }]);
+        let second = leaf([data(2, 3, None), data(3, 1, Some(0))]);
+        let third = leaf([data(4, 5, None)]);
         let page = u64::from(P);
         Told::of([(0, first), (6 * page, second), (11 * page, third)])
     }
@@ -187,8 +196,9 @@ mod tests {
     fn kept(from: u32, to: u32) -> Option<Vec<Extent>> {
         let mut placed = Placed::with_capacity(4);
         told().keep(u64::from(from)..u64::from(to), &mut placed).ok()?;
-        assert_eq!(placed.fresh, vec![None; placed.leaf.extents.len()]);
-        Some(placed.leaf.extents)
+        let extents: Vec<Extent> = placed.leaf.finish().extents().collect();
+        assert_eq!(placed.fresh, vec![None; extents.len()]);
+        Some(extents)
     }
 
     #[test]
@@ -229,15 +239,8 @@ mod tests {
 
     #[test]
     fn an_outline_says_where_data_is_and_what_of_it_has_worn() {
-        let leaf = Leaf {
-            extents: vec![
-                data(1, 4, Some(10)),
-                data(2, 3, None),
-                Extent::Hole { len: P },
-                data(3, 2, None),
-                data(2, 1, None),
-            ],
-        };
+        let leaf =
+            leaf([data(1, 4, Some(10)), data(2, 3, None), Extent::Hole { len: P }, data(3, 2, None), data(2, 1, None)]);
         let told = |worn: &[u8]| -> Vec<(u32, bool, bool)> {
             let worn = worn.iter().map(|n| ChunkId::from_bytes([*n; 32])).collect();
             outline(&leaf, &worn).into_iter().map(|e| (e.length / P, e.kept, e.retire)).collect()
@@ -253,7 +256,7 @@ mod tests {
     fn an_outline_shows_what_ends_within_a_page() {
         let Extent::Data { id, place, .. } = data(1, 1, None) else { panic!() };
         let odd = Extent::Data { len: P + 512, chunk_offset: 0, id, place, pages: None };
-        let leaf = Leaf { extents: vec![data(2, 2, None), odd, data(3, 1, None), data(4, 1, None)] };
+        let leaf = leaf([data(2, 2, None), odd, data(3, 1, None), data(4, 1, None)]);
         let ends: Vec<u32> = outline(&leaf, &HashSet::new()).iter().map(|e| e.length).collect();
         assert_eq!(ends, [3 * P + 512, 2 * P]);
     }

@@ -9,7 +9,7 @@ use futures::stream::FuturesOrdered;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::config::REGION_BYTES;
-use milkrun_repository::id::{ChunkId, VolumeName};
+use milkrun_repository::id::{ChunkId, PackId, VolumeName};
 use milkrun_repository::pack::Place;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::root::{FREE_LEFT_OUT, Layout, MapId, VolumeEntry, VolumeKind};
@@ -18,14 +18,15 @@ use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBui
 use super::layout::Effort;
 use super::pages::{lists_max, sent};
 use super::told::{Placed, Told};
-use super::{BackupError, Run, lock};
+use super::{BackupError, Run, joined, lock};
 use crate::runs::RefusedCall;
 
 /// Extents of a region beyond one for each page: the last of a stream may be short.
 const EXTENTS_SPARE: u64 = 16;
 
-/// Leaves of a volume that are made side by side.
-const LEAVES_AT_ONCE: usize = 8;
+/// Leaves of a volume that one task makes, one after the other, and how many tasks do so side by side.
+const GROUP: usize = 8;
+const GROUPS_AT_ONCE: usize = 4;
 
 /// No volume is larger: 128 TiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 47;
@@ -85,14 +86,14 @@ pub(super) struct Finished {
 enum Planned {
     /// There is nothing to make.
     Made(Made),
-    /// A leaf is made of it, with what the parent has there.
-    Changed { region: wire::Region, told: Told },
+    /// A leaf is made of it, with the leaves that the parent has there.
+    Changed { region: wire::Region, before: Vec<(u64, Leaf)> },
 }
 
 /// The next part of a map.
 enum Made {
     /// A leaf that is stored: the parent's, or a new one.
-    Leaf { offset: u64, reference: MapRef, leaf: Leaf, unchanged: bool },
+    Leaf { offset: u64, reference: MapRef, leaf: Leaf, needs: Vec<PackId>, unchanged: bool },
     /// A hole, however long.
     Hole { offset: u64 },
 }
@@ -103,14 +104,14 @@ impl Made {
         let (offset, unchanged, runs) = match self {
             Self::Hole { offset } => (*offset, false, Vec::new()),
             Self::Leaf { offset, unchanged: true, .. } => (*offset, true, Vec::new()),
-            Self::Leaf { offset, leaf, .. } => (*offset, false, leaf.extents.iter().map(run).collect()),
+            Self::Leaf { offset, leaf, .. } => (*offset, false, leaf.extents().map(run).collect()),
         };
         journal::Region { offset, len: end - offset, unchanged, runs }
     }
 }
 
-fn run(extent: &Extent) -> journal::Run {
-    match *extent {
+fn run(extent: Extent) -> journal::Run {
+    match extent {
         Extent::Hole { len } => journal::Run { len, chunk: None },
         Extent::Data { len, chunk_offset, id, place, .. } => {
             journal::Run { len, chunk: Some((id, chunk_offset, place.plain_len)) }
@@ -176,7 +177,8 @@ impl VolumeBuild {
             if told.get(&region.offset).is_some_and(|(_, leaf)| leaf.len() == region.length)
                 && let Some((reference, leaf)) = told.remove(&region.offset)
             {
-                Planned::Made(Made::Leaf { offset: region.offset, reference, leaf, unchanged: true })
+                let needs = needs(&leaf, &reference);
+                Planned::Made(Made::Leaf { offset: region.offset, reference, leaf, needs, unchanged: true })
             } else {
                 // An unchanged hole has no leaf. What the parent was not heard to have is not unchanged, whoever says so: neither
                 // an agent, nor a journal of before the parent was damaged.
@@ -189,7 +191,7 @@ impl VolumeBuild {
         } else if hole {
             Planned::Made(Made::Hole { offset: region.offset })
         } else {
-            Planned::Changed { region, told: Told::of(told.into_iter().map(|(at, (_, leaf))| (at, leaf))) }
+            Planned::Changed { region, before: told.into_iter().map(|(at, (_, leaf))| (at, leaf)).collect() }
         };
         self.told_holes.retain(|at, len| *at + *len > end);
         Ok(plan)
@@ -273,67 +275,68 @@ impl Run {
         let mut making = FuturesOrdered::new();
         let mut result = Ok(());
         loop {
-            if result.is_ok() {
-                let more = planned.by_ref().take(LEAVES_AT_ONCE - making.len());
-                making.extend(more.map(|(end, plan)| {
-                    let (run, volume) = (self.clone(), volume.clone());
-                    async move { (end, run.make(volume, plan).await) }
-                }));
+            while result.is_ok() && making.len() < GROUPS_AT_ONCE {
+                let group: Vec<(u64, Planned)> = planned.by_ref().take(GROUP).collect();
+                if group.is_empty() {
+                    break;
+                }
+                let (run, volume) = (self.clone(), volume.clone());
+                making.push_back(joined(tokio::spawn(async move { run.make(&volume, group).await })));
             }
             // What was begun is made to its end, whatever fails: who makes a leaf may have a full pack of others' in hand.
-            let Some((end, made)) = making.next().await else { return result };
-            if result.is_err() {
-                continue;
-            }
-            result = match made {
-                Ok(made) => {
+            let Some(group) = making.next().await else { return result };
+            let (made, failed) = group.unwrap_or_else(|e| (Vec::new(), Err(e)));
+            for (end, made) in made {
+                if result.is_ok() {
                     let noted = self.journal.is_some().then(|| made.noted(end));
-                    self.add(&mut build, made, end).await.map(|()| taken.extend(noted))
-                }
-                Err(e) => Err(e),
-            };
-        }
-    }
-
-    /// Makes what is planned, beside others.
-    async fn make(self: Arc<Self>, volume: Arc<str>, plan: Planned) -> Result<Made, BackupError> {
-        match plan {
-            Planned::Made(made) => Ok(made),
-            Planned::Changed { region, told } => {
-                let leaf = tokio::spawn(async move { self.make_leaf(&volume, &region, &told).await });
-                match leaf.await {
-                    Ok(made) => made,
-                    Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-                    Err(_) => Err(BackupError::Cancelled),
+                    result = self.add(&mut build, made, end).await.map(|()| taken.extend(noted));
                 }
             }
+            result = result.and(failed);
         }
     }
 
-    async fn make_leaf(&self, volume: &str, region: &wire::Region, told: &Told) -> Result<Made, BackupError> {
+    /// Makes what is planned, in order, up to the first that fails.
+    async fn make(&self, volume: &str, group: Vec<(u64, Planned)>) -> (Vec<(u64, Made)>, Result<(), BackupError>) {
+        let mut all = Vec::with_capacity(group.len());
+        for (end, plan) in group {
+            let made = match plan {
+                Planned::Made(made) => Ok(made),
+                Planned::Changed { region, before } => self.make_leaf(volume, &region, Told::of(before)).await,
+            };
+            match made {
+                Ok(made) => all.push((end, made)),
+                Err(e) => return (all, Err(e)),
+            }
+        }
+        (all, Ok(()))
+    }
+
+    async fn make_leaf(&self, volume: &str, region: &wire::Region, told: Told) -> Result<Made, BackupError> {
         let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
-        let placed = self.place(told, region, nonsense)?;
+        let placed = self.place(&told, region, nonsense)?;
         let leaf = self.keep_pages(placed, lists_max(region.offset)).await?;
         if leaf.is_hole() {
             return Ok(Made::Hole { offset: region.offset });
         }
-        let reference = self.put_metadata(&leaf.encode()).await?;
-        Ok(Made::Leaf { offset: region.offset, reference, leaf, unchanged: false })
+        let reference = self.put_metadata(leaf.encode()).await?;
+        let needs = needs(&leaf, &reference);
+        Ok(Made::Leaf { offset: region.offset, reference, leaf, needs, unchanged: false })
     }
 
     /// Adds the next part, up to `end`, to the map.
     async fn add(&self, build: &mut VolumeBuild, made: Made, end: u64) -> Result<(), BackupError> {
-        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(bytes).await };
         match made {
-            Made::Leaf { offset, reference, leaf, .. } => {
+            Made::Leaf { offset, reference, leaf, needs, .. } => {
+                lock(&self.referenced).extend(needs);
                 build.hole_bytes += hole_bytes(&leaf);
-                build.effort.add(offset, &leaf);
-                lock(&self.referenced).extend(leaf.needs().chain([reference.place.pack]));
+                build.effort.add(&leaf).await?;
                 let child = Child { len: end - offset, chunk: Some(reference) };
                 build.builder.push(child, &mut put).await?;
             }
             Made::Hole { offset } => {
-                build.effort.hole();
+                build.effort.hole().await?;
                 build.hole_bytes += end - offset;
                 let mut left = end - offset;
                 while left > 0 {
@@ -365,7 +368,8 @@ impl Run {
         if region.extents.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
             return Err(nonsense("more extents than pages"));
         }
-        let mut placed = Placed::with_capacity(region.extents.len());
+        // A kept part has as many extents as the parent has there.
+        let mut placed = Placed::with_capacity(region.extents.len() + told.len());
         let mut at = region.offset;
         for e in &region.extents {
             if e.length == 0 {
@@ -393,10 +397,10 @@ impl Run {
             placed.push(extent, pages);
         }
         // Also what is kept lies on pages: its parts are no more than the region has.
-        if placed.leaf.extents.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
+        if placed.fresh.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
             return Err(nonsense("more extents than pages"));
         }
-        if placed.leaf.len() != region.length {
+        if placed.leaf.so_far().len() != region.length {
             return Err(nonsense("extents that do not fill their region"));
         }
         Ok(placed)
@@ -444,7 +448,7 @@ impl Run {
             let what = "regions that do not fill the volume";
             return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
         }
-        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(&bytes).await };
+        let mut put = |bytes: Vec<u8>| async move { self.put_metadata(bytes).await };
         let map = std::mem::take(&mut build.builder).finish(&mut put).await?;
         if map.len != done.length {
             let what = "a map that does not fill the volume";
@@ -459,7 +463,7 @@ impl Run {
             // What an earlier attempt handed over stays.
             notes.push(format!("{FREE_LEFT_OUT}perhaps, by an earlier attempt, as far as it came"));
         }
-        let layout = Layout { by_lists, sampled_bytes, ..std::mem::take(&mut build.effort).finish() };
+        let layout = Layout { by_lists, sampled_bytes, ..std::mem::take(&mut build.effort).finish().await? };
         let entry = VolumeEntry {
             name: build.name.clone(),
             kind: build.kind,
@@ -476,7 +480,12 @@ impl Run {
     }
 }
 
+/// All packs that a point keeps for a leaf.
+fn needs(leaf: &Leaf, reference: &MapRef) -> Vec<PackId> {
+    leaf.needs().chain([reference.place.pack]).collect()
+}
+
 fn hole_bytes(leaf: &Leaf) -> u64 {
-    let holes = leaf.extents.iter().filter(|e| matches!(e, Extent::Hole { .. }));
+    let holes = leaf.extents().filter(|e| matches!(e, Extent::Hole { .. }));
     holes.map(|e| u64::from(e.len())).sum()
 }

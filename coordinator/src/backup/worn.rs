@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 
 use milkrun_repository::id::{ChunkId, PackId};
-use milkrun_repository::volume_map::{Extent, Leaf};
+use milkrun_repository::volume_map::Leaf;
 
 /// Plaintext of the chunks that a region uses, for each 2 bytes that it uses of them.
 const OPENED_PER_TWO: u64 = 3;
@@ -18,6 +18,7 @@ const PACKS_MAX: usize = 64;
 const PACKS_LEFT: usize = 48;
 
 struct Use {
+    id: ChunkId,
     used: u64,
     plain: u64,
     pack: PackId,
@@ -25,41 +26,42 @@ struct Use {
 
 /// The chunks of a leaf that have worn.
 pub(super) fn worn(leaf: &Leaf) -> HashSet<ChunkId> {
-    let mut chunks: HashMap<ChunkId, Use> = HashMap::new();
-    for extent in &leaf.extents {
-        let Extent::Data { len, id, place, .. } = extent else { continue };
-        let unused = || Use { used: 0, plain: place.plain_len.into(), pack: place.pack };
-        chunks.entry(*id).or_insert_with(unused).used += u64::from(*len);
-    }
+    let used = leaf.used();
+    let chunks = leaf.chunks().iter().zip(used);
+    let chunks: Vec<Use> = chunks
+        .map(|(chunk, used)| Use { id: chunk.id, used, plain: chunk.place.plain_len.into(), pack: chunk.place.pack })
+        .collect();
     let mut worn = by_emptiness(&chunks);
-    worn.extend(by_packs(&chunks, &worn));
+    if leaf.packs().len() > PACKS_MAX {
+        worn.extend(by_packs(&chunks, &worn));
+    }
     worn
 }
 
-fn by_emptiness(chunks: &HashMap<ChunkId, Use>) -> HashSet<ChunkId> {
+fn by_emptiness(chunks: &[Use]) -> HashSet<ChunkId> {
     let mut worn = HashSet::new();
-    let used: u64 = chunks.values().map(|c| c.used.min(c.plain)).sum();
-    let mut opened: u64 = chunks.values().map(|c| c.plain).sum();
+    let used: u64 = chunks.iter().map(|c| c.used.min(c.plain)).sum();
+    let mut opened: u64 = chunks.iter().map(|c| c.plain).sum();
     if opened * 2 <= used * OPENED_PER_TWO {
         return worn;
     }
-    let mut emptiest: Vec<(&ChunkId, &Use)> = chunks.iter().filter(|(_, c)| c.used < c.plain).collect();
+    let mut emptiest: Vec<&Use> = chunks.iter().filter(|c| c.used < c.plain).collect();
     // By used / plain, without fractions; by id, so that one leaf has one answer.
-    emptiest.sort_by(|(a_id, a), (b_id, b)| (a.used * b.plain).cmp(&(b.used * a.plain)).then(a_id.cmp(b_id)));
-    for (id, chunk) in emptiest {
+    emptiest.sort_by(|a, b| (a.used * b.plain).cmp(&(b.used * a.plain)).then(a.id.cmp(&b.id)));
+    for chunk in emptiest {
         if opened * 2 <= used * OPENED_PER_TWO {
             break;
         }
         // Stored anew, exactly what is used of it is opened.
         opened -= chunk.plain - chunk.used;
-        worn.insert(*id);
+        worn.insert(chunk.id);
     }
     worn
 }
 
-fn by_packs(chunks: &HashMap<ChunkId, Use>, worn: &HashSet<ChunkId>) -> HashSet<ChunkId> {
+fn by_packs(chunks: &[Use], worn: &HashSet<ChunkId>) -> HashSet<ChunkId> {
     let mut packs: HashMap<PackId, u64> = HashMap::new();
-    for chunk in chunks.iter().filter(|(id, _)| !worn.contains(*id)).map(|(_, c)| c) {
+    for chunk in chunks.iter().filter(|c| !worn.contains(&c.id)) {
         *packs.entry(chunk.pack).or_default() += chunk.used;
     }
     if packs.len() <= PACKS_MAX {
@@ -68,13 +70,14 @@ fn by_packs(chunks: &HashMap<ChunkId, Use>, worn: &HashSet<ChunkId>) -> HashSet<
     let mut least: Vec<(u64, PackId)> = packs.into_iter().map(|(pack, used)| (used, pack)).collect();
     least.sort_unstable();
     let gone: HashSet<PackId> = least[..least.len() - PACKS_LEFT].iter().map(|(_, pack)| *pack).collect();
-    chunks.iter().filter(|(_, c)| gone.contains(&c.pack)).map(|(id, _)| *id).collect()
+    chunks.iter().filter(|c| gone.contains(&c.pack)).map(|c| c.id).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use milkrun_repository::chunk::codec::Codec;
     use milkrun_repository::pack::Place;
+    use milkrun_repository::volume_map::Extent;
     use proptest::prelude::*;
 
     use super::*;
@@ -89,7 +92,7 @@ mod tests {
 
     #[test]
     fn whole_chunks_in_few_packs_have_not_worn() {
-        let leaf = Leaf { extents: (0..128).map(|n| extent(n, (n % 60) as u8, 4096, 4096)).collect() };
+        let leaf = (0..128).map(|n| extent(n, (n % 60) as u8, 4096, 4096)).collect();
         assert!(worn(&leaf).is_empty());
     }
 
@@ -98,14 +101,14 @@ mod tests {
         let extents = vec![extent(1, 1, 40, 100), extent(2, 1, 90, 100), extent(3, 1, 10, 100), extent(4, 1, 100, 100)];
         // 240 used of 400: 360 may be opened, which it takes the emptiest for.
         let Extent::Data { id, .. } = extents[2] else { panic!() };
-        assert_eq!(worn(&Leaf { extents }), HashSet::from([id]));
+        assert_eq!(worn(&extents.into_iter().collect()), HashSet::from([id]));
     }
 
     #[test]
     fn packs_with_least_of_the_region_go_first() {
         let mut extents: Vec<Extent> = (0..70).map(|n| extent(n, n as u8, 4096, 4096)).collect();
         extents.extend((70..100).map(|n| extent(n, 0, 4096, 4096)));
-        let worn = worn(&Leaf { extents });
+        let worn = worn(&extents.into_iter().collect());
         assert_eq!(worn.len(), 70 - PACKS_LEFT);
         assert!(!worn.contains(&ChunkId::from_bytes([0; 32])), "most of it lies there");
     }
@@ -115,16 +118,16 @@ mod tests {
         fn what_is_left_keeps_the_budgets(parts in proptest::collection::vec((0u32..300, 0u8..120, 1u32..=32), 1..400)) {
             let mut packs = HashMap::new();
             let extents: Vec<Extent> = parts.iter().map(|&(id, pack, len)| extent(id, *packs.entry(id).or_insert(pack), len, 32)).collect();
-            let leaf = Leaf { extents };
+            let leaf: Leaf = extents.into_iter().collect();
             let worn = worn(&leaf);
             let (mut used, mut opened, mut left): (HashMap<_, u64>, HashMap<_, u64>, HashSet<_>) = Default::default();
-            for e in &leaf.extents {
+            for e in leaf.extents() {
                 let Extent::Data { len, id, place, .. } = e else { continue };
-                let uses = used.entry(*id).or_default();
-                *uses += u64::from(*len);
+                let uses = used.entry(id).or_default();
+                *uses += u64::from(len);
                 // What is stored anew opens to what is used of it.
-                opened.insert(*id, if worn.contains(id) { (*uses).min(32) } else { 32 });
-                if !worn.contains(id) {
+                opened.insert(id, if worn.contains(&id) { (*uses).min(32) } else { 32 });
+                if !worn.contains(&id) {
                     left.insert(place.pack);
                 }
             }
@@ -132,7 +135,7 @@ mod tests {
             // Chunks that are used in several places may be used more than once.
             let used: u64 = used.values().map(|&u| u.min(32)).sum();
             prop_assert!(opened.values().sum::<u64>() * 2 <= used * OPENED_PER_TWO);
-            let partly = |id: &ChunkId| leaf.extents.iter().filter(|e| matches!(e, Extent::Data { id: i, .. } if i == id)).map(Extent::len).sum::<u32>() < 32;
+            let partly = |id: &ChunkId| leaf.extents().filter(|e| matches!(e, Extent::Data { id: i, .. } if i == id)).map(|e| e.len()).sum::<u32>() < 32;
             prop_assert!(worn.iter().all(|id| partly(id) || packs.values().collect::<HashSet<_>>().len() > PACKS_MAX));
         }
     }

@@ -81,7 +81,7 @@ impl PageStream<'_> {
                 Some(Step::Hole { offset, len }) => add_hole(&mut holes, offset, len),
                 Some(Step::Leaf { offset, leaf, .. }) => {
                     let mut at = offset;
-                    for extent in leaf.extents {
+                    for extent in leaf.extents() {
                         if let Extent::Hole { len } = extent {
                             add_hole(&mut holes, at, u64::from(len));
                         }

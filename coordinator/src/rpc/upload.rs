@@ -28,7 +28,7 @@ const PACK_BYTES_MAX: u64 = u32::MAX as u64;
 /// Leaves that one sample has at most.
 const SAMPLES_MAX: u32 = 256;
 /// Of which so many are read side by side.
-const SAMPLES_AT_ONCE: usize = 4;
+const SAMPLES_AT_ONCE: usize = 8;
 /// Parent ranges that wait in the channel: each is a leaf.
 const PARENT_WAITING: usize = 16;
 

@@ -116,6 +116,27 @@ impl PackBuilder {
             Some(len) => seal(&self.key, self.slots, &aad, &mut self.buffer, start, len),
             None => seal_from(&self.key, self.slots, &aad, plain, &mut self.buffer[start..]) + start,
         };
+        self.close_slot(id, codec, plain_len, end)
+    }
+
+    /// Seals one chunk into the pack that was compressed before, or is to be stored as it is.
+    ///
+    /// # Panics
+    /// If it does not [fit](PackBuilder::fits).
+    #[expect(clippy::expect_used, reason = "lengths were checked by `fits`")]
+    pub fn append_compressed(&mut self, id: &ChunkId, plain_len: usize, codec: Codec, stored: &[u8]) -> Place {
+        assert!(self.fits(plain_len) && stored.len() <= plain_len, "the chunk does not fit");
+        let plain_len = u32::try_from(plain_len).expect("fits");
+        let aad = slot_aad(&self.target.repository, &self.id, self.slots, id, codec, plain_len);
+        let start = self.used;
+        let end = seal_from(&self.key, self.slots, &aad, stored, &mut self.buffer[start..]) + start;
+        self.close_slot(id, codec, plain_len, end)
+    }
+
+    /// What lies between what is used and `end` is a chunk.
+    #[expect(clippy::expect_used, reason = "lengths were checked by `fits`")]
+    fn close_slot(&mut self, id: &ChunkId, codec: Codec, plain_len: u32, end: usize) -> Place {
+        let start = self.used;
         let place = Place {
             pack: self.id,
             slot: self.slots,

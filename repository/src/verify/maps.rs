@@ -75,11 +75,9 @@ pub(super) async fn check(
                     let wanted = |pack: &PackId| chosen.contains(pack);
                     pages::keep(&mut expected.pages, &leaf, wanted, &reader, (&what, id), findings).await?;
                 }
-                for extent in &leaf.extents {
-                    if let Extent::Data { id: chunk, place, .. } = extent {
-                        report.extents += 1;
-                        expect(&mut expected.slots, &placed, chunk, place, id, findings);
-                    }
+                report.extents += leaf.extents().filter(|e| matches!(e, Extent::Data { .. })).count() as u64;
+                for chunk in leaf.chunks() {
+                    expect(&mut expected.slots, &placed, &chunk.id, &chunk.place, id, findings);
                 }
             }
         }

@@ -48,7 +48,7 @@ pub(super) async fn keep(
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     let mut lists: HashMap<ChunkId, PageList> = HashMap::new();
-    for reference in leaf.page_lists() {
+    for &reference in leaf.page_lists() {
         match reader.chunk(&reference).await {
             Ok(bytes) => match PageList::decode(&bytes) {
                 Ok(list) => drop(lists.insert(reference.id, list)),
@@ -60,13 +60,12 @@ pub(super) async fn keep(
             Err(e) => metadata_finding(e, what, point, findings)?,
         }
     }
-    for extent in &leaf.extents {
+    for extent in leaf.extents() {
         let Extent::Data { chunk_offset, place, .. } = extent else { continue };
         // A list that can't be read is a finding already; what no backup goes by need not be true.
-        let Some(digests) = digests_of(extent, &lists).filter(|_| wanted(&place.pack)) else { continue };
+        let Some(digests) = digests_of(&extent, &lists).filter(|_| wanted(&place.pack)) else { continue };
         // A chunk has 1024 pages at the most.
-        let (Ok(first), Ok(count)) = (u16::try_from(*chunk_offset as usize / PAGE), u16::try_from(digests.len()))
-        else {
+        let (Ok(first), Ok(count)) = (u16::try_from(chunk_offset as usize / PAGE), u16::try_from(digests.len())) else {
             continue;
         };
         let kept = kept.entry(place.pack).or_default();

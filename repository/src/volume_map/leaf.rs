@@ -1,10 +1,11 @@
-//! Leaves: what a range of a volume is made of.
+//! Leaves: what a range of a volume is made of. In memory as they are stored: tables of chunks and lists, and extents that name their
+//! numbers, for after some generations a chunk is used in many pieces.
 
-use super::{LEAF_BYTES_MAX, MapRef, head};
-use crate::chunk::codec::Codec;
+use std::collections::HashMap;
+
+use super::MapRef;
 use crate::id::{ChunkId, PackId};
 use crate::pack::Place;
-use crate::wire::{Decoder, Encoder, Malformed};
 
 /// A run of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,175 +56,196 @@ impl Extent {
 /// A leaf: the extents of up to 64 MiB of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leaf {
-    /// In order, without gaps.
-    pub extents: Vec<Extent>,
+    pub(super) chunks: Vec<MapRef>,
+    pub(super) lists: Vec<MapRef>,
+    pub(super) parts: Vec<Part>,
+    pub(super) len: u64,
 }
 
+/// An extent, by numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) len: u32,
+    /// [`NONE`]: a hole.
+    pub(super) chunk: u32,
+    pub(super) chunk_offset: u32,
+    /// [`NONE`]: its digests are not kept.
+    pub(super) list: u32,
+    pub(super) first: u32,
+}
+
+/// No number in a table: there are fewer extents than that.
+pub(super) const NONE: u32 = u32::MAX;
+
 impl Leaf {
+    /// What it is made of, in order, without gaps.
+    pub fn extents(&self) -> impl ExactSizeIterator<Item = Extent> + Clone {
+        self.parts.iter().map(|part| self.extent(part))
+    }
+
+    /// The extent of this number.
+    ///
+    /// # Panics
+    /// If it has no more than that.
+    pub fn nth(&self, number: usize) -> Extent {
+        self.extent(&self.parts[number])
+    }
+
+    fn extent(&self, part: &Part) -> Extent {
+        let Part { len, chunk, chunk_offset, list, first } = *part;
+        let Some(&MapRef { id, place }) = self.chunks.get(chunk as usize) else { return Extent::Hole { len } };
+        let pages = self.lists.get(list as usize).map(|&list| PagesAt { list, first });
+        Extent::Data { len, chunk_offset, id, place, pages }
+    }
+
     /// Bytes covered.
     pub fn len(&self) -> u64 {
-        self.extents.iter().map(|e| u64::from(e.len())).sum()
+        self.len
     }
 
     /// Whether it covers nothing.
     pub fn is_empty(&self) -> bool {
-        self.extents.is_empty()
+        self.parts.is_empty()
     }
 
     /// Whether it is one hole.
     pub fn is_hole(&self) -> bool {
-        self.extents.iter().all(|e| matches!(e, Extent::Hole { .. }))
+        self.chunks.is_empty()
+    }
+
+    /// The chunks that it uses, and where they are.
+    pub fn chunks(&self) -> &[MapRef] {
+        &self.chunks
+    }
+
+    /// How many bytes it uses of each of its chunks; some perhaps more than once.
+    pub fn used(&self) -> Vec<u64> {
+        let mut used = vec![0; self.chunks.len()];
+        for part in &self.parts {
+            if let Some(used) = used.get_mut(part.chunk as usize) {
+                *used += u64::from(part.len);
+            }
+        }
+        used
     }
 
     /// The packs that hold its data, each once, sorted.
     pub fn packs(&self) -> Vec<PackId> {
-        let packs = self.extents.iter().filter_map(|e| match e {
-            Extent::Data { place, .. } => Some(place.pack),
-            Extent::Hole { .. } => None,
-        });
-        let mut packs = few(packs);
+        let mut packs: Vec<PackId> = self.chunks.iter().map(|c| c.place.pack).collect();
+        packs.dedup();
         packs.sort_unstable();
         packs.dedup();
         packs
     }
 
-    /// The lists of digests that it names, each once, sorted. A backup needs them; a restore does not.
-    pub fn page_lists(&self) -> Vec<MapRef> {
-        let lists = self.extents.iter().filter_map(|e| match e {
-            Extent::Data { pages: Some(PagesAt { list, .. }), .. } => Some(*list),
-            _ => None,
-        });
-        let mut lists = few(lists);
-        lists.sort_unstable_by_key(list_order);
-        lists.dedup();
-        lists
+    /// The lists of digests that it names. A backup needs them; a restore does not.
+    pub fn page_lists(&self) -> &[MapRef] {
+        &self.lists
     }
 
     /// All packs that whoever names this leaf in a restore point must keep, besides the leaf's own.
     pub fn needs(&self) -> impl Iterator<Item = PackId> {
-        self.packs().into_iter().chain(self.page_lists().into_iter().map(|l| l.place.pack))
+        self.packs().into_iter().chain(self.lists.iter().map(|l| l.place.pack))
+    }
+}
+
+impl FromIterator<Extent> for Leaf {
+    fn from_iter<I: IntoIterator<Item = Extent>>(extents: I) -> Self {
+        let extents = extents.into_iter();
+        let mut builder = LeafBuilder::with_capacity(extents.size_hint().0);
+        extents.for_each(|extent| builder.push(extent));
+        builder.finish()
+    }
+}
+
+/// Chunks of a region of 16 MiB, if nothing changed since it was stored.
+const CHUNKS: usize = 64;
+
+/// A leaf that is being put together.
+#[derive(Default)]
+pub struct LeafBuilder {
+    leaf: Leaf,
+    chunks: Numbers,
+    lists: Numbers,
+}
+
+/// Where in a table something is.
+#[derive(Default)]
+struct Numbers(HashMap<MapRef, u32>);
+
+impl Numbers {
+    /// Of many that follow each other few differ: most of them are among the last.
+    const NEAR: usize = 4;
+
+    fn number(&mut self, table: &mut Vec<MapRef>, wanted: &MapRef) -> u32 {
+        let near = table.len().saturating_sub(Self::NEAR);
+        let found = table[near..].iter().rposition(|r| r == wanted).map(|n| near + n);
+        // A table has no more entries than there are extents.
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(NONE);
+        found.map(narrow).unwrap_or_else(|| {
+            *self.0.entry(*wanted).or_insert_with(|| {
+                table.push(*wanted);
+                narrow(table.len() - 1)
+            })
+        })
+    }
+}
+
+impl LeafBuilder {
+    /// With room for so many extents.
+    pub fn with_capacity(extents: usize) -> Self {
+        let mut builder = Self::default();
+        builder.leaf.parts.reserve(extents);
+        builder.leaf.chunks.reserve(extents.min(CHUNKS));
+        builder
     }
 
-    /// Its bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let (packs, lists) = (self.packs(), self.page_lists());
-        let mut e = Encoder::new();
-        e.raw(b"leaf").u8(if lists.is_empty() { 1 } else { 2 }).raw(&[0; 3]).count(packs.len());
-        for pack in &packs {
-            e.raw(pack.as_bytes());
-        }
-        if !lists.is_empty() {
-            e.count(lists.len());
-            for list in &lists {
-                list.encode(&mut e);
+    /// The next extent.
+    pub fn push(&mut self, extent: Extent) {
+        let leaf = &mut self.leaf;
+        let part = match extent {
+            Extent::Hole { len } => Part { len, chunk: NONE, chunk_offset: 0, list: NONE, first: 0 },
+            Extent::Data { len, chunk_offset, id, place, pages } => {
+                let chunk = self.chunks.number(&mut leaf.chunks, &MapRef { id, place });
+                let (list, first) = match pages {
+                    Some(PagesAt { list, first }) => (self.lists.number(&mut leaf.lists, &list), first),
+                    None => (NONE, 0),
+                };
+                Part { len, chunk, chunk_offset, list, first }
             }
-        }
-        let number = |found: Result<usize, usize>| found.ok().and_then(|n| u16::try_from(n).ok()).unwrap_or(u16::MAX);
-        e.count(self.extents.len());
-        for extent in &self.extents {
-            match *extent {
-                Extent::Hole { len } => {
-                    e.u8(0).u32(len);
-                }
-                Extent::Data { len, chunk_offset, id, place, pages } => {
-                    e.u8(if pages.is_some() { 2 } else { 1 }).u8(place.codec as u8);
-                    e.u16(number(packs.binary_search(&place.pack))).u32(len).u32(chunk_offset);
-                    e.u32(place.plain_len).u32(place.sealed_len).u32(place.slot).u32(place.offset).raw(id.as_bytes());
-                    if let Some(PagesAt { list, first }) = pages {
-                        e.u16(number(lists.binary_search_by_key(&list_order(&list), list_order))).u32(first);
-                    }
-                }
-            }
-        }
-        e.finish()
+        };
+        leaf.len += u64::from(part.len);
+        leaf.parts.push(part);
     }
 
-    /// Parses a leaf.
+    /// Digests of the pages of the extent with this number are kept here. Of a hole there are none.
     ///
-    /// # Errors
-    /// [`Malformed`] unless it is exactly what [`Leaf::encode`] writes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut d = Decoder::new(bytes);
-        let version = head(&mut d, *b"leaf", 2)?;
-        d.reserved(3, "reserved")?;
-        let n = d.count(PackId::LEN, "pack count")?;
-        let mut packs = Vec::with_capacity(n);
-        for _ in 0..n {
-            packs.push(PackId::from_bytes(d.array("pack id")?));
+    /// # Panics
+    /// If it has no more extents than that.
+    pub fn keep_pages(&mut self, number: usize, pages: PagesAt) {
+        let part = &mut self.leaf.parts[number];
+        if part.chunk != NONE {
+            part.list = self.lists.number(&mut self.leaf.lists, &pages.list);
+            part.first = pages.first;
         }
-        let n = if version == 1 { 0 } else { d.count(ChunkId::LEN + Place::ENCODED_LEN, "page list count")? };
-        let mut lists = Vec::with_capacity(n);
-        for _ in 0..n {
-            lists.push(MapRef::decode(&mut d)?);
-        }
-        let n = d.count(5, "extent count")?;
-        let mut leaf = Self { extents: Vec::with_capacity(n) };
-        let mut total = 0_u64;
-        for _ in 0..n {
-            let extent = match d.u8("extent kind")? {
-                0 => Extent::Hole { len: d.u32("hole length")? },
-                kind @ (1 | 2) => data(&mut d, kind == 2, &packs, &lists)?,
-                _ => return Err(d.bad("extent kind")),
-            };
-            total += u64::from(extent.len());
-            if extent.is_empty() || total > LEAF_BYTES_MAX {
-                return Err(d.bad("extent length"));
-            }
-            leaf.extents.push(extent);
-        }
-        d.finish("end of leaf")?;
-        // What is listed is used, in order, and version 2 only if there is something to list: one leaf has one encoding.
-        let most = usize::from(u16::MAX);
-        if leaf.packs() != packs || packs.len() > most {
-            return Err(Malformed { what: "pack table", at: 8 });
-        }
-        if leaf.page_lists() != lists || lists.len() > most || (version == 2 && lists.is_empty()) {
-            return Err(Malformed { what: "page lists", at: 8 });
-        }
-        Ok(leaf)
     }
-}
 
-fn data(d: &mut Decoder<'_>, digests: bool, packs: &[PackId], lists: &[MapRef]) -> Result<Extent, Malformed> {
-    let codec = Codec::from_u8(d.u8("codec")?).ok_or_else(|| d.bad("codec"))?;
-    let pack = *packs.get(usize::from(d.u16("pack number")?)).ok_or_else(|| d.bad("pack number"))?;
-    let (len, chunk_offset) = (d.u32("length")?, d.u32("chunk offset")?);
-    let plain_len = d.u32("plain length")?;
-    let place = Place {
-        pack,
-        codec,
-        plain_len,
-        sealed_len: d.u32("sealed length")?,
-        slot: d.u32("slot")?,
-        offset: d.u32("offset")?,
-    };
-    if chunk_offset.checked_add(len).is_none_or(|end| end > plain_len) {
-        return Err(d.bad("extent outside of its chunk"));
+    /// As if no digests were kept.
+    pub fn forget_pages(&mut self) {
+        self.lists = Numbers::default();
+        self.leaf.lists.clear();
+        for part in &mut self.leaf.parts {
+            (part.list, part.first) = (NONE, 0);
+        }
     }
-    let id = ChunkId::from_bytes(d.array("chunk id")?);
-    let pages = match digests {
-        false => None,
-        true => {
-            let list = *lists.get(usize::from(d.u16("page list")?)).ok_or_else(|| d.bad("page list"))?;
-            Some(PagesAt { list, first: d.u32("first digest")? })
-        }
-    };
-    Ok(Extent::Data { len, chunk_offset, id, place, pages })
-}
 
-/// Of many values, few of which differ: most of them once. Looking through the last ones costs less than sorting all.
-fn few<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
-    const NEAR: usize = 8;
-    all.fold(Vec::new(), |mut found, value| {
-        if !found.iter().rev().take(NEAR).any(|f| *f == value) {
-            found.push(value);
-        }
-        found
-    })
-}
+    /// What it is so far.
+    pub fn so_far(&self) -> &Leaf {
+        &self.leaf
+    }
 
-/// Equal lists may have been stored twice, by two runs at once.
-fn list_order(list: &MapRef) -> (ChunkId, PackId, [u32; 4], u8) {
-    let p = &list.place;
-    (list.id, p.pack, [p.slot, p.offset, p.sealed_len, p.plain_len], p.codec as u8)
+    /// The leaf.
+    pub fn finish(self) -> Leaf {
+        self.leaf
+    }
 }

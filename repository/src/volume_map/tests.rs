@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -39,12 +39,8 @@ fn place(pack: u8, slot: u32, plain_len: u32) -> Place {
 
 fn leaf(seed: u8, len: u32) -> Leaf {
     let id = ChunkId::from_bytes([seed; 32]);
-    Leaf {
-        extents: vec![
-            Extent::Data { len: len / 2, chunk_offset: 5, id, place: place(seed, 3, len), pages: None },
-            Extent::Hole { len: len - len / 2 },
-        ],
-    }
+    let half = Extent::Data { len: len / 2, chunk_offset: 5, id, place: place(seed, 3, len), pages: None };
+    [half, Extent::Hole { len: len - len / 2 }].into_iter().collect()
 }
 
 /// `None` is a region of holes.
@@ -76,7 +72,7 @@ fn round_trip(regions: &[Option<u8>]) {
                 Step::Leaf { offset, leaf: found, .. } => {
                     assert_eq!(offset, at);
                     at += found.len();
-                    let Extent::Data { id, .. } = found.extents[0] else { panic!() };
+                    let Extent::Data { id, .. } = found.nth(0) else { panic!() };
                     let seed = id.as_bytes()[0];
                     assert_eq!(found, leaf(seed, 1000));
                     seen.push(Some(seed));
@@ -182,10 +178,17 @@ proptest! {
                 let pages = list.map(|list| PagesAt { list, first: u32::from(seed) * 7 });
                 Extent::Data { len, chunk_offset, id: ChunkId::from_bytes([seed; 32]), place: place(seed % 7, 3, len + chunk_offset), pages }
             }
-        }).collect();
-        let leaf = Leaf { extents };
+        });
+        let extents: Vec<Extent> = extents.collect();
+        let leaf: Leaf = extents.iter().copied().collect();
+        prop_assert!(leaf.extents().eq(extents.iter().copied()), "another leaf than it was made of");
+        prop_assert_eq!(leaf.len(), extents.iter().map(|e| u64::from(e.len())).sum::<u64>());
+        let used: u64 = extents.iter().filter(|e| matches!(e, Extent::Data { .. })).map(|e| u64::from(e.len())).sum();
+        prop_assert_eq!(leaf.used().iter().sum::<u64>(), used);
+        let all: HashSet<(ChunkId, u32, PackId)> = leaf.chunks().iter().map(|c| (c.id, c.place.plain_len, c.place.pack)).collect();
+        prop_assert_eq!(all.len(), leaf.chunks().len(), "a chunk is listed twice");
         let bytes = leaf.encode();
-        prop_assert_eq!(bytes[4], if leaf.page_lists().is_empty() { 1 } else { 2 });
+        prop_assert_eq!(bytes[4], 3);
         prop_assert_eq!(&Leaf::decode(&bytes).unwrap(), &leaf);
         for cut in 0..bytes.len() {
             prop_assert!(Leaf::decode(&bytes[..cut]).is_err());

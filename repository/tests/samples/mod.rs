@@ -259,20 +259,20 @@ pub fn leaf() -> Leaf {
         place: place(pack),
         pages: None,
     };
-    Leaf { extents: vec![data(1, 4), Extent::Hole { len: 65536 }, data(2, 6), data(1, 4)] }
+    [data(1, 4), Extent::Hole { len: 65536 }, data(2, 6), data(1, 4)].into_iter().collect()
 }
 
 /// With digests of pages kept for some of it.
 pub fn leaf_with_pages() -> Leaf {
-    let mut leaf = leaf();
-    let lists = [(7, 1), (8, 0), (7, 40)];
-    for (extent, (list, first_digest)) in leaf.extents.iter_mut().zip(lists) {
-        if let Extent::Data { pages, .. } = extent {
+    let lists = [Some((7, 1)), None, Some((7, 40)), None].into_iter();
+    let with = |(mut extent, list): (Extent, Option<(u8, u32)>)| {
+        if let (Extent::Data { pages, .. }, Some((list, first))) = (&mut extent, list) {
             let list = MapRef { id: ChunkId::from_bytes([list; 32]), place: place(list) };
-            *pages = Some(PagesAt { list, first: first_digest });
+            *pages = Some(PagesAt { list, first });
         }
-    }
-    leaf
+        extent
+    };
+    leaf().extents().zip(lists).map(with).collect()
 }
 
 pub fn page_list() -> PageList {

@@ -1,0 +1,117 @@
+//! Why backups fail.
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::id::PackId;
+use milkrun_repository::index::CacheError;
+use milkrun_repository::keys::hybrid::HybridError;
+use milkrun_repository::metadata::MetadataError;
+use milkrun_repository::point::commit::CommitError;
+use milkrun_repository::repository::PointError;
+use milkrun_repository::store::{CreateError, Failure, Key};
+
+use crate::inventory::InventoryError;
+use crate::journal::JournalError;
+use crate::runs::RefusedCall;
+
+/// Why a backup failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The order makes no sense.
+    #[error("{0}")]
+    Order(String),
+    /// A volume failed at its agent.
+    #[error("volume {volume}: {reason}")]
+    Volume {
+        /// Which one.
+        volume: String,
+        /// All that is known.
+        reason: String,
+        /// Kind.
+        kind: wire::failed::Kind,
+    },
+    /// An agent named what it was not told of, or out of order.
+    #[error("volume {volume}: the agent's report makes no sense: {what}")]
+    Nonsense {
+        /// Which volume.
+        volume: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Somebody stopped it.
+    #[error("stopped; nothing was committed")]
+    Cancelled,
+    /// Too many wait for their turn.
+    #[error(
+        "{0} backups of this application wait for their turn already: `milkrun runs` lists them, `milkrun cancel RUN` stops one"
+    )]
+    TooManyWait(usize),
+    /// No agent works on it any more.
+    #[error("the agent is gone; nothing was committed")]
+    AgentGone,
+    /// No node that reaches a volume has an agent.
+    #[error(
+        "volume {volume}: no agent has been connected for 15 minutes on a node that reaches it ({nodes}); nothing was committed"
+    )]
+    NoNode {
+        /// Which volume.
+        volume: String,
+        /// The nodes that reach it.
+        nodes: String,
+    },
+    /// A call of an attempt that is over.
+    #[error(transparent)]
+    Refused(#[from] RefusedCall),
+    /// An agent seals what it was not granted.
+    #[error("pack {0} was not granted to this node, or is sealed already")]
+    Ungranted(PackId),
+    /// An agent wants to store more than its volumes can need.
+    #[error("the agent of {node} wants to store more than {most} bytes, which its volumes can't need")]
+    Quota {
+        /// The node.
+        node: String,
+        /// Its quota.
+        most: u64,
+    },
+    /// The inventory gives no answer.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// The run's journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The parent can't be read.
+    #[error("can't use the parent restore point")]
+    Parent(#[source] PointError),
+    /// A map of the parent can't be read.
+    #[error("can't read the parent's map")]
+    Map(#[from] MetadataError),
+    /// Committing failed.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// An object could not be stored.
+    #[error("can't store {0}")]
+    Create(Key, #[source] CreateError),
+    /// The local cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A public key can't be used.
+    #[error(transparent)]
+    Key(#[from] HybridError),
+    /// Memory for compression.
+    #[error("can't set up compression")]
+    Setup(#[source] std::io::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] Failure),
+}
+
+/// What work beside this came to.
+///
+/// # Errors
+/// [`BackupError::Cancelled`] when the process ends before it does.
+pub(super) async fn joined<T>(work: tokio::task::JoinHandle<T>) -> Result<T, BackupError> {
+    match work.await {
+        Ok(done) => Ok(done),
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(_) => Err(BackupError::Cancelled),
+    }
+}

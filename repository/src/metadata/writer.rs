@@ -1,0 +1,166 @@
+//! Filling metadata packs. No I/O: full packs are handed out to be stored. What takes long is done before a chunk's turn in its pack, so
+//! that many can be made ready at once.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::chunk::codec::{Codec, Compressor, Level};
+use crate::id::ChunkId;
+use crate::keys::DomainKey;
+use crate::keys::hybrid::HybridError;
+use crate::pack::{PackBuilder, PackTarget, Place, SealedPack};
+use crate::volume_map::MapRef;
+
+/// What a metadata pack may hold.
+const PACK_BYTES: usize = 8 << 20;
+
+/// What of metadata lies together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// What a restore reads: maps and manifests.
+    Maps,
+    /// What only backups read, apart from it: lists of page digests.
+    Pages,
+}
+
+/// A chunk that was identified and compressed, and lies in no pack yet.
+#[derive(Debug)]
+pub struct Prepared {
+    part: Part,
+    id: ChunkId,
+    plain_len: usize,
+    codec: Codec,
+    stored: Vec<u8>,
+}
+
+/// Makes chunks ready, from several threads at once.
+pub struct Preparer {
+    domain: DomainKey,
+    idle: Mutex<Vec<Compressor>>,
+}
+
+impl Preparer {
+    /// For one domain.
+    ///
+    /// # Errors
+    /// When zstd can't get its memory.
+    pub fn new(domain: DomainKey) -> std::io::Result<Self> {
+        Ok(Self { domain, idle: Mutex::new(vec![Compressor::new(Level::DEFAULT)?]) })
+    }
+
+    /// A part of a map, or a manifest.
+    ///
+    /// # Errors
+    /// When zstd can't get its memory.
+    pub fn map(&self, plain: Vec<u8>) -> std::io::Result<Prepared> {
+        let id = self.domain.identify(&plain);
+        let idle = self.idle().pop();
+        let mut compressor = idle.map_or_else(|| Compressor::new(Level::DEFAULT), Ok)?;
+        let mut out = vec![0; plain.len()];
+        let compressed = compressor.compress(&plain, &mut out);
+        self.idle().push(compressor);
+        let (plain_len, part) = (plain.len(), Part::Maps);
+        Ok(match compressed {
+            Some(len) => {
+                out.truncate(len);
+                Prepared { part, id, plain_len, codec: Codec::Zstd, stored: out }
+            }
+            None => Prepared { part, id, plain_len, codec: Codec::Raw, stored: plain },
+        })
+    }
+
+    /// A list of page digests, which nothing makes shorter.
+    pub fn pages(&self, plain: Vec<u8>) -> Prepared {
+        let id = self.domain.identify(&plain);
+        Prepared { part: Part::Pages, id, plain_len: plain.len(), codec: Codec::Raw, stored: plain }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Compressor>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Fills metadata packs.
+pub struct MetadataWriter {
+    target: PackTarget,
+    maps: Option<OpenPack>,
+    pages: Option<OpenPack>,
+    /// What this run wrote, so that equal leaves are stored once.
+    written: HashMap<ChunkId, Place>,
+    full: Vec<FinishedMetadata>,
+}
+
+struct OpenPack {
+    builder: PackBuilder,
+    entries: Vec<(ChunkId, Place)>,
+}
+
+/// A metadata pack and what is in it.
+pub struct FinishedMetadata {
+    /// The pack.
+    pub pack: SealedPack,
+    /// Its chunks.
+    pub entries: Vec<(ChunkId, Place)>,
+}
+
+impl MetadataWriter {
+    /// Nothing is written yet.
+    pub fn new(target: PackTarget) -> Self {
+        Self { target, maps: None, pages: None, written: HashMap::new(), full: Vec::new() }
+    }
+
+    /// Adds a chunk, unless this run has it already.
+    ///
+    /// # Errors
+    /// When the repository's public key can't be used.
+    pub fn put(&mut self, chunk: &Prepared) -> Result<MapRef, HybridError> {
+        let id = chunk.id;
+        if let Some(&place) = self.written.get(&id) {
+            return Ok(MapRef { id, place });
+        }
+        let open = match chunk.part {
+            Part::Maps => &mut self.maps,
+            Part::Pages => &mut self.pages,
+        };
+        if let Some(full) = open.take_if(|p| !p.builder.fits(chunk.plain_len)) {
+            self.full.push(full.finish()?);
+        }
+        let target = self.target;
+        let pack = open.get_or_insert_with(|| {
+            // A chunk larger than a pack gets one of its own size.
+            let buffer = vec![0; PACK_BYTES.max(chunk.plain_len + 4096)];
+            OpenPack { builder: PackBuilder::new(target, buffer), entries: Vec::new() }
+        });
+        let place = pack.builder.append_compressed(&id, chunk.plain_len, chunk.codec, &chunk.stored);
+        pack.entries.push((id, place));
+        self.written.insert(id, place);
+        Ok(MapRef { id, place })
+    }
+
+    /// Learns of a chunk that is stored already, so that an unchanged part of a map is named instead of written.
+    pub fn note(&mut self, known: MapRef) {
+        self.written.entry(known.id).or_insert(known.place);
+    }
+
+    /// Closes the open packs.
+    ///
+    /// # Errors
+    /// As [`MetadataWriter::put`].
+    pub fn close(&mut self) -> Result<(), HybridError> {
+        for open in [self.maps.take(), self.pages.take()].into_iter().flatten() {
+            self.full.push(open.finish()?);
+        }
+        Ok(())
+    }
+
+    /// Packs to be stored now.
+    pub fn take_full(&mut self) -> Vec<FinishedMetadata> {
+        std::mem::take(&mut self.full)
+    }
+}
+
+impl OpenPack {
+    fn finish(self) -> Result<FinishedMetadata, HybridError> {
+        Ok(FinishedMetadata { pack: self.builder.finish()?, entries: self.entries })
+    }
+}
