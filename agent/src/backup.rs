@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod claims;
 pub mod cut;
 pub mod elsewhere;
+mod few;
 pub mod held;
 pub mod image;
 pub mod lanes;
@@ -42,6 +43,8 @@ use crate::workers::Workers;
 
 /// Of a region of which less is read only that is kept. No chunk is longer, unless a repository is configured so.
 pub const SMALL_BYTES: u64 = 1 << 20;
+/// Mostly far less is read of such a region. A buffer that is made anew is cleared first.
+pub const FEW_BYTES: u64 = 128 << 10;
 
 /// What all volumes of an agent share.
 pub struct Engine {
@@ -55,6 +58,8 @@ pub struct Engine {
     pub regions: BufferPool,
     /// Buffers for little of a region: [`SMALL_BYTES`] each.
     pub small: BufferPool,
+    /// Buffers for a few pages of a region: [`FEW_BYTES`] each.
+    pub few: BufferPool,
     /// Buffers of one range of a pack each.
     pub ranges: RangeBuffers,
     /// Bytes of a region.

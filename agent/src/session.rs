@@ -21,7 +21,7 @@ use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
 use wire::to_agent::Message as Down;
 
-use crate::backup::{BackupError, Engine, VolumeJob, lanes::RunPacks};
+use crate::backup::{BackupError, Engine, FEW_BYTES, SMALL_BYTES, VolumeJob, lanes::RunPacks};
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::{Source, SourceError, SourceOptions, open_source};
@@ -74,6 +74,8 @@ impl AgentOptions {
 
 /// Small buffers that are kept, of which only what was ever filled takes memory: 32 MiB at the most.
 const SMALL_IDLE: usize = 32;
+/// One for each region of which little is read that may be under way: 8 MiB.
+const FEW_IDLE: usize = 64;
 
 /// An agent.
 #[derive(Clone)]
@@ -103,8 +105,8 @@ impl Agent {
             cpu: Workers::new("cpu", options.threads)?,
             io: Workers::new("io", IO_THREADS)?,
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
-            small: BufferPool::new(usize::try_from(crate::backup::SMALL_BYTES).unwrap_or(usize::MAX))
-                .keeping(SMALL_IDLE),
+            small: BufferPool::new(usize::try_from(SMALL_BYTES).unwrap_or(usize::MAX)).keeping(SMALL_IDLE),
+            few: BufferPool::new(usize::try_from(FEW_BYTES).unwrap_or(usize::MAX)).keeping(FEW_IDLE),
             ranges: RangeBuffers::new(budget.pack_bytes()),
             budget,
             region_bytes,

@@ -15,8 +15,8 @@ const WAITING: usize = 2048;
 /// Regions and runs in one call.
 const BATCH_REGIONS: usize = 256;
 const BATCH_RUNS: usize = 16 * 1024;
-/// What is handed over at once, or so often, whatever comes first. Each call is an object in the run's journal; what was not
-/// handed over when an agent dies is read again by the next one.
+/// Of so much that was read it is handed over at once, or so often, whatever comes first. Each call is an object in the run's journal;
+/// what was not handed over when an agent dies is read again by the next one.
 const BATCH_BYTES: u64 = 512 << 20;
 const EVERY: Duration = Duration::from_secs(1);
 /// A region that has waited so long for an open pack has it sent early, full or not: regions behind it wait too.
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Done {
     /// What it is.
     pub region: Region,
+    /// Bytes that were read for it.
+    pub read: u64,
     /// What must be settled before the coordinator may hear of it.
     pub wanted: Vec<Settled>,
 }
@@ -105,7 +107,7 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
                 continue;
             }
         };
-        let Some(Done { mut region, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
+        let Some(Done { mut region, read, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
         loop {
             match tokio::time::timeout(PATIENCE, job.run.claims.wait(&wanted, || job.run.failed())).await {
                 Ok(settled) => break settled?,
@@ -118,9 +120,8 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
         }
         if region.is_hole() {
             region.extents.clear();
-        } else {
-            bytes += region.len;
         }
+        bytes += read;
         runs += region.extents.len();
         match (batch.last_mut(), region.is_hole()) {
             // Terabytes of holes are one entry.

@@ -63,19 +63,8 @@ impl Fresh {
 
     /// Its plaintext: where it lies in the region, or put together in `scratch`.
     pub fn plaintext<'a>(&self, region: &'a Held, scratch: &'a mut Vec<u8>) -> &'a [u8] {
-        match *self.parts.as_slice() {
-            [(at, len)] => region.at(at..at + len),
-            _ => gather(region, &self.parts, scratch),
-        }
+        region.together(&self.parts, scratch)
     }
-}
-
-fn gather<'a>(region: &Held, parts: &[(usize, usize)], scratch: &'a mut Vec<u8>) -> &'a [u8] {
-    scratch.clear();
-    for &(at, len) in parts {
-        scratch.extend_from_slice(region.at(at..at + len));
-    }
-    scratch
 }
 
 /// A part of a region: as the parent has it, or not.
@@ -288,7 +277,7 @@ impl Out<'_> {
         }
         let parts: Vec<(usize, usize)> = open.iter().map(|&(_, at, len)| (at, len)).collect();
         let mut scratch = Vec::new();
-        let (id, pages) = self.how.identify(gather(self.bytes, &parts, &mut scratch));
+        let (id, pages) = self.how.identify(self.bytes.together(&parts, &mut scratch));
         let mut chunk_offset = 0;
         for (n, _, len) in open {
             let first = chunk_offset as usize / PAGE;

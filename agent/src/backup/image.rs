@@ -12,20 +12,21 @@ use tokio::sync::Semaphore;
 use super::checkpoint::{Checkpoints, Done};
 use super::cut::{Cutting, cut_region};
 use super::elsewhere::{Elsewhere, Pending};
+use super::few::{Few, Readers};
 use super::held::Held;
 use super::lookups::Lookups;
 use super::parent::Parent;
 use super::read::{read_named, read_region};
 use super::same::{Hunch, is_same};
 use super::sample::{self, Verdict};
-use super::{BackupError, Counters, Outcome, ParentExtent, SMALL_BYTES, VolumeJob};
+use super::{BackupError, Counters, FEW_BYTES, Outcome, ParentExtent, SMALL_BYTES, VolumeJob};
 use crate::budget::Permit;
 use crate::device::Source;
 use crate::device::changes::Changes;
 use crate::rpc::Region;
 
 /// Regions that were begun and are not handed over. Those of which much is read are far fewer ([`With::large`]).
-const IN_FLIGHT: usize = 64;
+const IN_FLIGHT: usize = 128;
 
 /// Backs up an image: all of it, or what a list of changes names.
 ///
@@ -47,7 +48,8 @@ pub async fn back_up(
     let learn = parent.has_pages();
     let large = Arc::new(Semaphore::new(job.engine.cpu.count() * 2 + 2));
     let hunch = Arc::default();
-    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, hunch, large };
+    let (readers, _reading) = Readers::start(&job.engine, &source);
+    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, readers, learn, hunch, large };
     let mut walk = Walk { with, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
@@ -76,6 +78,8 @@ struct With {
     source: Arc<dyn Source>,
     elsewhere: Elsewhere,
     lookups: Lookups,
+    /// Regions of which little is read.
+    readers: Readers,
     /// The parent was asked for digests of pages.
     learn: bool,
     /// Whether regions are mostly unchanged.
@@ -222,7 +226,7 @@ fn named(list: &Changes, region: Range<u64>, parent: &[ParentExtent], whole_chun
 
 /// A region that nobody need read.
 fn unread(region: Region) -> Task {
-    Task(tokio::spawn(async move { Ok(Done { region, wanted: Vec::new() }) }))
+    Task(tokio::spawn(async move { Ok(Done { region, read: 0, wanted: Vec::new() }) }))
 }
 
 /// A spawned region; stopped when dropped, so that a failure ends its siblings.
@@ -278,14 +282,21 @@ enum Reads {
     Named(Vec<Range<usize>>),
 }
 
+impl Reads {
+    /// How much that is, if it is known.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::All(_) => u64::MAX,
+            Self::Named(named) => named.iter().map(|r| r.len() as u64).sum(),
+        }
+    }
+}
+
 impl With {
     /// Begins a region. The permit is taken here, in order, so that the first regions get it.
     async fn region(self, part: Part) -> Task {
         let engine = &self.job.engine;
-        let small = match &part.reads {
-            Reads::Named(named) => named.iter().map(|r| r.len() as u64).sum::<u64>() <= SMALL_BYTES,
-            Reads::All(_) => false,
-        };
+        let small = part.reads.bytes() <= SMALL_BYTES;
         let turn = if small { None } else { self.large.clone().acquire_owned().await.ok() };
         let permit = engine.budget.transfer(if small { SMALL_BYTES } else { engine.region_bytes }).await;
         Task(tokio::spawn(async move {
@@ -296,7 +307,7 @@ impl With {
     }
 
     async fn deal_with(self, part: Part, small: bool, permit: Permit) -> Result<Done, BackupError> {
-        let Self { job, source, elsewhere, lookups, learn, hunch, .. } = self;
+        let Self { job, source, elsewhere, lookups, readers, learn, hunch, .. } = self;
         let Part { offset, end, mut predicted, reads } = part;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let length = source.len();
@@ -325,26 +336,33 @@ impl With {
                 counted(read);
                 hunch.note(true);
                 let region = Region { offset, len: end - offset, unchanged: true, extents: Vec::new() };
-                return Ok(Done { region, wanted: Vec::new() });
+                return Ok(Done { region, read, wanted: Vec::new() });
             }
             predicted = told;
         }
-        let buffer = if small { job.engine.small.take(usize::MAX) } else { job.engine.regions.take(len) };
-        let read = move || match reads {
-            Reads::All(data) => read_region(&*source, buffer, offset, data),
-            Reads::Named(named) => read_named(&*source, buffer, offset, len, named),
-        };
-        let (held, read, cut) = if small {
+        let bytes = reads.bytes();
+        let (held, read, cut) = match reads {
             // A few pages are compared where they were read: to wake another thread would cost as much.
-            let work = move || read().map(|(held, read)| (cut_region(&held, &predicted, &how), held, read));
-            let (cut, held, read) = job.engine.io.run(work).await.map_err(failed)?;
-            (Arc::new(held), read, cut)
-        } else {
-            let (held, read) = job.engine.io.run(read).await.map_err(failed)?;
-            let held = Arc::new(held);
-            let bytes: Arc<Held> = held.clone();
-            let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
-            (held, read, cut)
+            Reads::Named(named) if small => {
+                let few = bytes <= FEW_BYTES;
+                let buffer = if few { &job.engine.few } else { &job.engine.small }.take(usize::MAX);
+                let stopped = || BackupError::Stopped { why: "reading pages ended".into(), passing: false };
+                let few = Few { offset, len, named, buffer, predicted, how };
+                let seen = readers.read(few).await.ok_or_else(stopped)?.map_err(failed)?;
+                (Arc::new(seen.held), seen.read, seen.cut)
+            }
+            reads => {
+                let buffer = job.engine.regions.take(len);
+                let read = move || match reads {
+                    Reads::All(data) => read_region(&*source, buffer, offset, data),
+                    Reads::Named(named) => read_named(&*source, buffer, offset, len, named),
+                };
+                let (held, read) = job.engine.io.run(read).await.map_err(failed)?;
+                let held = Arc::new(held);
+                let bytes: Arc<Held> = held.clone();
+                let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
+                (held, read, cut)
+            }
         };
         counted(read);
         if !by_list {
@@ -354,6 +372,6 @@ impl With {
         let stored = job.run.store(&job, &lookups, held, cut.fresh).await?;
         drop(permit);
         elsewhere.add(stored.elsewhere.into_iter().map(|chunk| Pending { region: offset, chunk }).collect()).await;
-        Ok(Done { region, wanted: stored.wanted })
+        Ok(Done { region, read, wanted: stored.wanted })
     }
 }

@@ -12,7 +12,7 @@ use crate::rpc::Answer;
 /// Ids in one question.
 const ASKED: usize = 4096;
 /// Regions that may wait to be asked for.
-const WAITING: usize = 64;
+const WAITING: usize = 128;
 
 struct Question {
     ids: Vec<ChunkId>,

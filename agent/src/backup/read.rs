@@ -25,17 +25,23 @@ pub(super) fn read_named(
     len: usize,
     named: Vec<Range<usize>>,
 ) -> Result<(Held, u64), Failed> {
+    let pieces = named_pieces(&mut buffer, offset, &named);
+    let read = pieces.iter().map(|(_, p)| p.len() as u64).sum();
+    source.read_pieces(pieces)?;
+    Ok((Held::parts(buffer, named, len), read))
+}
+
+/// Where these parts of a region at `offset` go: one behind the other.
+pub(super) fn named_pieces<'a>(buffer: &'a mut [u8], offset: u64, named: &[Range<usize>]) -> Vec<Piece<'a>> {
     let mut pieces: Vec<Piece<'_>> = Vec::with_capacity(named.len());
-    let mut rest: &mut [u8] = &mut buffer;
-    for range in &named {
+    let mut rest = buffer;
+    for range in named {
         let (part, tail) = std::mem::take(&mut rest).split_at_mut(range.len());
         let start = offset + range.start as u64;
         pieces.extend(part.chunks_mut(READ_BYTES).enumerate().map(|(i, p)| (start + (i * READ_BYTES) as u64, p)));
         rest = tail;
     }
-    let read = pieces.iter().map(|(_, p)| p.len() as u64).sum();
-    source.read_pieces(pieces)?;
-    Ok((Held::parts(buffer, named, len), read))
+    pieces
 }
 
 /// Fills a region's buffer: ranges with data are read in parallel parts, the rest is zeroed. Returns how much was read.

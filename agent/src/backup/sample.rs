@@ -7,8 +7,10 @@
 //! them lie in a share *x* of the regions, it can't be noticed better than with 1-(1-x)^32, 97 % for a tenth of the volume. Single
 //! pages are hardly ever met: that is what the full read every so many points is for.
 
+use std::pin::pin;
 use std::sync::Arc;
 
+use futures::{TryStreamExt, stream};
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::chunk::{PAGE, is_zero};
 use milkrun_repository::clock::entropy;
@@ -22,6 +24,8 @@ use crate::rpc::ParentRange;
 const LEAVES: u32 = 32;
 /// Of a hole that may be terabytes.
 const HOLE_BYTES: u64 = 16 << 20;
+/// Of which so many are compared side by side.
+const AT_ONCE: usize = 4;
 /// Pages of each.
 const PAGES: usize = 128;
 
@@ -51,48 +55,76 @@ struct Page {
 /// # Errors
 /// [`BackupError`] when the coordinator or the device can't be asked.
 pub async fn check(job: &VolumeJob, source: &Arc<dyn Source>, changes: &Changes) -> Result<Verdict, BackupError> {
-    let mut ranges = job.coordinator.sample(LEAVES).await?;
-    let (mut compared, mut with, mut without) = (0, 0, 0);
-    while let Some(range) = ranges.next().await? {
-        let pages = pages_of(&range, source.len());
-        with += pages.iter().filter(|p| p.digest.is_some()).count();
-        without += without_digests(&range);
-        let mut left: Vec<Page> = pages.into_iter().filter(|p| !changes.names(p.at)).collect();
-        let mut drawn = Vec::new();
-        while drawn.len() < PAGES && !left.is_empty() {
-            let n = usize::try_from(u64::from_le_bytes(entropy()) % left.len() as u64).unwrap_or(0);
-            drawn.push(left.swap_remove(n));
-        }
-        drawn.sort_unstable_by_key(|p| p.at);
-        compared += drawn.len() as u64 * PAGE as u64;
-        let (length, from, domain) = (source.len(), source.clone(), job.domain.clone());
-        let permit = job.engine.budget.transfer(SMALL_BYTES).await;
-        let buffers = job.engine.small.clone();
-        let wrong = job.engine.io.run(move || {
-            let mut buffer = buffers.take(drawn.len() * PAGE);
-            // Whole pages, as far as there are: reads past the system's cache need it.
-            let there = |page: &Page| usize::try_from(length - page.at).unwrap_or(PAGE).min(PAGE);
-            let pieces = drawn.iter().zip(buffer.chunks_mut(PAGE));
-            from.read_pieces(pieces.map(|(page, bytes)| (page.at, &mut bytes[..there(page)])).collect())?;
-            let differs = drawn.iter().zip(buffer.chunks(PAGE)).find(|(page, bytes)| {
-                let bytes = &bytes[..page.len];
-                match page.digest {
-                    None => !is_zero(bytes),
-                    Some((offset, digest)) => domain.page_digests(bytes, offset) != [digest],
-                }
-            });
-            Ok(differs.map(|(page, _)| page.at))
-        });
-        let wrong = wrong.await;
-        drop(permit);
-        let wrong = wrong.map_err(|(offset, e)| BackupError::Read { offset, length, source: e })?;
-        if let Some(at) = wrong {
+    let ranges = job.coordinator.sample(LEAVES).await?;
+    let ranges = stream::try_unfold(ranges, |mut ranges| async move {
+        let next = ranges.next().await?;
+        Ok::<_, BackupError>(next.map(|range| (range, ranges)))
+    });
+    let mut compared = pin!(ranges.map_ok(|range| compare(job, source, changes, range)).try_buffer_unordered(AT_ONCE));
+    let (mut bytes, mut with, mut without) = (0, 0, 0);
+    while let Some(one) = compared.try_next().await? {
+        if let Some(at) = one.wrong {
             return Ok(Verdict::Wrong(at));
         }
+        bytes += one.bytes;
+        with += one.with;
+        without += one.without;
     }
-    Counters::add(&job.counters.read, compared);
+    Counters::add(&job.counters.read, bytes);
     // Holes alone say nothing of the data, and neither do a few digests of much data.
-    Ok(if with > without { Verdict::Holds(compared) } else { Verdict::Unknown })
+    Ok(if with > without { Verdict::Holds(bytes) } else { Verdict::Unknown })
+}
+
+/// What a region says of a list.
+struct Compared {
+    /// A page that changed and is not named.
+    wrong: Option<u64>,
+    /// Bytes that were compared.
+    bytes: u64,
+    /// Pages with digests, and without.
+    with: usize,
+    without: usize,
+}
+
+/// Compares some pages of one region.
+async fn compare(
+    job: &VolumeJob,
+    source: &Arc<dyn Source>,
+    changes: &Changes,
+    range: ParentRange,
+) -> Result<Compared, BackupError> {
+    let pages = pages_of(&range, source.len());
+    let with = pages.iter().filter(|p| p.digest.is_some()).count();
+    let without = without_digests(&range);
+    let mut left: Vec<Page> = pages.into_iter().filter(|p| !changes.names(p.at)).collect();
+    let mut drawn = Vec::new();
+    while drawn.len() < PAGES && !left.is_empty() {
+        let n = usize::try_from(u64::from_le_bytes(entropy()) % left.len() as u64).unwrap_or(0);
+        drawn.push(left.swap_remove(n));
+    }
+    drawn.sort_unstable_by_key(|p| p.at);
+    let bytes = drawn.len() as u64 * PAGE as u64;
+    let (length, from, domain) = (source.len(), source.clone(), job.domain.clone());
+    let permit = job.engine.budget.transfer(SMALL_BYTES).await;
+    let buffers = job.engine.small.clone();
+    let wrong = job.engine.io.run(move || {
+        let _permit = permit;
+        let mut buffer = buffers.take(drawn.len() * PAGE);
+        // Whole pages, as far as there are: reads past the system's cache need it.
+        let there = |page: &Page| usize::try_from(length - page.at).unwrap_or(PAGE).min(PAGE);
+        let pieces = drawn.iter().zip(buffer.chunks_mut(PAGE));
+        from.read_pieces(pieces.map(|(page, bytes)| (page.at, &mut bytes[..there(page)])).collect())?;
+        let differs = drawn.iter().zip(buffer.chunks(PAGE)).find(|(page, bytes)| {
+            let bytes = &bytes[..page.len];
+            match page.digest {
+                None => !is_zero(bytes),
+                Some((offset, digest)) => domain.page_digests(bytes, offset) != [digest],
+            }
+        });
+        Ok(differs.map(|(page, _)| page.at))
+    });
+    let wrong = wrong.await.map_err(|(offset, e)| BackupError::Read { offset, length, source: e })?;
+    Ok(Compared { wrong, bytes, with, without })
 }
 
 /// The pages of a range that can be compared: on the volume's pages, and not cut by its present end.

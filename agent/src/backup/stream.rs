@@ -67,7 +67,7 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
             let region = Region { offset, len: used as u64, unchanged: false, extents };
             let wanted = job.run.store(&job, &lookups, buffer, fresh).await?.wanted;
             offset += used as u64;
-            checkpoints.push(&job, Done { region, wanted }).await?;
+            checkpoints.push(&job, Done { region, read: used as u64, wanted }).await?;
         }
         drop(permit);
         if last {
