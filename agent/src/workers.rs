@@ -57,6 +57,11 @@ impl Workers {
         result.await.expect("the job ended")
     }
 
+    /// Does something on one of the threads, and waits for it: what it does side by side goes to all of them.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
     /// Does work of this kind on the thread that has its bytes in its cache, and counts it.
     pub fn lend<T>(&self, work: impl FnOnce() -> T) -> T {
         let began = Instant::now();

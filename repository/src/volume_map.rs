@@ -30,7 +30,7 @@ mod pages;
 mod walk;
 
 pub use build::MapBuilder;
-pub use leaf::{Extent, Leaf, LeafBuilder, PagesAt};
+pub use leaf::{Extent, Leaf, LeafBuilder, PagesAt, Renumbered};
 pub use pages::{PageList, digests_of};
 pub use walk::{MapCursor, MapSource, Step};
 

@@ -2,16 +2,17 @@
 //! in hand and fewer threads are woken. What is asked for while others are read goes with the next ones.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::cut::{CutRegion, Cutting, cut_region};
 use super::held::Held;
 use super::read::{Failed, named_pieces, read_named};
 use super::{Engine, ParentExtent};
 use crate::buffer::Buffer;
-use crate::device::Source;
+use crate::device::{Source, has_ring};
+use crate::workers::Workers;
 
 /// How many read at once: while one compares what it read, the device works for the others.
 const READERS: usize = 4;
@@ -49,22 +50,17 @@ pub(super) struct Readers {
     sender: mpsc::Sender<(Few, Answer)>,
 }
 
-/// The tasks that read; stopped when dropped.
-pub(super) struct Reading(Vec<tokio::task::JoinHandle<()>>);
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.iter().for_each(tokio::task::JoinHandle::abort);
-    }
-}
-
 impl Readers {
-    /// Starts reading from one volume.
-    pub(super) fn start(engine: &Arc<Engine>, source: &Arc<dyn Source>) -> (Self, Reading) {
+    /// Starts reading from one volume, until all ways in are dropped. On threads of its own: those of a pool look around for a while
+    /// whenever they have done something, which costs more than few pages do.
+    pub(super) fn start(engine: &Arc<Engine>, source: &Arc<dyn Source>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         let receiver = Arc::new(Mutex::new(receiver));
-        let read = || tokio::spawn(read_all(engine.clone(), source.clone(), receiver.clone()));
-        (Self { sender }, Reading((0..READERS).map(|_| read()).collect()))
+        for _ in 0..READERS {
+            let (engine, source, receiver) = (engine.clone(), source.clone(), receiver.clone());
+            tokio::task::spawn_blocking(move || read_all(&engine.io, &*source, &receiver));
+        }
+        Self { sender }
     }
 
     /// Reads and cuts a region; `None` if the readers were stopped.
@@ -75,20 +71,21 @@ impl Readers {
     }
 }
 
-async fn read_all(engine: Arc<Engine>, source: Arc<dyn Source>, receiver: Arc<Mutex<mpsc::Receiver<(Few, Answer)>>>) {
+fn read_all(io: &Workers, source: &dyn Source, receiver: &Mutex<mpsc::Receiver<(Few, Answer)>>) {
     loop {
         let mut batch = Vec::new();
-        if receiver.lock().await.recv_many(&mut batch, TOGETHER).await == 0 {
+        let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv_many(&mut batch, TOGETHER);
+        if next == 0 {
             return;
         }
-        let source = source.clone();
-        engine.io.run(move || read_together(&*source, batch)).await;
+        read_together(io, source, batch);
     }
 }
 
-fn read_together(source: &dyn Source, mut batch: Vec<(Few, Answer)>) {
+fn read_together(io: &Workers, source: &dyn Source, mut batch: Vec<(Few, Answer)>) {
     let pieces = batch.iter_mut().flat_map(|(few, _)| named_pieces(&mut few.buffer, few.offset, &few.named));
-    let all_read = source.read_pieces(pieces.collect()).is_ok();
+    let pieces = pieces.collect();
+    let all_read = many_at_once(io, || source.read_pieces(pieces)).is_ok();
     for (few, answer) in batch {
         let Few { offset, len, named, buffer, predicted, how } = few;
         let read = if all_read {
@@ -96,12 +93,17 @@ fn read_together(source: &dyn Source, mut batch: Vec<(Few, Answer)>) {
             Ok((Held::parts(buffer, named, len), read))
         } else {
             // Each by itself: whoever can be read does not fail for another, and who fails says where.
-            read_named(source, buffer, offset, len, named)
+            many_at_once(io, || read_named(source, buffer, offset, len, named))
         };
         let seen = read.map(|(held, read)| Seen { cut: cut_region(&held, &predicted, &how), held, read });
         // Nobody waits any more: the assignment was cancelled.
         let _ = answer.send(seen);
     }
+}
+
+/// One thread has as many reads in hand as it likes with io_uring; without it, that many threads are wanted.
+fn many_at_once<T: Send>(io: &Workers, read: impl FnOnce() -> T + Send) -> T {
+    if has_ring() { read() } else { io.install(read) }
 }
 
 #[cfg(test)]
@@ -174,7 +176,7 @@ mod tests {
                 .unzip();
             // Nobody waits for the last.
             drop(answers.pop());
-            read_together(&Numbered { bad }, batch);
+            read_together(&Workers::new("test", 1).unwrap(), &Numbered { bad }, batch);
             for (region, mut answer) in answers.into_iter().enumerate() {
                 match answer.try_recv().unwrap() {
                     Err((at, e)) => {

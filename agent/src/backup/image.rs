@@ -48,7 +48,7 @@ pub async fn back_up(
     let learn = parent.has_pages();
     let large = Arc::new(Semaphore::new(job.engine.cpu.count() * 2 + 2));
     let hunch = Arc::default();
-    let (readers, _reading) = Readers::start(&job.engine, &source);
+    let readers = list.as_ref().map(|_| Readers::start(&job.engine, &source));
     let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, readers, learn, hunch, large };
     let mut walk = Walk { with, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
@@ -78,8 +78,8 @@ struct With {
     source: Arc<dyn Source>,
     elsewhere: Elsewhere,
     lookups: Lookups,
-    /// Regions of which little is read.
-    readers: Readers,
+    /// For regions of which a list names little.
+    readers: Option<Readers>,
     /// The parent was asked for digests of pages.
     learn: bool,
     /// Whether regions are mostly unchanged.
@@ -343,7 +343,7 @@ impl With {
         let bytes = reads.bytes();
         let (held, read, cut) = match reads {
             // A few pages are compared where they were read: to wake another thread would cost as much.
-            Reads::Named(named) if small => {
+            Reads::Named(named) if small && let Some(readers) = readers => {
                 let few = bytes <= FEW_BYTES;
                 let buffer = if few { &job.engine.few } else { &job.engine.small }.take(usize::MAX);
                 let stopped = || BackupError::Stopped { why: "reading pages ended".into(), passing: false };

@@ -31,6 +31,11 @@ fn is_off() -> bool {
     *OFF.get_or_init(|| std::env::var_os("MILKRUN_IO_URING").is_some_and(|v| v == "off"))
 }
 
+/// Whether reads are made through io_uring, as far as is known.
+pub fn has_ring() -> bool {
+    !is_off() && !REFUSED.load(Ordering::Relaxed)
+}
+
 fn open() -> io::Result<IoUring> {
     let newest = IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(DEPTH);
     newest.or_else(|_| IoUring::new(DEPTH))
@@ -45,7 +50,7 @@ fn is_refusal(e: &io::Error) -> bool {
 /// Reads these pieces and returns the numbers of those that were not read whole, in order: they are to be read in the plain way, which also
 /// says what is wrong with them. All of them where there is no io_uring.
 pub(super) fn read(file: &File, pieces: &mut [Piece<'_>]) -> Vec<usize> {
-    if is_off() || REFUSED.load(Ordering::Relaxed) {
+    if !has_ring() {
         return (0..pieces.len()).collect();
     }
     RING.with_borrow_mut(|slot| {

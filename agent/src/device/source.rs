@@ -154,6 +154,9 @@ impl Source for FileSource {
 
     fn read_pieces(&self, mut pieces: Vec<Piece<'_>>) -> Result<(), (u64, io::Error)> {
         let left = ring::read(&self.file, &mut pieces);
+        if left.is_empty() {
+            return Ok(());
+        }
         let plain = pieces.into_par_iter().enumerate().filter(|(number, _)| left.binary_search(number).is_ok());
         let failed = plain.filter_map(|(_, (at, piece))| self.read_at(piece, at).err().map(|e| (at, e)));
         failed.min_by_key(|(at, _)| *at).map_or(Ok(()), Err)

@@ -53,7 +53,7 @@ impl Run {
     /// # Errors
     /// [`BackupError`].
     pub(super) async fn keep_pages(&self, placed: Placed<'_>, most: usize) -> Result<Leaf, BackupError> {
-        let Placed { mut leaf, fresh } = placed;
+        let Placed { mut leaf, fresh, .. } = placed;
         let new = fresh.iter().any(Option::is_some);
         let mut lists = Lists::default();
         let gather = leaf.so_far().page_lists().len() + usize::from(new) > most;

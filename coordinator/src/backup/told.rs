@@ -9,7 +9,7 @@ use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::pack::Place;
-use milkrun_repository::volume_map::{Extent, Leaf, LeafBuilder, PagesAt};
+use milkrun_repository::volume_map::{Extent, Leaf, LeafBuilder, PagesAt, Renumbered};
 
 /// Parts of a chunk that are looked at for the digests of another.
 const NEAR: usize = 8;
@@ -33,16 +33,28 @@ struct Chunk {
 pub(super) struct Placed<'r> {
     pub(super) leaf: LeafBuilder,
     pub(super) fresh: Vec<Option<&'r [PageDigest]>>,
+    /// Of each told leaf.
+    seen: Vec<Renumbered>,
 }
 
 impl<'r> Placed<'r> {
     pub(super) fn with_capacity(extents: usize) -> Self {
-        Self { leaf: LeafBuilder::with_capacity(extents), fresh: Vec::with_capacity(extents) }
+        let fresh = Vec::with_capacity(extents);
+        Self { leaf: LeafBuilder::with_capacity(extents), fresh, seen: Vec::new() }
     }
 
     pub(super) fn push(&mut self, extent: Extent, fresh: Option<&'r [PageDigest]>) {
         self.leaf.push(extent);
         self.fresh.push(fresh);
+    }
+
+    /// A part of what the parent has, from the told leaf of this number.
+    fn keep(&mut self, (leaf, of): (usize, &Leaf), number: usize, skipped: u32, len: u32) {
+        if self.seen.len() <= leaf {
+            self.seen.resize_with(leaf + 1, Renumbered::default);
+        }
+        self.leaf.push_part(of, number, skipped, len, &mut self.seen[leaf]);
+        self.fresh.push(None);
     }
 }
 
@@ -74,8 +86,8 @@ impl Told {
         let first = self.extents.partition_point(|(at, ..)| *at <= range.start).checked_sub(1).ok_or(nothing)?;
         let mut from = range.start;
         for &(at, leaf, number) in &self.extents[first..] {
-            let extent = self.leaves[leaf].nth(number);
-            let end = at + u64::from(extent.len());
+            let of = &self.leaves[leaf];
+            let end = at + u64::from(of.nth(number).len());
             if from == range.end {
                 break;
             }
@@ -85,7 +97,7 @@ impl Told {
             let to = end.min(range.end);
             // Both lie in the extent, whose length has 32 bits.
             let narrow = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
-            placed.push(part(extent, narrow(from - at), narrow(to - from)), None);
+            placed.keep((leaf, of), number, narrow(from - at), narrow(to - from));
             from = to;
         }
         if from == range.end { Ok(()) } else { Err(nothing) }
@@ -124,18 +136,6 @@ impl Told {
             chunks.values_mut().for_each(|chunk| chunk.parts.sort_unstable_by_key(|p| (p.0, p.1)));
             chunks
         })
-    }
-}
-
-/// `len` bytes of an extent, from `skipped` on.
-fn part(extent: Extent, skipped: u32, len: u32) -> Extent {
-    match extent {
-        Extent::Hole { .. } => Extent::Hole { len },
-        Extent::Data { chunk_offset, id, place, pages, .. } => {
-            let on_pages = skipped.is_multiple_of(PAGE as u32);
-            let pages = pages.filter(|_| on_pages).map(|at| PagesAt { first: at.first + skipped / PAGE as u32, ..at });
-            Extent::Data { len, chunk_offset: chunk_offset + skipped, id, place, pages }
-        }
     }
 }
 

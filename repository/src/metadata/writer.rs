@@ -45,7 +45,7 @@ impl Preparer {
     /// # Errors
     /// When zstd can't get its memory.
     pub fn new(domain: DomainKey) -> std::io::Result<Self> {
-        Ok(Self { domain, idle: Mutex::new(vec![Compressor::new(Level::DEFAULT)?]) })
+        Ok(Self { domain, idle: Mutex::new(vec![Compressor::new(Level::MAPS)?]) })
     }
 
     /// A part of a map, or a manifest.
@@ -55,7 +55,7 @@ impl Preparer {
     pub fn map(&self, plain: Vec<u8>) -> std::io::Result<Prepared> {
         let id = self.domain.identify(&plain);
         let idle = self.idle().pop();
-        let mut compressor = idle.map_or_else(|| Compressor::new(Level::DEFAULT), Ok)?;
+        let mut compressor = idle.map_or_else(|| Compressor::new(Level::MAPS), Ok)?;
         let mut out = vec![0; plain.len()];
         let compressed = compressor.compress(&plain, &mut out);
         self.idle().push(compressor);

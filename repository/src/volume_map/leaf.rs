@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::MapRef;
+use crate::chunk::PAGE;
 use crate::id::{ChunkId, PackId};
 use crate::pack::Place;
 
@@ -191,6 +192,30 @@ impl Numbers {
     }
 }
 
+/// Which numbers the entries of another leaf's tables have in one that is being put together.
+#[derive(Default)]
+pub struct Renumbered {
+    chunks: Renumbering,
+    lists: Renumbering,
+}
+
+/// By the other's number; [`NONE`]: not yet known.
+#[derive(Default)]
+struct Renumbering(Vec<u32>);
+
+impl Renumbering {
+    fn renumbered(&mut self, number: u32, table: usize, here: impl FnOnce() -> u32) -> u32 {
+        if self.0.is_empty() {
+            self.0.resize(table, NONE);
+        }
+        let known = &mut self.0[number as usize];
+        if *known == NONE {
+            *known = here();
+        }
+        *known
+    }
+}
+
 impl LeafBuilder {
     /// With room for so many extents.
     pub fn with_capacity(extents: usize) -> Self {
@@ -215,6 +240,31 @@ impl LeafBuilder {
             }
         };
         leaf.len += u64::from(part.len);
+        leaf.parts.push(part);
+    }
+
+    /// Adds `len` bytes of another leaf's extent, from `skipped` on. Digests are of what is left only from a page's start on.
+    ///
+    /// # Panics
+    /// If it has no such extent.
+    pub fn push_part(&mut self, of: &Leaf, number: usize, skipped: u32, len: u32, seen: &mut Renumbered) {
+        let mut part = of.parts[number];
+        let leaf = &mut self.leaf;
+        if let Some(chunk) = of.chunks.get(part.chunk as usize) {
+            let here = || self.chunks.number(&mut leaf.chunks, chunk);
+            part.chunk = seen.chunks.renumbered(part.chunk, of.chunks.len(), here);
+            part.chunk_offset += skipped;
+        }
+        match of.lists.get(part.list as usize).filter(|_| skipped.is_multiple_of(PAGE as u32)) {
+            Some(list) => {
+                let here = || self.lists.number(&mut leaf.lists, list);
+                part.list = seen.lists.renumbered(part.list, of.lists.len(), here);
+                part.first += skipped / PAGE as u32;
+            }
+            None => (part.list, part.first) = (NONE, 0),
+        }
+        part.len = len;
+        leaf.len += u64::from(len);
         leaf.parts.push(part);
     }
 
