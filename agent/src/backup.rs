@@ -12,7 +12,7 @@ pub mod checkpoint;
 pub mod claims;
 pub mod cut;
 pub mod elsewhere;
-mod few;
+pub mod few;
 pub mod held;
 pub mod image;
 pub mod lanes;
@@ -43,6 +43,8 @@ use crate::workers::Workers;
 
 /// Of a region of which less is read only that is kept. No chunk is longer, unless a repository is configured so.
 pub const SMALL_BYTES: u64 = 1 << 20;
+/// Regions of a volume that were begun and are not handed over. Those of which much is read are far fewer (see [`image`]).
+pub const IN_FLIGHT: usize = 128;
 /// Mostly far less is read of such a region. A buffer that is made anew is cleared first.
 pub const FEW_BYTES: u64 = 128 << 10;
 
@@ -51,7 +53,9 @@ pub struct Engine {
     /// CPU work.
     pub cpu: Workers,
     /// Device I/O.
-    pub io: Workers,
+    pub io: Arc<Workers>,
+    /// Reads of few pages here and there.
+    pub readers: few::Readers,
     /// Bytes in flight.
     pub budget: Budget,
     /// Buffers of one region each.

@@ -13,7 +13,8 @@ mod target;
 mod turns;
 
 pub use partial::Attempt;
-pub use ring::{Piece, has_ring};
+pub use ring::Piece;
+pub(crate) use ring::has_ring;
 pub use source::{SourceError, SourceOptions, open_source, open_stream};
 pub use target::{StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
 

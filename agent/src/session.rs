@@ -21,7 +21,7 @@ use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
 use wire::to_agent::Message as Down;
 
-use crate::backup::{BackupError, Engine, FEW_BYTES, SMALL_BYTES, VolumeJob, lanes::RunPacks};
+use crate::backup::{BackupError, Engine, FEW_BYTES, IN_FLIGHT, SMALL_BYTES, VolumeJob, few::Readers, lanes::RunPacks};
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::{Source, SourceError, SourceOptions, open_source};
@@ -74,8 +74,6 @@ impl AgentOptions {
 
 /// Small buffers that are kept, of which only what was ever filled takes memory: 32 MiB at the most.
 const SMALL_IDLE: usize = 32;
-/// One for each region of which little is read that may be under way: 8 MiB.
-const FEW_IDLE: usize = 64;
 
 /// An agent.
 #[derive(Clone)]
@@ -101,12 +99,14 @@ impl Agent {
     pub fn new(options: AgentOptions) -> Result<Self, StartError> {
         let region_bytes = milkrun_repository::config::REGION_BYTES;
         let budget = Budget::new(options.memory);
+        let io = Arc::new(Workers::new("io", IO_THREADS)?);
         let engine = Engine {
             cpu: Workers::new("cpu", options.threads)?,
-            io: Workers::new("io", IO_THREADS)?,
+            readers: Readers::start(&io)?,
+            io,
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
             small: BufferPool::new(usize::try_from(SMALL_BYTES).unwrap_or(usize::MAX)).keeping(SMALL_IDLE),
-            few: BufferPool::new(usize::try_from(FEW_BYTES).unwrap_or(usize::MAX)).keeping(FEW_IDLE),
+            few: BufferPool::new(usize::try_from(FEW_BYTES).unwrap_or(usize::MAX)).keeping(IN_FLIGHT),
             ranges: RangeBuffers::new(budget.pack_bytes()),
             budget,
             region_bytes,

@@ -21,7 +21,23 @@ pub struct StartError {
     name: &'static str,
     count: usize,
     #[source]
-    source: rayon::ThreadPoolBuildError,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Starts threads that do this until they are done with it.
+///
+/// # Errors
+/// [`StartError`] when the system refuses.
+pub fn start_threads(
+    name: &'static str,
+    count: usize,
+    work: impl Fn() + Send + Clone + 'static,
+) -> Result<(), StartError> {
+    for i in 0..count {
+        let started = std::thread::Builder::new().name(format!("milkrun-{name}-{i}")).spawn(work.clone());
+        started.map_err(|e| StartError { name, count, source: e.into() })?;
+    }
+    Ok(())
 }
 
 impl Workers {
@@ -35,7 +51,7 @@ impl Workers {
             .num_threads(count)
             .thread_name(move |i| format!("milkrun-{name}-{i}"))
             .build()
-            .map_err(|source| StartError { name, count, source })?;
+            .map_err(|e| StartError { name, count, source: e.into() })?;
         Ok(Self { pool, worked: Arc::default() })
     }
 

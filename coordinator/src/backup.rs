@@ -47,7 +47,6 @@ use tokio::time::Instant;
 use crate::journal::Journal;
 use crate::runs::{Assigned, RefusedCall};
 use claims::{Claimed, Claims};
-use error::joined;
 use quota::Quota;
 use volume::VolumeBuild;
 
@@ -122,6 +121,18 @@ pub enum Answer {
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What work beside this came to.
+///
+/// # Errors
+/// [`BackupError::Cancelled`] when the process ends before it does.
+async fn joined<T>(work: tokio::task::JoinHandle<T>) -> Result<T, BackupError> {
+    match work.await {
+        Ok(done) => Ok(done),
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(_) => Err(BackupError::Cancelled),
+    }
 }
 
 impl Run {

@@ -67,6 +67,10 @@ fn code<T>(answer: Result<T, tonic::Status>) -> Code {
     answer.err().map_or(Code::Ok, |e| e.code())
 }
 
+fn is_nonsense<T>(answer: Result<T, tonic::Status>) -> bool {
+    answer.is_err_and(|e| e.message().contains("makes no sense"))
+}
+
 #[test]
 fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
     let c = Cluster::in_directory();
@@ -270,6 +274,72 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
     c.wait_for_agents(&["node-a"]);
     let mended = c.run(&["backup", "shop", "--parent", "none", "--json"]).ok().json();
     c.repository().run(["verify", "--data", mended["point"].as_str().unwrap()]).ok();
+}
+
+/// What it says it keeps is taken from what it was told of, and from nothing else. A call that fails half-way leaves what it did before.
+#[test]
+fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let coordinator = c.coordinator();
+    let honest = c.agent("node-a");
+    let _b = c.agent("node-b");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    drop(honest);
+    coordinator.wait_for_log("an agent is gone node=\"node-a\"");
+    let mut order = c.command("root", &[], &["backup", "shop"]);
+    let order = order.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let backup = agent.assignment().await;
+        assert!(backup.may_keep, "the coordinator knows what is kept");
+        let own = backup.assignment;
+        let mut upload = UploadClient::new(agent.channel.clone());
+        let request = wire::ParentRequest { assignment: own.clone(), pages: true, outline: false };
+        let mut parent = upload.parent(request).await.unwrap().into_inner();
+        let mut told = Vec::new();
+        while let Some(range) = parent.message().await.unwrap() {
+            told.push(range);
+        }
+        let [first, second] = &told[..] else { panic!("{} ranges", told.len()) };
+        let kept = |length| wire::Extent { length, kept: true, ..Default::default() };
+        let unknown =
+            |length| wire::Extent { chunk: vec![9; 32].into(), chunk_length: length, length, ..Default::default() };
+        let region = |of: &wire::ParentRange, extents| wire::Region {
+            offset: of.offset,
+            length: of.length,
+            unchanged: false,
+            extents,
+        };
+        let calls = |regions| wire::CheckpointRequest { assignment: own.clone(), regions };
+        let whole = u32::try_from(first.length).unwrap();
+        // Nothing of these is taken. What was told of a region serves one call.
+        for extents in [vec![kept(whole - 4096), unknown(4096)], vec![kept(0), kept(whole)], vec![kept(u32::MAX)]] {
+            let refused = upload.checkpoint(calls(vec![region(first, extents)])).await;
+            assert!(is_nonsense(refused));
+        }
+        assert!(is_nonsense(upload.checkpoint(calls(vec![region(first, vec![kept(whole)])])).await));
+        // The first of these is, and then the call fails.
+        let rest = u32::try_from(second.length).unwrap();
+        let half = vec![region(first, first.extents.clone()), region(second, vec![kept(rest - 4096), unknown(4096)])];
+        assert!(is_nonsense(upload.checkpoint(calls(half)).await));
+        let again = upload.checkpoint(calls(vec![region(first, first.extents.clone())])).await;
+        assert!(is_nonsense(again), "what was taken is not taken again");
+        upload.checkpoint(calls(vec![region(second, second.extents.clone())])).await.unwrap();
+        let length = second.offset + second.length;
+        let finish = wire::FinishRequest { assignment: own.clone(), length, ..Default::default() };
+        upload.finish(finish).await.unwrap();
+        // It stays until the end.
+        let ended = tokio::task::spawn_blocking(move || milkrun_tests::binary::ran(order.wait_with_output()));
+        ended.await.unwrap().ok();
+    });
+    c.repository().run(["verify", "--data"]).ok();
+    let back = c.folder().join("data.back");
+    c.repository().run(["restore", "shop", "--volume", &format!("data={}", back.display())]).ok();
+    assert!(fs::read(back).unwrap() == fs::read(c.folder().join("data.img")).unwrap());
 }
 
 /// What a leader granted, the next one counts on from.

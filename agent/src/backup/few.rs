@@ -2,6 +2,7 @@
 //! in hand and fewer threads are woken. What is asked for while others are read goes with the next ones.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
@@ -9,26 +10,28 @@ use tokio::sync::{mpsc, oneshot};
 use super::cut::{CutRegion, Cutting, cut_region};
 use super::held::Held;
 use super::read::{Failed, named_pieces, read_named};
-use super::{Engine, ParentExtent};
+use super::{IN_FLIGHT, ParentExtent};
+use crate::budget::Permit;
 use crate::buffer::Buffer;
 use crate::device::{Source, has_ring};
-use crate::workers::Workers;
+use crate::workers::{StartError, Workers, start_threads};
 
 /// How many read at once: while one compares what it read, the device works for the others.
 const READERS: usize = 4;
 /// Regions that are read together at most.
 const TOGETHER: usize = 16;
-/// Regions that may wait for a reader.
-const WAITING: usize = 128;
 
 /// A region of which little is read.
 pub(super) struct Few {
+    /// Of what.
+    pub(super) source: Arc<dyn Source>,
     /// Where it begins, and how long it is.
     pub(super) offset: u64,
     pub(super) len: usize,
     /// What of it is read, in order and apart, and where to.
     pub(super) named: Vec<Range<usize>>,
     pub(super) buffer: Buffer,
+    pub(super) permit: Permit,
     /// What the parent has there, and how it is compared.
     pub(super) predicted: Vec<ParentExtent>,
     pub(super) how: Cutting,
@@ -38,32 +41,32 @@ pub(super) struct Few {
 pub(super) struct Seen {
     pub(super) cut: CutRegion,
     pub(super) held: Held,
+    pub(super) permit: Permit,
     /// Bytes that were read.
     pub(super) read: u64,
 }
 
 type Answer = oneshot::Sender<Result<Seen, Failed>>;
 
-/// The way in.
-#[derive(Clone)]
-pub(super) struct Readers {
+/// The way in, for all volumes of an agent.
+pub struct Readers {
     sender: mpsc::Sender<(Few, Answer)>,
 }
 
 impl Readers {
-    /// Starts reading from one volume, until all ways in are dropped. On threads of its own: those of a pool look around for a while
-    /// whenever they have done something, which costs more than few pages do.
-    pub(super) fn start(engine: &Arc<Engine>, source: &Arc<dyn Source>) -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        let receiver = Arc::new(Mutex::new(receiver));
-        for _ in 0..READERS {
-            let (engine, source, receiver) = (engine.clone(), source.clone(), receiver.clone());
-            tokio::task::spawn_blocking(move || read_all(&engine.io, &*source, &receiver));
-        }
-        Self { sender }
+    /// Starts the threads, which end when this is dropped. Those of a pool look around for a while whenever they have done something, which
+    /// costs more than few pages do. Where there is no io_uring, `io` reads.
+    ///
+    /// # Errors
+    /// [`StartError`] when the system refuses.
+    pub fn start(io: &Arc<Workers>) -> Result<Self, StartError> {
+        let (sender, receiver) = mpsc::channel(IN_FLIGHT);
+        let (io, receiver) = (io.clone(), Arc::new(Mutex::new(receiver)));
+        start_threads("few", READERS, move || read_all(&io, &receiver))?;
+        Ok(Self { sender })
     }
 
-    /// Reads and cuts a region; `None` if the readers were stopped.
+    /// Reads and cuts a region; `None` if that broke off.
     pub(super) async fn read(&self, few: Few) -> Option<Result<Seen, Failed>> {
         let (answer, answered) = oneshot::channel();
         self.sender.send((few, answer)).await.ok()?;
@@ -71,23 +74,32 @@ impl Readers {
     }
 }
 
-fn read_all(io: &Workers, source: &dyn Source, receiver: &Mutex<mpsc::Receiver<(Few, Answer)>>) {
+fn read_all(io: &Workers, receiver: &Mutex<mpsc::Receiver<(Few, Answer)>>) {
     loop {
         let mut batch = Vec::new();
         let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv_many(&mut batch, TOGETHER);
         if next == 0 {
             return;
         }
-        read_together(io, source, batch);
+        while !batch.is_empty() {
+            let first = batch[0].0.source.clone();
+            let (of_one, others) = batch.into_iter().partition(|(few, _)| Arc::ptr_eq(&few.source, &first));
+            batch = others;
+            // Whoever panics has said why, and its volumes hear that they got no answer; other volumes need this thread.
+            let _ = catch_unwind(AssertUnwindSafe(|| read_together(io, &*first, of_one)));
+        }
     }
 }
 
+/// Reads regions of one volume.
 fn read_together(io: &Workers, source: &dyn Source, mut batch: Vec<(Few, Answer)>) {
+    // Of a volume that was stopped nobody waits any more.
+    batch.retain(|(_, answer)| !answer.is_closed());
     let pieces = batch.iter_mut().flat_map(|(few, _)| named_pieces(&mut few.buffer, few.offset, &few.named));
     let pieces = pieces.collect();
     let all_read = many_at_once(io, || source.read_pieces(pieces)).is_ok();
     for (few, answer) in batch {
-        let Few { offset, len, named, buffer, predicted, how } = few;
+        let Few { offset, len, named, buffer, permit, predicted, how, .. } = few;
         let read = if all_read {
             let read = named.iter().map(|r| r.len() as u64).sum();
             Ok((Held::parts(buffer, named, len), read))
@@ -95,8 +107,7 @@ fn read_together(io: &Workers, source: &dyn Source, mut batch: Vec<(Few, Answer)
             // Each by itself: whoever can be read does not fail for another, and who fails says where.
             many_at_once(io, || read_named(source, buffer, offset, len, named))
         };
-        let seen = read.map(|(held, read)| Seen { cut: cut_region(&held, &predicted, &how), held, read });
-        // Nobody waits any more: the assignment was cancelled.
+        let seen = read.map(|(held, read)| Seen { cut: cut_region(&held, &predicted, &how), held, permit, read });
         let _ = answer.send(seen);
     }
 }
@@ -108,42 +119,20 @@ fn many_at_once<T: Send>(io: &Workers, read: impl FnOnce() -> T + Send) -> T {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use milkrun_repository::chunk::PAGE;
     use milkrun_repository::chunk::page_cutter::PageCutter;
     use milkrun_repository::keys::DomainKey;
 
     use super::super::{Extent, Run};
     use super::*;
+    use crate::budget::Budget;
     use crate::buffer::BufferPool;
-    use crate::device::SourceError;
-
-    /// Each page is full of its number; one of them can't be read.
-    struct Numbered {
-        bad: Option<u64>,
-    }
-
-    impl Source for Numbered {
-        fn len(&self) -> u64 {
-            1 << 40
-        }
-        fn sector_bytes(&self) -> u32 {
-            0
-        }
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-            buf.fill((offset / PAGE as u64) as u8);
-            if Some(offset) == self.bad { Err(io::Error::other("bad sector")) } else { Ok(()) }
-        }
-        fn finish(&self) -> Result<Vec<String>, SourceError> {
-            Ok(Vec::new())
-        }
-    }
+    use crate::device::scripted::{Mishap, Scripted};
 
     const PAGES: usize = 64;
     const NAMED: [usize; 3] = [3, 9, 20];
 
-    fn few(region: u64) -> Few {
+    async fn few(source: &Arc<dyn Source>, region: u64) -> Few {
         let how = Cutting {
             cutter: PageCutter::DEFAULT,
             domain: DomainKey::from_bytes([7; 32]),
@@ -155,43 +144,77 @@ mod tests {
         let len = PAGES * PAGE;
         let kept = Extent { run: Run::Kept { len: len as u32 }, pages: Vec::new() };
         Few {
+            source: source.clone(),
             offset: region * len as u64,
             len,
             named: NAMED.map(|n| n * PAGE..(n + 1) * PAGE).to_vec(),
             buffer: BufferPool::new(8 * PAGE).take(8 * PAGE),
+            permit: Budget::new(0).transfer(1 << 20).await,
             predicted: vec![ParentExtent { extent: kept, retire: false }],
             how,
         }
     }
 
-    #[test]
-    fn regions_are_read_together_and_fail_apart() {
+    fn source(bad: Option<u64>) -> Arc<dyn Source> {
+        // Each page is full of its number.
+        let content = Arc::new((0..3 * PAGES * PAGE).map(|at| (at / PAGE) as u8).collect());
+        Arc::new(Scripted { content, mishap: bad.map(|at| (at, Mishap::Error)), size_at_end: None })
+    }
+
+    fn check(region: usize, seen: &Seen) {
+        assert_eq!((seen.read as usize, seen.cut.extents.len()), (NAMED.len() * PAGE, 7));
+        let [fresh] = &seen.cut.fresh[..] else { panic!("{:?}", seen.cut.fresh) };
+        let plain = fresh.plaintext(&seen.held, &mut Vec::new()).to_vec();
+        let wanted = NAMED.map(|n| vec![(region * PAGES + n) as u8; PAGE]).concat();
+        assert!(plain == wanted, "region {region} has other bytes");
+    }
+
+    #[tokio::test]
+    async fn regions_are_read_together_and_fail_apart() {
         let second = ((PAGES + 9) * PAGE) as u64;
         for bad in [None, Some(second)] {
-            let (batch, mut answers): (Vec<_>, Vec<_>) = (0..3)
-                .map(|region| {
-                    let (answer, answered) = oneshot::channel();
-                    ((few(region), answer), answered)
-                })
-                .unzip();
+            let source = source(bad);
+            let (mut batch, mut answers) = (Vec::new(), Vec::new());
+            for region in 0..3 {
+                let (answer, answered) = oneshot::channel();
+                batch.push((few(&source, region).await, answer));
+                answers.push(answered);
+            }
             // Nobody waits for the last.
             drop(answers.pop());
-            read_together(&Workers::new("test", 1).unwrap(), &Numbered { bad }, batch);
+            read_together(&Workers::new("test", 1).unwrap(), &*source, batch);
             for (region, mut answer) in answers.into_iter().enumerate() {
                 match answer.try_recv().unwrap() {
-                    Err((at, e)) => {
-                        assert_eq!((region, Some(at), e.to_string()), (1, bad, "bad sector".into()));
-                    }
+                    Err((at, e)) => assert_eq!((region, Some(at), e.raw_os_error()), (1, bad, Some(nix::libc::EIO))),
                     Ok(seen) => {
                         assert!(region != 1 || bad.is_none(), "what can't be read was read");
-                        assert_eq!((seen.read as usize, seen.cut.extents.len()), (NAMED.len() * PAGE, 7));
-                        let [fresh] = &seen.cut.fresh[..] else { panic!("{:?}", seen.cut.fresh) };
-                        let plain = fresh.plaintext(&seen.held, &mut Vec::new()).to_vec();
-                        let wanted = NAMED.map(|n| vec![(region * PAGES + n) as u8; PAGE]).concat();
-                        assert!(plain == wanted, "region {region} has other bytes");
+                        check(region, &seen);
                     }
                 }
             }
+        }
+    }
+
+    /// Reading it panics: more is named than its buffer holds.
+    fn nonsense(mut few: Few) -> Few {
+        few.named[2].end = few.len;
+        few
+    }
+
+    #[tokio::test]
+    async fn volumes_share_readers_and_one_that_breaks_off_does_not_stop_another() {
+        let readers = Readers::start(&Arc::new(Workers::new("test", 1).unwrap())).unwrap();
+        let sources = [source(None), source(None)];
+        for _ in 0..2 * READERS {
+            assert!(readers.read(nonsense(few(&sources[0], 1).await)).await.is_none());
+        }
+        let reads = (0..3).flat_map(|region| sources.iter().map(move |source| (region, source)));
+        let reads = reads.map(|(region, source)| {
+            let readers = &readers;
+            async move { (region, readers.read(few(source, region).await).await.unwrap().map_err(|e| e.1).unwrap()) }
+        });
+        for (region, seen) in futures::future::join_all(reads).await {
+            check(usize::try_from(region).unwrap(), &seen);
         }
     }
 }

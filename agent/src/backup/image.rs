@@ -12,21 +12,18 @@ use tokio::sync::Semaphore;
 use super::checkpoint::{Checkpoints, Done};
 use super::cut::{Cutting, cut_region};
 use super::elsewhere::{Elsewhere, Pending};
-use super::few::{Few, Readers};
+use super::few::Few;
 use super::held::Held;
 use super::lookups::Lookups;
 use super::parent::Parent;
 use super::read::{read_named, read_region};
 use super::same::{Hunch, is_same};
 use super::sample::{self, Verdict};
-use super::{BackupError, Counters, FEW_BYTES, Outcome, ParentExtent, SMALL_BYTES, VolumeJob};
+use super::{BackupError, Counters, FEW_BYTES, IN_FLIGHT, Outcome, ParentExtent, SMALL_BYTES, VolumeJob};
 use crate::budget::Permit;
 use crate::device::Source;
 use crate::device::changes::Changes;
 use crate::rpc::Region;
-
-/// Regions that were begun and are not handed over. Those of which much is read are far fewer ([`With::large`]).
-const IN_FLIGHT: usize = 128;
 
 /// Backs up an image: all of it, or what a list of changes names.
 ///
@@ -48,8 +45,7 @@ pub async fn back_up(
     let learn = parent.has_pages();
     let large = Arc::new(Semaphore::new(job.engine.cpu.count() * 2 + 2));
     let hunch = Arc::default();
-    let readers = list.as_ref().map(|_| Readers::start(&job.engine, &source));
-    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, readers, learn, hunch, large };
+    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, hunch, large };
     let mut walk = Walk { with, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
@@ -78,8 +74,6 @@ struct With {
     source: Arc<dyn Source>,
     elsewhere: Elsewhere,
     lookups: Lookups,
-    /// For regions of which a list names little.
-    readers: Option<Readers>,
     /// The parent was asked for digests of pages.
     learn: bool,
     /// Whether regions are mostly unchanged.
@@ -307,7 +301,7 @@ impl With {
     }
 
     async fn deal_with(self, part: Part, small: bool, permit: Permit) -> Result<Done, BackupError> {
-        let Self { job, source, elsewhere, lookups, readers, learn, hunch, .. } = self;
+        let Self { job, source, elsewhere, lookups, learn, hunch, .. } = self;
         let Part { offset, end, mut predicted, reads } = part;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let length = source.len();
@@ -341,15 +335,15 @@ impl With {
             predicted = told;
         }
         let bytes = reads.bytes();
-        let (held, read, cut) = match reads {
+        let (held, permit, read, cut) = match reads {
             // A few pages are compared where they were read: to wake another thread would cost as much.
-            Reads::Named(named) if small && let Some(readers) = readers => {
+            Reads::Named(named) if small => {
                 let few = bytes <= FEW_BYTES;
                 let buffer = if few { &job.engine.few } else { &job.engine.small }.take(usize::MAX);
-                let stopped = || BackupError::Stopped { why: "reading pages ended".into(), passing: false };
-                let few = Few { offset, len, named, buffer, predicted, how };
-                let seen = readers.read(few).await.ok_or_else(stopped)?.map_err(failed)?;
-                (Arc::new(seen.held), seen.read, seen.cut)
+                let stopped = || BackupError::Stopped { why: "reading pages broke off".into(), passing: false };
+                let few = Few { source, offset, len, named, buffer, permit, predicted, how };
+                let seen = job.engine.readers.read(few).await.ok_or_else(stopped)?.map_err(failed)?;
+                (Arc::new(seen.held), seen.permit, seen.read, seen.cut)
             }
             reads => {
                 let buffer = job.engine.regions.take(len);
@@ -361,7 +355,7 @@ impl With {
                 let held = Arc::new(held);
                 let bytes: Arc<Held> = held.clone();
                 let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
-                (held, read, cut)
+                (held, permit, read, cut)
             }
         };
         counted(read);

@@ -6,13 +6,11 @@ use std::sync::Arc;
 use milkrun_repository::id::ChunkId;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BackupError, VolumeJob};
+use super::{BackupError, IN_FLIGHT, VolumeJob};
 use crate::rpc::Answer;
 
 /// Ids in one question.
 const ASKED: usize = 4096;
-/// Regions that may wait to be asked for.
-const WAITING: usize = 128;
 
 struct Question {
     ids: Vec<ChunkId>,
@@ -37,7 +35,7 @@ impl Drop for Asking {
 impl Lookups {
     /// Starts asking for one volume. With `share`, a chunk that another node is storing is told apart; else it is ours too.
     pub fn start(job: &Arc<VolumeJob>, share: bool) -> (Self, Asking) {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = mpsc::channel(IN_FLIGHT);
         (Self { sender }, Asking(tokio::spawn(ask(job.clone(), receiver, share))))
     }
 

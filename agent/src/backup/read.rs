@@ -102,3 +102,64 @@ fn data_ranges(
     }
     Ok(ranges)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::buffer::BufferPool;
+    use crate::device::SourceError;
+
+    const LEN: usize = 40 * PAGE;
+
+    /// A file with holes: where it has data, to the byte.
+    struct Sparse(Vec<Range<usize>>);
+
+    impl Sparse {
+        fn byte(&self, at: usize) -> u8 {
+            let data = self.0.iter().any(|r| r.contains(&at));
+            if data { (at % 251) as u8 + 1 } else { 0 }
+        }
+    }
+
+    impl Source for Sparse {
+        fn len(&self) -> u64 {
+            LEN as u64
+        }
+        fn sector_bytes(&self) -> u32 {
+            0
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+            assert!(offset.is_multiple_of(PAGE as u64) && buf.len().is_multiple_of(PAGE), "reads are of whole pages");
+            (0..buf.len()).for_each(|n| buf[n] = self.byte(offset as usize + n));
+            Ok(())
+        }
+        fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+            let next = self.0.iter().find(|r| r.end as u64 > offset);
+            Ok(next.map(|r| (offset.max(r.start as u64), r.end as u64)))
+        }
+        fn finish(&self) -> Result<Vec<String>, SourceError> {
+            Ok(Vec::new())
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn holes_are_zeros_and_pages_with_data_are_read(parts in proptest::collection::vec((0usize..3 * PAGE, 1usize..3 * PAGE), 0..12), first in 0usize..20, pages in 1usize..20) {
+            let mut at = 0;
+            let parts = parts.into_iter().map(|(gap, len)| { let start = at + gap; at = start + len; start..at.min(LEN) });
+            let sparse = Sparse(parts.filter(|r| r.start < r.end).collect());
+            let (offset, len) = (first * PAGE, pages * PAGE);
+            let mut buffer = BufferPool::new(len).take(len);
+            // Left over from earlier use.
+            buffer.fill(0xaa);
+            let data = sparse.next_data(offset as u64).unwrap();
+            let (held, read) = read_region(&sparse, buffer, offset as u64, data).map_err(|e| e.1).unwrap();
+            let wanted: Vec<u8> = (offset..offset + len).map(|at| sparse.byte(at)).collect();
+            prop_assert!(held.at(0..len) == wanted, "other bytes");
+            let with_data = |page: usize| sparse.0.iter().any(|r| r.start < (page + 1) * PAGE && page * PAGE < r.end);
+            prop_assert_eq!(read as usize, (first..first + pages).filter(|&page| with_data(page)).count() * PAGE);
+        }
+    }
+}

@@ -15,7 +15,7 @@ const DEPTH: u32 = 64;
 /// Between two looks at what a ring that can't be waited for still has to do.
 const LOOK: Duration = Duration::from_micros(100);
 
-/// Set once rings are refused for good, or one failed.
+/// Set once a ring was refused, or one failed.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -32,19 +32,13 @@ fn is_off() -> bool {
 }
 
 /// Whether reads are made through io_uring, as far as is known.
-pub fn has_ring() -> bool {
+pub(crate) fn has_ring() -> bool {
     !is_off() && !REFUSED.load(Ordering::Relaxed)
 }
 
 fn open() -> io::Result<IoUring> {
     let newest = IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(DEPTH);
     newest.or_else(|_| IoUring::new(DEPTH))
-}
-
-/// Whether it is refused here for good, rather than that something was lacking for the moment.
-fn is_refusal(e: &io::Error) -> bool {
-    use nix::libc::{EACCES, EINVAL, ENOSYS, EPERM};
-    matches!(e.raw_os_error(), Some(EPERM | EACCES | ENOSYS | EINVAL))
 }
 
 /// Reads these pieces and returns the numbers of those that were not read whole, in order: they are to be read in the plain way, which also
@@ -57,7 +51,7 @@ pub(super) fn read(file: &File, pieces: &mut [Piece<'_>]) -> Vec<usize> {
         let mut ring = match slot.take().map_or_else(open, Ok) {
             Ok(ring) => ring,
             Err(e) => {
-                if is_refusal(&e) && !REFUSED.swap(true, Ordering::Relaxed) {
+                if !REFUSED.swap(true, Ordering::Relaxed) {
                     tracing::info!(reason = %e, "no io_uring here: pages are read by threads");
                 }
                 return (0..pieces.len()).collect();

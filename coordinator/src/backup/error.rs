@@ -103,15 +103,3 @@ pub enum BackupError {
     #[error(transparent)]
     Store(#[from] Failure),
 }
-
-/// What work beside this came to.
-///
-/// # Errors
-/// [`BackupError::Cancelled`] when the process ends before it does.
-pub(super) async fn joined<T>(work: tokio::task::JoinHandle<T>) -> Result<T, BackupError> {
-    match work.await {
-        Ok(done) => Ok(done),
-        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-        Err(_) => Err(BackupError::Cancelled),
-    }
-}

@@ -128,7 +128,8 @@ impl Run {
                 let chunk = Some(self.put_metadata(full.encode()).await?);
                 builder.push(Child { len: full.len(), chunk }, &mut put).await?;
             }
-            let reference = self.put_metadata(bytes[offset..offset + len].to_vec()).await?;
+            let text = self.preparer.manifests(bytes[offset..offset + len].to_vec()).map_err(BackupError::Setup)?;
+            let reference = self.put_prepared(&text).await?;
             let place = reference.place;
             let (len, id) = (place.plain_len, reference.id);
             leaf.push(Extent::Data { len, chunk_offset: 0, id, place, pages: None });

@@ -17,8 +17,8 @@ const NEAR: usize = 8;
 /// The leaves of the parent that begin in a region.
 pub(super) struct Told {
     leaves: Vec<Leaf>,
-    /// Where each extent begins on the volume, in order; of which leaf it is, and its number in it.
-    extents: Vec<(u64, usize, usize)>,
+    /// Where each extent begins on the volume, in order, and how long it is; of which leaf it is, and its number in it.
+    extents: Vec<(u64, u32, usize, usize)>,
     /// What is known of each chunk; made when pages are first asked for, since what is kept needs none of it.
     chunks: OnceLock<HashMap<ChunkId, Chunk>>,
 }
@@ -63,9 +63,9 @@ impl Told {
     pub(super) fn of(leaves: impl IntoIterator<Item = (u64, Leaf)>) -> Self {
         let mut told = Self { leaves: Vec::new(), extents: Vec::new(), chunks: OnceLock::new() };
         for (mut at, leaf) in leaves {
-            for (number, extent) in leaf.extents().enumerate() {
-                told.extents.push((at, told.leaves.len(), number));
-                at += u64::from(extent.len());
+            for (number, len) in leaf.lengths().enumerate() {
+                told.extents.push((at, len, told.leaves.len(), number));
+                at += u64::from(len);
             }
             told.leaves.push(leaf);
         }
@@ -85,9 +85,8 @@ impl Told {
         let nothing = "a part that is kept of a parent that does not have it";
         let first = self.extents.partition_point(|(at, ..)| *at <= range.start).checked_sub(1).ok_or(nothing)?;
         let mut from = range.start;
-        for &(at, leaf, number) in &self.extents[first..] {
-            let of = &self.leaves[leaf];
-            let end = at + u64::from(of.nth(number).len());
+        for &(at, len, leaf, number) in &self.extents[first..] {
+            let end = at + u64::from(len);
             if from == range.end {
                 break;
             }
@@ -97,7 +96,7 @@ impl Told {
             let to = end.min(range.end);
             // Both lie in the extent, whose length has 32 bits.
             let narrow = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
-            placed.keep((leaf, of), number, narrow(from - at), narrow(to - from));
+            placed.keep((leaf, &self.leaves[leaf]), number, narrow(from - at), narrow(to - from));
             from = to;
         }
         if from == range.end { Ok(()) } else { Err(nothing) }
@@ -120,7 +119,7 @@ impl Told {
         let before = parts.partition_point(|p| p.0 <= chunk_offset);
         parts[..before].iter().rev().take(NEAR).find_map(|&(from, all, at)| {
             let skipped = (chunk_offset - from).is_multiple_of(page).then_some(chunk_offset - from)?;
-            (skipped + len <= all).then(|| PagesAt { first: at.first + skipped / page, ..at })
+            (skipped + len <= all).then(|| PagesAt { first: at.first.saturating_add(skipped / page), ..at })
         })
     }
 

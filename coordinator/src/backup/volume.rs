@@ -25,8 +25,11 @@ use crate::runs::RefusedCall;
 const EXTENTS_SPARE: u64 = 16;
 
 /// Leaves of a volume that one task makes, one after the other, and how many tasks do so side by side.
-const GROUP: usize = 8;
-const GROUPS_AT_ONCE: usize = 4;
+const GROUP: usize = 4;
+const GROUPS_AT_ONCE: usize = 8;
+
+/// Runs in one object of the journal: 3 MB. Who takes over reads several at once.
+const RUNS_NOTED: usize = 64 * 1024;
 
 /// No volume is larger: 128 TiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 47;
@@ -217,10 +220,10 @@ impl Run {
         let mut taken = Vec::new();
         let result = self.take_regions(volume, attempt, regions, &mut taken).await;
         // Also of a call that fails half-way: the next attempt goes on behind what was taken.
-        if let Ok(volume) = volume.parse()
-            && !taken.is_empty()
-        {
-            self.write_down(Record::Regions { volume, regions: taken }).await?;
+        if let Ok(volume) = volume.parse::<VolumeName>() {
+            for regions in together(taken) {
+                self.write_down(Record::Regions { volume: volume.clone(), regions }).await?;
+            }
         }
         result
     }
@@ -480,6 +483,23 @@ impl Run {
     }
 }
 
+/// Regions as they are written down together: with no more than [`RUNS_NOTED`] runs, but for one that has more.
+fn together(regions: Vec<journal::Region>) -> Vec<Vec<journal::Region>> {
+    let mut all: Vec<Vec<journal::Region>> = Vec::new();
+    let mut runs = 0;
+    for region in regions {
+        runs += region.runs.len();
+        match all.last_mut() {
+            Some(last) if runs <= RUNS_NOTED => last.push(region),
+            _ => {
+                runs = region.runs.len();
+                all.push(vec![region]);
+            }
+        }
+    }
+    all
+}
+
 /// All packs that a point keeps for a leaf.
 fn needs(leaf: &Leaf, reference: &MapRef) -> Vec<PackId> {
     leaf.needs().chain([reference.place.pack]).collect()
@@ -488,4 +508,23 @@ fn needs(leaf: &Leaf, reference: &MapRef) -> Vec<PackId> {
 fn hole_bytes(leaf: &Leaf) -> u64 {
     let holes = leaf.extents().filter(|e| matches!(e, Extent::Hole { .. }));
     holes.map(|e| u64::from(e.len())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_together_is_bounded_and_in_order() {
+        let region = |offset: u64, runs: usize| {
+            let runs = vec![journal::Run { len: 1, chunk: None }; runs];
+            journal::Region { offset, len: 1, unchanged: false, runs }
+        };
+        let runs = [0, RUNS_NOTED - 1, 1, 1, RUNS_NOTED + 5, 0, 7];
+        let regions: Vec<_> = runs.into_iter().enumerate().map(|(n, runs)| region(n as u64, runs)).collect();
+        let all = together(regions.clone());
+        assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [3, 1, 1, 2]);
+        assert_eq!(all.concat(), regions);
+        assert!(together(Vec::new()).is_empty());
+    }
 }

@@ -48,14 +48,27 @@ impl Preparer {
         Ok(Self { domain, idle: Mutex::new(vec![Compressor::new(Level::MAPS)?]) })
     }
 
-    /// A part of a map, or a manifest.
+    /// A part of a map.
     ///
     /// # Errors
     /// When zstd can't get its memory.
     pub fn map(&self, plain: Vec<u8>) -> std::io::Result<Prepared> {
+        self.prepare(plain, Level::MAPS)
+    }
+
+    /// A part of the manifests: text.
+    ///
+    /// # Errors
+    /// When zstd can't get its memory.
+    pub fn manifests(&self, plain: Vec<u8>) -> std::io::Result<Prepared> {
+        self.prepare(plain, Level::DEFAULT)
+    }
+
+    fn prepare(&self, plain: Vec<u8>, level: Level) -> std::io::Result<Prepared> {
         let id = self.domain.identify(&plain);
         let idle = self.idle().pop();
-        let mut compressor = idle.map_or_else(|| Compressor::new(Level::MAPS), Ok)?;
+        let mut compressor = idle.map_or_else(|| Compressor::new(level), Ok)?;
+        compressor.set_level(level)?;
         let mut out = vec![0; plain.len()];
         let compressed = compressor.compress(&plain, &mut out);
         self.idle().push(compressor);

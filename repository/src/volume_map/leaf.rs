@@ -92,6 +92,11 @@ impl Leaf {
         self.extent(&self.parts[number])
     }
 
+    /// How long each extent is.
+    pub fn lengths(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.parts.iter().map(|part| part.len)
+    }
+
     fn extent(&self, part: &Part) -> Extent {
         let Part { len, chunk, chunk_offset, list, first } = *part;
         let Some(&MapRef { id, place }) = self.chunks.get(chunk as usize) else { return Extent::Hole { len } };
@@ -181,8 +186,6 @@ impl Numbers {
     fn number(&mut self, table: &mut Vec<MapRef>, wanted: &MapRef) -> u32 {
         let near = table.len().saturating_sub(Self::NEAR);
         let found = table[near..].iter().rposition(|r| r == wanted).map(|n| near + n);
-        // A table has no more entries than there are extents.
-        let narrow = |n: usize| u32::try_from(n).unwrap_or(NONE);
         found.map(narrow).unwrap_or_else(|| {
             *self.0.entry(*wanted).or_insert_with(|| {
                 table.push(*wanted);
@@ -192,7 +195,7 @@ impl Numbers {
     }
 }
 
-/// Which numbers the entries of another leaf's tables have in one that is being put together.
+/// Which numbers the entries of one leaf's tables have in another that is being put together, as long as that forgets nothing.
 #[derive(Default)]
 pub struct Renumbered {
     chunks: Renumbering,
@@ -214,6 +217,11 @@ impl Renumbering {
         }
         *known
     }
+}
+
+/// A table has no more entries than there are extents.
+fn narrow(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(NONE)
 }
 
 impl LeafBuilder {
@@ -259,7 +267,7 @@ impl LeafBuilder {
             Some(list) => {
                 let here = || self.lists.number(&mut leaf.lists, list);
                 part.list = seen.lists.renumbered(part.list, of.lists.len(), here);
-                part.first += skipped / PAGE as u32;
+                part.first = part.first.saturating_add(skipped / PAGE as u32);
             }
             None => (part.list, part.first) = (NONE, 0),
         }
@@ -294,8 +302,18 @@ impl LeafBuilder {
         &self.leaf
     }
 
-    /// The leaf.
-    pub fn finish(self) -> Leaf {
+    /// The leaf. Its lists stand in the order in which its extents first name them, and no others, so that equal leaves have equal bytes; its
+    /// chunks do anyway.
+    pub fn finish(mut self) -> Leaf {
+        let lists = std::mem::take(&mut self.leaf.lists);
+        let mut seen = Renumbering::default();
+        for part in self.leaf.parts.iter_mut().filter(|part| part.list != NONE) {
+            let list = lists[part.list as usize];
+            part.list = seen.renumbered(part.list, lists.len(), || {
+                self.leaf.lists.push(list);
+                narrow(self.leaf.lists.len() - 1)
+            });
+        }
         self.leaf
     }
 }

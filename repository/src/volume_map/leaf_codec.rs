@@ -51,7 +51,7 @@ impl Leaf {
     /// Parses a leaf.
     ///
     /// # Errors
-    /// [`Malformed`] unless it is exactly what [`Leaf::encode`] writes, or what an earlier version of it wrote.
+    /// [`Malformed`] unless it is a leaf whose [`Leaf::encode`] gives these bytes, or one of an earlier version.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut d = Decoder::new(bytes);
         let version = head(&mut d, *b"leaf", NEWEST)?;

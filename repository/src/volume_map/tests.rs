@@ -194,4 +194,68 @@ proptest! {
             prop_assert!(Leaf::decode(&bytes[..cut]).is_err());
         }
     }
+
+    /// What is taken over from other leaves by number is what was said in full, whatever is done to it after.
+    #[test]
+    fn parts_of_other_leaves_are_what_they_were(
+        leaves in proptest::collection::vec(proptest::collection::vec((0u8..6, 1u32..6, 0u8..4), 1..20), 1..3),
+        taken in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0u32..3 * 4096, 1u32..4096), 0..40),
+        pages in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..5, 0u32..99), 0..6),
+        forget: bool,
+    ) {
+        let list = |n: u8| MapRef { id: ChunkId::from_bytes([0x80 | n; 32]), place: place(9, 4, 900) };
+        let extent = |&(chunk, pages, digests): &(u8, u32, u8)| match chunk {
+            0 => Extent::Hole { len: pages * 4096 },
+            _ => {
+                let pages_at = (digests > 0).then(|| PagesAt { list: list(digests), first: pages * 3 });
+                Extent::Data { len: pages * 4096, chunk_offset: 4096, id: ChunkId::from_bytes([chunk; 32]), place: place(chunk, 3, 1 << 20), pages: pages_at }
+            }
+        };
+        let leaves: Vec<Leaf> = leaves.iter().map(|parts| parts.iter().map(extent).collect()).collect();
+        let mut seen: Vec<Renumbered> = leaves.iter().map(|_| Renumbered::default()).collect();
+        let (mut builder, mut wanted) = (LeafBuilder::default(), Vec::new());
+        for (which, number, skipped, len) in taken {
+            let which = which.index(leaves.len());
+            let (of, number) = (&leaves[which], number.index(leaves[which].extents().len()));
+            let all = of.nth(number);
+            let skipped = skipped % all.len();
+            let len = len.min(all.len() - skipped);
+            builder.push_part(of, number, skipped, len, &mut seen[which]);
+            let mut part = all;
+            match &mut part {
+                Extent::Hole { len: all } => *all = len,
+                Extent::Data { len: all, chunk_offset, pages, .. } => {
+                    *all = len;
+                    *chunk_offset += skipped;
+                    *pages = pages.filter(|_| skipped % 4096 == 0).map(|p| PagesAt { first: p.first + skipped / 4096, ..p });
+                }
+            }
+            wanted.push(part);
+            // And now and then one that is said in full.
+            if number % 3 == 0 {
+                builder.push(all);
+                wanted.push(all);
+            }
+        }
+        if forget {
+            builder.forget_pages();
+            wanted.iter_mut().for_each(|e| if let Extent::Data { pages, .. } = e { *pages = None });
+        }
+        for (number, digests, first) in pages {
+            if wanted.is_empty() { break; }
+            let number = number.index(wanted.len());
+            let at = PagesAt { list: list(digests), first };
+            builder.keep_pages(number, at);
+            if let Extent::Data { pages, .. } = &mut wanted[number] { *pages = Some(at); }
+        }
+        let leaf = builder.finish();
+        prop_assert!(leaf.extents().eq(wanted.iter().copied()), "{:?}\n{:?}", leaf.extents().collect::<Vec<_>>(), wanted);
+        prop_assert!(leaf.lengths().eq(wanted.iter().map(Extent::len)));
+        // Equal leaves have equal bytes, however they were made; and all that they list is used.
+        let again: Leaf = wanted.into_iter().collect();
+        prop_assert_eq!(leaf.encode(), again.encode());
+        if !leaf.is_empty() {
+            prop_assert_eq!(Leaf::decode(&leaf.encode()).unwrap(), leaf);
+        }
+    }
 }
