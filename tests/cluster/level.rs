@@ -35,7 +35,9 @@ fn what_waits_for_the_line_is_compressed_harder() {
         "nodes: {{ node-a: }}
 applications:
   fixed: {{ volumes: {{ data: {{ at: {{ node-a: {0} }} }} }} }}
-  adapting: {{ volumes: {{ data: {{ at: {{ node-a: {0} }} }} }} }}
+  adapting-1: {{ volumes: {{ data: {{ at: {{ node-a: {0} }} }} }} }}
+  adapting-2: {{ volumes: {{ data: {{ at: {{ node-a: {0} }} }} }} }}
+  adapting-3: {{ volumes: {{ data: {{ at: {{ node-a: {0} }} }} }} }}
 ",
         at("data.img")
     ));
@@ -48,10 +50,15 @@ applications:
         let made = c.run(&["backup", application, "--level", level, "--json"]).ok().json();
         made["stored_bytes"].as_u64().unwrap()
     };
-    let (fixed, adapting) = (stored("fixed", "3"), stored("adapting", "auto"));
-    // How much less depends on how busy the cores are with other things.
-    assert!(adapting + (32 << 10) < fixed, "{adapting} bytes of {fixed}");
+    let fixed = stored("fixed", "3");
+    // While the cores are busy with other things (other tests), it is rightly not compressed harder: then once more.
+    let mut tried = Vec::new();
+    let adapting = ["adapting-1", "adapting-2", "adapting-3"].into_iter().find(|application| {
+        tried.push(stored(application, "auto"));
+        tried.last().is_some_and(|bytes| bytes + (128 << 10) < fixed)
+    });
+    let Some(adapting) = adapting else { panic!("{tried:?} bytes of {fixed}") };
     let back = c.folder().join("data.back");
-    c.repository().run(["restore", "adapting", "--volume", &format!("data={}", back.display())]).ok();
+    c.repository().run(["restore", adapting, "--volume", &format!("data={}", back.display())]).ok();
     assert!(fs::read(c.folder().join("data.img")).unwrap() == fs::read(back).unwrap());
 }
