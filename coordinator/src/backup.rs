@@ -6,6 +6,7 @@ mod error;
 mod execute;
 mod finish;
 mod layout;
+mod made;
 mod moving;
 mod pages;
 mod parent;

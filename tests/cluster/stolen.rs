@@ -8,7 +8,7 @@ use milkrun_proto::agent::v1::session_client::SessionClient;
 use milkrun_proto::agent::v1::upload_client::UploadClient;
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_client::ControlClient;
-use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::cluster::{Cluster, Process, wait_for};
 use std::fs;
 use std::process::Stdio;
 
@@ -69,6 +69,20 @@ fn code<T>(answer: Result<T, tonic::Status>) -> Code {
 
 fn is_nonsense<T>(answer: Result<T, tonic::Status>) -> bool {
     answer.is_err_and(|e| e.message().contains("makes no sense"))
+}
+
+/// Whoever comes in its name afterwards has its volume.
+fn a_point_and_then_node_a_is_gone(c: &Cluster) -> [Process; 2] {
+    c.repository().run(["init"]).ok();
+    two_nodes(c);
+    let coordinator = c.coordinator();
+    let honest = c.agent("node-a");
+    let other = c.agent("node-b");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    drop(honest);
+    coordinator.wait_for_log("an agent is gone node=\"node-a\"");
+    [coordinator, other]
 }
 
 #[test]
@@ -219,17 +233,9 @@ async fn tries(c: &Cluster) {
 #[test]
 fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
     let c = Cluster::in_directory();
-    c.repository().run(["init"]).ok();
-    two_nodes(&c);
-    let coordinator = c.coordinator();
-    let honest = c.agent("node-a");
-    let _b = c.agent("node-b");
-    c.wait_for_agents(&["node-a", "node-b"]);
-    c.run(&["backup", "shop"]).ok();
+    let _processes = a_point_and_then_node_a_is_gone(&c);
     let checked = c.repository().run(["verify", "--data", "--json"]).ok().json();
     assert!(checked["checked"]["extents_compared"].as_u64().unwrap() > 50, "{checked}");
-    drop(honest);
-    coordinator.wait_for_log("an agent is gone node=\"node-a\"");
     let order =
         c.command("root", &[], &["backup", "shop"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -280,15 +286,7 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
 #[test]
 fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
     let c = Cluster::in_directory();
-    c.repository().run(["init"]).ok();
-    two_nodes(&c);
-    let coordinator = c.coordinator();
-    let honest = c.agent("node-a");
-    let _b = c.agent("node-b");
-    c.wait_for_agents(&["node-a", "node-b"]);
-    c.run(&["backup", "shop"]).ok();
-    drop(honest);
-    coordinator.wait_for_log("an agent is gone node=\"node-a\"");
+    let _processes = a_point_and_then_node_a_is_gone(&c);
     let mut order = c.command("root", &[], &["backup", "shop"]);
     let order = order.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
