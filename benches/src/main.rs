@@ -33,7 +33,7 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 const TOTAL: usize = 1 << 30;
 /// The average chunk.
-const CHUNK: usize = 128 << 10;
+const CHUNK: usize = 256 << 10;
 const PACK_BYTES: usize = 32 << 20;
 const PASSES: usize = 3;
 const ENTRIES: usize = 1_000_000;
