@@ -188,9 +188,10 @@ impl RunPacks {
                 return Err(e);
             }
             let (open, permit, waited) = self.take(job).await;
-            let (level, counters, cpu) = (self.pace.level(), job.counters.clone(), &job.engine.cpu);
+            let (counters, cpu) = (job.counters.clone(), &job.engine.cpu);
+            let worked = Worked { time: cpu.worked(), threads: cpu.count() };
+            let level = self.pace.level(waited, worked, Instant::now());
             let (open, rest, full) = cpu.run(move || fill_now(open, batch, level, &counters)).await?;
-            self.pace.note(waited, Worked { time: cpu.worked(), threads: cpu.count() }, Instant::now());
             batch = rest;
             if full {
                 self.dispatch(job, open, permit).await;
@@ -207,9 +208,12 @@ impl RunPacks {
         let (permit, waited) = match job.engine.budget.try_pack() {
             Some(permit) => (permit, false),
             None => {
-                // If it is rather threads of ours that hold the room, it is not the line that is slow.
-                let line = self.on_the_line.load(Ordering::Relaxed) * 2 > job.engine.budget.pack_count();
-                (job.engine.budget.pack().await, line)
+                // If it is rather threads of ours that hold the room, it is not the line that is slow. Before the first wait packs may
+                // still be on their way to it; behind that the one that made room has just left it.
+                let before = self.on_the_line.load(Ordering::Relaxed);
+                let permit = job.engine.budget.pack().await;
+                let after = self.on_the_line.load(Ordering::Relaxed) + 1;
+                (permit, before.max(after) * 2 > job.engine.budget.pack_count())
             }
         };
         if let Some(open) = self.oldest_idle() {

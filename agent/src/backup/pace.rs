@@ -48,22 +48,17 @@ impl Pace {
         Self { ordered, adapts, state: Mutex::new(State { level: ordered, since: None, waited: false }) }
     }
 
-    /// For the next chunks.
-    pub fn level(&self) -> Level {
-        if self.adapts { self.state.lock().unwrap_or_else(PoisonError::into_inner).level } else { self.ordered }
-    }
-
-    /// Chunks were compressed; `waited`: only after packs before theirs had left.
-    pub fn note(&self, waited: bool, worked: Worked, now: Instant) {
+    /// For the next chunks, which go into a pack that there was room for at once; or, if it `waited`, only after packs before had left.
+    pub fn level(&self, waited: bool, worked: Worked, now: Instant) -> Level {
         if !self.adapts {
-            return;
+            return self.ordered;
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waited |= waited;
         let (since, before) = *state.since.get_or_insert((now, worked.time));
         let there_was = (now - since) * u32::try_from(worked.threads).unwrap_or(u32::MAX);
         if now - since < WINDOW {
-            return;
+            return state.level;
         }
         let busy = worked.time.saturating_sub(before).as_nanos() * 100 / there_was.as_nanos().max(1);
         let (at, ordered) = (state.level.get(), self.ordered.get());
@@ -78,6 +73,7 @@ impl Pace {
             tracing::debug!(level = level.get(), busy_percent = busy, waited = state.waited, "another level");
         }
         *state = State { level, since: Some((now, worked.time)), waited: false };
+        level
     }
 }
 
@@ -96,8 +92,7 @@ mod tests {
         fn pass(&mut self, waited: bool, busy: u32) -> i32 {
             self.1 += WINDOW;
             self.2 += WINDOW * 2 * busy / 100;
-            self.0.note(waited, Worked { time: self.2, threads: 2 }, self.1);
-            self.0.level().get()
+            self.0.level(waited, Worked { time: self.2, threads: 2 }, self.1).get()
         }
     }
 
