@@ -11,6 +11,7 @@
     reason = "samples are sound; a fuzz target fails by panic"
 )]
 
+mod file_system;
 #[path = "../../repository/tests/samples/mod.rs"]
 mod samples;
 
@@ -81,7 +82,7 @@ impl Target {
 
 /// All of them.
 pub fn targets() -> Vec<Target> {
-    [stored(), signed(), sealed(), from_people()].into_iter().flatten().collect()
+    [stored(), signed(), sealed(), from_people(), on_volumes()].into_iter().flatten().collect()
 }
 
 /// What lies in chunks and envelopes, once opened.
@@ -246,4 +247,16 @@ fn from_people() -> Vec<Target> {
             },
         ),
     ]
+}
+
+/// What lies on the volumes of others.
+fn on_volumes() -> Vec<Target> {
+    let seeds = file_system::seeds();
+    assert!(
+        seeds.iter().all(|s| file_system::free_bytes(s).is_some_and(|n| n > 8 << 20)),
+        "the samples are not believed"
+    );
+    vec![Target::new("free space of ext4", seeds, |b| {
+        file_system::free_bytes(b);
+    })]
 }

@@ -9,6 +9,7 @@ mod leaders;
 mod level;
 mod lists;
 mod lost;
+mod played;
 mod refused;
 mod restores;
 mod stolen;

@@ -1,75 +1,18 @@
 //! A stolen agent: everything that its node has, in the wrong hands. Played over the wire, with its true certificate.
 
-use milkrun_identity::channel::dial;
-use milkrun_identity::tls::Credentials;
+use std::fs;
+
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_client::DownloadClient;
-use milkrun_proto::agent::v1::session_client::SessionClient;
 use milkrun_proto::agent::v1::upload_client::UploadClient;
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_client::ControlClient;
 use milkrun_tests::cluster::{Cluster, Process, wait_for};
-use std::fs;
-use std::process::Stdio;
-
-use milkrun_repository::chunk::Piece;
-use milkrun_repository::chunk::page_cutter::PageCutter;
-use milkrun_repository::id::{ChunkId, PackId};
-use milkrun_repository::keys::DomainKey;
-use milkrun_repository::pack::{HEADER_LEN, TAG_LEN};
-use milkrun_tests::noise;
 use nix::sys::signal::Signal;
-use tokio::sync::mpsc;
 use tonic::Code;
-use tonic::transport::Channel;
-use wire::from_agent::Message as Up;
-use wire::to_agent::Message as Down;
 
+use crate::played::{Played, ROLES, chunks_of, code, ended, is_nonsense, order, runtime, seal_rubbish};
 use crate::together::two_nodes;
-
-/// Of who orders.
-const ROLES: [&str; 4] = ["view", "backup", "restore", "operate"];
-
-/// An agent that does what the test says.
-struct Played {
-    channel: Channel,
-    up: mpsc::Sender<wire::FromAgent>,
-    down: tonic::Streaming<wire::ToAgent>,
-}
-
-impl Played {
-    async fn register(c: &Cluster, certificate: &str, node: &str, protocol: u32) -> Result<Self, tonic::Status> {
-        let credentials = Credentials::new(c.folder().join("certs").join(certificate));
-        let channel = dial(&credentials, &c.url().parse().unwrap()).await.unwrap();
-        let (up, outgoing) = mpsc::channel(8);
-        let register = wire::Register { node: node.into(), version: "0.0.0".into(), protocol, volumes: 0 };
-        up.send(wire::FromAgent { message: Some(Up::Register(register)) }).await.unwrap();
-        let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
-        let down = SessionClient::new(channel.clone()).attach(outgoing).await?.into_inner();
-        Ok(Self { channel, up, down })
-    }
-
-    async fn next(&mut self) -> Down {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(30), self.down.message());
-        next.await.unwrap().unwrap().unwrap().message.unwrap()
-    }
-
-    async fn assignment(&mut self) -> wire::BackupVolume {
-        loop {
-            if let Down::Backup(b) = self.next().await {
-                return b;
-            }
-        }
-    }
-}
-
-fn code<T>(answer: Result<T, tonic::Status>) -> Code {
-    answer.err().map_or(Code::Ok, |e| e.code())
-}
-
-fn is_nonsense<T>(answer: Result<T, tonic::Status>) -> bool {
-    answer.is_err_and(|e| e.message().contains("makes no sense"))
-}
 
 /// Whoever comes in its name afterwards has its volume.
 fn a_point_and_then_node_a_is_gone(c: &Cluster) -> [Process; 2] {
@@ -100,13 +43,12 @@ fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
     // node-b is gone as well: its volume waits, so that the run stays open while we try.
     drop(b);
     coordinator.wait_for_log("an agent is gone node=\"node-b\"");
-    let mut order =
-        c.command("root", &[], &["backup", "shop"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut order = order(&c, &[]);
     let run_id = wait_for("the run", || {
         let run = c.runs().into_iter().find(|r| r["state"] == "running")?;
         Some(run["run"].as_str().unwrap().to_owned())
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(tries(&c));
     c.run(&["cancel", &run_id]).ok();
     assert_eq!(order.wait().unwrap().code(), Some(1));
@@ -236,9 +178,8 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
     let _processes = a_point_and_then_node_a_is_gone(&c);
     let checked = c.repository().run(["verify", "--data", "--json"]).ok().json();
     assert!(checked["checked"]["extents_compared"].as_u64().unwrap() > 50, "{checked}");
-    let order =
-        c.command("root", &[], &["backup", "shop"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let order = order(&c, &[]);
+    let runtime = runtime();
     let lied = runtime.block_on(async {
         let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let own = agent.assignment().await.assignment;
@@ -262,8 +203,7 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
         let finish = wire::FinishRequest { assignment: own, length: len, ..Default::default() };
         upload.finish(finish).await.unwrap();
         // It stays until the end.
-        let ended = tokio::task::spawn_blocking(move || milkrun_tests::binary::ran(order.wait_with_output()));
-        ended.await.unwrap().ok();
+        ended(order).await.ok();
         lied
     });
     assert!(lied > 50, "{lied}");
@@ -287,9 +227,8 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
 fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
     let c = Cluster::in_directory();
     let _processes = a_point_and_then_node_a_is_gone(&c);
-    let mut order = c.command("root", &[], &["backup", "shop"]);
-    let order = order.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let order = order(&c, &[]);
+    let runtime = runtime();
     runtime.block_on(async {
         let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let backup = agent.assignment().await;
@@ -331,8 +270,7 @@ fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
         let finish = wire::FinishRequest { assignment: own.clone(), length, ..Default::default() };
         upload.finish(finish).await.unwrap();
         // It stays until the end.
-        let ended = tokio::task::spawn_blocking(move || milkrun_tests::binary::ran(order.wait_with_output()));
-        ended.await.unwrap().ok();
+        ended(order).await.ok();
     });
     c.repository().run(["verify", "--data"]).ok();
     let back = c.folder().join("data.back");
@@ -348,9 +286,8 @@ fn a_quota_outlives_the_coordinator() {
     two_nodes(&c);
     let mut coordinator = c.coordinator();
     c.certs(&["agent", "node-a"]);
-    let mut order = c.command("root", &ROLES, &["backup", "shop"]);
-    let mut order = order.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut order = order(&c, &ROLES);
+    let runtime = runtime();
     let grant = |a: &Option<wire::Assignment>, n: u8| wire::GrantRequest {
         assignment: a.clone(),
         pack: vec![n; 16].into(),
@@ -402,9 +339,8 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
     two_nodes(&c);
     let _coordinator = c.coordinator();
     c.certs(&["agent", "node-a"]);
-    let mut order = c.command("root", &ROLES, &["backup", "shop"]);
-    let order = order.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let order = order(&c, &ROLES);
+    let runtime = runtime();
     let victim = runtime.block_on(async {
         let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let backup = agent.assignment().await;
@@ -421,8 +357,7 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
         upload.checkpoint(checkpoint).await.unwrap();
         let finish = wire::FinishRequest { assignment: own, length: 24 << 20, ..Default::default() };
         upload.finish(finish).await.unwrap();
-        let ended = tokio::task::spawn_blocking(move || milkrun_tests::binary::ran(order.wait_with_output()));
-        ended.await.unwrap().ok();
+        ended(order).await.ok();
         honest
     });
     // The store has what was sealed; who opens it can tell.
@@ -441,63 +376,6 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
     assert!(fs::read(back).unwrap() == fs::read(c.folder().join("wal.img")).unwrap());
 }
 
-/// The chunks that an agent would make of some content: ids and lengths.
-fn chunks_of(backup: &wire::BackupVolume, content: &[u8]) -> Vec<(ChunkId, usize)> {
-    let domain = DomainKey::from_bytes(backup.domain_key[..].try_into().unwrap());
-    let c = backup.cutters.unwrap();
-    let cutter =
-        PageCutter { min_pages: c.min_pages, avg_pages: c.avg_pages, max_pages: c.max_pages, hole_pages: c.hole_pages };
-    let mut pieces = Vec::new();
-    cutter.cut(domain.cut_seed(), content, &mut pieces);
-    let chunk = |piece: &Piece| match *piece {
-        Piece::Data { offset, len } => Some((domain.identify(&content[offset..offset + len]), len)),
-        Piece::Hole { .. } => None,
-    };
-    pieces.iter().filter_map(chunk).collect()
-}
-
-/// Stores noise, and says that it is these chunks.
-async fn seal_rubbish(upload: &mut UploadClient<Channel>, own: Option<wire::Assignment>, chunks: &[(ChunkId, usize)]) {
-    let pack = PackId::random();
-    let ids: Vec<u8> = chunks.iter().flat_map(|(id, _)| *id.as_bytes()).collect();
-    let lookup = wire::LookupRequest { assignment: own.clone(), ids: ids.into(), share: true, wait: false };
-    assert!(
-        upload.lookup(lookup).await.unwrap().into_inner().known.iter().all(|k| *k == 0),
-        "they are its own to store"
-    );
-    let mut entries = Vec::new();
-    let (mut at, tag) = (u32::try_from(HEADER_LEN).unwrap(), u32::try_from(TAG_LEN).unwrap());
-    for (id, len) in chunks {
-        let plain = u32::try_from(*len).unwrap();
-        entries.extend_from_slice(id.as_bytes());
-        for number in [at, plain + tag, plain] {
-            entries.extend_from_slice(&number.to_le_bytes());
-        }
-        entries.push(0);
-        at += plain + tag;
-    }
-    let rubbish = noise(at as usize + 1000, 99);
-    let (length, crc32) = (rubbish.len() as u64, crc32fast::hash(&rubbish));
-    let grant = wire::GrantRequest { assignment: own.clone(), pack: pack.as_bytes().to_vec().into(), length, crc32 };
-    let granted = upload.grant(grant).await.unwrap().into_inner().grant.unwrap();
-    let Some(wire::grant::Kind::File(file)) = granted.kind else { panic!("no grant for a file") };
-    let path = std::path::Path::new(&file.root).join(file.key);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, &rubbish).unwrap();
-    let seal = wire::SealRequest {
-        assignment: own,
-        pack: pack.as_bytes().to_vec().into(),
-        length,
-        crc32,
-        digest: vec![7; 32].into(),
-        sealed_key: vec![7; 80].into(),
-        slots: u32::try_from(chunks.len()).unwrap(),
-        directory_length: 500,
-        entries: entries.into(),
-    };
-    upload.seal(seal).await.unwrap();
-}
-
 #[test]
 fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
     let c = Cluster::in_directory();
@@ -505,7 +383,7 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
     two_nodes(&c);
     let coordinator = c.coordinator();
     c.certs(&["agent", "node-a"]);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(async {
         for (protocol, wanted) in
             [(0, Code::FailedPrecondition), (1, Code::Ok), (2, Code::Ok), (3, Code::Ok), (4, Code::FailedPrecondition)]
@@ -517,8 +395,7 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
             }
         }
         // One of the last release never asks to share, and is never told to wait.
-        let mut order =
-            c.command("root", &ROLES, &["backup", "shop"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut order = order(&c, &ROLES);
         let mut old = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
         let own = old.assignment().await.assignment;
         let lookup = wire::LookupRequest { assignment: own, ids: vec![1; 64].into(), ..Default::default() };
