@@ -35,6 +35,18 @@ pub enum JournalError {
 /// Objects of a journal that are read side by side.
 const READS: usize = 16;
 
+/// Places, regions and runs in one object: 3 MB. A record that has more has an object of its own.
+const OBJECT: usize = 64 * 1024;
+
+/// How much of an object a record takes.
+fn weight(record: &Record) -> usize {
+    match record {
+        Record::Sealed { entries, .. } => 1 + 2 * entries.len(),
+        Record::Regions { regions, .. } => regions.iter().map(|region| 1 + region.runs.len()).sum(),
+        _ => 1,
+    }
+}
+
 /// The writing end.
 pub(crate) struct Journal {
     repository: Arc<Repository>,
@@ -137,11 +149,18 @@ impl Journal {
         Ok(())
     }
 
-    /// An object of all that was noted and is in none yet.
+    /// An object of what was noted and is in none yet: all of it, or as much as goes into one.
     fn seal(&self, key: &Key) -> Unsure {
         let (records, upto) = {
             let mut noted = self.noted();
-            (std::mem::take(&mut noted.records), noted.noted)
+            let mut sum = 0;
+            let over = noted.records.iter().position(|record| {
+                sum += weight(record);
+                sum > OBJECT
+            });
+            let count = over.map_or(noted.records.len(), |first| first.max(1));
+            let records: Vec<Record> = noted.records.drain(..count).collect();
+            (records, noted.noted - noted.records.len() as u64)
         };
         let body = encode(&records);
         let object = envelope::seal(&self.repository.ring, &self.repository.config.id, key, Kind::Journal, &body);
@@ -230,6 +249,7 @@ mod tests {
     use milkrun_repository::chunk::stream_cutter::StreamCutter;
     use milkrun_repository::config::LockPolicy;
     use milkrun_repository::keys::wrapped::Cost;
+    use milkrun_repository::point::journal::{Region, Run};
     use milkrun_repository::repository::{InitOptions, init};
     use milkrun_repository::store::faulty::{Fault, Faulty};
     use milkrun_repository::store::memory::Memory;
@@ -276,6 +296,41 @@ mod tests {
             let left = Journal::read(&sound, &run).await.unwrap().unwrap();
             assert_eq!((left.told, left.epoch, left.number), (vec![Record::Ended], 3, 2));
         }
+    }
+
+    /// What is noted together goes into as many objects as it takes; the first of them fails, and nothing is missing or out of order.
+    #[tokio::test]
+    async fn objects_are_bounded_and_one_that_fails_leaves_no_gap() {
+        let sound = repository().await;
+        let calls = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let script = move |_: u64, operation: Operation, key: &str| {
+            let journal = operation == Operation::Create && key.starts_with("journal/");
+            let first = || calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+            (journal && first()).then_some(Fault::Before(Trouble::Unreachable))
+        };
+        let store = Arc::new(Faulty::new(sound.store.clone(), Arc::new(script)));
+        let shaky = Arc::new(Repository { store, ..sound.clone() });
+        let run = RunId::from_bytes([5; 8]);
+        let journal = Journal::new(shaky, run, 3);
+        let regions = |n: u64, runs: usize| Record::Regions {
+            volume: "data".parse().unwrap(),
+            regions: vec![Region {
+                offset: n,
+                len: 1,
+                unchanged: false,
+                runs: vec![Run { len: 1, chunk: None }; runs],
+            }],
+        };
+        let all: Vec<Record> = (0..).zip([OBJECT + 7, 40_000, 20_000, 40_000, 1]).map(|(n, r)| regions(n, r)).collect();
+        let (first, rest) = all.split_at(2);
+        first.iter().cloned().for_each(|r| journal.note(r));
+        assert!(matches!(journal.write().await, Err(JournalError::Store(_))));
+        rest.iter().cloned().for_each(|r| journal.note(r));
+        journal.write().await.unwrap();
+        let left = Journal::read(&sound, &run).await.unwrap().unwrap();
+        assert_eq!(left.number, 2, "one that is too long, two together, two together");
+        let [batch] = &left.batches()[..] else { panic!("three objects") };
+        assert!(Journal::objects(&sound, batch).await.unwrap() == all);
     }
 
     /// What an older leader writes after it was followed does not count.

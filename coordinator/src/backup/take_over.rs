@@ -302,7 +302,7 @@ impl Run {
                 let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());
                 self.tell_until(&volume, regions.last().map_or(0, |r| r.offset + r.len), reader).await?;
                 let regions = regions.into_iter().map(to_wire).collect();
-                self.take_regions(volume.as_str(), 0, regions, &mut Vec::new()).await?;
+                self.take_regions(volume.as_str(), 0, regions, None).await?;
             }
             Record::Finished(f) => {
                 let volume = f.volume.to_string();

@@ -16,10 +16,11 @@ use milkrun_repository::point::root::{FREE_LEFT_OUT, Layout, MapId, VolumeEntry,
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::layout::Effort;
-use super::made::{Made, together};
+use super::made::Made;
 use super::pages::{lists_max, sent};
 use super::told::{Placed, Told};
 use super::{BackupError, Run, joined, lock};
+use crate::journal::Journal;
 use crate::runs::RefusedCall;
 
 /// Extents of a region beyond one for each page: the last of a stream may be short.
@@ -28,6 +29,9 @@ const EXTENTS_SPARE: u64 = 16;
 /// Leaves of a volume that one task makes, one after the other, and how many tasks do so side by side.
 const GROUP: usize = 4;
 const GROUPS_AT_ONCE: usize = 8;
+
+/// Runs that stand in one record of the journal: no more, but for those of the last group.
+const RUNS_NOTED: usize = 16 * 1024;
 
 /// No volume is larger: 128 TiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 47;
@@ -186,14 +190,9 @@ impl Run {
         attempt: u32,
         regions: Vec<wire::Region>,
     ) -> Result<(), BackupError> {
-        let mut taken = Vec::new();
-        let result = self.take_regions(volume, attempt, regions, &mut taken).await;
+        let result = self.take_regions(volume, attempt, regions, self.journal.as_ref()).await;
         // Also of a call that fails half-way: the next attempt goes on behind what was taken.
-        if let Ok(volume) = volume.parse::<VolumeName>() {
-            for regions in together(taken) {
-                self.write_down(Record::Regions { volume: volume.clone(), regions }).await?;
-            }
-        }
+        self.write_journal().await?;
         result
     }
 
@@ -217,13 +216,14 @@ impl Run {
         Ok(journal.write().await?)
     }
 
-    /// As [`Self::checkpoint`], in memory alone. What is to be written down goes into `taken`; nothing without a journal.
+    /// As [`Self::checkpoint`], in memory alone. What was taken is noted in the journal at once, before anybody can take what lies behind
+    /// it: whatever fails afterwards, a journal has no gap, and nothing out of order.
     pub(super) async fn take_regions(
         self: &Arc<Self>,
         volume: &str,
         attempt: u32,
         regions: Vec<wire::Region>,
-        taken: &mut Vec<journal::Region>,
+        journal: Option<&Journal>,
     ) -> Result<(), BackupError> {
         let Some(build) = self.volumes.get(volume) else { return Ok(()) };
         let mut build = build.lock().await;
@@ -246,6 +246,8 @@ impl Run {
         let mut planned = planned.into_iter();
         let mut making = FuturesOrdered::new();
         let mut result = Ok(());
+        let mut taken = Vec::new();
+        let mut runs = 0;
         loop {
             while result.is_ok() && making.len() < GROUPS_AT_ONCE {
                 let group: Vec<(u64, Planned)> = planned.by_ref().take(GROUP).collect();
@@ -256,12 +258,24 @@ impl Run {
                 making.push_back(joined(tokio::spawn(async move { run.make(&volume, group).await })));
             }
             // What was begun is made to its end, whatever fails: who makes a leaf may have a full pack of others' in hand.
-            let Some(group) = making.next().await else { return result };
+            let group = making.next().await;
+            if let Some(journal) = journal.filter(|_| runs >= RUNS_NOTED || (group.is_none() && !taken.is_empty())) {
+                runs = 0;
+                journal.note(Record::Regions { volume: build.name.clone(), regions: std::mem::take(&mut taken) });
+            }
+            let Some(group) = group else { return result };
             let (made, failed) = group.unwrap_or_else(|e| (Vec::new(), Err(e)));
             for (end, made) in made {
                 if result.is_ok() {
-                    let noted = self.journal.is_some().then(|| made.noted(end));
-                    result = self.add(&mut build, made, end).await.map(|()| taken.extend(noted));
+                    let noted = journal.is_some().then(|| made.noted(end));
+                    let before = build.next;
+                    result = self.add(&mut build, made, end).await;
+                    // A long hole may have been added in part.
+                    let len = build.next - before;
+                    if let Some(region) = noted.filter(|_| len > 0) {
+                        runs += region.runs.len();
+                        taken.push(journal::Region { len, ..region });
+                    }
                 }
             }
             result = result.and(failed);
@@ -296,33 +310,32 @@ impl Run {
         Ok(Made::Leaf { offset: region.offset, reference, leaf, needs, unchanged: false })
     }
 
-    /// Adds the next part, up to `end`, to the map.
+    /// Adds the next part, up to `end`, to the map. When it fails, the map ends where `build.next` says.
     async fn add(&self, build: &mut VolumeBuild, made: Made, end: u64) -> Result<(), BackupError> {
         let mut put = |bytes: Vec<u8>| async move { self.put_metadata(bytes).await };
         match made {
             Made::Leaf { offset, reference, leaf, needs, .. } => {
                 lock(&self.referenced).extend(needs);
-                build.hole_bytes += hole_bytes(&leaf);
-                build.effort.add(&leaf).await?;
                 let child = Child { len: end - offset, chunk: Some(reference) };
                 build.builder.push(child, &mut put).await?;
+                build.next = end;
+                build.hole_bytes += hole_bytes(&leaf);
+                build.effort.add(&leaf).await?;
             }
-            Made::Hole { offset } => {
+            Made::Hole { .. } => {
                 build.effort.hole().await?;
-                build.hole_bytes += end - offset;
-                let mut left = end - offset;
-                while left > 0 {
-                    let len = left.min(REGION_BYTES);
+                while build.next < end {
+                    let len = (end - build.next).min(REGION_BYTES);
                     build.builder.push(Child { len, chunk: None }, &mut put).await?;
-                    left -= len;
-                    if left.is_multiple_of(REGION_BYTES << 10) {
+                    build.next += len;
+                    build.hole_bytes += len;
+                    if (end - build.next).is_multiple_of(REGION_BYTES << 10) {
                         // A long hole must not keep the thread.
                         tokio::task::yield_now().await;
                     }
                 }
             }
         }
-        build.next = end;
         Ok(())
     }
 
@@ -421,7 +434,7 @@ impl Run {
             return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
         }
         let mut put = |bytes: Vec<u8>| async move { self.put_metadata(bytes).await };
-        let map = std::mem::take(&mut build.builder).finish(&mut put).await?;
+        let map = build.builder.finish(&mut put).await?;
         if map.len != done.length {
             let what = "a map that does not fill the volume";
             return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
