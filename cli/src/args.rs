@@ -319,7 +319,7 @@ pub(crate) struct Backup {
     /// Leave out what a clean ext4 file system has free, as if zeros lay there; on any doubt everything is read (the point says so)
     #[arg(long, conflicts_with = "changed_from")]
     pub(crate) skip_free: bool,
-    /// zstd level, -7 (fast) to 19 (2 is tuned for the pages of databases), or auto: 3, and up to 9 while the line to the store is what the backup waits for
+    /// zstd level, -7 (fast) to 19 (2 is tuned for the pages of databases, and 3 is 2 wherever that leaves less), or auto: 3, and up to 9 while the line to the store is what the backup waits for
     #[arg(long, value_name = "N|auto", default_value = "3", allow_negative_numbers = true, value_parser = level)]
     pub(crate) level: Level,
     /// Read devices that are mounted read-write (the point says so)

@@ -41,7 +41,7 @@ use milkrun_repository::point::Root;
 use milkrun_repository::point::commit::{self, Claim, Locks, StoredPack};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::store::grant::{PutGrant, PutTerms};
-use milkrun_repository::store::{GetError, Key};
+use milkrun_repository::store::{CreateError, GetError, Key};
 use milkrun_repository::volume_map::MapRef;
 use tokio::time::Instant;
 
@@ -389,23 +389,43 @@ impl Run {
     }
 
     async fn store_metadata(&self, full: Vec<FinishedMetadata>) -> Result<(), BackupError> {
-        for finished in full {
-            let pack = finished.pack;
-            let claim = Claim {
-                id: pack.id,
-                kind: PackKind::Metadata,
-                length: pack.bytes.len() as u64,
-                digest: pack.digest,
-                crc32: pack.crc32,
-                key: pack.key,
-            };
-            let key = Key::pack(&pack.id);
-            let created = self.repository.store.create(&key, Bytes::from(pack.bytes), self.locks.packs).await;
-            created.map_err(|e| BackupError::Create(key, e))?;
-            // Map chunks are found by their places; the index need not know them.
-            self.take_sealed(claim, Vec::new()).await?;
+        let mut full = full.into_iter();
+        while let Some(mut finished) = full.next() {
+            if let Err(e) = self.store_metadata_pack(&mut finished).await {
+                // Maps name it by then: whoever stores the next one tries it again, and so does the commit.
+                self.metadata.lock().await.give_back(std::iter::once(finished).chain(full));
+                return Err(e);
+            }
         }
         Ok(())
+    }
+
+    async fn store_metadata_pack(&self, finished: &mut FinishedMetadata) -> Result<(), BackupError> {
+        let pack = &mut finished.pack;
+        let claim = Claim {
+            id: pack.id,
+            kind: PackKind::Metadata,
+            length: pack.bytes.len() as u64,
+            digest: pack.digest,
+            crc32: pack.crc32,
+            key: pack.key.clone(),
+        };
+        let key = Key::pack(&pack.id);
+        let body = Bytes::from(std::mem::take(&mut pack.bytes));
+        let created = self.repository.store.create(&key, body.clone(), self.locks.packs).await;
+        pack.bytes = body.into();
+        match created {
+            Ok(_) => {}
+            // Nobody else knows its name: an earlier attempt of ours came further than it heard.
+            Err(CreateError::Exists(_)) if finished.tried => {}
+            Err(e) => {
+                finished.tried |= matches!(e, CreateError::Failed(_));
+                return Err(BackupError::Create(key, e));
+            }
+        }
+        finished.tried = true;
+        // Map chunks are found by their places; the index need not know them.
+        self.take_sealed(claim, Vec::new()).await
     }
 
     /// Closes the last metadata pack.

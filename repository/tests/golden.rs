@@ -1,4 +1,5 @@
-//! One stored sample per object and version. Each must parse for ever, and what is parsed must encode to the same bytes.
+//! One stored sample per object and version. Each must parse for ever, and what is parsed must encode to the same bytes; but for
+//! leaves of versions 1 and 2, which are written as 3.
 //!
 //! `cargo xtask bless` writes samples that are missing. One that is there is never rewritten: a changed format is a new
 //! version with a sample of its own (see CONTRIBUTING.md, "Stored bytes").

@@ -67,8 +67,10 @@ pub(crate) fn code<T>(answer: Result<T, tonic::Status>) -> Code {
     answer.err().map_or(Code::Ok, |e| e.code())
 }
 
-pub(crate) fn is_nonsense<T>(answer: Result<T, tonic::Status>) -> bool {
-    answer.is_err_and(|e| e.message().contains("makes no sense"))
+/// Why a report was not taken.
+pub(crate) fn nonsense<T>(answer: Result<T, tonic::Status>) -> String {
+    let message = answer.err().map_or(String::new(), |e| e.message().to_owned());
+    message.split_once("makes no sense: ").map_or(message.clone(), |(_, why)| why.to_owned())
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {

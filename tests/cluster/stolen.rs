@@ -11,7 +11,7 @@ use milkrun_tests::cluster::{Cluster, Process, wait_for};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use crate::played::{Played, ROLES, chunks_of, code, ended, is_nonsense, order, runtime, seal_rubbish};
+use crate::played::{Played, ROLES, chunks_of, code, ended, nonsense, order, runtime, seal_rubbish};
 use crate::together::two_nodes;
 
 /// Whoever comes in its name afterwards has its volume.
@@ -254,17 +254,20 @@ fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
         let calls = |regions| wire::CheckpointRequest { assignment: own.clone(), regions };
         let whole = u32::try_from(first.length).unwrap();
         // Nothing of these is taken. What was told of a region serves one call.
-        for extents in [vec![kept(whole - 4096), unknown(4096)], vec![kept(0), kept(whole)], vec![kept(u32::MAX)]] {
-            let refused = upload.checkpoint(calls(vec![region(first, extents)])).await;
-            assert!(is_nonsense(refused));
+        let not_there = "a part that is kept of a parent that does not have it";
+        for (extents, why) in [
+            (vec![kept(u32::MAX)], not_there),
+            (vec![kept(0), kept(whole)], "an empty extent"),
+            (vec![kept(whole)], not_there),
+        ] {
+            assert_eq!(nonsense(upload.checkpoint(calls(vec![region(first, extents)])).await), why);
         }
-        assert!(is_nonsense(upload.checkpoint(calls(vec![region(first, vec![kept(whole)])])).await));
         // The first of these is, and then the call fails.
         let rest = u32::try_from(second.length).unwrap();
         let half = vec![region(first, first.extents.clone()), region(second, vec![kept(rest - 4096), unknown(4096)])];
-        assert!(is_nonsense(upload.checkpoint(calls(half)).await));
+        assert_eq!(nonsense(upload.checkpoint(calls(half)).await), "a chunk that nobody knows");
         let again = upload.checkpoint(calls(vec![region(first, first.extents.clone())])).await;
-        assert!(is_nonsense(again), "what was taken is not taken again");
+        assert_eq!(nonsense(again), "a region out of order", "what was taken is not taken again");
         upload.checkpoint(calls(vec![region(second, second.extents.clone())])).await.unwrap();
         let length = second.offset + second.length;
         let finish = wire::FinishRequest { assignment: own.clone(), length, ..Default::default() };

@@ -97,7 +97,9 @@ fn read_together(io: &Workers, source: &dyn Source, mut batch: Vec<(Few, Answer)
     batch.retain(|(_, answer)| !answer.is_closed());
     let pieces = batch.iter_mut().flat_map(|(few, _)| named_pieces(&mut few.buffer, few.offset, &few.named));
     let pieces = pieces.collect();
-    let all_read = many_at_once(io, || source.read_pieces(pieces)).is_ok();
+    // One thread has as many reads in hand as it likes with io_uring; without it, that many threads are wanted.
+    let read = || source.read_pieces(pieces);
+    let all_read = if has_ring() { read() } else { io.install(read) }.is_ok();
     for (few, answer) in batch {
         let Few { offset, len, named, buffer, permit, predicted, how, .. } = few;
         let read = if all_read {
@@ -105,16 +107,11 @@ fn read_together(io: &Workers, source: &dyn Source, mut batch: Vec<(Few, Answer)
             Ok((Held::parts(buffer, named, len), read))
         } else {
             // Each by itself: whoever can be read does not fail for another, and who fails says where.
-            many_at_once(io, || read_named(source, buffer, offset, len, named))
+            io.install(|| read_named(source, buffer, offset, len, named))
         };
         let seen = read.map(|(held, read)| Seen { cut: cut_region(&held, &predicted, &how), held, permit, read });
         let _ = answer.send(seen);
     }
-}
-
-/// One thread has as many reads in hand as it likes with io_uring; without it, that many threads are wanted.
-fn many_at_once<T: Send>(io: &Workers, read: impl FnOnce() -> T + Send) -> T {
-    if has_ring() { read() } else { io.install(read) }
 }
 
 #[cfg(test)]

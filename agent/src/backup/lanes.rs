@@ -208,12 +208,13 @@ impl RunPacks {
         let (permit, waited) = match job.engine.budget.try_pack() {
             Some(permit) => (permit, false),
             None => {
-                // If it is rather threads of ours that hold the room, it is not the line that is slow. Before the first wait packs may
-                // still be on their way to it; behind that the one that made room has just left it.
+                // If it is rather threads of ours that hold the room, it is not the line that is slow. When a wait begins, packs may
+                // still be on their way to it; when it ends, the one that made room may have left it.
                 let before = self.on_the_line.load(Ordering::Relaxed);
                 let permit = job.engine.budget.pack().await;
-                let after = self.on_the_line.load(Ordering::Relaxed) + 1;
-                (permit, before.max(after) * 2 > job.engine.budget.pack_count())
+                let after = self.on_the_line.load(Ordering::Relaxed);
+                let most = before.max(after + usize::from(after < before));
+                (permit, most * 2 > job.engine.budget.pack_count())
             }
         };
         if let Some(open) = self.oldest_idle() {

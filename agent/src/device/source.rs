@@ -157,7 +157,13 @@ impl Source for FileSource {
         if left.is_empty() {
             return Ok(());
         }
-        let plain = pieces.into_par_iter().enumerate().filter(|(number, _)| left.binary_search(number).is_ok());
+        let is_left = |(number, _): &(usize, Piece<'_>)| left.binary_search(number).is_ok();
+        if rayon::current_thread_index().is_none() {
+            // Not on a thread of ours: one after the other, lest rayon start as many as there are cores for it.
+            let mut plain = pieces.into_iter().enumerate().filter(is_left);
+            return plain.try_for_each(|(_, (at, piece))| self.read_at(piece, at).map_err(|e| (at, e)));
+        }
+        let plain = pieces.into_par_iter().enumerate().filter(is_left);
         let failed = plain.filter_map(|(_, (at, piece))| self.read_at(piece, at).err().map(|e| (at, e)));
         failed.min_by_key(|(at, _)| *at).map_or(Ok(()), Err)
     }

@@ -25,8 +25,8 @@ impl Codec {
 }
 
 /// A zstd level; but for 2, which is zstd's fast strategy with matches of five bytes, whatever the length of a chunk: of
-/// the pages of databases it leaves less than 3 does, in less time. And 3 is 2 wherever that leaves less, as one chunk in
-/// a few tells (docs/performance.md).
+/// the pages of databases it leaves less than zstd's 3 does, in less time (docs/performance.md). And 3 is 2 wherever that
+/// leaves less, as one chunk in 16 tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level(i32);
 
@@ -52,15 +52,13 @@ impl Level {
     }
 
     /// The number.
-    pub const fn get(self) -> i32 {
+    pub fn get(self) -> i32 {
         self.0
     }
 }
 
 /// The level that is tuned for pages.
 const PAGES_LEVEL: i32 = 2;
-/// The level that gives way to it.
-const GIVES_WAY: i32 = Level::DEFAULT.get();
 /// Of so many chunks one is compressed both ways, to see which leaves less. It costs a twentieth of the time.
 const COMPARED: u32 = 16;
 /// Its shortest match.
@@ -80,7 +78,7 @@ const SAMPLE: usize = 8 << 10;
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
     level: Level,
-    /// While the level is the one that gives way.
+    /// Once the level was the one that gives way.
     rival: Option<Rival>,
     /// How many chunks in a row it was in vain.
     in_vain: u32,
@@ -139,7 +137,9 @@ impl Compressor {
             // Not `set_compression_level`: that loads an empty dictionary as well, which zstd takes between two frames alone.
             self.zstd.set_parameter(CParameter::CompressionLevel(level.get()))?;
         }
-        self.rival = Rival::of(level)?;
+        if self.rival.is_none() {
+            self.rival = Rival::of(level)?;
+        }
         self.level = level;
         Ok(())
     }
@@ -166,7 +166,9 @@ impl Compressor {
     }
 
     fn try_whole(&mut self, plain: &[u8], out: &mut [u8]) -> Option<usize> {
-        let Some(rival) = &mut self.rival else { return try_on(&mut self.zstd, plain, out) };
+        let Some(rival) = self.rival.as_mut().filter(|_| self.level == Level::DEFAULT) else {
+            return try_on(&mut self.zstd, plain, out);
+        };
         if !rival.is_due() {
             return try_on(self.favourite(), plain, out);
         }
@@ -184,7 +186,7 @@ impl Compressor {
     /// What left less of the last chunk that was compressed both ways.
     fn favourite(&mut self) -> &mut zstd::bulk::Compressor<'static> {
         match &mut self.rival {
-            Some(rival) if rival.favoured => &mut rival.zstd,
+            Some(rival) if rival.favoured && self.level == Level::DEFAULT => &mut rival.zstd,
             _ => &mut self.zstd,
         }
     }
@@ -193,7 +195,7 @@ impl Compressor {
 impl Rival {
     fn of(level: Level) -> std::io::Result<Option<Self>> {
         let pages = || Ok(Self { zstd: context(Level(PAGES_LEVEL))?, since: COMPARED, favoured: false });
-        (level.get() == GIVES_WAY).then(pages).transpose()
+        (level == Level::DEFAULT).then(pages).transpose()
     }
 
     /// Whether the next chunk is compressed both ways.

@@ -114,6 +114,8 @@ pub struct FinishedMetadata {
     pub pack: SealedPack,
     /// Its chunks.
     pub entries: Vec<(ChunkId, Place)>,
+    /// Whether to store it was tried, and perhaps came further than was heard.
+    pub tried: bool,
 }
 
 impl MetadataWriter {
@@ -170,10 +172,50 @@ impl MetadataWriter {
     pub fn take_full(&mut self) -> Vec<FinishedMetadata> {
         std::mem::take(&mut self.full)
     }
+
+    /// Packs that could not be stored: what was put into them is known to lie there. They come first with those that are full next.
+    pub fn give_back(&mut self, packs: impl Iterator<Item = FinishedMetadata>) {
+        self.full.splice(0..0, packs);
+    }
 }
 
 impl OpenPack {
     fn finish(self) -> Result<FinishedMetadata, HybridError> {
-        Ok(FinishedMetadata { pack: self.builder.finish()?, entries: self.entries })
+        Ok(FinishedMetadata { pack: self.builder.finish()?, entries: self.entries, tried: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RepositoryId;
+    use crate::keys::{KeyRing, Secret};
+    use crate::pack::PackKind;
+
+    #[test]
+    fn packs_that_are_given_back_come_first_and_what_they_hold_stays_known() {
+        let ring = KeyRing::from_secret(&Secret::from_bytes([3; 32]));
+        let repository = RepositoryId::from_bytes([1; 16]);
+        let target = PackTarget { repository, kind: PackKind::Metadata, recipient: ring.public().metadata };
+        let preparer = Preparer::new(DomainKey::from_bytes([2; 32])).unwrap();
+        let mut writer = MetadataWriter::new(target);
+        let large = |n: u8| {
+            let mut bytes = vec![0; PACK_BYTES / 2];
+            blake3::Hasher::new().update(&[n]).finalize_xof().fill(&mut bytes);
+            preparer.pages(bytes)
+        };
+        let chunks: Vec<Prepared> = (0..5).map(large).collect();
+        let places: Vec<MapRef> = chunks[..3].iter().map(|c| writer.put(c).unwrap()).collect();
+        let full = writer.take_full();
+        let before: Vec<_> = full.iter().map(|f| f.pack.id).collect();
+        assert!(!before.is_empty());
+        writer.give_back(full.into_iter());
+        assert_eq!(writer.put(&chunks[0]).unwrap(), places[0]);
+        for chunk in &chunks[3..] {
+            writer.put(chunk).unwrap();
+        }
+        writer.close().unwrap();
+        let all: Vec<_> = writer.take_full().iter().map(|f| f.pack.id).collect();
+        assert!(all.len() > before.len() && all.starts_with(&before), "{before:?} {all:?}");
     }
 }

@@ -44,33 +44,29 @@ impl MapBuilder {
     /// Adds the next leaf, or a hole in its place.
     ///
     /// # Errors
-    /// Whatever `put` fails with.
+    /// Whatever `put` fails with; then it was not added, and may be again.
     pub async fn push<P: PutNode>(&mut self, child: Child, put: &mut P) -> Result<(), P::Error> {
-        let mut child = child;
-        let mut at = 0;
-        loop {
-            if self.levels.len() == at {
-                self.levels.push(Level::default());
-            }
-            let level = &mut self.levels[at];
-            level.add(child);
-            if level.positions < FAN_OUT {
-                return Ok(());
-            }
-            child = Self::close(level, at, put).await?;
-            at += 1;
+        // Room first, from above: each level that is closed finds some in the next.
+        let full = self.levels.iter().take_while(|level| level.positions == FAN_OUT).count();
+        for at in (0..full).rev() {
+            self.close(at, put).await?;
         }
+        if self.levels.is_empty() {
+            self.levels.push(Level::default());
+        }
+        self.levels[0].add(child);
+        Ok(())
     }
 
     /// Closes all levels.
     ///
     /// # Errors
-    /// Whatever `put` fails with.
-    pub async fn finish<P: PutNode>(mut self, put: &mut P) -> Result<MapRoot, P::Error> {
+    /// Whatever `put` fails with; then it may be called again.
+    pub async fn finish<P: PutNode>(&mut self, put: &mut P) -> Result<MapRoot, P::Error> {
         let mut at = 0;
         loop {
             let top = at + 1 >= self.levels.len();
-            let Some(level) = self.levels.get_mut(at) else {
+            let Some(level) = self.levels.get(at) else {
                 return Ok(MapRoot { len: 0, level: 0, chunk: None });
             };
             if top && level.children.len() == 1 {
@@ -78,27 +74,30 @@ impl MapBuilder {
                 let level = if child.chunk.is_some() { u8::try_from(at).unwrap_or(u8::MAX) } else { 0 };
                 return Ok(MapRoot { len: child.len, level, chunk: child.chunk });
             }
-            if level.children.is_empty() {
-                at += 1;
-                continue;
+            if !level.children.is_empty() {
+                self.close(at, put).await?;
             }
-            let child = Self::close(level, at, put).await?;
             at += 1;
-            if self.levels.len() == at {
-                self.levels.push(Level::default());
-            }
-            self.levels[at].add(child);
         }
     }
 
-    async fn close<P: PutNode>(level: &mut Level, at: usize, put: &mut P) -> Result<Child, P::Error> {
-        let level = std::mem::take(level);
-        let len = level.children.iter().map(|c| c.len).sum();
-        if level.children.iter().all(|c| c.chunk.is_none()) {
-            return Ok(Child { len, chunk: None });
+    /// Makes a node of a level's children, and adds it to the level above.
+    async fn close<P: PutNode>(&mut self, at: usize, put: &mut P) -> Result<(), P::Error> {
+        let children = self.levels[at].children.clone();
+        let len = children.iter().map(|c| c.len).sum();
+        let chunk = if children.iter().all(|c| c.chunk.is_none()) {
+            None
+        } else {
+            let node = Node { level: u8::try_from(at + 1).unwrap_or(u8::MAX), children };
+            Some(put.put(node.encode()).await?)
+        };
+        // Only now, so that nothing is lost when that fails.
+        self.levels[at] = Level::default();
+        if self.levels.len() == at + 1 {
+            self.levels.push(Level::default());
         }
-        let node = Node { level: u8::try_from(at + 1).unwrap_or(u8::MAX), children: level.children };
-        Ok(Child { len, chunk: Some(put.put(node.encode()).await?) })
+        self.levels[at + 1].add(Child { len, chunk });
+        Ok(())
     }
 }
 

@@ -163,6 +163,39 @@ fn one_changed_leaf_rewrites_its_path_only() {
     assert_eq!(build(Some(500)) - first, 2, "one node of level 1, and the top");
 }
 
+/// Whatever is tried again after a node could not be stored, the map is the same.
+#[test]
+fn a_map_survives_nodes_that_could_not_be_stored() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let build = |fails_at_first: bool| {
+        let chunks = Chunks::default();
+        let failed = Mutex::new(HashSet::new());
+        runtime.block_on(async {
+            let mut put = |bytes: Vec<u8>| {
+                let fails = fails_at_first && failed.lock().unwrap().insert(bytes.clone());
+                let stored = if fails { Err("not now") } else { Ok(chunks.store(bytes)) };
+                async move { stored }
+            };
+            let mut builder = MapBuilder::new();
+            // Three levels, a hole here and there, and the last nodes not full.
+            for i in 0..66_000_u32 {
+                let id = ChunkId::from_bytes([(i % 200) as u8; 32]);
+                let chunk = (!i.is_multiple_of(7)).then_some(MapRef { id, place: place(1, i, 9) });
+                while builder.push(Child { len: 1000, chunk }, &mut put).await.is_err() {}
+            }
+            let root = loop {
+                if let Ok(root) = builder.finish(&mut put).await {
+                    break root;
+                }
+            };
+            (root, failed.lock().unwrap().len())
+        })
+    };
+    let ((smooth, none), (rough, many)) = (build(false), build(true));
+    assert_eq!((smooth, smooth.len, smooth.level), (rough, 66_000_000, 3));
+    assert!(none == 0 && many > 258, "{none} {many}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
