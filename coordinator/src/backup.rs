@@ -402,6 +402,10 @@ impl Run {
 
     async fn store_metadata_pack(&self, finished: &mut FinishedMetadata) -> Result<(), BackupError> {
         let pack = &mut finished.pack;
+        if lock(&self.stored).contains_key(&pack.id) {
+            // What failed came behind it.
+            return Ok(());
+        }
         let claim = Claim {
             id: pack.id,
             kind: PackKind::Metadata,

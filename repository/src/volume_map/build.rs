@@ -46,11 +46,7 @@ impl MapBuilder {
     /// # Errors
     /// Whatever `put` fails with; then it was not added, and may be again.
     pub async fn push<P: PutNode>(&mut self, child: Child, put: &mut P) -> Result<(), P::Error> {
-        // Room first, from above: each level that is closed finds some in the next.
-        let full = self.levels.iter().take_while(|level| level.positions == FAN_OUT).count();
-        for at in (0..full).rev() {
-            self.close(at, put).await?;
-        }
+        self.make_room(0, put).await?;
         if self.levels.is_empty() {
             self.levels.push(Level::default());
         }
@@ -75,13 +71,24 @@ impl MapBuilder {
                 return Ok(MapRoot { len: child.len, level, chunk: child.chunk });
             }
             if !level.children.is_empty() {
+                self.make_room(at + 1, put).await?;
                 self.close(at, put).await?;
             }
             at += 1;
         }
     }
 
-    /// Makes a node of a level's children, and adds it to the level above.
+    /// Closes the full levels from `from` up to the first that is not. From above: each that is closed finds room in the next.
+    async fn make_room<P: PutNode>(&mut self, from: usize, put: &mut P) -> Result<(), P::Error> {
+        let above = self.levels.iter().skip(from);
+        let full = above.take_while(|level| level.positions == FAN_OUT).count();
+        for at in (from..from + full).rev() {
+            self.close(at, put).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a node of a level's children, and adds it to the level above, which has room.
     async fn close<P: PutNode>(&mut self, at: usize, put: &mut P) -> Result<(), P::Error> {
         let children = self.levels[at].children.clone();
         let len = children.iter().map(|c| c.len).sum();
@@ -96,6 +103,7 @@ impl MapBuilder {
         if self.levels.len() == at + 1 {
             self.levels.push(Level::default());
         }
+        assert!(self.levels[at + 1].positions < FAN_OUT, "a node that nobody can read");
         self.levels[at + 1].add(Child { len, chunk });
         Ok(())
     }

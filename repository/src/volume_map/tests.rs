@@ -163,6 +163,45 @@ fn one_changed_leaf_rewrites_its_path_only() {
     assert_eq!(build(Some(500)) - first, 2, "one node of level 1, and the top");
 }
 
+/// Also of a map whose levels are full when it ends: each node can be read, and there are no more than it takes.
+#[test]
+fn nodes_are_full_and_never_more_than_full() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for leaves in [1, 2, 255, 256, 257, 512, 513, 65_535, 65_536, 65_537, 65_791, 65_792, 65_793, 131_072, 131_073] {
+        let nodes = Mutex::new(Vec::new());
+        let root = runtime.block_on(async {
+            let mut put = |bytes: Vec<u8>| {
+                let mut nodes = nodes.lock().unwrap();
+                nodes.push(Node::decode(&bytes).unwrap());
+                let n = nodes.len() as u32;
+                let id = ChunkId::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes());
+                async move { Ok::<_, String>(MapRef { id, place: place(2, n, 9) }) }
+            };
+            let mut builder = MapBuilder::new();
+            for i in 0..leaves {
+                let id = ChunkId::from_bytes(*blake3::hash(&u64::from(i).to_le_bytes()).as_bytes());
+                builder
+                    .push(Child { len: 1000, chunk: Some(MapRef { id, place: place(1, i, 9) }) }, &mut put)
+                    .await
+                    .unwrap();
+            }
+            builder.finish(&mut put).await.unwrap()
+        });
+        let (mut wanted, mut level, mut on_level) = (0, 0, leaves as usize);
+        while on_level > 1 {
+            on_level = on_level.div_ceil(FAN_OUT);
+            wanted += on_level;
+            level += 1;
+        }
+        let nodes = nodes.into_inner().unwrap();
+        assert_eq!((nodes.len(), root.level), (wanted, level), "{leaves} leaves");
+        assert_eq!(root.len, u64::from(leaves) * 1000);
+        let children: usize = nodes.iter().map(|n| n.children.len()).sum();
+        // All but the topmost are some node's, unless there is none.
+        assert_eq!(children, if wanted == 0 { 0 } else { leaves as usize + wanted - 1 }, "{leaves} leaves");
+    }
+}
+
 /// Whatever is tried again after a node could not be stored, the map is the same.
 #[test]
 fn a_map_survives_nodes_that_could_not_be_stored() {
