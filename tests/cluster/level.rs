@@ -30,7 +30,7 @@ fn text(len: usize) -> Vec<u8> {
 
 #[test]
 fn what_waits_for_the_line_is_compressed_harder() {
-    // Twice as much as the agent's memory holds once it is compressed.
+    // More than the agent's memory holds once it is compressed.
     const SIZE: usize = 192 << 20;
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();

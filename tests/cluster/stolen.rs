@@ -31,15 +31,8 @@ fn a_point_and_then_node_a_is_gone(c: &Cluster) -> [Process; 2] {
 #[test]
 fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
     let c = Cluster::in_directory();
-    c.repository().run(["init"]).ok();
-    two_nodes(&c);
-    let coordinator = c.coordinator();
     // A point of before, so that there is something to read.
-    let honest = c.agent("node-a");
-    let b = c.agent("node-b");
-    c.wait_for_agents(&["node-a", "node-b"]);
-    c.run(&["backup", "shop"]).ok();
-    drop(honest);
+    let [coordinator, b] = a_point_and_then_node_a_is_gone(&c);
     // node-b is gone as well: its volume waits, so that the run stays open while we try.
     drop(b);
     coordinator.wait_for_log("an agent is gone node=\"node-b\"");
