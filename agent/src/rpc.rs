@@ -272,7 +272,7 @@ impl Coordinator {
     /// # Errors
     /// [`CallError`].
     pub async fn plan(&self, in_order: bool, from: u64) -> Result<Pages, CallError> {
-        let request = wire::PlanRequest { assignment: self.assignment(), in_order, from };
+        let request = wire::PlanRequest { assignment: self.assignment(), in_order, from, packed: true };
         Ok(Pages(self.download.clone().plan(request).await?.into_inner()))
     }
 }
@@ -396,6 +396,23 @@ impl Pages {
     }
 }
 
+/// Where the parts of a slot go; coordinators of the release before send them one by one.
+fn writes(slot: &wire::plan_page::Slot) -> Option<Vec<Write>> {
+    if slot.packed_writes.is_empty() {
+        let write = |w: &wire::plan_page::Write| Write {
+            volume_offset: w.volume_offset,
+            chunk_offset: w.chunk_offset,
+            len: w.length,
+        };
+        return Some(slot.writes.iter().map(write).collect());
+    }
+    let (triples, rest) = slot.packed_writes.as_chunks::<3>();
+    let write = |&[volume_offset, chunk_offset, len]: &[u64; 3]| {
+        Some(Write { volume_offset, chunk_offset: chunk_offset.try_into().ok()?, len: len.try_into().ok()? })
+    };
+    rest.is_empty().then(|| triples.iter().map(write).collect())?
+}
+
 fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
     let pack = PackId::try_from(&r.pack[..]).ok()?;
     let slots = r.slots.into_iter().map(|s| {
@@ -409,19 +426,15 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
         };
         // Everything lies inside the range, and each write inside its chunk: nothing below has to check again.
         let inside = u64::from(place.offset) >= r.start && place.end() <= r.end;
-        let sound = s.writes.iter().all(|w| w.chunk_offset.checked_add(w.length).is_some_and(|e| e <= s.plain_length));
-        let writes = s.writes.iter().map(|w| Write {
-            volume_offset: w.volume_offset,
-            chunk_offset: w.chunk_offset,
-            len: w.length,
-        });
+        let writes = writes(&s)?;
+        let sound = writes.iter().all(|w| w.chunk_offset.checked_add(w.len).is_some_and(|e| e <= s.plain_length));
         (inside && sound).then_some(())?;
         let key: [u8; 32] = s.key[..].try_into().ok()?;
         Some(GrantedSlot {
             id: ChunkId::try_from(&s.chunk[..]).ok()?,
             place,
             key: key.into(),
-            writes: writes.collect(),
+            writes,
         })
     });
     let slots = slots.collect::<Option<Vec<_>>>()?;
@@ -449,6 +462,22 @@ mod tests {
         assert!(range(of(0, 8 << 20)).is_some());
         for (start, end) in [(5, 5), (6, 5), (0, 1 << 32), (0, u64::MAX)] {
             assert!(range(of(start, end)).is_none(), "{start}..{end}");
+        }
+    }
+
+    /// Both ways to say where parts go say the same, and what makes no sense in the shorter one is refused.
+    #[test]
+    fn writes_are_read_one_by_one_and_packed() {
+        let slot = |numbers: &[u64]| wire::plan_page::Slot { packed_writes: numbers.to_vec(), ..Default::default() };
+        let write = |volume_offset, chunk_offset, length| wire::plan_page::Write { volume_offset, chunk_offset, length };
+        let one_by_one = vec![write(1 << 40, 4096, 8192), write(0, 0, 4096)];
+        let one_by_one = wire::plan_page::Slot { writes: one_by_one, ..Default::default() };
+        let expected = writes(&one_by_one).unwrap();
+        assert_eq!(expected[0], Write { volume_offset: 1 << 40, chunk_offset: 4096, len: 8192 });
+        assert_eq!(writes(&slot(&[1 << 40, 4096, 8192, 0, 0, 4096])).unwrap(), expected);
+        assert_eq!(writes(&slot(&[])), Some(Vec::new()));
+        for nonsense in [&[1][..], &[1, 2, 3, 4], &[0, 1 << 32, 1], &[0, 1, 1 << 32]] {
+            assert_eq!(writes(&slot(nonsense)), None, "{nonsense:?}");
         }
     }
 }

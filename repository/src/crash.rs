@@ -37,6 +37,8 @@ mod counted {
         }
         let once = HANG_ONCE.get_or_init(|| std::env::var("MILKRUN_HANG_ONCE_AT").ok());
         if once.as_deref() == Some(name) && !HUNG.swap(true, Ordering::SeqCst) {
+            // A test that ends something else now wants to know that this is where it is.
+            let _ = writeln!(std::io::stderr(), "hangs {name}");
             loop {
                 std::thread::park();
             }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::id::{ChunkId, PackId};
 use crate::pack::Place;
-use crate::volume_map::Extent;
+use crate::volume_map::{Leaf, MapRef};
 
 /// Leaves that are planned together: 512 MiB of volume. More finds more neighbours in packs and needs more memory.
 pub const WINDOW_LEAVES: usize = 32;
@@ -63,23 +63,33 @@ pub struct PlannedRange {
     pub chunks: Vec<PlannedChunk>,
 }
 
-/// Plans a window of a volume: `extents` with their offsets in the volume, in order.
+/// Plans a window of a volume: `leaves` with their offsets in the volume, in order.
 ///
 /// With `in_order` the ranges keep the order of the volume (for targets that can't seek), and only neighbours in both
 /// are read together.
-pub fn plan(extents: &[(u64, Extent)], limits: Limits, in_order: bool) -> Vec<PlannedRange> {
+pub fn plan(leaves: &[(u64, Leaf)], limits: Limits, in_order: bool) -> Vec<PlannedRange> {
     let mut chunks: Vec<PlannedChunk> = Vec::new();
     let mut by_place: HashMap<(PackId, u32), usize> = HashMap::new();
-    for &(volume_offset, extent) in extents {
-        let Extent::Data { len, chunk_offset, id, place, .. } = extent else { continue };
-        let write = Write { volume_offset, chunk_offset, len };
-        let known = if in_order { None } else { by_place.get(&(place.pack, place.slot)).copied() };
-        match known {
-            Some(at) => chunks[at].writes.push(write),
-            None => {
-                by_place.insert((place.pack, place.slot), chunks.len());
-                chunks.push(PlannedChunk { id, place, writes: vec![write] });
+    for (begin, leaf) in leaves {
+        // Of a worn volume a chunk is used in many pieces: it is looked for once in each leaf.
+        let mut planned: Vec<Option<usize>> = vec![None; leaf.chunks().len()];
+        let mut volume_offset = *begin;
+        for (len, of) in leaf.pieces() {
+            if let Some((number, chunk_offset)) = of {
+                let MapRef { id, place } = leaf.chunks()[number];
+                let mut another = || {
+                    chunks.push(PlannedChunk { id, place, writes: Vec::new() });
+                    chunks.len() - 1
+                };
+                let at = if in_order {
+                    another()
+                } else {
+                    let at = || *by_place.entry((place.pack, place.slot)).or_insert_with(another);
+                    *planned[number].get_or_insert_with(at)
+                };
+                chunks[at].writes.push(Write { volume_offset, chunk_offset, len });
             }
+            volume_offset += u64::from(len);
         }
     }
     if !in_order {
@@ -162,6 +172,7 @@ mod tests {
 
     use super::*;
     use crate::chunk::codec::Codec;
+    use crate::volume_map::Extent;
 
     fn extent(pack: u8, slot: u32, offset: u32, len: u32) -> Extent {
         let pack = PackId::from_bytes([pack; 16]);
@@ -171,17 +182,23 @@ mod tests {
 
     #[test]
     fn a_chunk_that_is_needed_twice_is_read_once() {
-        let extents = [(0, extent(1, 0, 64, 100)), (100, Extent::Hole { len: 50 }), (150, extent(1, 0, 64, 100))];
-        let ranges = plan(&extents, Limits::DEFAULT, false);
+        let first = [extent(1, 0, 64, 100), Extent::Hole { len: 50 }, extent(1, 0, 64, 100)];
+        let leaves = [(0, first.into_iter().collect()), (250, [extent(1, 0, 64, 100)].into_iter().collect())];
+        let ranges = plan(&leaves, Limits::DEFAULT, false);
         assert_eq!(ranges.len(), 1);
         assert_eq!(ranges[0].chunks.len(), 1);
-        assert_eq!(ranges[0].chunks[0].writes.len(), 2);
+        let writes: Vec<u64> = ranges[0].chunks[0].writes.iter().map(|w| w.volume_offset).collect();
+        assert_eq!(writes, [0, 150, 250]);
         assert_eq!((ranges[0].start, ranges[0].end), (64, 164));
     }
 
     proptest! {
         #[test]
-        fn every_byte_is_planned_once(parts in proptest::collection::vec((0u8..4, 0u32..50, any::<bool>()), 0..200), in_order: bool) {
+        fn every_byte_is_planned_once(
+            parts in proptest::collection::vec((0u8..4, 0u32..50, any::<bool>()), 0..200),
+            in_a_leaf in 1usize..100,
+            in_order: bool,
+        ) {
             let mut at = 0;
             let mut extents = Vec::new();
             for (pack, slot, hole) in parts {
@@ -190,7 +207,8 @@ mod tests {
                 at += u64::from(e.len());
             }
             let limits = Limits { gap_max: 1500, range_max: 5000, plain_max: 4000 };
-            let ranges = plan(&extents, limits, in_order);
+            let leaves = extents.chunks(in_a_leaf).map(|part| (part[0].0, part.iter().map(|&(_, e)| e).collect()));
+            let ranges = plan(&leaves.collect::<Vec<_>>(), limits, in_order);
             let mut writes: Vec<(u64, ChunkId)> = Vec::new();
             for r in &ranges {
                 prop_assert!(r.end - r.start <= limits.range_max);

@@ -71,6 +71,8 @@ fn begin_at(c: &mut Cluster, coordinator: &Process, path: &Path) -> (Process, Ch
         (run["kind"] == "restore" && run["state"] == "running" && run["volumes"][0]["done_bytes"].as_u64()? == SIZE)
             .then_some(run)
     });
+    // Not a moment sooner: who comes after would hang there instead.
+    agent.wait_for_log("hangs before fsync of the target");
     // Something of it is durable, and written down.
     wait_for("what is durable", || {
         let log = coordinator.log();

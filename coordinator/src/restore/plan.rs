@@ -8,10 +8,10 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::PackId;
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::{PackKey, slot_key};
-use milkrun_repository::restore_plan::{Limits, PlannedRange, WINDOW_LEAVES, plan};
+use milkrun_repository::restore_plan::{Limits, PlannedRange, WINDOW_LEAVES, Write, plan};
 use milkrun_repository::store::Key;
 use milkrun_repository::store::grant::GetGrant;
-use milkrun_repository::volume_map::{Extent, MapCursor, Step};
+use milkrun_repository::volume_map::{Leaf, MapCursor, Step};
 
 use super::{RestoreError, Run};
 use crate::rpc::convert;
@@ -25,17 +25,18 @@ pub struct PageStream<'a> {
     reader: MetadataReader<'a>,
     cursor: MapCursor,
     in_order: bool,
+    packed: bool,
     ready: std::collections::VecDeque<wire::PlanPage>,
     ended: bool,
 }
 
 impl Run {
-    /// The plan of a volume, without what ends before `from`.
-    pub fn pages(self: &Arc<Self>, volume: usize, in_order: bool, from: u64) -> PageStream<'_> {
+    /// The plan of a volume, without what ends before `from`. `packed`: whoever reads it knows [`wire::plan_page::Slot::packed_writes`].
+    pub fn pages(self: &Arc<Self>, volume: usize, in_order: bool, from: u64, packed: bool) -> PageStream<'_> {
         let entry = &self.point.body.volumes[volume];
         let reader = self.repository.reader(self.point.found.root.app, self.point.placement.packs.iter().cloned());
         let cursor = MapCursor::starting_at(self.point.map(volume, &entry.map), from);
-        PageStream { run: self, reader, cursor, in_order, ready: std::collections::VecDeque::new(), ended: false }
+        PageStream { run: self, reader, cursor, in_order, packed, ready: std::collections::VecDeque::new(), ended: false }
     }
 
     async fn pack_key(&self, pack: &PackId) -> Result<PackKey, RestoreError> {
@@ -70,7 +71,7 @@ impl PageStream<'_> {
     }
 
     async fn plan_window(&mut self) -> Result<(), RestoreError> {
-        let mut extents: Vec<(u64, Extent)> = Vec::new();
+        let mut leaves: Vec<(u64, Leaf)> = Vec::new();
         let mut holes: Vec<wire::plan_page::Hole> = Vec::new();
         for _ in 0..WINDOW_LEAVES {
             match self.cursor.next(&self.reader).await? {
@@ -81,18 +82,18 @@ impl PageStream<'_> {
                 Some(Step::Hole { offset, len }) => add_hole(&mut holes, offset, len),
                 Some(Step::Leaf { offset, leaf, .. }) => {
                     let mut at = offset;
-                    for extent in leaf.extents() {
-                        if let Extent::Hole { len } = extent {
+                    for (len, of) in leaf.pieces() {
+                        if of.is_none() {
                             add_hole(&mut holes, at, u64::from(len));
                         }
-                        extents.push((at, extent));
-                        at += u64::from(extent.len());
+                        at += u64::from(len);
                     }
+                    leaves.push((offset, leaf));
                 }
             }
         }
         self.cursor.take_visited();
-        let ranges = plan(&extents, Limits::DEFAULT, self.in_order);
+        let ranges = plan(&leaves, Limits::DEFAULT, self.in_order);
         let mut grants: HashMap<PackId, (PackKey, GetGrant)> = HashMap::new();
         for range in &ranges {
             if let std::collections::hash_map::Entry::Vacant(entry) = grants.entry(range.pack) {
@@ -106,7 +107,7 @@ impl PageStream<'_> {
         let mut pages: Vec<wire::PlanPage> = ranges
             .chunks(PAGE_RANGES)
             .map(|part| wire::PlanPage {
-                ranges: part.iter().map(|r| to_wire(r, &grants[&r.pack])).collect(),
+                ranges: part.iter().map(|r| to_wire(r, &grants[&r.pack], self.packed)).collect(),
                 ..Default::default()
             })
             .collect();
@@ -129,24 +130,31 @@ fn add_hole(holes: &mut Vec<wire::plan_page::Hole>, offset: u64, length: u64) {
     }
 }
 
-fn to_wire(range: &PlannedRange, (key, grant): &(PackKey, GetGrant)) -> wire::plan_page::Range {
-    let slots = range.chunks.iter().map(|c| wire::plan_page::Slot {
-        chunk: c.id.as_bytes().to_vec().into(),
-        key: slot_key(key, c.place.slot).to_vec().into(),
-        slot: c.place.slot,
-        offset: c.place.offset,
-        sealed_length: c.place.sealed_len,
-        plain_length: c.place.plain_len,
-        codec: c.place.codec as u32,
-        writes: c
-            .writes
-            .iter()
-            .map(|w| wire::plan_page::Write {
+fn to_wire(range: &PlannedRange, (key, grant): &(PackKey, GetGrant), packed: bool) -> wire::plan_page::Range {
+    let slots = range.chunks.iter().map(|c| {
+        let (mut writes, mut packed_writes) = (Vec::new(), Vec::new());
+        if packed {
+            let numbers = |w: &Write| [w.volume_offset, w.chunk_offset.into(), w.len.into()];
+            packed_writes = c.writes.iter().flat_map(numbers).collect();
+        } else {
+            let message = |w: &Write| wire::plan_page::Write {
                 volume_offset: w.volume_offset,
                 chunk_offset: w.chunk_offset,
                 length: w.len,
-            })
-            .collect(),
+            };
+            writes = c.writes.iter().map(message).collect();
+        }
+        wire::plan_page::Slot {
+            chunk: c.id.as_bytes().to_vec().into(),
+            key: slot_key(key, c.place.slot).to_vec().into(),
+            slot: c.place.slot,
+            offset: c.place.offset,
+            sealed_length: c.place.sealed_len,
+            plain_length: c.place.plain_len,
+            codec: c.place.codec as u32,
+            writes,
+            packed_writes,
+        }
     });
     wire::plan_page::Range {
         pack: range.pack.as_bytes().to_vec().into(),

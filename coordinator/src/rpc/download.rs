@@ -29,7 +29,7 @@ impl Download for Service {
         let (run, volume) = self.0.runs.restore(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
         let (sender, receiver) = mpsc::channel(PAGES_WAITING);
         tokio::spawn(async move {
-            let mut pages = run.pages(volume, request.in_order, request.from);
+            let mut pages = run.pages(volume, request.in_order, request.from, request.packed);
             loop {
                 let next = match pages.next().await {
                     Ok(Some(page)) => Ok(page),

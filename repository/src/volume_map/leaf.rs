@@ -97,6 +97,11 @@ impl Leaf {
         self.parts.iter().map(|part| part.len)
     }
 
+    /// The same by numbers: how many bytes, and of which of its [chunks](Self::chunks), from where in it; `None`: a hole.
+    pub fn pieces(&self) -> impl Iterator<Item = (u32, Option<(usize, u32)>)> {
+        self.parts.iter().map(|part| (part.len, (part.chunk != NONE).then_some((part.chunk as usize, part.chunk_offset))))
+    }
+
     fn extent(&self, part: &Part) -> Extent {
         let Part { len, chunk, chunk_offset, list, first } = *part;
         let Some(&MapRef { id, place }) = self.chunks.get(chunk as usize) else { return Extent::Hole { len } };
