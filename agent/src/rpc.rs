@@ -430,12 +430,7 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
         let sound = writes.iter().all(|w| w.chunk_offset.checked_add(w.len).is_some_and(|e| e <= s.plain_length));
         (inside && sound).then_some(())?;
         let key: [u8; 32] = s.key[..].try_into().ok()?;
-        Some(GrantedSlot {
-            id: ChunkId::try_from(&s.chunk[..]).ok()?,
-            place,
-            key: key.into(),
-            writes,
-        })
+        Some(GrantedSlot { id: ChunkId::try_from(&s.chunk[..]).ok()?, place, key: key.into(), writes })
     });
     let slots = slots.collect::<Option<Vec<_>>>()?;
     // Places within a pack have 32 bits: what is longer is no range of one, and no buffer is asked for it.
@@ -469,7 +464,8 @@ mod tests {
     #[test]
     fn writes_are_read_one_by_one_and_packed() {
         let slot = |numbers: &[u64]| wire::plan_page::Slot { packed_writes: numbers.to_vec(), ..Default::default() };
-        let write = |volume_offset, chunk_offset, length| wire::plan_page::Write { volume_offset, chunk_offset, length };
+        let write =
+            |volume_offset, chunk_offset, length| wire::plan_page::Write { volume_offset, chunk_offset, length };
         let one_by_one = vec![write(1 << 40, 4096, 8192), write(0, 0, 4096)];
         let one_by_one = wire::plan_page::Slot { writes: one_by_one, ..Default::default() };
         let expected = writes(&one_by_one).unwrap();

@@ -95,10 +95,10 @@ async fn tries(c: &Cluster) {
         assert_eq!(code(upload.checkpoint(checkpoint).await), refused);
         let finish = wire::FinishRequest { assignment: assignment.clone(), ..Default::default() };
         assert_eq!(code(upload.finish(finish).await), refused);
-        assert_eq!(code(download.plan(wire::PlanRequest { assignment, in_order: false, from: 0 }).await), refused);
+        assert_eq!(code(download.plan(wire::PlanRequest { assignment, ..Default::default() }).await), refused);
     }
     // A backup's assignment opens nothing for reading.
-    let plan = wire::PlanRequest { assignment: Some(own.clone()), in_order: false, from: 0 };
+    let plan = wire::PlanRequest { assignment: Some(own.clone()), ..Default::default() };
     assert_eq!(code(download.plan(plan).await), Code::FailedPrecondition);
     // What it knows opens no chunk: an id key, and a public key.
     assert_eq!(backup.domain_key.len(), 32);

@@ -36,7 +36,15 @@ impl Run {
         let entry = &self.point.body.volumes[volume];
         let reader = self.repository.reader(self.point.found.root.app, self.point.placement.packs.iter().cloned());
         let cursor = MapCursor::starting_at(self.point.map(volume, &entry.map), from);
-        PageStream { run: self, reader, cursor, in_order, packed, ready: std::collections::VecDeque::new(), ended: false }
+        PageStream {
+            run: self,
+            reader,
+            cursor,
+            in_order,
+            packed,
+            ready: std::collections::VecDeque::new(),
+            ended: false,
+        }
     }
 
     async fn pack_key(&self, pack: &PackId) -> Result<PackKey, RestoreError> {
@@ -162,5 +170,39 @@ fn to_wire(range: &PlannedRange, (key, grant): &(PackKey, GetGrant), packed: boo
         start: range.start,
         end: range.end,
         slots: slots.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use milkrun_repository::chunk::codec::Codec;
+    use milkrun_repository::id::ChunkId;
+    use milkrun_repository::pack::Place;
+    use milkrun_repository::restore_plan::PlannedChunk;
+
+    use super::*;
+
+    /// An agent of the release before gets each write as a message, one that asks for it the same numbers packed.
+    #[test]
+    fn writes_travel_one_by_one_or_packed() {
+        let pack = PackId::from_bytes([1; 16]);
+        let place = Place { pack, slot: 3, offset: 64, sealed_len: 9000, plain_len: 8192, codec: Codec::Zstd };
+        let writes = vec![
+            Write { volume_offset: 1 << 40, chunk_offset: 4096, len: 4096 },
+            Write { volume_offset: 8192, chunk_offset: 0, len: 4096 },
+        ];
+        let chunks = vec![PlannedChunk { id: ChunkId::from_bytes([2; 32]), place, writes }];
+        let range = PlannedRange { pack, start: 64, end: 9064, chunks };
+        let grant = GetGrant::File { root: PathBuf::from("/r"), key: Key::pack(&pack) };
+        let with = (PackKey::new([7; 32]), grant);
+        let one_by_one = to_wire(&range, &with, false).slots.remove(0);
+        let packed = to_wire(&range, &with, true).slots.remove(0);
+        let numbers = one_by_one.writes.iter().flat_map(|w| [w.volume_offset, w.chunk_offset.into(), w.length.into()]);
+        assert_eq!(numbers.collect::<Vec<u64>>(), [1 << 40, 4096, 4096, 8192, 0, 4096]);
+        assert_eq!(packed.packed_writes, [1 << 40, 4096, 4096, 8192, 0, 4096]);
+        assert!(one_by_one.packed_writes.is_empty() && packed.writes.is_empty());
+        assert_eq!((one_by_one.chunk, one_by_one.key), (packed.chunk, packed.key));
     }
 }

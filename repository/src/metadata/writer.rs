@@ -96,24 +96,17 @@ impl Preparer {
 /// Fills metadata packs.
 pub struct MetadataWriter {
     target: PackTarget,
-    maps: Option<OpenPack>,
-    pages: Option<OpenPack>,
+    maps: Option<PackBuilder>,
+    pages: Option<PackBuilder>,
     /// What this run wrote, so that equal leaves are stored once.
     written: HashMap<ChunkId, Place>,
     full: Vec<FinishedMetadata>,
 }
 
-struct OpenPack {
-    builder: PackBuilder,
-    entries: Vec<(ChunkId, Place)>,
-}
-
-/// A metadata pack and what is in it.
+/// A metadata pack to be stored.
 pub struct FinishedMetadata {
     /// The pack.
     pub pack: SealedPack,
-    /// Its chunks.
-    pub entries: Vec<(ChunkId, Place)>,
     /// Whether to store it was tried, and perhaps came further than was heard.
     pub tried: bool,
 }
@@ -137,17 +130,16 @@ impl MetadataWriter {
             Part::Maps => &mut self.maps,
             Part::Pages => &mut self.pages,
         };
-        if let Some(full) = open.take_if(|p| !p.builder.fits(chunk.plain_len)) {
-            self.full.push(full.finish()?);
+        if let Some(full) = open.take_if(|p| !p.fits(chunk.plain_len)) {
+            self.full.push(finished(full)?);
         }
         let target = self.target;
         let pack = open.get_or_insert_with(|| {
             // A chunk larger than a pack gets one of its own size.
             let buffer = vec![0; PACK_BYTES.max(chunk.plain_len + 4096)];
-            OpenPack { builder: PackBuilder::new(target, buffer), entries: Vec::new() }
+            PackBuilder::new(target, buffer)
         });
-        let place = pack.builder.append_compressed(&id, chunk.plain_len, chunk.codec, &chunk.stored);
-        pack.entries.push((id, place));
+        let place = pack.append_compressed(&id, chunk.plain_len, chunk.codec, &chunk.stored);
         self.written.insert(id, place);
         Ok(MapRef { id, place })
     }
@@ -163,7 +155,7 @@ impl MetadataWriter {
     /// As [`MetadataWriter::put`].
     pub fn close(&mut self) -> Result<(), HybridError> {
         for open in [self.maps.take(), self.pages.take()].into_iter().flatten() {
-            self.full.push(open.finish()?);
+            self.full.push(finished(open)?);
         }
         Ok(())
     }
@@ -179,10 +171,8 @@ impl MetadataWriter {
     }
 }
 
-impl OpenPack {
-    fn finish(self) -> Result<FinishedMetadata, HybridError> {
-        Ok(FinishedMetadata { pack: self.builder.finish()?, entries: self.entries, tried: false })
-    }
+fn finished(open: PackBuilder) -> Result<FinishedMetadata, HybridError> {
+    Ok(FinishedMetadata { pack: open.finish()?, tried: false })
 }
 
 #[cfg(test)]

@@ -96,14 +96,16 @@ impl MapBuilder {
             None
         } else {
             let node = Node { level: u8::try_from(at + 1).unwrap_or(u8::MAX), children };
-            Some(put.put(node.encode()).await?)
+            let bytes = node.encode();
+            // A point whose map can't be read is no point: better that this process ends than that it commits one.
+            assert!(Node::decode(&bytes).is_ok_and(|read| read == node), "a node that nobody can read");
+            Some(put.put(bytes).await?)
         };
         // Only now, so that nothing is lost when that fails.
         self.levels[at] = Level::default();
         if self.levels.len() == at + 1 {
             self.levels.push(Level::default());
         }
-        assert!(self.levels[at + 1].positions < FAN_OUT, "a node that nobody can read");
         self.levels[at + 1].add(Child { len, chunk });
         Ok(())
     }

@@ -99,7 +99,9 @@ impl Leaf {
 
     /// The same by numbers: how many bytes, and of which of its [chunks](Self::chunks), from where in it; `None`: a hole.
     pub fn pieces(&self) -> impl Iterator<Item = (u32, Option<(usize, u32)>)> {
-        self.parts.iter().map(|part| (part.len, (part.chunk != NONE).then_some((part.chunk as usize, part.chunk_offset))))
+        self.parts
+            .iter()
+            .map(|part| (part.len, (part.chunk != NONE).then_some((part.chunk as usize, part.chunk_offset))))
     }
 
     fn extent(&self, part: &Part) -> Extent {
