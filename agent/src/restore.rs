@@ -4,6 +4,7 @@
 //! byte of it is written; at the end the target is made durable, and only then it counts.
 
 mod chunks;
+mod groups;
 mod reached;
 
 pub use reached::{Listener, Reached, SYNC_EVERY_BYTES};
@@ -26,6 +27,7 @@ use crate::budget::Permit;
 use crate::buffer::RangeBuffers;
 use crate::device::{StreamPartial, StreamTarget, TargetError, VolumeTarget};
 use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
+use groups::Groups;
 use reached::{Number, Syncs, Windows};
 
 /// One volume's restore.
@@ -124,6 +126,18 @@ pub enum RestoreError {
         /// What it should.
         len: u64,
     },
+    /// A stream can't be written that way.
+    #[error("the plan has {len} bytes at byte {offset} of a volume of {volume}, after all up to byte {at}")]
+    OutOfOrder {
+        /// Where they should go.
+        offset: u64,
+        /// How many.
+        len: u64,
+        /// What is written.
+        at: u64,
+        /// The volume's bytes.
+        volume: u64,
+    },
     /// zstd or the like could not start.
     #[error("can't set up decompression")]
     Setup(#[source] std::io::Error),
@@ -152,7 +166,7 @@ impl RestoreJob {
         let mut pages = self.coordinator.plan(false, self.from).await?;
         let mut tasks: JoinSet<Result<Number, RestoreError>> = JoinSet::new();
         let (mut windows, mut syncs) = (Windows::from(self.from), Syncs::new(self.listener.clone(), self.from));
-        while let Some(Page { holes, ranges, until }) = pages.next().await? {
+        while let Some(Page { holes, ranges, until, grouped: _ }) = pages.next().await? {
             for (offset, len) in holes {
                 let target = target.clone();
                 self.engine.io.run(move || target.zero(offset, len)).await?;
@@ -194,32 +208,37 @@ impl RestoreJob {
     ) -> Result<(), RestoreError> {
         let mut pages = self.coordinator.plan(true, 0).await?;
         let mut in_flight = FuturesOrdered::new();
-        let mut at = 0;
+        let (mut at, mut groups) = (0, Groups::default());
         loop {
-            let page = pages.next().await?;
-            let ended = page.is_none();
-            for range in page.into_iter().flat_map(|p| p.ranges) {
-                let cost = Self::cost_in_order(&range);
+            // What is in flight holds room that others wait for, perhaps those whose pages are before ours: it moves on meanwhile.
+            let page = tokio::select! {
+                biased;
+                page = pages.next() => page?,
+                Some(joined) = in_flight.next(), if !in_flight.is_empty() => {
+                    target = self.write_in_order(joined, target, &mut at).await?;
+                    continue;
+                }
+            };
+            let Some(page) = page else { break };
+            for group in groups.of(page) {
+                let cost = Self::cost_in_order(&group);
                 let permit = loop {
                     if let Some(permit) = self.engine.budget.try_transfer(cost) {
                         break permit;
                     }
-                    if in_flight.is_empty() {
-                        break self.engine.budget.transfer(cost).await;
-                    }
                     // What is in flight holds the room; it gives it back when it is written, which only happens here.
-                    target = self.next_parts(&mut in_flight, target, &mut at).await?;
+                    match in_flight.next().await {
+                        Some(joined) => target = self.write_in_order(joined, target, &mut at).await?,
+                        None => break self.engine.budget.transfer(cost).await,
+                    }
                 };
-                in_flight.push_back(tokio::spawn(self.clone().open_parts(range, permit)));
-            }
-            // Before the next page too: what is in flight holds the budget that the next page needs.
-            while !in_flight.is_empty() {
-                target = self.next_parts(&mut in_flight, target, &mut at).await?;
-            }
-            if ended {
-                break;
+                in_flight.push_back(tokio::spawn(self.clone().open_parts(group, permit)));
             }
         }
+        while let Some(joined) = in_flight.next().await {
+            target = self.write_in_order(joined, target, &mut at).await?;
+        }
+        groups.end(self.len)?;
         let rest = self.len.saturating_sub(at);
         target = self.zeros(target, rest).await?;
         self.check_coverage()?;
@@ -231,9 +250,10 @@ impl RestoreJob {
         RangeBuffers::class(range.end - range.start)
     }
 
-    /// In order, all that a range opens to waits for its turn as well.
-    fn cost_in_order(range: &GrantedRange) -> u64 {
-        Self::cost(range) + range.slots.iter().map(|s| u64::from(s.place.plain_len)).sum::<u64>()
+    /// In order, what a group writes waits for its turn as well; its ranges are fetched one after the other.
+    fn cost_in_order(group: &[GrantedRange]) -> u64 {
+        let writes = group.iter().flat_map(|range| &range.slots).flat_map(|slot| &slot.writes);
+        group.iter().map(Self::cost).max().unwrap_or(0) + writes.map(|w| u64::from(w.len)).sum::<u64>()
     }
 
     fn joined<T>(done: Result<Result<T, RestoreError>, tokio::task::JoinError>) -> Result<T, RestoreError> {
@@ -265,36 +285,42 @@ impl RestoreJob {
         Ok(())
     }
 
-    async fn open_parts(self: Arc<Self>, range: GrantedRange, permit: Permit) -> Result<(Parts, Permit), RestoreError> {
+    async fn open_parts(
+        self: Arc<Self>,
+        group: Vec<GrantedRange>,
+        permit: Permit,
+    ) -> Result<(Parts, Permit), RestoreError> {
         let parts = Arc::new(Mutex::new(Parts::new()));
-        let opened = parts.clone();
-        let put = move |_: &Self, plain: &mut Vec<u8>, writes: &[Write]| {
-            opened.lock().unwrap_or_else(PoisonError::into_inner).extend(writes.iter().map(|w| {
-                let from = w.chunk_offset as usize;
-                (w.volume_offset, plain[from..from + w.len as usize].to_vec())
-            }));
-            Ok(())
-        };
-        self.each_chunk(range, put).await?;
-        let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
+        for range in group {
+            let opened = parts.clone();
+            let put = move |_: &Self, plain: &mut Vec<u8>, writes: &[Write]| {
+                opened.lock().unwrap_or_else(PoisonError::into_inner).extend(writes.iter().map(|w| {
+                    let from = w.chunk_offset as usize;
+                    (w.volume_offset, plain[from..from + w.len as usize].to_vec())
+                }));
+                Ok(())
+            };
+            self.clone().each_chunk(range, put).await?;
+        }
+        let mut parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
+        parts.sort_unstable_by_key(|(offset, _)| *offset);
         Ok((parts, permit))
     }
 
-    async fn next_parts(
+    /// Writes what a group was opened to.
+    async fn write_in_order(
         &self,
-        in_flight: &mut FuturesOrdered<tokio::task::JoinHandle<Result<(Parts, Permit), RestoreError>>>,
+        joined: Result<Result<(Parts, Permit), RestoreError>, tokio::task::JoinError>,
         mut target: StreamTarget,
         at: &mut u64,
     ) -> Result<StreamTarget, RestoreError> {
-        let Some(joined) = in_flight.next().await else { return Ok(target) };
-        let (parts, permit) = match joined {
-            Ok(result) => result?,
-            Err(e) => std::panic::resume_unwind(e.into_panic()),
-        };
+        let (parts, permit) = Self::joined(joined)?;
         for (offset, bytes) in parts {
-            // Between parts there are holes, which a stream spells out.
-            target = self.zeros(target, offset.saturating_sub(*at)).await?;
             let len = bytes.len() as u64;
+            let end = offset.checked_add(len).filter(|&end| offset >= *at && end <= self.len);
+            let end = end.ok_or(RestoreError::OutOfOrder { offset, len, at: *at, volume: self.len })?;
+            // Between parts there are holes, which a stream spells out.
+            target = self.zeros(target, offset - *at).await?;
             target = self
                 .engine
                 .io
@@ -304,7 +330,7 @@ impl RestoreJob {
                 })
                 .await?;
             self.tally.wrote(len);
-            *at = offset + len;
+            *at = end;
         }
         drop(permit);
         Ok(target)

@@ -6,9 +6,9 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_client::DownloadClient;
 use milkrun_proto::agent::v1::session_client::SessionClient;
 use milkrun_proto::agent::v1::upload_client::UploadClient;
-use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::codec::Codec;
 use milkrun_repository::chunk::pages::DIGEST_LEN;
+use milkrun_repository::chunk::{CHUNK_BYTES_MAX, PAGE};
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{Place, SealedKey, SlotKey};
@@ -272,7 +272,8 @@ impl Coordinator {
     /// # Errors
     /// [`CallError`].
     pub async fn plan(&self, in_order: bool, from: u64) -> Result<Pages, CallError> {
-        let request = wire::PlanRequest { assignment: self.assignment(), in_order, from, packed: true };
+        let request =
+            wire::PlanRequest { assignment: self.assignment(), in_order, from, packed: true, grouped: in_order };
         Ok(Pages(self.download.clone().plan(request).await?.into_inner()))
     }
 }
@@ -349,6 +350,8 @@ pub struct Page {
     pub ranges: Vec<GrantedRange>,
     /// All of the volume before this is in the pages up to this one; `None`: this one does not tell.
     pub until: Option<u64>,
+    /// Its ranges are of a group that ends with the page that has `until`; what they write is in no order.
+    pub grouped: bool,
 }
 
 /// One ranged read with leave for it.
@@ -392,7 +395,8 @@ impl Pages {
         let holes = page.holes.iter().map(|h| (h.offset, h.length)).collect();
         let ranges = page.ranges.into_iter().map(range).collect::<Option<_>>();
         let until = (page.until > 0).then_some(page.until);
-        Ok(Some(Page { holes, ranges: ranges.ok_or(CallError::Nonsense("a planned range"))?, until }))
+        let (ranges, grouped) = (ranges.ok_or(CallError::Nonsense("a planned range"))?, page.grouped);
+        Ok(Some(Page { holes, ranges, until, grouped }))
     }
 }
 
@@ -425,7 +429,7 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
             codec: Codec::from_u8(u8::try_from(s.codec).ok()?)?,
         };
         // Everything lies inside the range, and each write inside its chunk: nothing below has to check again.
-        let inside = u64::from(place.offset) >= r.start && place.end() <= r.end;
+        let inside = u64::from(place.offset) >= r.start && place.end() <= r.end && place.plain_len <= CHUNK_BYTES_MAX;
         let writes = writes(&s)?;
         let sound = writes.iter().all(|w| w.chunk_offset.checked_add(w.len).is_some_and(|e| e <= s.plain_length));
         (inside && sound).then_some(())?;

@@ -8,7 +8,7 @@ mod targets;
 
 pub(crate) use execute::execute;
 pub use execute::{Order, TargetSpec};
-pub use plan::PageStream;
+pub use plan::{PageStream, Telling};
 pub(crate) use take_over::LeftRestore;
 
 use std::collections::HashMap;

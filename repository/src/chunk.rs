@@ -10,6 +10,8 @@ pub mod stream_cutter;
 
 /// Bytes of a page, the granule of volumes.
 pub const PAGE: usize = 4096;
+/// No chunk of a volume is longer, whatever a repository's cutters are: who opens one needs so much memory.
+pub const CHUNK_BYTES_MAX: u32 = 4 << 20;
 
 /// A piece of a region as a cutter sees it. Offsets are relative to the start of the buffer that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -69,23 +69,23 @@ pub struct PlannedRange {
 /// are read together.
 pub fn plan(leaves: &[(u64, Leaf)], limits: Limits, in_order: bool) -> Vec<PlannedRange> {
     let mut chunks: Vec<PlannedChunk> = Vec::new();
-    let mut by_place: HashMap<(PackId, u32), usize> = HashMap::new();
+    let mut known: HashMap<MapRef, usize> = HashMap::new();
     for (begin, leaf) in leaves {
         // Of a worn volume a chunk is used in many pieces: it is looked for once in each leaf.
         let mut planned: Vec<Option<usize>> = vec![None; leaf.chunks().len()];
         let mut volume_offset = *begin;
         for (len, of) in leaf.pieces() {
             if let Some((number, chunk_offset)) = of {
-                let MapRef { id, place } = leaf.chunks()[number];
+                let chunk = leaf.chunks()[number];
                 let mut another = || {
-                    chunks.push(PlannedChunk { id, place, writes: Vec::new() });
+                    let MapRef { id, place } = chunk;
+                    chunks.push(PlannedChunk { id, place, writes: Vec::with_capacity(1) });
                     chunks.len() - 1
                 };
                 let at = if in_order {
                     another()
                 } else {
-                    let at = || *by_place.entry((place.pack, place.slot)).or_insert_with(another);
-                    *planned[number].get_or_insert_with(at)
+                    *planned[number].get_or_insert_with(|| *known.entry(chunk).or_insert_with(another))
                 };
                 chunks[at].writes.push(Write { volume_offset, chunk_offset, len });
             }
@@ -174,47 +174,50 @@ mod tests {
     use crate::chunk::codec::Codec;
     use crate::volume_map::Extent;
 
-    fn extent(pack: u8, slot: u32, offset: u32, len: u32) -> Extent {
+    fn extent(pack: u8, slot: u32, from: u32, len: u32) -> Extent {
+        let id = [[pack; 16], [u8::try_from(slot).unwrap(); 16]].concat();
+        let id = ChunkId::from_bytes(id.try_into().unwrap());
         let pack = PackId::from_bytes([pack; 16]);
-        let place = Place { pack, slot, offset, sealed_len: len, plain_len: len, codec: Codec::Raw };
-        Extent::Data { len, chunk_offset: 0, id: ChunkId::from_bytes([slot as u8; 32]), place, pages: None }
+        let (sealed_len, plain_len) = (1000, 1000);
+        let place = Place { pack, slot, offset: 64 + slot * 1000, sealed_len, plain_len, codec: Codec::Raw };
+        Extent::Data { len, chunk_offset: from, id, place, pages: None }
     }
 
     #[test]
     fn a_chunk_that_is_needed_twice_is_read_once() {
-        let first = [extent(1, 0, 64, 100), Extent::Hole { len: 50 }, extent(1, 0, 64, 100)];
-        let leaves = [(0, first.into_iter().collect()), (250, [extent(1, 0, 64, 100)].into_iter().collect())];
+        let first = [extent(1, 0, 0, 100), Extent::Hole { len: 50 }, extent(1, 0, 100, 100)];
+        let leaves = [(0, first.into_iter().collect()), (250, [extent(1, 0, 0, 100)].into_iter().collect())];
         let ranges = plan(&leaves, Limits::DEFAULT, false);
         assert_eq!(ranges.len(), 1);
         assert_eq!(ranges[0].chunks.len(), 1);
         let writes: Vec<u64> = ranges[0].chunks[0].writes.iter().map(|w| w.volume_offset).collect();
         assert_eq!(writes, [0, 150, 250]);
-        assert_eq!((ranges[0].start, ranges[0].end), (64, 164));
+        assert_eq!((ranges[0].start, ranges[0].end), (64, 1064));
     }
 
     proptest! {
         #[test]
         fn every_byte_is_planned_once(
-            parts in proptest::collection::vec((0u8..4, 0u32..50, any::<bool>()), 0..200),
+            parts in proptest::collection::vec((0u8..4, 0u32..50, any::<bool>(), 0u32..900, 1u32..=100), 0..200),
             in_a_leaf in 1usize..100,
             in_order: bool,
         ) {
             let mut at = 0;
             let mut extents = Vec::new();
-            for (pack, slot, hole) in parts {
-                let e = if hole { Extent::Hole { len: 7 } } else { extent(pack, slot, 64 + slot * 1000, 1000) };
+            for (pack, slot, hole, from, len) in parts {
+                let e = if hole { Extent::Hole { len: 7 } } else { extent(pack, slot, from, len) };
                 extents.push((at, e));
                 at += u64::from(e.len());
             }
             let limits = Limits { gap_max: 1500, range_max: 5000, plain_max: 4000 };
             let leaves = extents.chunks(in_a_leaf).map(|part| (part[0].0, part.iter().map(|&(_, e)| e).collect()));
             let ranges = plan(&leaves.collect::<Vec<_>>(), limits, in_order);
-            let mut writes: Vec<(u64, ChunkId)> = Vec::new();
+            let mut writes: Vec<(u64, u32, u32, ChunkId, Place)> = Vec::new();
             for r in &ranges {
                 prop_assert!(r.end - r.start <= limits.range_max);
                 for c in &r.chunks {
                     prop_assert!(u64::from(c.place.offset) >= r.start && c.place.end() <= r.end && c.place.pack == r.pack);
-                    writes.extend(c.writes.iter().map(|w| (w.volume_offset, c.id)));
+                    writes.extend(c.writes.iter().map(|w| (w.volume_offset, w.chunk_offset, w.len, c.id, c.place)));
                 }
             }
             let order: Vec<u64> = writes.iter().map(|w| w.0).collect();
@@ -226,8 +229,12 @@ mod tests {
                 let opened = ranges.iter().flat_map(|r| &r.chunks).map(|c| u64::from(c.place.plain_len)).sum();
                 prop_assert_eq!(count(places.collect(), limits), (ranges.len() as u64, opened));
             }
-            writes.sort_unstable();
-            let wanted: Vec<(u64, ChunkId)> = extents.iter().filter_map(|&(o, e)| match e { Extent::Data { id, .. } => Some((o, id)), Extent::Hole { .. } => None }).collect();
+            writes.sort_unstable_by_key(|w| w.0);
+            let wanted = extents.iter().filter_map(|&(offset, e)| match e {
+                Extent::Data { len, chunk_offset, id, place, .. } => Some((offset, chunk_offset, len, id, place)),
+                Extent::Hole { .. } => None,
+            });
+            let wanted: Vec<_> = wanted.collect();
             prop_assert_eq!(writes, wanted);
         }
     }

@@ -9,8 +9,13 @@ use nix::sys::signal::Signal;
 
 use crate::lost;
 
-/// All behind this changes.
+/// All between these changes.
 const FROM: usize = 32 << 20;
+const TO: usize = 160 << 20;
+const PAGE: usize = 4096;
+/// And these before and behind: whoever goes on has regions, or comes to such, that are the parent's but for single pages.
+const BEFORE: [usize; 4] = [100, 301, 302, 5000];
+const BEHIND: [usize; 3] = [TO / PAGE + 7, 45_000, lost::SIZE / PAGE - 1];
 
 /// A volume that both nodes reach, with a point, and changes in most of it that a list names.
 fn with_a_list() -> Cluster {
@@ -31,10 +36,15 @@ applications:
     fs::write(at("data.img"), &content).unwrap();
     let image = format!("data={}", at("data.img"));
     let made = c.repository().run(["backup", "shop", "--volume", &image, "--json"]).ok().json();
-    content[FROM..].copy_from_slice(&noise(lost::SIZE - FROM, 8));
-    fs::write(at("data.img"), &content).unwrap();
     let point = made["point"].as_str().unwrap();
-    fs::write(at("list"), format!("since {point}\n{FROM} {}\nend\n", lost::SIZE - FROM)).unwrap();
+    let mut list = format!("since {point}\n");
+    let page = |n| (n * PAGE, PAGE);
+    for (at, len) in BEFORE.into_iter().map(page).chain([(FROM, TO - FROM)]).chain(BEHIND.map(page)) {
+        content[at..at + len].copy_from_slice(&noise(len, at as u64));
+        list += &format!("{at} {len}\n");
+    }
+    fs::write(at("data.img"), &content).unwrap();
+    fs::write(at("list"), list + "end\n").unwrap();
     c.agent_args.extend(["--limit-upload".into(), "24MiB".into(), "--memory".into(), "64MiB".into()]);
     c
 }

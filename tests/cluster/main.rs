@@ -11,6 +11,7 @@ mod lists;
 mod lost;
 mod played;
 mod refused;
+mod releases;
 mod restores;
 mod stolen;
 mod stores;

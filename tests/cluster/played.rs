@@ -61,6 +61,14 @@ impl Played {
             }
         }
     }
+
+    pub(crate) async fn restore(&mut self) -> wire::RestoreVolume {
+        loop {
+            if let Down::Restore(r) = self.next().await {
+                return r;
+            }
+        }
+    }
 }
 
 pub(crate) fn code<T>(answer: Result<T, tonic::Status>) -> Code {

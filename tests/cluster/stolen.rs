@@ -371,34 +371,3 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
     c.repository().run(["restore", "shop", "--volume", &target]).ok();
     assert!(fs::read(back).unwrap() == fs::read(c.folder().join("wal.img")).unwrap());
 }
-
-#[test]
-fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
-    let c = Cluster::in_directory();
-    c.repository().run(["init"]).ok();
-    two_nodes(&c);
-    let coordinator = c.coordinator();
-    c.certs(&["agent", "node-a"]);
-    let runtime = runtime();
-    runtime.block_on(async {
-        for (protocol, wanted) in
-            [(0, Code::FailedPrecondition), (1, Code::Ok), (2, Code::Ok), (3, Code::Ok), (4, Code::FailedPrecondition)]
-        {
-            let registered = Played::register(&c, "agent-node-a", "node-a", protocol).await;
-            assert_eq!(registered.as_ref().err().map_or(Code::Ok, |e| e.code()), wanted, "protocol {protocol}");
-            if let Err(e) = registered {
-                assert!(e.message().contains("update the older one"), "{e}");
-            }
-        }
-        // One of the last release never asks to share, and is never told to wait.
-        let mut order = order(&c, &ROLES);
-        let mut old = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
-        let own = old.assignment().await.assignment;
-        let lookup = wire::LookupRequest { assignment: own, ids: vec![1; 64].into(), ..Default::default() };
-        let known = UploadClient::new(old.channel.clone()).lookup(lookup).await.unwrap().into_inner().known;
-        assert_eq!(known[..], [0, 0]);
-        order.kill().unwrap();
-        order.wait().unwrap();
-    });
-    assert!(coordinator.log().contains("an agent is refused"));
-}

@@ -59,19 +59,22 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 pub struct Process {
     child: Child,
     log: PathBuf,
+    /// Where it begins in its log: one of the same name may have written there before.
+    from: usize,
 }
 
 impl Process {
     #[expect(clippy::expect_used, reason = "a test helper")]
     fn start(mut command: Command, log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log).expect("the log");
+        let from = usize::try_from(file.metadata().expect("the log").len()).expect("a length");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().expect("it starts");
-        Self { child, log: log.to_owned() }
+        Self { child, log: log.to_owned(), from }
     }
 
     /// Its log so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        fs::read_to_string(&self.log).map(|mut log| log.split_off(self.from)).unwrap_or_default()
     }
 
     /// Waits until its log holds `text`.

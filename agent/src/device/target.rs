@@ -262,10 +262,8 @@ impl VolumeTarget {
     /// # Errors
     /// [`TargetError::Write`] of this write or an earlier one; [`TargetError::Abandoned`] after the end.
     pub fn write_parts(&self, bytes: &mut Vec<u8>, parts: Vec<Part>) -> Result<(), TargetError> {
-        // What a plan says comes from elsewhere; behind the volume may lie somebody's data.
-        let end = if self.options.discard_rest { self.capacity } else { self.len };
         for &(offset, _, len) in &parts {
-            self.check_inside(offset, len as u64, end)?;
+            self.check_inside(offset, len as u64)?;
         }
         if self.device {
             for (offset, from, len) in parts {
@@ -282,7 +280,9 @@ impl VolumeTarget {
         self.file.write_all_at(bytes, offset).map_err(|e| (offset, e))
     }
 
-    fn check_inside(&self, offset: u64, len: u64, end: u64) -> Result<(), TargetError> {
+    /// What a plan says comes from elsewhere; behind the volume may lie somebody's data.
+    fn check_inside(&self, offset: u64, len: u64) -> Result<(), TargetError> {
+        let end = if self.options.discard_rest { self.capacity } else { self.len };
         if offset.checked_add(len).is_none_or(|e| e > end) {
             let why = format!("{len} bytes there would lie behind the volume's end at byte {end}");
             return Err(self.write_error(offset, io::Error::new(ErrorKind::InvalidInput, why)));
@@ -299,7 +299,7 @@ impl VolumeTarget {
     /// # Errors
     /// [`TargetError::Write`].
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), TargetError> {
-        self.check_inside(offset, len, self.capacity.max(self.len))?;
+        self.check_inside(offset, len)?;
         if self.fresh || len == 0 {
             return Ok(());
         }
@@ -422,5 +422,36 @@ impl StreamTarget {
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
         put_in_place(&self.partial, &self.path).map_err(fail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_behind_the_volume_is_touched_only_if_that_was_asked_for() {
+        const PAGE: usize = 4096;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("larger");
+        for discard_rest in [false, true] {
+            fs::write(&path, [7; 3 * PAGE]).unwrap();
+            let options = TargetOptions { force: true, discard_rest };
+            let target = VolumeTarget::open(&path, 2 * PAGE as u64, options, &Attempt::default()).unwrap();
+            let writing = target.begin().unwrap();
+            let end = if discard_rest { 3 * PAGE } else { 2 * PAGE };
+            for (offset, len) in [(end - 1, 2), (end, 1), (1 << 40, 1), (usize::MAX, 2)] {
+                let zeroed = target.zero(offset as u64, len as u64);
+                assert!(matches!(zeroed, Err(TargetError::Write { .. })), "{offset} {len}");
+                let written = target.write_parts(&mut vec![1; 2], vec![(offset as u64, 0, len)]);
+                assert!(matches!(written, Err(TargetError::Write { .. })), "{offset} {len}");
+            }
+            target.zero(PAGE as u64, PAGE as u64).unwrap();
+            target.finish().unwrap();
+            drop(writing);
+            let rest = if discard_rest { 0 } else { 7 };
+            let expected = [[7; PAGE], [0; PAGE], [rest; PAGE]];
+            assert!(fs::read(&path).unwrap() == expected.as_flattened());
+        }
     }
 }

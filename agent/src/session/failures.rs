@@ -50,8 +50,9 @@ pub(super) fn kind_of_restore(e: &RestoreError) -> FailureKind {
         RestoreError::Target(_) => FailureKind::Target,
         RestoreError::Call(e) => kind_of_call(e),
         RestoreError::Fetch { source: GetError::Failed(f), .. } => kind_of_trouble(f.trouble),
-        RestoreError::Fetch { .. } | RestoreError::Damaged { .. } | RestoreError::Incomplete { .. } => {
-            FailureKind::Damaged
-        }
+        RestoreError::Fetch { .. }
+        | RestoreError::Damaged { .. }
+        | RestoreError::Incomplete { .. }
+        | RestoreError::OutOfOrder { .. } => FailureKind::Damaged,
     }
 }

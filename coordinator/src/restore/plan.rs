@@ -19,32 +19,45 @@ use crate::rpc::convert;
 /// Ranges in one message.
 const PAGE_RANGES: usize = 32;
 
+/// How a plan is told: what its target can do, and what its agent knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Telling {
+    /// The target can't seek.
+    pub in_order: bool,
+    /// The agent reads [`wire::plan_page::Slot::packed_writes`].
+    pub packed: bool,
+    /// It puts what a group of ranges writes in order by itself: a chunk is then read once for each leaf, not for each of its pieces.
+    pub grouped: bool,
+}
+
 /// The pages of one volume's plan.
 pub struct PageStream<'a> {
     run: &'a Run,
     reader: MetadataReader<'a>,
     cursor: MapCursor,
-    in_order: bool,
-    packed: bool,
-    ready: std::collections::VecDeque<wire::PlanPage>,
+    telling: Telling,
+    window: Option<Window>,
     ended: bool,
 }
 
+/// What is left to tell of a window of the volume.
+struct Window {
+    holes: Vec<wire::plan_page::Hole>,
+    ranges: std::vec::IntoIter<PlannedRange>,
+    grants: HashMap<PackId, (PackKey, GetGrant)>,
+    /// Where it ends.
+    until: u64,
+    /// Nothing more is to be told of it.
+    told: bool,
+}
+
 impl Run {
-    /// The plan of a volume, without what ends before `from`. `packed`: whoever reads it knows [`wire::plan_page::Slot::packed_writes`].
-    pub fn pages(self: &Arc<Self>, volume: usize, in_order: bool, from: u64, packed: bool) -> PageStream<'_> {
+    /// The plan of a volume, without what ends before `from`.
+    pub fn pages(self: &Arc<Self>, volume: usize, from: u64, telling: Telling) -> PageStream<'_> {
         let entry = &self.point.body.volumes[volume];
         let reader = self.repository.reader(self.point.found.root.app, self.point.placement.packs.iter().cloned());
         let cursor = MapCursor::starting_at(self.point.map(volume, &entry.map), from);
-        PageStream {
-            run: self,
-            reader,
-            cursor,
-            in_order,
-            packed,
-            ready: std::collections::VecDeque::new(),
-            ended: false,
-        }
+        PageStream { run: self, reader, cursor, telling, window: None, ended: false }
     }
 
     async fn pack_key(&self, pack: &PackId) -> Result<PackKey, RestoreError> {
@@ -68,20 +81,22 @@ impl PageStream<'_> {
     /// [`RestoreError`].
     pub async fn next(&mut self) -> Result<Option<wire::PlanPage>, RestoreError> {
         loop {
-            if let Some(page) = self.ready.pop_front() {
+            if let Some(page) = self.window.as_mut().and_then(|window| window.page(self.telling)) {
                 return Ok(Some(page));
             }
+            self.window = None;
             if self.ended {
                 return Ok(None);
             }
-            self.plan_window().await?;
+            self.window = Some(self.plan_window().await?);
         }
     }
 
-    async fn plan_window(&mut self) -> Result<(), RestoreError> {
+    async fn plan_window(&mut self) -> Result<Window, RestoreError> {
         let mut leaves: Vec<(u64, Leaf)> = Vec::new();
         let mut holes: Vec<wire::plan_page::Hole> = Vec::new();
-        for _ in 0..WINDOW_LEAVES {
+        let steps = if self.telling.grouped { 1 } else { WINDOW_LEAVES };
+        for _ in 0..steps {
             match self.cursor.next(&self.reader).await? {
                 None => {
                     self.ended = true;
@@ -101,7 +116,7 @@ impl PageStream<'_> {
             }
         }
         self.cursor.take_visited();
-        let ranges = plan(&leaves, Limits::DEFAULT, self.in_order);
+        let ranges = plan(&leaves, Limits::DEFAULT, self.telling.in_order && !self.telling.grouped);
         let mut grants: HashMap<PackId, (PackKey, GetGrant)> = HashMap::new();
         for range in &ranges {
             if let std::collections::hash_map::Entry::Vacant(entry) = grants.entry(range.pack) {
@@ -112,22 +127,30 @@ impl PageStream<'_> {
                 entry.insert((self.run.pack_key(&range.pack).await?, grant));
             }
         }
-        let mut pages: Vec<wire::PlanPage> = ranges
-            .chunks(PAGE_RANGES)
-            .map(|part| wire::PlanPage {
-                ranges: part.iter().map(|r| to_wire(r, &grants[&r.pack], self.packed)).collect(),
-                ..Default::default()
-            })
-            .collect();
         // In order, holes are what lies between parts.
-        if !self.in_order && !holes.is_empty() {
-            pages.insert(0, wire::PlanPage { holes, ..Default::default() });
+        if self.telling.in_order {
+            holes.clear();
         }
-        if let Some(last) = pages.last_mut() {
-            last.until = self.cursor.offset();
+        Ok(Window { holes, ranges: ranges.into_iter(), grants, until: self.cursor.offset(), told: false })
+    }
+}
+
+impl Window {
+    /// The next page of it. Each is made when it is wanted: there may be very many.
+    fn page(&mut self, telling: Telling) -> Option<wire::PlanPage> {
+        if self.told {
+            return None;
         }
-        self.ready.extend(pages);
-        Ok(())
+        let holes = std::mem::take(&mut self.holes);
+        let part = if holes.is_empty() { PAGE_RANGES } else { 0 };
+        let grants = &self.grants;
+        let ranges = self.ranges.by_ref().take(part).map(|r| to_wire(&r, &grants[&r.pack], telling.packed)).collect();
+        self.told = self.ranges.as_slice().is_empty();
+        let until = if self.told { self.until } else { 0 };
+        let page = wire::PlanPage { holes, ranges, until, grouped: telling.grouped };
+        // Agents of the last release are told of nothing by nothing.
+        let empty = page.holes.is_empty() && page.ranges.is_empty();
+        (telling.grouped || !empty).then_some(page)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Domain types to the wire and back.
 
 use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::chunk::CHUNK_BYTES_MAX;
 use milkrun_repository::chunk::codec::Codec;
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{HEADER_LEN, PackKind, Place, SealedKey};
@@ -85,8 +86,8 @@ pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
             plain_len: number(40)?,
             codec: Codec::from_u8(e[44])?,
         };
-        // Back to back, as the pack's directory has it.
-        if u64::from(place.offset) != at || place.end() > r.length {
+        // Back to back, as the pack's directory has it. What opens to more than a chunk may have would cost each restore its memory.
+        if u64::from(place.offset) != at || place.end() > r.length || place.plain_len > CHUNK_BYTES_MAX {
             return None;
         }
         at = place.end();

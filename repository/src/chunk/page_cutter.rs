@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{PAGE, Piece, is_zero};
+use super::{CHUNK_BYTES_MAX, PAGE, Piece, is_zero};
 
 /// The parameters, in pages. Fixed in `repository.json`: another value gives other cuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ impl PageCutter {
         let sound = self.min_pages >= 1
             && self.min_pages < self.avg_pages
             && self.avg_pages < self.max_pages
-            && self.max_pages <= 1024
+            && self.max_bytes() <= CHUNK_BYTES_MAX as usize
             && self.avg_pages.is_power_of_two()
             && self.hole_pages >= 1;
         if sound { Ok(()) } else { Err(BadParameters) }

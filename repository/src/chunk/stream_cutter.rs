@@ -3,8 +3,8 @@
 use fastcdc::v2020::{FastCDC, Normalization};
 use serde::{Deserialize, Serialize};
 
-use super::Piece;
 use super::page_cutter::BadParameters;
+use super::{CHUNK_BYTES_MAX, Piece};
 
 /// The parameters, in bytes. Fixed in `repository.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ impl StreamCutter {
         let sound = self.min >= 64
             && self.min < self.avg
             && self.avg < self.max
-            && self.max <= 4 << 20
+            && self.max <= CHUNK_BYTES_MAX
             && self.avg >= 256
             && self.avg.is_power_of_two()
             && self.min.is_multiple_of(2)

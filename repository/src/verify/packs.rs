@@ -7,6 +7,7 @@ use futures::StreamExt;
 use super::maps::{Expected, Slots, fingerprint};
 use super::pages::Kept;
 use super::{Findings, Needed, Report, missing_lock};
+use crate::chunk::CHUNK_BYTES_MAX;
 use crate::clock::entropy;
 use crate::id::{AppHash, PackId};
 use crate::index::{ChunkIndex, IndexCache};
@@ -231,6 +232,10 @@ async fn open_all(
                 done.reasons.push(format!("slot {} lies outside of the pack", place.slot));
                 continue;
             };
+            if info.kind == PackKind::Data && place.plain_len > CHUNK_BYTES_MAX {
+                done.reasons.push(format!("slot {} is said to be longer than a chunk may be", place.slot));
+                continue;
+            }
             sealed.clear();
             sealed.extend_from_slice(slot);
             plain.resize(place.plain_len as usize, 0);

@@ -97,7 +97,7 @@ impl MapBuilder {
         } else {
             let node = Node { level: u8::try_from(at + 1).unwrap_or(u8::MAX), children };
             let bytes = node.encode();
-            // A point whose map can't be read is no point: better that this process ends than that it commits one.
+            // A point whose map can't be read is no point: better no point.
             assert!(Node::decode(&bytes).is_ok_and(|read| read == node), "a node that nobody can read");
             Some(put.put(bytes).await?)
         };
@@ -113,6 +113,7 @@ impl MapBuilder {
 
 impl Level {
     fn add(&mut self, child: Child) {
+        assert!(self.positions < FAN_OUT, "a node with more children than it has places");
         self.positions += 1;
         match self.children.last_mut() {
             Some(last) if last.chunk.is_none() && child.chunk.is_none() => last.len += child.len,

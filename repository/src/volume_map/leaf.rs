@@ -97,7 +97,7 @@ impl Leaf {
         self.parts.iter().map(|part| part.len)
     }
 
-    /// The same by numbers: how many bytes, and of which of its [chunks](Self::chunks), from where in it; `None`: a hole.
+    /// Its extents by numbers: how many bytes, and of which of its [chunks](Self::chunks), from where in it; `None`: a hole.
     pub fn pieces(&self) -> impl Iterator<Item = (u32, Option<(usize, u32)>)> {
         self.parts
             .iter()

@@ -1,0 +1,98 @@
+//! Agents and coordinators of two releases in a row.
+
+use std::fs;
+use std::process::Stdio;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_proto::agent::v1::download_client::DownloadClient;
+use milkrun_proto::agent::v1::upload_client::UploadClient;
+use milkrun_tests::cluster::Cluster;
+use milkrun_tests::noise;
+use tonic::Code;
+
+use crate::played::{Played, ROLES, order, runtime};
+use crate::together::two_nodes;
+
+#[test]
+fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let coordinator = c.coordinator();
+    c.certs(&["agent", "node-a"]);
+    let runtime = runtime();
+    runtime.block_on(async {
+        for (protocol, wanted) in
+            [(0, Code::FailedPrecondition), (1, Code::Ok), (2, Code::Ok), (3, Code::Ok), (4, Code::FailedPrecondition)]
+        {
+            let registered = Played::register(&c, "agent-node-a", "node-a", protocol).await;
+            assert_eq!(registered.as_ref().err().map_or(Code::Ok, |e| e.code()), wanted, "protocol {protocol}");
+            if let Err(e) = registered {
+                assert!(e.message().contains("update the older one"), "{e}");
+            }
+        }
+        // One of the last release never asks to share, and is never told to wait.
+        let mut order = order(&c, &ROLES);
+        let mut old = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
+        let own = old.assignment().await.assignment;
+        let lookup = wire::LookupRequest { assignment: own, ids: vec![1; 64].into(), ..Default::default() };
+        let known = UploadClient::new(old.channel.clone()).lookup(lookup).await.unwrap().into_inner().known;
+        assert_eq!(known[..], [0, 0]);
+        order.kill().unwrap();
+        order.wait().unwrap();
+    });
+    assert!(coordinator.log().contains("an agent is refused"));
+}
+
+/// One of the last release is told of each write by a message of its own, one that asks for it of the same ones packed.
+#[test]
+fn a_plan_is_told_in_the_way_that_its_agent_knows() {
+    let c = Cluster::in_directory();
+    c.repository().run(["init"]).ok();
+    two_nodes(&c);
+    let at = |name: &str| c.folder().join(name).display().to_string();
+    let volume = format!("data={}", at("data.img"));
+    c.repository().run(["backup", "shop", "--volume", &volume]).ok();
+    // Single pages, so that parts of chunks are written.
+    let mut content = fs::read(at("data.img")).unwrap();
+    for page in [3, 700, 701, 2000] {
+        content[page * 4096..][..4096].copy_from_slice(&noise(4096, page as u64));
+    }
+    fs::write(at("data.img"), content).unwrap();
+    c.repository().run(["backup", "shop", "--volume", &volume]).ok();
+    let _coordinator = c.coordinator();
+    c.certs(&["agent", "node-a"]);
+    runtime().block_on(async {
+        let mut played = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
+        let target = format!("data=node-a:{}", at("wal.back"));
+        let mut command = c.command("root", &ROLES, &["restore", "shop", "--volume", &target]);
+        let mut order = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let own = played.restore().await.assignment;
+        let mut told = Vec::new();
+        let ways = [(false, false, false), (true, false, false), (false, true, false), (true, true, true)];
+        for (packed, in_order, grouped) in ways {
+            let request = wire::PlanRequest { assignment: own.clone(), packed, in_order, grouped, from: 0 };
+            let mut pages = DownloadClient::new(played.channel.clone()).plan(request).await.unwrap().into_inner();
+            let mut writes = Vec::new();
+            while let Some(page) = pages.message().await.unwrap() {
+                assert_eq!(page.grouped, grouped);
+                for slot in page.ranges.iter().flat_map(|r| &r.slots) {
+                    let one_by_one = slot.writes.iter();
+                    let one_by_one = one_by_one.map(|w| [w.volume_offset, w.chunk_offset.into(), w.length.into()]);
+                    let (triples, rest) = slot.packed_writes.as_chunks::<3>();
+                    assert!(rest.is_empty() && triples.is_empty() != packed && slot.writes.is_empty() == packed);
+                    writes.extend(one_by_one.chain(triples.iter().copied()));
+                }
+            }
+            writes.sort_unstable();
+            told.push(writes);
+        }
+        for other in &told[1..] {
+            assert_eq!(told[0], *other);
+        }
+        assert!(told[0].iter().any(|[_, from, _]| *from > 0), "no part of a chunk");
+        assert_eq!(told[0].iter().map(|[_, _, len]| len).sum::<u64>(), 20 << 20);
+        order.kill().unwrap();
+        order.wait().unwrap();
+    });
+}
