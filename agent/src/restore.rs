@@ -9,8 +9,10 @@ mod reached;
 
 pub use reached::{Listener, Reached, SYNC_EVERY_BYTES};
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -20,7 +22,7 @@ use milkrun_repository::pack::OpenError;
 use milkrun_repository::restore_plan::Write;
 use milkrun_repository::store::GetError;
 use milkrun_repository::store::grant::Redeem;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::backup::Engine;
 use crate::budget::Permit;
@@ -143,8 +145,27 @@ pub enum RestoreError {
     Setup(#[source] std::io::Error),
 }
 
-/// An opened range: parts of the volume, in the order of the plan.
+/// Zeros that a stream is given in one go.
+const ZEROS_BYTES: u64 = 64 << 20;
+
+/// What a group opened to: parts of the volume, in order.
 type Parts = Vec<(u64, Vec<u8>)>;
+
+/// A group that is being opened; stopped when dropped.
+struct Opening(JoinHandle<Result<(Parts, Permit), RestoreError>>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Future for Opening {
+    type Output = Result<(Parts, Permit), RestoreError>;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(RestoreJob::joined)
+    }
+}
 
 impl RestoreJob {
     /// Restores to a device or file.
@@ -214,13 +235,13 @@ impl RestoreJob {
             let page = tokio::select! {
                 biased;
                 page = pages.next() => page?,
-                Some(joined) = in_flight.next(), if !in_flight.is_empty() => {
-                    target = self.write_in_order(joined, target, &mut at).await?;
+                Some(opened) = in_flight.next(), if !in_flight.is_empty() => {
+                    target = self.write_in_order(opened?, target, &mut at).await?;
                     continue;
                 }
             };
             let Some(page) = page else { break };
-            for group in groups.of(page) {
+            for group in groups.of(page)? {
                 let cost = Self::cost_in_order(&group);
                 let permit = loop {
                     if let Some(permit) = self.engine.budget.try_transfer(cost) {
@@ -228,15 +249,15 @@ impl RestoreJob {
                     }
                     // What is in flight holds the room; it gives it back when it is written, which only happens here.
                     match in_flight.next().await {
-                        Some(joined) => target = self.write_in_order(joined, target, &mut at).await?,
+                        Some(opened) => target = self.write_in_order(opened?, target, &mut at).await?,
                         None => break self.engine.budget.transfer(cost).await,
                     }
                 };
-                in_flight.push_back(tokio::spawn(self.clone().open_parts(group, permit)));
+                in_flight.push_back(Opening(tokio::spawn(self.clone().open_parts(group, permit))));
             }
         }
-        while let Some(joined) = in_flight.next().await {
-            target = self.write_in_order(joined, target, &mut at).await?;
+        while let Some(opened) = in_flight.next().await {
+            target = self.write_in_order(opened?, target, &mut at).await?;
         }
         groups.end(self.len)?;
         let rest = self.len.saturating_sub(at);
@@ -310,11 +331,10 @@ impl RestoreJob {
     /// Writes what a group was opened to.
     async fn write_in_order(
         &self,
-        joined: Result<Result<(Parts, Permit), RestoreError>, tokio::task::JoinError>,
+        (parts, permit): (Parts, Permit),
         mut target: StreamTarget,
         at: &mut u64,
     ) -> Result<StreamTarget, RestoreError> {
-        let (parts, permit) = Self::joined(joined)?;
         for (offset, bytes) in parts {
             let len = bytes.len() as u64;
             let end = offset.checked_add(len).filter(|&end| offset >= *at && end <= self.len);
@@ -336,23 +356,23 @@ impl RestoreJob {
         Ok(target)
     }
 
+    /// Zeros, so many at a time that an end is noticed in between.
     async fn zeros(&self, mut target: StreamTarget, len: u64) -> Result<StreamTarget, RestoreError> {
-        if len == 0 {
-            return Ok(target);
-        }
-        Tally::add(&self.tally.holes, len);
-        self.engine
-            .io
-            .run(move || {
+        let mut left = len;
+        while left > 0 {
+            let now = left.min(ZEROS_BYTES);
+            let written = move || {
                 let zeros = vec![0; 1 << 20];
-                let mut left = len;
-                while left > 0 {
-                    let n = left.min(zeros.len() as u64);
-                    target.write(&zeros[..usize::try_from(n).unwrap_or(0)])?;
-                    left -= n;
+                for at in (0..now).step_by(zeros.len()) {
+                    let n = usize::try_from(now - at).unwrap_or(zeros.len()).min(zeros.len());
+                    target.write(&zeros[..n])?;
                 }
-                Ok(target)
-            })
-            .await
+                Ok::<_, RestoreError>(target)
+            };
+            target = self.engine.io.run(written).await?;
+            Tally::add(&self.tally.holes, now);
+            left -= now;
+        }
+        Ok(target)
     }
 }

@@ -6,9 +6,9 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_client::DownloadClient;
 use milkrun_proto::agent::v1::session_client::SessionClient;
 use milkrun_proto::agent::v1::upload_client::UploadClient;
+use milkrun_repository::chunk::PAGE;
 use milkrun_repository::chunk::codec::Codec;
 use milkrun_repository::chunk::pages::DIGEST_LEN;
-use milkrun_repository::chunk::{CHUNK_BYTES_MAX, PAGE};
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{Place, SealedKey, SlotKey};
@@ -429,7 +429,7 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
             codec: Codec::from_u8(u8::try_from(s.codec).ok()?)?,
         };
         // Everything lies inside the range, and each write inside its chunk: nothing below has to check again.
-        let inside = u64::from(place.offset) >= r.start && place.end() <= r.end && place.plain_len <= CHUNK_BYTES_MAX;
+        let inside = u64::from(place.offset) >= r.start && place.end() <= r.end && place.is_of_a_chunk();
         let writes = writes(&s)?;
         let sound = writes.iter().all(|w| w.chunk_offset.checked_add(w.len).is_some_and(|e| e <= s.plain_length));
         (inside && sound).then_some(())?;
@@ -462,6 +462,15 @@ mod tests {
         for (start, end) in [(5, 5), (6, 5), (0, 1 << 32), (0, u64::MAX)] {
             assert!(range(of(start, end)).is_none(), "{start}..{end}");
         }
+        // Nor a chunk that no pack can have.
+        let with = |plain_length, sealed_length| {
+            let (chunk, key) = (vec![1; 32].into(), vec![1; 32].into());
+            let slot = wire::plan_page::Slot { chunk, key, plain_length, sealed_length, ..Default::default() };
+            range(wire::plan_page::Range { slots: vec![slot], ..of(0, 8 << 20) })
+        };
+        assert!(with(4 << 20, (4 << 20) + 16).is_some());
+        assert!(with((4 << 20) + 1, 100).is_none());
+        assert!(with(4096, 4096 + 17).is_none());
     }
 
     /// Both ways to say where parts go say the same, and what makes no sense in the shorter one is refused.

@@ -4,6 +4,7 @@ use hyper_util::rt::TokioIo;
 use milkrun_agent::{Agent, AgentOptions};
 use milkrun_coordinator::rpc::connection::Connection;
 use milkrun_coordinator::{Coordinator, inventory, rpc};
+use milkrun_identity::channel::{CONNECTION_WINDOW, STREAM_WINDOW};
 use milkrun_repository::Repository;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -69,8 +70,8 @@ async fn dial(dial: Dial) -> Result<Channel, CliError> {
         }
     });
     Endpoint::from_static("http://in-memory")
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .connect_with_connector(connector)
         .await
         .map_err(|e| CliError::from_error(&e))

@@ -1,5 +1,6 @@
 //! The services, and the one place where errors become gRPC statuses.
 
+mod answers;
 pub mod connection;
 pub mod control;
 pub mod convert;
@@ -9,6 +10,7 @@ pub mod session;
 pub mod status;
 pub mod upload;
 
+use milkrun_identity::channel::{CONNECTION_WINDOW, STREAM_WINDOW};
 use milkrun_proto::MESSAGE_BYTES_MAX;
 use milkrun_proto::agent::v1::download_server::DownloadServer;
 use milkrun_proto::agent::v1::session_server::SessionServer;
@@ -78,10 +80,9 @@ fn agent_services(coordinator: &Coordinator) -> AgentServices {
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 
 fn server() -> Server {
-    // The default window of 64 KiB would make every page of a plan wait for several round trips.
     Server::builder()
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
 }

@@ -58,6 +58,12 @@ pub enum DialError {
     Http(String, #[source] tonic::transport::Error),
 }
 
+/// What may be on its way of one call before it is read. The default, 64 KiB, would make every page of a plan wait for several round trips.
+pub const STREAM_WINDOW: u32 = 4 << 20;
+/// The same of all calls of a connection: as much as there can be. If those of a few could fill it that wait for something else, the answer
+/// that they wait for would never come.
+pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
 /// Connects; the channel connects again by itself when the connection is lost.
 ///
 /// # Errors
@@ -79,8 +85,8 @@ pub async fn dial(credentials: &Credentials, url: &CoordinatorUrl) -> Result<Cha
         }
     });
     let connected = Endpoint::from_static("http://coordinator")
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)

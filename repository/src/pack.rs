@@ -21,6 +21,7 @@ pub use reader::{Directory, OpenError, PackError, SlotOpener};
 
 use zeroize::Zeroizing;
 
+use crate::chunk::CHUNK_BYTES_MAX;
 use crate::chunk::codec::Codec;
 use crate::id::{ChunkId, PackId, RepositoryId};
 use crate::wire::{Decoder, Encoder, Malformed};
@@ -79,6 +80,13 @@ impl Place {
     /// Where its bytes end in the pack.
     pub fn end(&self) -> u64 {
         u64::from(self.offset) + u64::from(self.sealed_len)
+    }
+
+    /// Whether a chunk of a volume can be there: no longer than one may be, and stored in no more bytes than as it is. Who opens it needs
+    /// memory for both.
+    pub fn is_of_a_chunk(&self) -> bool {
+        let sealed_max = u64::from(self.plain_len) + TAG_LEN as u64;
+        self.plain_len <= CHUNK_BYTES_MAX && u64::from(self.sealed_len) <= sealed_max
     }
 
     pub(crate) const ENCODED_LEN: usize = 36;

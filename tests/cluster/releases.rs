@@ -63,9 +63,9 @@ fn a_plan_is_told_in_the_way_that_its_agent_knows() {
     let _coordinator = c.coordinator();
     c.certs(&["agent", "node-a"]);
     runtime().block_on(async {
-        let mut played = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
         let target = format!("data=node-a:{}", at("wal.back"));
         let mut command = c.command("root", &ROLES, &["restore", "shop", "--volume", &target]);
+        let mut played = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
         let mut order = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let own = played.restore().await.assignment;
         let mut told = Vec::new();
@@ -73,9 +73,10 @@ fn a_plan_is_told_in_the_way_that_its_agent_knows() {
         for (packed, in_order, grouped) in ways {
             let request = wire::PlanRequest { assignment: own.clone(), packed, in_order, grouped, from: 0 };
             let mut pages = DownloadClient::new(played.channel.clone()).plan(request).await.unwrap().into_inner();
-            let mut writes = Vec::new();
+            let (mut writes, mut until) = (Vec::new(), 0);
             while let Some(page) = pages.message().await.unwrap() {
                 assert_eq!(page.grouped, grouped);
+                let before = writes.len();
                 for slot in page.ranges.iter().flat_map(|r| &r.slots) {
                     let one_by_one = slot.writes.iter();
                     let one_by_one = one_by_one.map(|w| [w.volume_offset, w.chunk_offset.into(), w.length.into()]);
@@ -83,7 +84,16 @@ fn a_plan_is_told_in_the_way_that_its_agent_knows() {
                     assert!(rest.is_empty() && triples.is_empty() != packed && slot.writes.is_empty() == packed);
                     writes.extend(one_by_one.chain(triples.iter().copied()));
                 }
+                if grouped {
+                    // Here each page is a group: of one region, and all of what is written there.
+                    assert!(page.until > until || page.ranges.is_empty(), "a group without its end");
+                    let inside = |&[at, _, len]: &[u64; 3]| until <= at && at + len <= page.until;
+                    assert!(writes[before..].iter().all(inside), "{page:?}");
+                }
+                until = until.max(page.until);
             }
+            assert_eq!(until, 24 << 20);
+            assert!(!in_order || grouped || writes.is_sorted(), "a plan for what can't seek is out of order");
             writes.sort_unstable();
             told.push(writes);
         }

@@ -74,7 +74,7 @@ impl Process {
 
     /// Its log so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).map(|mut log| log.split_off(self.from)).unwrap_or_default()
+        fs::read_to_string(&self.log).ok().and_then(|log| log.get(self.from..).map(str::to_owned)).unwrap_or_default()
     }
 
     /// Waits until its log holds `text`.

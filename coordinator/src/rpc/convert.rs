@@ -1,7 +1,6 @@
 //! Domain types to the wire and back.
 
 use milkrun_proto::agent::v1 as wire;
-use milkrun_repository::chunk::CHUNK_BYTES_MAX;
 use milkrun_repository::chunk::codec::Codec;
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{HEADER_LEN, PackKind, Place, SealedKey};
@@ -86,12 +85,46 @@ pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
             plain_len: number(40)?,
             codec: Codec::from_u8(e[44])?,
         };
-        // Back to back, as the pack's directory has it. What opens to more than a chunk may have would cost each restore its memory.
-        if u64::from(place.offset) != at || place.end() > r.length || place.plain_len > CHUNK_BYTES_MAX {
+        // Back to back, as the pack's directory has it.
+        if u64::from(place.offset) != at || place.end() > r.length || !place.is_of_a_chunk() {
             return None;
         }
         at = place.end();
         entries.push((ChunkId::try_from(&e[..32]).ok()?, place));
     }
     Some((claim, entries))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a pack is said to hold is what a pack can hold.
+    #[test]
+    fn slots_that_no_pack_has_are_refused() {
+        let with = |offset: u32, stored: u32, plain: u32| {
+            let mut entry = vec![1; 32];
+            for number in [offset, stored, plain] {
+                entry.extend_from_slice(&number.to_le_bytes());
+            }
+            entry.push(Codec::Zstd as u8);
+            let request = wire::SealRequest {
+                pack: vec![2; 16].into(),
+                length: 1 << 30,
+                digest: vec![3; 32].into(),
+                sealed_key: vec![4; 80].into(),
+                slots: 1,
+                entries: entry.into(),
+                ..Default::default()
+            };
+            sealed(&request)
+        };
+        let at = u32::try_from(HEADER_LEN).unwrap();
+        assert!(with(at, 4096 + 16, 4096).is_some());
+        assert!(with(at, 100, 4 << 20).is_some());
+        assert!(with(at + 1, 100, 4096).is_none(), "a gap");
+        assert!(with(at, 100, (4 << 20) + 1).is_none(), "more than a chunk may have");
+        assert!(with(at, 4096 + 17, 4096).is_none(), "more than its plaintext and a tag");
+        assert!(with(at, u32::MAX, u32::MAX).is_none());
+    }
 }

@@ -1,20 +1,15 @@
 //! What agents ask for while they back up.
 
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use futures::StreamExt;
+use futures::{TryStreamExt, stream};
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::upload_server::Upload;
 use milkrun_repository::id::{PackId, RunId};
 use milkrun_repository::pack::{FOOTER_LEN, HEADER_LEN, TAG_LEN};
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use wire::to_agent::Message as ToAgent;
 
+use super::answers::{Answers, answers};
 use super::connection::peer_of;
 use super::{convert, status};
 use crate::Coordinator;
@@ -32,8 +27,6 @@ const SAMPLES_AT_ONCE: usize = 8;
 /// Parent ranges that wait in the channel: each is a leaf.
 const PARENT_WAITING: usize = 16;
 
-type Ranges = Pin<Box<dyn Stream<Item = Result<wire::ParentRange, Status>> + Send>>;
-
 /// Does what must not stop half-way, also when its caller is gone: a call whose connection ends is dropped where it stands.
 async fn whole(work: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
     match tokio::spawn(work).await {
@@ -48,64 +41,50 @@ pub struct Service(pub Coordinator);
 
 #[tonic::async_trait]
 impl Upload for Service {
-    type ParentStream = Ranges;
-    type SampleStream = Ranges;
+    type ParentStream = Answers<wire::ParentRange>;
+    type SampleStream = Answers<wire::ParentRange>;
 
     async fn parent(&self, request: Request<wire::ParentRequest>) -> Result<Response<Self::ParentStream>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
-        let (sender, receiver) = mpsc::channel(PARENT_WAITING);
-        tokio::spawn(async move {
+        let ranges = answers(PARENT_WAITING, move |sink| async move {
             let reader = run.parent_reader();
             let detail = match (request.pages, request.outline) {
                 (true, _) => Detail::Pages,
                 (false, true) => Detail::Outline,
                 (false, false) => Detail::Chunks,
             };
-            loop {
-                let next = match run.next_parent(&a.volume, a.attempt, &reader, detail).await {
-                    Ok(Some(range)) => Ok(range),
-                    Ok(None) => return,
-                    Err(e) => Err(status::backup(&e)),
-                };
-                let failed = next.is_err();
-                if sender.send(next).await.is_err() || failed {
-                    return;
-                }
+            while let Some(range) =
+                run.next_parent(&a.volume, a.attempt, &reader, detail).await.map_err(|e| status::backup(&e))?
+            {
+                sink.send(range).await?;
             }
+            Ok(())
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(ranges))
     }
 
     async fn sample(&self, request: Request<wire::SampleRequest>) -> Result<Response<Self::SampleStream>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
-        let (sender, receiver) = mpsc::channel(PARENT_WAITING);
-        tokio::spawn(async move {
+        let ranges = answers(PARENT_WAITING, move |sink| async move {
             // One at a time, whoever asks: each reads all over the parent.
             let _turn = run.sampling().await;
             let reader = run.parent_reader().without_read_ahead();
             // Each sends what it drew by itself: one that waits for room in the channel keeps none of the others from going on, whatever
             // locks they hold.
-            let draws = 0..request.leaves.min(SAMPLES_MAX);
-            let failed = AtomicBool::new(false);
             let draw = |_| async {
-                if failed.load(Ordering::Relaxed) || sender.is_closed() {
-                    return;
+                match run.sample_parent(&a.volume, a.attempt, &reader).await.map_err(|e| status::backup(&e))? {
+                    Some(range) => sink.send(range).await,
+                    None => Ok(()),
                 }
-                let next = match run.sample_parent(&a.volume, a.attempt, &reader).await {
-                    Ok(Some(range)) => Ok(range),
-                    Ok(None) => return,
-                    Err(e) => Err(status::backup(&e)),
-                };
-                failed.fetch_or(next.is_err(), Ordering::Relaxed);
-                let _ = sender.send(next).await;
             };
-            futures::stream::iter(draws).for_each_concurrent(SAMPLES_AT_ONCE, draw).await;
+            let draws = stream::iter((0..request.leaves.min(SAMPLES_MAX)).map(Ok));
+            draws.try_for_each_concurrent(SAMPLES_AT_ONCE, draw).await
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(ranges))
     }
 
     async fn lookup(&self, request: Request<wire::LookupRequest>) -> Result<Response<wire::LookupReply>, Status> {

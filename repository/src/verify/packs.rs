@@ -7,7 +7,6 @@ use futures::StreamExt;
 use super::maps::{Expected, Slots, fingerprint};
 use super::pages::Kept;
 use super::{Findings, Needed, Report, missing_lock};
-use crate::chunk::CHUNK_BYTES_MAX;
 use crate::clock::entropy;
 use crate::id::{AppHash, PackId};
 use crate::index::{ChunkIndex, IndexCache};
@@ -232,8 +231,8 @@ async fn open_all(
                 done.reasons.push(format!("slot {} lies outside of the pack", place.slot));
                 continue;
             };
-            if info.kind == PackKind::Data && place.plain_len > CHUNK_BYTES_MAX {
-                done.reasons.push(format!("slot {} is said to be longer than a chunk may be", place.slot));
+            if info.kind == PackKind::Data && !place.is_of_a_chunk() {
+                done.reasons.push(format!("slot {} is said to be longer than a chunk can be", place.slot));
                 continue;
             }
             sealed.clear();
