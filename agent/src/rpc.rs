@@ -431,7 +431,8 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
         // Everything lies inside the range, and each write inside its chunk: nothing below has to check again.
         let inside = u64::from(place.offset) >= r.start && place.end() <= r.end && place.is_of_a_chunk();
         let writes = writes(&s)?;
-        let sound = writes.iter().all(|w| w.chunk_offset.checked_add(w.len).is_some_and(|e| e <= s.plain_length));
+        let inside_chunk = |w: &Write| w.chunk_offset.checked_add(w.len).is_some_and(|end| end <= s.plain_length);
+        let sound = !writes.is_empty() && writes.iter().all(|w| w.len > 0 && inside_chunk(w));
         (inside && sound).then_some(())?;
         let key: [u8; 32] = s.key[..].try_into().ok()?;
         Some(GrantedSlot { id: ChunkId::try_from(&s.chunk[..]).ok()?, place, key: key.into(), writes })
@@ -463,14 +464,18 @@ mod tests {
             assert!(range(of(start, end)).is_none(), "{start}..{end}");
         }
         // Nor a chunk that no pack can have.
-        let with = |plain_length, sealed_length| {
+        let with = |plain_length, sealed_length, len| {
             let (chunk, key) = (vec![1; 32].into(), vec![1; 32].into());
-            let slot = wire::plan_page::Slot { chunk, key, plain_length, sealed_length, ..Default::default() };
+            let packed_writes = vec![0, 0, len];
+            let slot =
+                wire::plan_page::Slot { chunk, key, plain_length, sealed_length, packed_writes, ..Default::default() };
             range(wire::plan_page::Range { slots: vec![slot], ..of(0, 8 << 20) })
         };
-        assert!(with(4 << 20, (4 << 20) + 16).is_some());
-        assert!(with((4 << 20) + 1, 100).is_none());
-        assert!(with(4096, 4096 + 17).is_none());
+        assert!(with(4 << 20, (4 << 20) + 16, 4 << 20).is_some());
+        assert!(with((4 << 20) + 1, 100, 1).is_none());
+        assert!(with(4096, 4096 + 17, 1).is_none());
+        // Nor one that writes nothing, or what it has not.
+        assert!(with(4096, 100, 0).is_none() && with(4096, 100, 4097).is_none());
     }
 
     /// Both ways to say where parts go say the same, and what makes no sense in the shorter one is refused.

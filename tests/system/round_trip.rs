@@ -52,15 +52,29 @@ fn volumes_of_every_shape_come_back_bit_for_bit() {
             }
         }
         let out = folder.path().join("out");
-        let restored = m.run(["restore", &app, "--volume", &volume(&out), "--json"]).ok().json();
-        assert_eq!(fs::read(&out).unwrap(), *content, "{name}");
-        let v = &restored["volumes"][0];
-        assert_eq!(v["written_bytes"].as_u64().unwrap() + v["hole_bytes"].as_u64().unwrap(), content.len() as u64);
-        fs::remove_file(out).unwrap();
+        // To what can seek, and to what can't.
+        for how in ["--volume", "--stream"] {
+            let restored = m.run(["restore", &app, how, &volume(&out), "--json"]).ok().json();
+            assert!(fs::read(&out).unwrap() == *content, "{name} {how}");
+            let v = &restored["volumes"][0];
+            assert_eq!(v["written_bytes"].as_u64().unwrap() + v["hole_bytes"].as_u64().unwrap(), content.len() as u64);
+            fs::remove_file(&out).unwrap();
+        }
+    }
+    // And what came as a stream.
+    for (name, content) in &shapes {
+        let from = folder.path().join("from");
+        fs::write(&from, content).unwrap();
+        let app = format!("stream {name}");
+        m.run(["backup", &app, "--stream", &volume(&from)]).ok();
+        let out = folder.path().join("out");
+        m.run(["restore", &app, "--stream", &volume(&out)]).ok();
+        assert!(fs::read(&out).unwrap() == *content, "{name} as a stream");
+        fs::remove_file(&out).unwrap();
     }
     let verified = m.run(["verify", "--data", "--json"]).ok().json();
-    assert_eq!(verified["checked"]["points"], 16);
-    assert_eq!(m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len(), 16);
+    assert_eq!(verified["checked"]["points"], 24);
+    assert_eq!(m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len(), 24);
 }
 
 #[test]

@@ -14,8 +14,8 @@ pub(super) struct Groups {
     open_bytes: u64,
     /// All before it was told.
     told: u64,
-    /// Pages came that belong to no window that has its end.
-    ends_in_the_middle: bool,
+    /// The last ranges that came, of no group, are not all of their window.
+    in_a_window: bool,
     /// Where the rest is a hole, that is told.
     tells_holes: bool,
 }
@@ -29,7 +29,6 @@ impl Groups {
     /// # Errors
     /// If it makes no sense.
     pub(super) fn of(&mut self, page: Page) -> Result<Vec<Vec<GrantedRange>>, CallError> {
-        self.ends_in_the_middle = page.until.is_none();
         if page.grouped {
             self.tells_holes = true;
             self.open_bytes = page
@@ -45,6 +44,7 @@ impl Groups {
         } else if self.tells_holes {
             return Err(CallError::Nonsense("a range of no group"));
         } else {
+            self.in_a_window = page.until.is_none() && !page.ranges.is_empty();
             self.told = page.until.unwrap_or(self.told);
             return Ok(page.ranges.into_iter().map(|range| vec![range]).collect());
         }
@@ -67,7 +67,7 @@ impl Groups {
     /// If it is not all of the volume, as far as that can be told: the rest would look like a hole.
     pub(super) fn end(&self, len: u64) -> Result<(), RestoreError> {
         let covered = self.told;
-        let short = self.ends_in_the_middle || (self.tells_holes && covered != len);
+        let short = self.in_a_window || !self.open.is_empty() || (self.tells_holes && covered != len);
         if short { Err(RestoreError::Incomplete { covered, len }) } else { Ok(()) }
     }
 }
@@ -124,6 +124,15 @@ mod tests {
         assert!(matches!(groups.end(300), Err(RestoreError::Incomplete { covered: 200, len: 300 })));
         assert_eq!(told(&mut groups, page(&[210], None, true)), Ok(vec![]));
         assert!(groups.end(200).is_err(), "a group without its end");
+    }
+
+    #[test]
+    fn of_nothing_nothing_is_told() {
+        let mut groups = Groups::default();
+        assert!(groups.end(0).is_ok());
+        assert_eq!(told(&mut groups, page(&[], None, true)), Ok(vec![]));
+        assert!(groups.end(0).is_ok());
+        assert!(groups.end(1).is_err());
     }
 
     #[test]

@@ -148,9 +148,9 @@ impl Window {
         self.told = self.ranges.as_slice().is_empty();
         let until = if self.told { self.until } else { 0 };
         let page = wire::PlanPage { holes, ranges, until, grouped: telling.grouped };
-        // Agents of the last release are told of nothing by nothing.
+        // Agents of the last release are told of nothing by nothing, and of an empty volume all are.
         let empty = page.holes.is_empty() && page.ranges.is_empty();
-        (telling.grouped || !empty).then_some(page)
+        (!empty || (telling.grouped && page.until > 0)).then_some(page)
     }
 }
 

@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use futures::{Stream, stream};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 /// A stream of answers.
@@ -30,20 +31,27 @@ where
     F: Future<Output = Result<(), Status>> + Send,
 {
     let (sender, receiver) = mpsc::channel(waiting);
-    tokio::spawn(async move {
+    let worker = tokio::spawn(async move {
         let ended = work(Sink(sender.clone())).await.map(|()| None);
         // Who does not listen need not know.
         let _ = sender.send(ended).await;
     });
-    Box::pin(stream::unfold(Some(receiver), |receiver| async move {
-        let mut receiver = receiver?;
+    Box::pin(stream::unfold(Some((receiver, worker)), |open| async move {
+        let (mut receiver, worker) = open?;
         match receiver.recv().await {
-            Some(Ok(Some(next))) => Some((Ok(next), Some(receiver))),
+            Some(Ok(Some(next))) => Some((Ok(next), Some((receiver, worker)))),
             Some(Ok(None)) => None,
             Some(Err(status)) => Some((Err(status), None)),
-            None => Some((Err(Status::unavailable("the coordinator stopped before its answer was complete")), None)),
+            None => Some((Err(why_it_broke_off(worker).await), None)),
         }
     }))
+}
+
+async fn why_it_broke_off(worker: JoinHandle<()>) -> Status {
+    match worker.await {
+        Err(e) if e.is_panic() => Status::internal("the coordinator failed before its answer was complete"),
+        _ => Status::unavailable("the coordinator stopped before its answer was complete"),
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +81,7 @@ mod tests {
             sink.send(1).await?;
             std::panic::resume_unwind(Box::new("died"))
         });
-        assert_eq!(heard(died).await, [Ok(1), Err(Code::Unavailable)]);
+        assert_eq!(heard(died).await, [Ok(1), Err(Code::Internal)]);
     }
 
     #[tokio::test]
