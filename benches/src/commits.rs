@@ -67,6 +67,10 @@ impl Store for Simulated {
         Err(unused(Operation::Head))
     }
 
+    async fn identity(&self) -> Result<String, Failure> {
+        Ok(self.describe())
+    }
+
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         self.called().await;
         self.with(|o| o.insert(key.to_string(), (body.len() as u64, lock)));
@@ -82,6 +86,10 @@ impl Store for Simulated {
         let found = self.with(|o| o.get(key.as_str()).copied());
         let (length, lock) = found.ok_or_else(|| GetError::NotFound(key.to_string()))?;
         Ok(Head { version: Version("1".into()), length, modified: Moment::now(), lock, crc32: None })
+    }
+
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
+        Ok(self.head(key, Some(version)).await?.lock)
     }
 
     async fn versions(&self, _: &str) -> Result<Vec<Listed>, Failure> {

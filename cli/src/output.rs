@@ -76,7 +76,7 @@ impl From<Failure> for CliError {
             Trouble::Skewed => (Exit::Failed, Some(ADVICE_SKEW)),
             Trouble::Full => (Exit::Failed, Some(ADVICE_FULL)),
             Trouble::Garbled => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
-            Trouble::Short => (Exit::Damage, Some(ADVICE_DAMAGE)),
+            Trouble::Short | Trouble::Foreign => (Exit::Damage, Some(ADVICE_DAMAGE)),
             Trouble::Refused => (Exit::Failed, None),
         };
         Self { exit, message: chain(&f), advice }

@@ -65,6 +65,8 @@ pub struct Run {
     repository: Arc<Repository>,
     cache: IndexCache,
     root: Root,
+    /// Where the repository was when this run began.
+    began_in: String,
     locks: Locks,
     index: Mutex<ChunkIndex>,
     preparer: Preparer,

@@ -9,7 +9,7 @@ use milkrun_repository::Repository;
 use milkrun_repository::id::RunId;
 use milkrun_repository::keys::envelope::{self, EnvelopeError, Kind};
 use milkrun_repository::point::journal::{Record, decode, encode};
-use milkrun_repository::store::{CreateError, Failure, GetError, Key};
+use milkrun_repository::store::{CreateError, Failure, GetError, Key, read};
 use milkrun_repository::wire::Malformed;
 
 /// Why a journal can't be read or written.
@@ -169,7 +169,7 @@ impl Journal {
 
     /// Whether what stands there is what an earlier attempt of ours wrote.
     async fn is_ours(&self, key: &Key, object: &Bytes) -> Result<bool, JournalError> {
-        match self.repository.store.get(key, None, None).await {
+        match read(&*self.repository.store, key, None).await {
             Ok(found) => Ok(found == *object),
             Err(GetError::NotFound(_)) => Ok(false),
             Err(GetError::Failed(f)) => Err(f.into()),
@@ -232,7 +232,7 @@ impl Journal {
     }
 
     async fn object(repository: &Repository, key: Key) -> Result<Vec<Record>, JournalError> {
-        let bytes = match repository.store.get(&key, None, None).await {
+        let bytes = match read(&*repository.store, &key, None).await {
             Ok(bytes) => bytes,
             Err(GetError::NotFound(_)) => return Err(JournalError::Missing(key)),
             Err(GetError::Failed(f)) => return Err(f.into()),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use milkrun_repository::Repository;
 use milkrun_repository::keys::envelope::{self, Kind};
-use milkrun_repository::store::{CreateError, Failure, GetError, Key};
+use milkrun_repository::store::{CreateError, Failure, GetError, Key, read};
 use milkrun_repository::wire::{Decoder, Encoder};
 use tokio::time::Instant;
 
@@ -78,7 +78,7 @@ impl StoreLease {
     /// Whether its writer gave way. One that can't be read counts as one who did not.
     async fn gave_way(&self, beat: Beat) -> Result<bool, Failure> {
         let (repository, key) = (&self.repository, beat.key());
-        let bytes = match repository.store.get(&key, None, None).await {
+        let bytes = match read(&*repository.store, &key, None).await {
             Ok(bytes) => bytes,
             Err(GetError::NotFound(_)) => return Ok(false),
             Err(GetError::Failed(f)) => return Err(f),

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use crate::id::{AppHash, NoteId, PackId};
 use crate::keys::envelope::{self, Kind};
 use crate::repository::Repository;
-use crate::store::{CreateError, Failure, GetError, Key, list};
+use crate::store::{CreateError, Failure, GetError, Key, Trouble, list, read};
 use crate::wire::{Decoder, Encoder, Malformed};
 
 /// The body's bytes.
@@ -53,9 +53,13 @@ pub async fn load(repository: &Repository, app: &AppHash) -> Result<BTreeSet<Pac
     let mut packs = BTreeSet::new();
     for listed in list(store, &Key::all_damaged(app)).await? {
         let key = listed.key;
-        let object = match store.get(&key, None, None).await {
+        let object = match read(store, &key, None).await {
             Ok(object) => object,
             Err(GetError::NotFound(_)) => continue,
+            Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {
+                tracing::warn!(object = %key, why = %f, "packs that it sets aside are not known");
+                continue;
+            }
             Err(GetError::Failed(f)) => return Err(f),
         };
         let opened = envelope::open(&repository.ring, id, &key, Kind::Damaged, &object).map_err(|e| e.to_string());

@@ -17,11 +17,11 @@ use crate::index::PackInfo;
 use crate::keys::KeyRing;
 use crate::metadata::{MetadataError, MetadataReader, metadata_packs};
 use crate::pack::{PackKind, PackTarget};
-use crate::point::catalog::{Catalog, Found, PlaceError, chain};
-use crate::point::commit::{CommitError, Locks, locked_enough};
+use crate::point::catalog::{Catalog, Found, PlaceError, Placed, chain};
+use crate::point::commit::{CommitError, Locks, locked_enough, real_lock};
 use crate::point::root::MapId;
-use crate::point::{Placement, RootBody};
-use crate::store::{GetError, Key, SharedStore, Version};
+use crate::point::RootBody;
+use crate::store::{GetError, Key, SharedStore, Version, read};
 use crate::volume_map::{Extent, MapCursor, MapRef, MapRoot, Step};
 
 /// An open repository.
@@ -44,7 +44,7 @@ pub struct OpenPoint {
     /// Its sealed part.
     pub body: RootBody,
     /// Where its packs are.
-    pub placement: Placement,
+    pub placement: Placed,
 }
 
 /// Why a point can't be read.
@@ -138,10 +138,28 @@ impl Repository {
             GetError::Failed(f) => CommitError::Store(f),
         };
         let head = self.store.head(&key, Some(&self.config_version)).await.map_err(failed)?;
-        if !locked_enough(head.lock, locks.point) {
+        let found = real_lock(&*self.store, &key, &self.config_version, &head, locks.point).await.map_err(failed)?;
+        if !locked_enough(found, locks.point) {
             self.store.extend_lock(&key, &head.version, lock).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Asks before a commit whether what was opened is still there: the place in which the run began
+    /// ([`identity`](crate::store::Store::identity)), and in it the same configuration.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn still_there(&self, began: &str) -> Result<(), CommitError> {
+        let key = Key::config();
+        match read(&*self.store, &key, Some(&self.config_version)).await {
+            Ok(bytes) if bytes == self.config_bytes() => {}
+            Ok(_) => return Err(CommitError::Replaced),
+            Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key)),
+            Err(GetError::Failed(f)) => return Err(f.into()),
+        }
+        let now = self.store.identity().await?;
+        if now == began { Ok(()) } else { Err(CommitError::Elsewhere { began: began.to_owned(), now }) }
     }
 
     /// The bytes of `repository.json`, as this repository was opened with.

@@ -192,6 +192,8 @@ pub enum Trouble {
     Garbled,
     /// The object itself is shorter than what was asked of it.
     Short,
+    /// What lies at the key is none of our objects: no plain file, or longer than any such object can be.
+    Foreign,
     /// Refused for another reason.
     Refused,
 }
@@ -206,6 +208,7 @@ impl std::fmt::Display for Trouble {
             Self::Skewed => "the store's clock and ours disagree",
             Self::Garbled => "the answer was cut short or damaged",
             Self::Short => "the object is shorter than it must be",
+            Self::Foreign => "what is there is no object of milkrun's",
             Self::Refused => "the store refused",
         })
     }
@@ -296,6 +299,10 @@ pub trait Store: Send + Sync + 'static {
     /// What it can do. Asked of the server where there is one.
     async fn capabilities(&self) -> Result<Capabilities, Failure>;
 
+    /// What tells this place from another one at the same address, such as a folder that was put in place of one that was
+    /// moved. A run compares it at its begin and before its commit.
+    async fn identity(&self) -> Result<String, Failure>;
+
     /// Creates the object unless the key is taken; durable and locked when this returns.
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError>;
 
@@ -305,6 +312,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// What the store says of an object.
     async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError>;
+
+    /// The lock of one version, asked for by itself. [`Store::head`] says the same of versions that nothing hides.
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError>;
 
     /// All versions and delete markers under a prefix, by key, newest first within a key.
     async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure>;
@@ -331,6 +341,33 @@ pub type SharedStore = Arc<dyn Store>;
 /// As [`Store::versions`].
 pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failure> {
     Ok(store.versions(prefix).await?.into_iter().filter(|l| l.latest && !l.delete_marker).collect())
+}
+
+/// Reads an object whole, unless it is longer than one of its kind can be.
+///
+/// # Errors
+/// As [`Store::get`]; [`Trouble::Foreign`] for what is too long.
+pub async fn read(store: &dyn Store, key: &Key, version: Option<&Version>) -> Result<Bytes, GetError> {
+    let max = key.length_max();
+    let bytes = store.get(key, version, Some(0..max + 1)).await?;
+    if bytes.len() as u64 > max { Err(too_long(key, max).into()) } else { Ok(bytes) }
+}
+
+/// As [`read`], of a version that was listed: one that is listed as too long is not asked for.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_listed(store: &dyn Store, listed: &Listed) -> Result<Bytes, GetError> {
+    let max = listed.key.length_max();
+    if listed.length > max {
+        return Err(too_long(&listed.key, max).into());
+    }
+    read(store, &listed.key, Some(&listed.version)).await
+}
+
+fn too_long(key: &Key, max: u64) -> Failure {
+    let why = format!("it is longer than {max} bytes, and no such object is");
+    Failure::new(Operation::Get, key, Trouble::Foreign).because(why)
 }
 
 #[cfg(test)]

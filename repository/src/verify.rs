@@ -6,7 +6,9 @@
 //! key alone*, every stored byte read and compared with what the placements sign. A finding names the object and each
 //! restore point that it touches. That the store can't be asked is an error, never a finding.
 
+mod locks;
 mod maps;
+mod needed;
 mod packs;
 mod pages;
 mod public;
@@ -15,14 +17,15 @@ pub use public::{PublicError, verify_public};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::clock::Moment;
 use crate::id::{AppHash, PackId, PointId};
-use crate::index::{IndexCache, PackInfo};
+use crate::index::IndexCache;
 use crate::metadata::MetadataError;
-use crate::point::catalog::{Found, Listing, PlaceError, chain};
-use crate::point::commit::locked_enough;
+use crate::point::Root;
+use crate::point::catalog::{Found, Listing, PlaceError, Placed, chain};
 use crate::repository::{OpenPoint, PointError, Repository};
-use crate::store::{Failure, Firmness, GetError, Key, Lock, Store};
+use crate::store::{Failure, Firmness, Key, Store, Trouble, Version};
+use locks::{Promise, Used};
+use needed::NeededPacks;
 
 /// What to look at.
 #[derive(Clone, Debug, Default)]
@@ -77,15 +80,6 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// A pack that points need.
-struct Needed {
-    info: PackInfo,
-    lock_until: Option<Moment>,
-    firm: Option<Firmness>,
-    points: BTreeSet<PointId>,
-    app: AppHash,
-}
-
 #[derive(Default)]
 struct Findings {
     by_object: BTreeMap<(String, String), BTreeSet<PointId>>,
@@ -106,6 +100,7 @@ impl Findings {
 /// Lists what is to be verified. What a listing refuses are findings already.
 async fn select(
     catalog: &crate::point::Catalog<'_>,
+    firm: Option<Firmness>,
     options: &Options,
     findings: &mut Findings,
 ) -> Result<Vec<Found>, Failure> {
@@ -134,12 +129,10 @@ async fn select(
     let apps = &options.apps;
     listing.points.retain(|f| wanted(&f.root.id()) || apps.contains(&f.root.app));
     for found in &listing.points {
-        let id = found.root.id();
-        if found.hidden {
-            findings.add(found.root.key(), "hidden by a delete marker; the locked version is still there", [id]);
-        }
-        check_object_lock(catalog.store, &found.root.key(), Some(&found.version), found.root.lock_until, id, findings)
-            .await?;
+        let key = found.root.key();
+        let used = Used { key: &key, version: &found.version, hidden: found.hidden };
+        let promise = Promise { until: found.root.lock_until, firm };
+        locks::check(catalog.store, used, promise, found.root.id(), findings).await?;
     }
     for id in &options.points {
         if !listing.points.iter().any(|f| f.root.id() == *id) {
@@ -147,42 +140,6 @@ async fn select(
         }
     }
     Ok(listing.points)
-}
-
-async fn check_object_lock(
-    store: &dyn Store,
-    key: &Key,
-    version: Option<&crate::store::Version>,
-    until: Option<Moment>,
-    point: PointId,
-    findings: &mut Findings,
-) -> Result<(), Failure> {
-    let Some(until) = until else { return Ok(()) };
-    match store.head(key, version).await {
-        Ok(head) if head.lock.is_some_and(|l| l.until >= until) => {}
-        Ok(head) => findings.add(key, lock_reason(head.lock, until), [point]),
-        Err(GetError::NotFound(_)) => findings.add(key, "missing", [point]),
-        Err(GetError::Failed(f)) => return Err(f),
-    }
-    Ok(())
-}
-
-fn lock_reason(found: Option<Lock>, until: Moment) -> String {
-    match found {
-        None => format!("not locked; it must be until {until}"),
-        Some(l) => format!("locked only until {}; it must be until {until}", l.until),
-    }
-}
-
-fn missing_lock(found: Option<Lock>, needed: &Needed) -> Option<String> {
-    let until = needed.lock_until?;
-    let wanted = Lock { firmness: needed.firm.unwrap_or(Firmness::Governance), until };
-    (!locked_enough(found, Some(wanted))).then(|| match found {
-        Some(f) if f.until >= until => {
-            format!("its {:?} lock can be bypassed; the repository promises more", f.firmness)
-        }
-        _ => lock_reason(found, until),
-    })
 }
 
 /// Verifies with the secret.
@@ -193,37 +150,34 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
     let mut findings = Findings::default();
     let mut report = Report::default();
     let catalog = repository.catalog();
+    let firm = repository.config.lock.mode.firmness();
     let mut points: Vec<OpenPoint> = Vec::new();
-    let mut needed: BTreeMap<PackId, Needed> = BTreeMap::new();
-    for found in select(&catalog, options, &mut findings).await? {
+    let mut needed = NeededPacks::default();
+    for found in select(&catalog, firm, options, &mut findings).await? {
         if found.root.tombstone {
             report.tombstones += 1;
             continue;
         }
         report.points += 1;
-        let (id, key) = (found.root.id(), found.root.key());
-        let lock_until = found.root.lock_until;
+        let (root, key) = (found.root, found.root.key());
         match repository.open_point(found).await {
             Ok(point) => {
-                let placement = Key::placement(&id, point.placement.number);
-                check_object_lock(&*repository.store, &placement, None, lock_until, id, &mut findings).await?;
-                need(&mut needed, &point, repository.config.lock.mode.firmness());
+                let placed = &point.placement;
+                check_placement(&*repository.store, &root, placed, firm, &mut findings).await?;
+                needed.add(&root, placed, firm, &mut findings);
                 points.push(point);
             }
-            Err(PointError::Placement(PlaceError::Store(f))) => return Err(f),
-            Err(PointError::Placement(PlaceError::Refused { key, reason })) => findings.add(key, chain(&reason), [id]),
-            Err(e @ PointError::Placement(PlaceError::Missing(_))) => {
-                findings.add(Key::placements(&id), chain(&e), [id]);
-            }
-            Err(e) => findings.add(key, chain(&e), [id]),
+            Err(PointError::Placement(e)) => unplaced(e, root.id(), &mut findings)?,
+            Err(e) => findings.add(key, chain(&e), [root.id()]),
         }
     }
-    check_config(repository, &points, &mut findings).await?;
+    let roots: Vec<&Root> = points.iter().map(|p| &p.found.root).collect();
+    check_config(&*repository.store, &repository.config_version, firm, &roots, &mut findings).await?;
     let chosen = packs::choose(&needed, options.data_percent);
     let expected = maps::check(repository, &points, &chosen, &mut report, &mut findings).await?;
     packs::check(repository, cache, &needed, expected, (&chosen, options.parallel), &mut report, &mut findings).await?;
     for id in &findings.damaged {
-        if let Some(needed) = needed.get(id) {
+        for needed in needed.of(id) {
             report.damaged.entry(needed.app).or_default().insert(*id);
         }
     }
@@ -231,27 +185,40 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
     Ok(report)
 }
 
-/// `repository.json` must stay as long as any point: without it nothing opens.
-async fn check_config(repository: &Repository, points: &[OpenPoint], findings: &mut Findings) -> Result<(), Failure> {
-    let longest = points.iter().max_by_key(|p| p.found.root.lock_until);
-    let Some(point) = longest else { return Ok(()) };
-    let (version, root) = (Some(&repository.config_version), &point.found.root);
-    check_object_lock(&*repository.store, &Key::config(), version, root.lock_until, root.id(), findings).await
+/// A point without a usable placement is a finding, unless nothing could be asked.
+fn unplaced(e: PlaceError, point: PointId, findings: &mut Findings) -> Result<(), Failure> {
+    match e {
+        PlaceError::Store(f) if f.trouble != Trouble::Foreign => return Err(f),
+        PlaceError::Store(f) => findings.add(&f.key, chain(&f), [point]),
+        PlaceError::Refused { key, reason } => findings.add(key, chain(&reason), [point]),
+        PlaceError::Missing(_) => findings.add(Key::placements(&point), chain(&e), [point]),
+    }
+    Ok(())
 }
 
-fn need(needed: &mut BTreeMap<PackId, Needed>, point: &OpenPoint, firm: Option<Firmness>) {
-    let (id, lock_until) = (point.found.root.id(), point.found.root.lock_until);
-    for info in &point.placement.packs {
-        let entry = needed.entry(info.id).or_insert_with(|| Needed {
-            info: info.clone(),
-            lock_until: None,
-            firm,
-            points: BTreeSet::new(),
-            app: point.found.root.app,
-        });
-        entry.lock_until = entry.lock_until.max(lock_until);
-        entry.points.insert(id);
-    }
+async fn check_placement(
+    store: &dyn Store,
+    root: &Root,
+    placed: &Placed,
+    firm: Option<Firmness>,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let key = Key::placement(&root.id(), placed.number);
+    let used = Used { key: &key, version: &placed.version, hidden: placed.hidden };
+    locks::check(store, used, Promise { until: root.lock_until, firm }, root.id(), findings).await
+}
+
+/// `repository.json` must stay as long as any point: without it nothing opens.
+async fn check_config(
+    store: &dyn Store,
+    version: &Version,
+    firm: Option<Firmness>,
+    roots: &[&Root],
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let Some(longest) = roots.iter().max_by_key(|r| r.lock_until) else { return Ok(()) };
+    let used = Used { key: &Key::config(), version, hidden: false };
+    locks::check(store, used, Promise { until: longest.lock_until, firm }, longest.id(), findings).await
 }
 
 fn metadata_finding(e: MetadataError, place: &str, point: PointId, findings: &mut Findings) -> Result<(), Failure> {

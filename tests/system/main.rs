@@ -11,3 +11,4 @@ mod locked_bucket;
 mod postgres_volume;
 mod round_trip;
 mod terminal;
+mod vanished;

@@ -16,7 +16,7 @@ pub(super) fn failed(assignment: wire::Assignment, kind: FailureKind, reason: St
 fn kind_of_trouble(trouble: Trouble) -> FailureKind {
     match trouble {
         Trouble::Unreachable | Trouble::Busy | Trouble::Garbled => FailureKind::Unreachable,
-        Trouble::Short => FailureKind::Damaged,
+        Trouble::Short | Trouble::Foreign => FailureKind::Damaged,
         _ => FailureKind::Store,
     }
 }

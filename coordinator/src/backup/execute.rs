@@ -211,6 +211,7 @@ async fn run(
 ) -> Result<control::BackupDone, BackupError> {
     let repository = &coordinator.repository;
     let Plan { root, choice, locks, rpo, left, inbox } = plan;
+    let began_in = repository.store.identity().await?;
     let parent = parent::open(repository, root.app, choice).await?;
     let (ring, config) = (&repository.ring, &repository.config);
     let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
@@ -228,6 +229,7 @@ async fn run(
         repository: repository.clone(),
         cache: coordinator.cache.clone(),
         root,
+        began_in,
         locks,
         index: Mutex::new(index),
         preparer,

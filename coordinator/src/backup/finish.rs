@@ -50,6 +50,7 @@ pub(super) async fn commit(
             return Err(BackupError::Cancelled);
         }
     }
+    repository.still_there(&run.began_in).await?;
     let (stored, reused) = run.receipts()?;
     let packs_reused = reused.len() as u64;
     let body = RootBody {

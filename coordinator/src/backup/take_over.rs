@@ -12,7 +12,7 @@ use milkrun_repository::point::commit::Locks;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::Root;
-use milkrun_repository::store::{Failure, GetError, Key, Version};
+use milkrun_repository::store::{Failure, GetError, Key, Version, read};
 
 use super::execute::{self, Order, Plan};
 use super::parent::{Choice, Detail};
@@ -117,7 +117,7 @@ async fn find(
 ) -> Result<Option<Found>, String> {
     let repository = &coordinator.repository;
     let chain = |e: &dyn std::error::Error| milkrun_repository::point::catalog::chain(e);
-    let bytes = match repository.store.get(&lease_key, Some(&lease_version), None).await {
+    let bytes = match read(&*repository.store, &lease_key, Some(&lease_version)).await {
         Ok(bytes) => bytes,
         Err(GetError::NotFound(_)) => return Ok(None),
         Err(e) => return Err(chain(&e)),

@@ -27,7 +27,7 @@ use crate::runs::RefusedCall;
 fn of_failure(f: &Failure) -> Code {
     match f.trouble {
         Trouble::Unreachable | Trouble::Busy | Trouble::Garbled => Code::Unavailable,
-        Trouble::Short => Code::DataLoss,
+        Trouble::Short | Trouble::Foreign => Code::DataLoss,
         _ => Code::FailedPrecondition,
     }
 }

@@ -11,7 +11,7 @@ use crate::id::{AppHash, ChunkId, PackId, RepositoryId, SegmentId};
 use crate::keys::KeyRing;
 use crate::keys::envelope::{self, Kind};
 use crate::pack::Place;
-use crate::store::{Failure, GetError, Key, Store, list};
+use crate::store::{Failure, GetError, Key, Store, Trouble, list, read};
 
 /// The local cache of opened segments: `<folder>/<repository id>/<segment id>`.
 #[derive(Clone, Debug)]
@@ -99,9 +99,13 @@ impl ChunkIndex {
             if let Some(mapped) = MappedSegment::open(&cache.path(&id)) {
                 return Ok(Some((id, mapped)));
             }
-            let object = match store.get(key, None, None).await {
+            let object = match read(store, key, None).await {
                 Ok(object) => object,
                 Err(GetError::NotFound(_)) => return Ok(None),
+                Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {
+                    tracing::warn!(segment = %key, why = %f, "an index segment is left out; its chunks are not reused");
+                    return Ok(None);
+                }
                 Err(GetError::Failed(f)) => return Err(f),
             };
             let opened = envelope::open(ring, repository, key, Kind::IndexSegment, &object);

@@ -11,9 +11,11 @@ use crate::id::KeyId;
 use crate::keys::Secret;
 
 const VERSION: u16 = 1;
-/// More than this is refused: a planted key file must not make us allocate without bound.
-const MEMORY_KIB_MAX: u32 = 4 * 1024 * 1024;
-const PASSES_MAX: u32 = 64;
+/// More than this is refused: whoever may write can plant a key file, and it must not cost much to find that it does not
+/// open. Four times the memory of [`Cost::RECOMMENDED`], and its passes over that.
+const MEMORY_KIB_MAX: u32 = 4 * Cost::RECOMMENDED.memory_kib;
+const PASSES_MAX: u32 = 12;
+const LANES_MAX: u32 = 16;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,7 +128,7 @@ pub fn unwrap(object: &[u8], password: &[u8], config: &[u8]) -> Result<Secret, U
 }
 
 fn stretch(password: &[u8], salt: &[u8], cost: Cost) -> Option<Zeroizing<[u8; 32]>> {
-    if cost.memory_kib > MEMORY_KIB_MAX || cost.passes > PASSES_MAX {
+    if cost.memory_kib > MEMORY_KIB_MAX || cost.passes > PASSES_MAX || cost.lanes > LANES_MAX {
         return None;
     }
     let params = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).ok()?;
@@ -174,7 +176,9 @@ mod tests {
             assert_ne!(other, text);
             assert!(matches!(unwrap(other.as_bytes(), b"correct horse", b"config"), Err(UnwrapError::Malformed)));
         }
-        let greedy = String::from_utf8(object).unwrap().replace("\"memory_kib\":8", "\"memory_kib\":4294967295");
-        assert!(matches!(unwrap(greedy.as_bytes(), b"correct horse", b"config"), Err(UnwrapError::Malformed)));
+        for greedy in [4 << 20, MEMORY_KIB_MAX + 1] {
+            let greedy = text.replace("\"memory_kib\":8", &format!("\"memory_kib\":{greedy}"));
+            assert!(matches!(unwrap(greedy.as_bytes(), b"correct horse", b"config"), Err(UnwrapError::Malformed)));
+        }
     }
 }

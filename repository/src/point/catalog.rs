@@ -3,6 +3,8 @@
 //! Whoever may write to the bucket can put a delete marker on a root or another version beside it. So all versions are
 //! looked at, oldest first, and the first that is authentic counts; markers and strangers are reported.
 
+use std::collections::HashSet;
+
 use futures::StreamExt;
 
 use super::placement::{Placement, PlacementError};
@@ -10,7 +12,7 @@ use super::root::{Root, RootBody, RootError};
 use crate::clock::Moment;
 use crate::id::{AppHash, AppName, PointId, RepositoryId};
 use crate::keys::{KeyRing, VerifyingKey};
-use crate::store::{Failure, GetError, Key, Listed, Store, Version};
+use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, Version, read_listed};
 
 /// Reads roots and placements; needs only the public key.
 pub struct Catalog<'a> {
@@ -34,6 +36,27 @@ pub struct Found {
     /// Hidden by a delete marker: somebody tried to make it disappear.
     pub hidden: bool,
 }
+
+/// A placement, and where it was found.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// What it says.
+    pub placement: Placement,
+    /// The version that holds it.
+    pub version: Version,
+    /// Hidden by a delete marker.
+    pub hidden: bool,
+}
+
+impl std::ops::Deref for Placed {
+    type Target = Placement;
+    fn deref(&self) -> &Placement {
+        &self.placement
+    }
+}
+
+/// What is said of an object that a delete marker hides.
+pub(crate) const HIDDEN: &str = "hidden by a delete marker; the locked version is still there";
 
 /// Something under `points/` that is no authentic root.
 #[derive(Clone, Debug)]
@@ -166,7 +189,7 @@ impl Catalog<'_> {
 
     /// The oldest authentic version of one root.
     async fn look_at(&self, key: Key, of_key: Vec<Listed>) -> Result<(Option<Found>, Vec<Refused>), Failure> {
-        let hidden = of_key.first().is_some_and(|v| v.delete_marker);
+        let hidden = of_key.iter().any(|v| v.delete_marker && v.latest);
         let mut refused = Vec::new();
         let mut found: Option<Found> = None;
         // Listed newest first; the oldest authentic one counts.
@@ -178,11 +201,16 @@ impl Catalog<'_> {
                 refuse("a second version beside the authentic one".into());
                 continue;
             }
-            let bytes = match self.store.get(&key, Some(&v.version), None).await {
+            let bytes = match read_listed(self.store, v).await {
                 Ok(bytes) => bytes,
                 Err(GetError::NotFound(_)) => {
                     // Listed and gone a moment later: deleted meanwhile.
                     refuse("listed, and not there".into());
+                    continue;
+                }
+                // One bad object must not keep people from all others.
+                Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {
+                    refuse(chain(&f));
                     continue;
                 }
                 Err(GetError::Failed(f)) => return Err(f),
@@ -247,26 +275,36 @@ impl Catalog<'_> {
     ///
     /// # Errors
     /// [`PlaceError`].
-    pub async fn placement(&self, found: &Found) -> Result<Placement, PlaceError> {
+    pub async fn placement(&self, found: &Found) -> Result<Placed, PlaceError> {
         let point = found.root.id();
         let digest = *blake3::hash(&found.bytes).as_bytes();
         let mut versions = self.store.versions(&Key::placements(&point)).await?;
+        let markers: HashSet<Key> =
+            versions.iter().filter(|v| v.delete_marker && v.latest).map(|v| v.key.clone()).collect();
         versions.retain(|v| !v.delete_marker);
-        // Highest number first; within one number the oldest version first.
-        versions.sort_by(|a, b| b.key.cmp(&a.key).then(a.modified.cmp(&b.modified)));
-        let mut worst = None;
+        // Highest number first; within one number the oldest version first, as the listing has them.
+        versions.reverse();
+        versions.sort_by(|a, b| b.key.cmp(&a.key));
+        let (mut worst, mut foreign) = (None, None);
         for v in versions {
-            let bytes = match self.store.get(&v.key, Some(&v.version), None).await {
+            let bytes = match read_listed(self.store, &v).await {
                 Ok(bytes) => bytes,
                 Err(GetError::NotFound(_)) => continue,
+                Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {
+                    foreign = foreign.or(Some(PlaceError::Store(f)));
+                    continue;
+                }
                 Err(GetError::Failed(f)) => return Err(f.into()),
             };
             match Placement::decode(&bytes, &v.key, &point, &digest, &self.repository, &self.signer) {
-                Ok(placement) => return Ok(placement),
+                Ok(placement) => {
+                    let hidden = markers.contains(&v.key);
+                    return Ok(Placed { placement, version: v.version, hidden });
+                }
                 Err(reason) => worst = worst.or(Some(PlaceError::Refused { key: v.key, reason })),
             }
         }
-        Err(worst.unwrap_or(PlaceError::Missing(point)))
+        Err(worst.or(foreign).unwrap_or(PlaceError::Missing(point)))
     }
 }
 

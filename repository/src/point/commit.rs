@@ -19,7 +19,7 @@ use crate::index::PackInfo;
 use crate::keys::KeyRing;
 use crate::keys::hybrid::HybridError;
 use crate::pack::{Place, SealedKey};
-use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, Store};
+use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, Store, Version};
 
 /// Calls in flight while packs are looked at and extended.
 const PARALLEL: usize = 256;
@@ -101,6 +101,25 @@ pub enum CommitError {
     /// A public key of the repository can't be used.
     #[error(transparent)]
     Key(#[from] HybridError),
+    /// Another folder, or another file system, stands where the run began.
+    #[error("the repository is not where this run began any more: it was {began}, and is {now}")]
+    Elsewhere {
+        /// Where the run began.
+        began: String,
+        /// What is there now.
+        now: String,
+    },
+    /// `repository.json` is not the one that was opened.
+    #[error("repository.json is not the one that this run began with")]
+    Replaced,
+    /// A root that no reader would take.
+    #[error("the root of the point would have {length} bytes, and readers take no more than {max}")]
+    Long {
+        /// Its bytes.
+        length: u64,
+        /// What readers take.
+        max: u64,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] Failure),
@@ -141,12 +160,38 @@ pub fn locked_enough(found: Option<Lock>, wanted: Option<Lock>) -> bool {
     wanted.is_none_or(|w| found.is_some_and(|f| f.until >= w.until && f.firmness >= w.firmness))
 }
 
-fn check_lock(key: &Key, head: &Head, wanted: Option<Lock>) -> Result<(), CommitError> {
+/// The lock of a version. Where a HEAD shows less than is wanted, the store is asked for the lock itself: some show no lock
+/// of a version that a delete marker hides.
+///
+/// # Errors
+/// As [`Store::lock_of`].
+pub async fn real_lock(
+    store: &dyn Store,
+    key: &Key,
+    version: &Version,
+    head: &Head,
+    wanted: Option<Lock>,
+) -> Result<Option<Lock>, GetError> {
+    if locked_enough(head.lock, wanted) { Ok(head.lock) } else { store.lock_of(key, version).await }
+}
+
+/// Returns the lock that was found.
+async fn check_lock(
+    store: &dyn Store,
+    key: &Key,
+    head: &Head,
+    wanted: Option<Lock>,
+) -> Result<Option<Lock>, CommitError> {
+    let found = match real_lock(store, key, &head.version, head, wanted).await {
+        Ok(found) => found,
+        Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
+        Err(GetError::Failed(f)) => return Err(f.into()),
+    };
     match wanted {
-        Some(w) if !locked_enough(head.lock, wanted) => {
-            Err(CommitError::Lock { key: key.clone(), wanted: w.until, found: head.lock })
+        Some(w) if !locked_enough(found, wanted) => {
+            Err(CommitError::Lock { key: key.clone(), wanted: w.until, found })
         }
-        _ => Ok(()),
+        _ => Ok(found),
     }
 }
 
@@ -167,9 +212,8 @@ pub async fn seal(store: &dyn Store, claim: Claim, lock: Option<Lock>) -> Result
     if let Some(crc) = head.crc32.filter(|&c| c != claim.crc32) {
         return Err(CommitError::Differs { key, what: "CRC-32", found: crc.into(), wanted: claim.crc32.into() });
     }
-    check_lock(&key, &head, lock)?;
+    let locked_until = check_lock(store, &key, &head, lock).await?.map(|l| l.until);
     let Claim { id, kind, length, digest, key: sealed, .. } = claim;
-    let locked_until = head.lock.map(|l| l.until);
     Ok(StoredPack { info: PackInfo { id, kind, length, digest, version: head.version, key: sealed, locked_until } })
 }
 
@@ -230,6 +274,10 @@ impl Commit<'_> {
         drop(checks);
 
         let root_bytes = Bytes::from(root.encode(&body, ring, &config.keys.metadata)?);
+        let (length, max) = (root_bytes.len() as u64, root.key().length_max());
+        if length > max {
+            return Err(CommitError::Long { length, max });
+        }
         let mut placement = Placement {
             repository: config.id,
             root: *blake3::hash(&root_bytes).as_bytes(),
@@ -277,7 +325,7 @@ async fn create_checked(store: &dyn Store, key: &Key, body: Bytes, lock: Option<
     if head.length != length {
         return Err(CommitError::Differs { key: key.clone(), what: "length", found: head.length, wanted: length });
     }
-    check_lock(key, &head, lock)
+    check_lock(store, key, &head, lock).await.map(drop)
 }
 
 /// Extends a reused pack's lock where it is short, and looks at it by version id.
@@ -303,17 +351,20 @@ async fn reuse(store: &dyn Store, mut info: PackInfo, locks: Locks) -> Result<(P
         }
     }
     let mut head = look().await?;
-    if let (false, Some(lock)) = (locked_enough(head.lock, locks.point), locks.packs) {
+    let failed = |e| match e {
+        GetError::NotFound(_) => CommitError::Vanished(key.clone()),
+        GetError::Failed(f) => CommitError::Store(f),
+    };
+    let found = real_lock(store, &key, &info.version, &head, locks.point).await.map_err(failed)?;
+    if let (false, Some(lock)) = (locked_enough(found, locks.point), locks.packs) {
         match store.extend_lock(&key, &info.version, lock).await {
             Ok(()) => {}
-            Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
-            Err(GetError::Failed(f)) => return Err(f.into()),
+            Err(e) => return Err(failed(e)),
         }
         extended = true;
         head = look().await?;
     }
-    check_lock(&key, &head, locks.point)?;
-    info.locked_until = head.lock.map(|l| l.until);
+    info.locked_until = check_lock(store, &key, &head, locks.point).await?.map(|l| l.until);
     Ok((info, extended))
 }
 

@@ -6,7 +6,8 @@ use super::Repository;
 use crate::config::{Config, ConfigError};
 use crate::keys::KeyRing;
 use crate::keys::wrapped::{self, UnwrapError};
-use crate::store::{Failure, GetError, Key, SharedStore, Store, Version};
+use crate::point::catalog::chain;
+use crate::store::{Failure, GetError, Key, SharedStore, Store, Trouble, Version, read_listed};
 
 /// Why a repository was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -37,16 +38,27 @@ pub enum OpenError {
     Store(#[from] Failure),
 }
 
-/// All versions of an object, the oldest first: an older one is the one that was locked.
+/// Objects of one kind that are tried. Whoever may write can put more there; the oldest of a key come first.
+const TRIED_MAX: usize = 64;
+
+/// All versions of objects, of each key the oldest first: an older one is the one that was locked. What can't be one of
+/// ours is named and left out. The listing's order tells age; a store may change the date of an object whose lock grew.
 async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, bytes::Bytes)>, Failure> {
     let mut listed = store.versions(prefix).await?;
     listed.retain(|l| !l.delete_marker);
-    listed.sort_by(|a, b| a.key.cmp(&b.key).then(a.latest.cmp(&b.latest)).then(a.modified.cmp(&b.modified)));
-    let mut out = Vec::new();
+    listed.reverse();
+    listed.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut out: Vec<(Version, bytes::Bytes)> = Vec::new();
     for l in listed {
-        match store.get(&l.key, Some(&l.version), None).await {
+        if out.len() == TRIED_MAX {
+            tracing::warn!(prefix, "there are more than {TRIED_MAX} objects; the rest is not looked at");
+            break;
+        }
+        match read_listed(store, &l).await {
+            Ok(bytes) if out.iter().any(|(_, other)| *other == bytes) => {}
             Ok(bytes) => out.push((l.version, bytes)),
             Err(GetError::NotFound(_)) => {}
+            Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => tracing::warn!(why = %chain(&f), "left out"),
             Err(GetError::Failed(f)) => return Err(f),
         }
     }
@@ -57,16 +69,16 @@ async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, by
 ///
 /// # Errors
 /// [`OpenError`].
-pub async fn public_config(store: &dyn Store) -> Result<Vec<Config>, OpenError> {
+pub async fn public_config(store: &dyn Store) -> Result<Vec<(Version, Config)>, OpenError> {
     let found = versions_of(store, Key::config().as_str()).await?;
     if found.is_empty() {
         return Err(OpenError::None(store.describe()));
     }
     let mut configs = Vec::new();
     let mut refused = None;
-    for (_, bytes) in found {
+    for (version, bytes) in found {
         match Config::decode(&bytes) {
-            Ok(config) => configs.push(config),
+            Ok(config) => configs.push((version, config)),
             Err(e) => refused = refused.or(Some(e)),
         }
     }

@@ -9,10 +9,13 @@
 //! which fails if the name is taken; then the folder is synced. Locks are honoured by milkrun; **whoever is root here can
 //! still delete**, and `init` says so.
 
+mod locks;
+mod root;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -22,13 +25,13 @@ use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 use super::grant::{GetGrant, PutGrant, PutTerms};
 use super::throttle::Throttle;
 use super::{
-    Capabilities, CreateError, DeleteError, Failure, Firmness, GetError, Happened, Head, Key, Listed, Lock, Operation,
-    Store, Trouble, Version,
+    Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Operation, Store,
+    Trouble, Version,
 };
 use crate::clock::{Moment, entropy};
 use crate::crash;
+pub(super) use root::Root;
 
-const LOCKS: &str = ".locks";
 const TEMPORARY: &str = ".tmp";
 
 /// The only version that a key ever has here.
@@ -38,19 +41,14 @@ fn only_version() -> Version {
 
 /// Objects in a directory.
 pub struct Directory {
-    root: PathBuf,
+    root: Root,
     throttle: Throttle,
 }
 
 impl Directory {
     /// Uses `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>, throttle: Throttle) -> Self {
-        Self { root: root.into(), throttle }
-    }
-
-    /// The directory.
-    pub fn root(&self) -> &Path {
-        &self.root
+        Self { root: Root::new(root.into()), throttle }
     }
 }
 
@@ -59,7 +57,7 @@ fn failure(operation: Operation, key: impl ToString, happened: Happened, e: std:
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Trouble::Full,
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Trouble::Denied,
         // What lies there is nothing that we wrote: trying again helps nobody.
-        ErrorKind::InvalidData => Trouble::Refused,
+        ErrorKind::InvalidData => Trouble::Foreign,
         // A disk that gives I/O errors, a mount that went away: nothing is known.
         _ => Trouble::Unreachable,
     };
@@ -82,20 +80,6 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
     sync(&File::open(folder)?)
 }
 
-/// Creates missing folders, each one durable in its parent before anything is put into it.
-fn create_folders(folder: &Path) -> std::io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let parent = folder.parent().unwrap_or(Path::new("/"));
-    create_folders(parent)?;
-    match fs::create_dir(folder) {
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    sync_folder(parent)
-}
-
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
@@ -105,59 +89,30 @@ impl Drop for Temporary {
     }
 }
 
-fn temporary(root: &Path) -> std::io::Result<(Temporary, File)> {
-    let folder = root.join(TEMPORARY);
-    create_folders(&folder)?;
+fn temporary(root: &Root) -> std::io::Result<(Temporary, File)> {
+    let folder = root.path().join(TEMPORARY);
+    root.create_folders(&folder)?;
     let path = folder.join(hex::encode(entropy::<12>()));
     let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
     Ok((Temporary(path), file))
 }
 
-fn lock_path(root: &Path, key: &Key) -> PathBuf {
-    root.join(LOCKS).join(key.as_str())
-}
-
-fn read_lock(root: &Path, key: &Key) -> std::io::Result<Option<Lock>> {
-    let text = match fs::read_to_string(lock_path(root, key)) {
-        Ok(text) => text,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let parsed = text.trim_end().split_once(' ').and_then(|(mode, until)| {
-        let firmness = match mode {
-            "governance" => Firmness::Governance,
-            "compliance" => Firmness::Compliance,
-            _ => return None,
-        };
-        Some(Lock { firmness, until: Moment::from_millis(until.parse().ok()?) })
-    });
-    parsed.map(Some).ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, "damaged lock file"))
-}
-
-/// A lock only ever grows.
-fn grow_lock(root: &Path, key: &Key, wanted: Lock) -> std::io::Result<()> {
-    let lock = match read_lock(root, key)? {
-        Some(old) if old.until >= wanted.until && old.firmness >= wanted.firmness => return Ok(()),
-        Some(old) => Lock { firmness: old.firmness.max(wanted.firmness), until: old.until.max(wanted.until) },
-        None => wanted,
-    };
-    let mode = match lock.firmness {
-        Firmness::Governance => "governance",
-        Firmness::Compliance => "compliance",
-    };
-    let path = lock_path(root, key);
-    let folder = path.parent().unwrap_or(root);
-    create_folders(folder)?;
-    let (temporary, mut file) = temporary(root)?;
-    file.write_all(format!("{mode} {}\n", lock.until.millis()).as_bytes())?;
-    sync(&file)?;
-    fs::rename(&temporary.0, &path)?;
-    sync_folder(folder)
+/// Opens a plain file for reading. Anything else (a pipe would wait for a writer, a link may lead in circles) is
+/// [`ErrorKind::InvalidData`].
+fn open_plain(path: &Path) -> std::io::Result<File> {
+    let foreign = |what: &str| std::io::Error::new(ErrorKind::InvalidData, format!("{path:?} is {what}"));
+    let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|e| match e.raw_os_error() {
+        Some(nix::libc::ELOOP) => foreign("a link that leads in circles"),
+        Some(nix::libc::ENXIO) => foreign("no plain file"),
+        _ => e,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(foreign("no plain file")) }
 }
 
 /// Creates an object; used by the store itself and by [file grants](super::grant::PutGrant::File).
 pub(super) async fn create(
-    root: PathBuf,
+    root: Root,
     key: Key,
     body: Bytes,
     lock: Option<Lock>,
@@ -173,17 +128,22 @@ pub(super) async fn create(
     blocking(move || create_now(&root, &key, &body, lock)).await
 }
 
-fn create_now(root: &Path, key: &Key, body: &[u8], lock: Option<Lock>) -> Result<Version, CreateError> {
+fn create_now(at: &Root, key: &Key, body: &[u8], lock: Option<Lock>) -> Result<Version, CreateError> {
+    at.check(Operation::Create, key)?;
     let not_yet = |e| failure(Operation::Create, key, Happened::No, e);
-    let path = root.join(key.as_str());
-    let folder = path.parent().unwrap_or(root);
+    let pinned = at.pin().map_err(not_yet)?;
+    let root: &Root = &pinned;
+    // What is held may have come to this path a moment ago.
+    root.check(Operation::Create, key)?;
+    let path = root.file(key);
+    let folder = path.parent().unwrap_or(root.path());
     let (temporary, mut file) = temporary(root).map_err(not_yet)?;
     file.write_all(body).map_err(not_yet)?;
     sync(&file).map_err(not_yet)?;
     drop(file);
-    create_folders(folder).map_err(not_yet)?;
+    root.create_folders(folder).map_err(not_yet)?;
     if let Some(lock) = lock {
-        grow_lock(root, key, lock).map_err(not_yet)?;
+        locks::grow(root, key, lock).map_err(not_yet)?;
     }
     match link(&temporary.0, &path) {
         Ok(()) => {}
@@ -192,6 +152,9 @@ fn create_now(root: &Path, key: &Key, body: &[u8], lock: Option<Lock>) -> Result
     }
     drop(temporary);
     sync_folder(folder).map_err(|e| failure(Operation::Create, key, Happened::Maybe, e))?;
+    // A root that went away meanwhile has taken the object along.
+    at.check(Operation::Create, key).map_err(Failure::maybe)?;
+    root.saw(key);
     Ok(only_version())
 }
 
@@ -214,7 +177,7 @@ fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
 
 /// Reads an object or a range of it into `out`; a range past the end is cut.
 pub(super) async fn read(
-    root: PathBuf,
+    root: Root,
     key: Key,
     range: Option<Range<u64>>,
     mut out: Vec<u8>,
@@ -255,7 +218,7 @@ impl LocalObject {
 }
 
 /// Opens an object for reads of parts of `range`, which the system begins to read ahead.
-pub(super) async fn open(root: PathBuf, key: Key, range: Range<u64>) -> Result<LocalObject, GetError> {
+pub(super) async fn open(root: Root, key: Key, range: Range<u64>) -> Result<LocalObject, GetError> {
     sound(Operation::Get, &key)?;
     blocking(move || {
         let file = open_now(&root, &key)?;
@@ -269,11 +232,25 @@ pub(super) async fn open(root: PathBuf, key: Key, range: Range<u64>) -> Result<L
     .await
 }
 
-fn open_now(root: &Path, key: &Key) -> Result<File, GetError> {
-    File::open(root.join(key.as_str())).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => GetError::NotFound(key.to_string()),
-        _ => failure(Operation::Get, key, Happened::No, e).into(),
-    })
+fn open_now(root: &Root, key: &Key) -> Result<File, GetError> {
+    match open_plain(&root.file(key)) {
+        Ok(file) => {
+            root.saw(key);
+            Ok(file)
+        }
+        Err(e) => Err(absent_or(root, Operation::Get, key, e)),
+    }
+}
+
+/// An object that isn't there, in a repository that is; or a failure.
+fn absent_or(root: &Root, operation: Operation, key: &Key, e: std::io::Error) -> GetError {
+    match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => match root.check(operation, key) {
+            Ok(()) => GetError::NotFound(key.to_string()),
+            Err(gone) => gone.into(),
+        },
+        _ => failure(operation, key, Happened::No, e).into(),
+    }
 }
 
 /// Runs file I/O on tokio's blocking threads. It is never cancelled half-way.
@@ -288,14 +265,22 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> 
     }
 }
 
-fn stat(root: &Path, key: &Key) -> Result<Head, GetError> {
-    let fail = |e: std::io::Error| match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => GetError::NotFound(key.to_string()),
-        _ => failure(Operation::Head, key, Happened::No, e).into(),
-    };
-    let meta = fs::metadata(root.join(key.as_str())).map_err(fail)?;
+fn stat(root: &Root, key: &Key) -> Result<Head, GetError> {
+    let fail = |e: std::io::Error| absent_or(root, Operation::Head, key, e);
+    let meta = fs::metadata(root.file(key)).map_err(fail)?;
+    if !meta.is_file() {
+        return Err(fail(std::io::Error::new(ErrorKind::InvalidData, "no plain file")));
+    }
     let modified = meta.modified().map_err(fail)?;
-    let lock = read_lock(root, key).map_err(|e| GetError::Failed(failure(Operation::Head, key, Happened::No, e)))?;
+    let lock = match locks::read(root, key) {
+        // Whoever can write there can remove a lock as well. It is set anew where one is needed.
+        Err(e) if e.kind() == ErrorKind::InvalidData => {
+            tracing::warn!(%key, error = %e, "what stands in place of its lock locks nothing");
+            None
+        }
+        lock => lock.map_err(|e| GetError::Failed(failure(Operation::Head, key, Happened::No, e)))?,
+    };
+    root.saw(key);
     Ok(Head { version: only_version(), length: meta.len(), modified: modified.into(), lock, crc32: None })
 }
 
@@ -309,7 +294,7 @@ fn walk(root: &Path, folder: &Path, prefix: &str, out: &mut Vec<Listed>) -> std:
         let entry = entry?;
         let path = entry.path();
         let Some(key) = path.strip_prefix(root).ok().and_then(Path::to_str).map(str::to_owned) else { continue };
-        if key.starts_with(LOCKS) || key.starts_with(TEMPORARY) {
+        if key.starts_with(locks::FOLDER) || key.starts_with(TEMPORARY) {
             continue;
         }
         if entry.file_type()?.is_dir() {
@@ -338,11 +323,16 @@ fn walk(root: &Path, folder: &Path, prefix: &str, out: &mut Vec<Listed>) -> std:
 #[async_trait]
 impl Store for Directory {
     fn describe(&self) -> String {
-        format!("file://{}", self.root.display())
+        format!("file://{}", self.root.path().display())
     }
 
     async fn capabilities(&self) -> Result<Capabilities, Failure> {
         Ok(Capabilities { locks: true, enforced: false, checksums: false, versions: false, default_retention: false })
+    }
+
+    async fn identity(&self) -> Result<String, Failure> {
+        let root = self.root.clone();
+        blocking(move || root.identity()).await
     }
 
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
@@ -359,13 +349,20 @@ impl Store for Directory {
         blocking(move || stat(&root, &key)).await
     }
 
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
+        Ok(self.head(key, Some(version)).await?.lock)
+    }
+
     async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
         let (root, prefix) = (self.root.clone(), prefix.to_owned());
         blocking(move || {
             // Start as deep as the prefix allows; listing one application must not walk all packs.
-            let folder = prefix.rsplit_once('/').map_or_else(|| root.clone(), |(folder, _)| root.join(folder));
+            let top = root.path();
+            let folder = prefix.rsplit_once('/').map_or_else(|| top.to_owned(), |(folder, _)| top.join(folder));
             let mut out = Vec::new();
-            walk(&root, &folder, &prefix, &mut out).map_err(|e| failure(Operation::List, &prefix, Happened::No, e))?;
+            walk(top, &folder, &prefix, &mut out).map_err(|e| failure(Operation::List, &prefix, Happened::No, e))?;
+            // Of a root that went away, what was found is not all.
+            root.check(Operation::List, &prefix)?;
             out.sort_by(|a, b| a.key.cmp(&b.key));
             Ok(out)
         })
@@ -381,7 +378,7 @@ impl Store for Directory {
                 let why = "a lock can't be shortened";
                 return Err(Failure::new(Operation::ExtendLock, &key, Trouble::Denied).because(why).into());
             }
-            grow_lock(&root, &key, lock).map_err(|e| failure(Operation::ExtendLock, &key, Happened::Maybe, e).into())
+            locks::grow(&root, &key, lock).map_err(|e| failure(Operation::ExtendLock, &key, Happened::Maybe, e).into())
         })
         .await
     }
@@ -391,29 +388,30 @@ impl Store for Directory {
         let (root, key) = (self.root.clone(), key.clone());
         blocking(move || {
             let fail = |e| failure(Operation::Delete, &key, Happened::Maybe, e);
-            if let Some(lock) = read_lock(&root, &key).map_err(fail)?
+            // A lock that can't be read may be one.
+            if let Some(lock) = locks::read(&root, &key).map_err(fail)?
                 && lock.until > Moment::now()
             {
                 return Err(DeleteError::Locked(key.to_string()));
             }
-            let path = root.join(key.as_str());
+            let path = root.file(&key);
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
                 Err(e) => return Err(fail(e).into()),
             }
-            let _ = fs::remove_file(lock_path(&root, &key));
-            sync_folder(path.parent().unwrap_or(&root)).map_err(|e| fail(e).into())
+            locks::forget(&root, &key);
+            sync_folder(path.parent().unwrap_or(root.path())).map_err(|e| fail(e).into())
         })
         .await
     }
 
     async fn grant_put(&self, terms: &PutTerms) -> Result<PutGrant, Failure> {
-        Ok(PutGrant::File { root: self.root.clone(), key: terms.key.clone(), lock: terms.lock })
+        Ok(PutGrant::File { root: self.root.path().to_owned(), key: terms.key.clone(), lock: terms.lock })
     }
 
     async fn grant_get(&self, key: &Key, _: &Version) -> Result<GetGrant, Failure> {
-        Ok(GetGrant::File { root: self.root.clone(), key: key.clone() })
+        Ok(GetGrant::File { root: self.root.path().to_owned(), key: key.clone() })
     }
 }
 

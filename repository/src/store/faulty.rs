@@ -118,6 +118,10 @@ impl<S: Store> Store for Faulty<S> {
         Ok(out)
     }
 
+    async fn identity(&self) -> Result<String, Failure> {
+        self.inner.identity().await
+    }
+
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         let fault = self.before(Operation::Create, key.as_str()).await?;
         if fault == Some(Fault::Lie) {
@@ -138,6 +142,13 @@ impl<S: Store> Store for Faulty<S> {
     async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError> {
         let fault = self.before(Operation::Head, key.as_str()).await?;
         let out = self.inner.head(key, version).await?;
+        self.after(fault, Operation::Head, key.as_str())?;
+        Ok(out)
+    }
+
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
+        let fault = self.before(Operation::Head, key.as_str()).await?;
+        let out = self.inner.lock_of(key, version).await?;
         self.after(fault, Operation::Head, key.as_str())?;
         Ok(out)
     }
@@ -239,6 +250,9 @@ impl Store for Arc<dyn Store> {
     async fn capabilities(&self) -> Result<Capabilities, Failure> {
         (**self).capabilities().await
     }
+    async fn identity(&self) -> Result<String, Failure> {
+        (**self).identity().await
+    }
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         (**self).create(key, body, lock).await
     }
@@ -247,6 +261,9 @@ impl Store for Arc<dyn Store> {
     }
     async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError> {
         (**self).head(key, version).await
+    }
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
+        (**self).lock_of(key, version).await
     }
     async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
         (**self).versions(prefix).await

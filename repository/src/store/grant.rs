@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 
-use super::directory::{self, LocalObject};
+use super::directory::{self, LocalObject, Root};
 use super::throttle::Throttle;
 use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble};
 
@@ -329,7 +329,8 @@ impl Redeem for Redeemer {
             }
             PutGrant::File { root, key, lock } => {
                 self.check_file(Operation::Create, root, key)?;
-                directory::create(root.clone(), key.clone(), body, *lock, self.throttle.clone()).await.map(drop)
+                let root = Root::of_repository(root.clone());
+                directory::create(root, key.clone(), body, *lock, self.throttle.clone()).await.map(drop)
             }
         }
     }
@@ -392,7 +393,7 @@ impl Redeem for Redeemer {
             GetGrant::File { root, key } => {
                 self.check_file(Operation::Get, root, key)?;
                 let buffer = std::mem::take(out);
-                *out = directory::read(root.clone(), key.clone(), Some(range), buffer).await?;
+                *out = directory::read(Root::of_repository(root.clone()), key.clone(), Some(range), buffer).await?;
                 exact(out, wanted, key)
             }
         }
@@ -403,7 +404,7 @@ impl Redeem for Redeemer {
             GetGrant::Presigned { .. } => Ok(None),
             GetGrant::File { root, key } => {
                 self.check_file(Operation::Get, root, key)?;
-                directory::open(root.clone(), key.clone(), range).await.map(Some)
+                directory::open(Root::of_repository(root.clone()), key.clone(), range).await.map(Some)
             }
         }
     }

@@ -26,6 +26,29 @@ impl Key {
             && self.0.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
     }
 
+    /// No object at such a key is longer, in bytes. Whoever may write to a bucket can put anything there; what is longer is
+    /// refused before it is read.
+    pub fn length_max(&self) -> u64 {
+        const KIB: u64 = 1 << 10;
+        const MIB: u64 = 1 << 20;
+        match self.0.split_once('/').map_or(self.0.as_str(), |(folder, _)| folder) {
+            // 32 MiB by default, and never more than a slot's offset can say of many chunks.
+            "packs" => 512 * MIB,
+            // Volumes with their notes; commit refuses a longer one.
+            "points" => 4 * MIB,
+            // About 200 bytes for each pack that a point needs: 2.6 million packs.
+            "placements" => 512 * MIB,
+            // 56 bytes for each chunk; what is merged holds at most 6 million.
+            "index" => 512 * MIB,
+            // 16 bytes for each pack.
+            "damaged" => 64 * MIB,
+            // 3 MB, or one record that has more.
+            "journal" => 64 * MIB,
+            // `repository.json`, keys, leases, beats, probes.
+            _ => 64 * KIB,
+        }
+    }
+
     /// `repository.json`
     pub fn config() -> Self {
         Self("repository.json".into())

@@ -124,6 +124,10 @@ impl Store for Memory {
         Ok(Capabilities { locks: true, enforced: true, checksums: true, versions: true, default_retention: false })
     }
 
+    async fn identity(&self) -> Result<String, Failure> {
+        Ok(self.describe())
+    }
+
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         let mut state = self.state();
         if state.find(key, None).is_ok() {
@@ -152,6 +156,10 @@ impl Store for Memory {
             lock: object.lock,
             crc32: Some(crc32fast::hash(body)),
         })
+    }
+
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
+        Ok(self.state().find(key, Some(version))?.lock)
     }
 
     async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {

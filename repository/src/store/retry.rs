@@ -163,6 +163,10 @@ impl<S: Store> Store for Retrying<S> {
         self.repeat("", || self.inner.capabilities()).await.0
     }
 
+    async fn identity(&self) -> Result<String, Failure> {
+        self.repeat("", || self.inner.identity()).await.0
+    }
+
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         let (result, unknown) =
             self.repeat_sized(key.as_str(), body.len() as u64, || self.inner.create(key, body.clone(), lock)).await;
@@ -194,6 +198,10 @@ impl<S: Store> Store for Retrying<S> {
 
     async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError> {
         self.repeat(key.as_str(), || self.inner.head(key, version)).await.0
+    }
+
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
+        self.repeat(key.as_str(), || self.inner.lock_of(key, version)).await.0
     }
 
     async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {

@@ -274,6 +274,11 @@ impl Store for S3 {
         })
     }
 
+    /// A bucket is its name: another one of that name lacks the versions that were stored, each of which is asked for.
+    async fn identity(&self) -> Result<String, Failure> {
+        Ok(self.describe())
+    }
+
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
         self.throttle.take(body.len()).await;
         let request = self.put(key, crc32fast::hash(&body), lock).body(ByteStream::from(body));
@@ -346,6 +351,31 @@ impl Store for S3 {
             lock: firmness.zip(until).map(|(firmness, until)| Lock { firmness, until }),
             crc32: crc32_of(answer.checksum_crc32()),
         })
+    }
+
+    async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
+        Operation::Head.count();
+        let request = self.client.get_object_retention().bucket(&self.bucket).key(self.name(key));
+        let found = match request.version_id(&version.0).send().await {
+            Ok(answer) => answer.retention,
+            Err(e) => {
+                let outcome = judge(Operation::Head, key.as_str(), e);
+                // Who has no lock is told so with different codes and names: what a missing object is told is not among them.
+                let missing = ["NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound"].contains(&outcome.code.as_str());
+                if missing || !matches!(outcome.status, 400 | 404 | 501) {
+                    return Err(outcome.get(key));
+                }
+                None
+            }
+        };
+        Ok(found.and_then(|r| {
+            let firmness = match r.mode? {
+                ObjectLockRetentionMode::Compliance => Firmness::Compliance,
+                ObjectLockRetentionMode::Governance => Firmness::Governance,
+                _ => return None,
+            };
+            Some(Lock { firmness, until: moment(Some(&r.retain_until_date?)) })
+        }))
     }
 
     async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {

@@ -11,6 +11,13 @@ use super::retry::{Patience, Retrying};
 use super::throttle::Throttle;
 use super::*;
 
+/// Grants for files count in a repository only.
+fn repository_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("repository.json"), "{}").unwrap();
+    folder
+}
+
 #[tokio::test]
 async fn memory_conforms() {
     let memory = Arc::new(Memory::new());
@@ -21,14 +28,14 @@ async fn memory_conforms() {
 
 #[tokio::test]
 async fn directory_conforms() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = repository_folder();
     let store = Directory::new(folder.path(), Throttle::none());
     conformance::run(&store, &Redeemer::new(None, Throttle::none()).unwrap()).await;
 }
 
 #[tokio::test]
 async fn decorated_stores_conform() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = repository_folder();
     let store = Faulty::crash_points(Directory::new(folder.path(), Throttle::none()));
     let redeem = Faulty::crash_points(Redeemer::new(None, Throttle::none()).unwrap());
     conformance::run(&Retrying::new(store, Patience::TEST), &Retrying::new(redeem, Patience::TEST)).await;
@@ -115,4 +122,66 @@ async fn a_folder_that_cannot_be_made_and_an_unsound_key_are_refused() {
     let store = Directory::new(folder.path(), Throttle::none());
     assert!(store.create(&Key::new("packs/a"), Bytes::new(), None).await.is_err());
     assert!(store.create(&Key::new("../outside"), Bytes::new(), None).await.is_err());
+}
+
+/// Rubbish in place of an object or a lock: named, never waited for, never obeyed.
+#[tokio::test]
+async fn what_is_no_plain_file_is_no_object() {
+    let folder = repository_folder();
+    let store = Directory::new(folder.path(), Throttle::none());
+    let (pipe, circle, folder_key) = (Key::new("points/pipe"), Key::new("points/circle"), Key::new("points/folder"));
+    std::fs::create_dir_all(folder.path().join("points/folder")).unwrap();
+    nix::unistd::mkfifo(&folder.path().join("points/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::symlink("circle", folder.path().join("points/circle")).unwrap();
+    for key in [&pipe, &circle, &folder_key] {
+        let got = store.get(key, None, None).await;
+        assert!(matches!(&got, Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign), "{key}: {got:?}");
+    }
+    // What is longer than any such object is not read.
+    let sparse = Key::config();
+    std::fs::File::create(folder.path().join("repository.json")).unwrap().set_len(1 << 40).unwrap();
+    let got = read(&store, &sparse, None).await;
+    assert!(matches!(&got, Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign), "{got:?}");
+}
+
+#[tokio::test]
+async fn rubbish_in_place_of_a_lock_locks_nothing_and_is_replaced() {
+    let folder = repository_folder();
+    let store = Directory::new(folder.path(), Throttle::none());
+    let key = Key::new("packs/a");
+    let version = store.create(&key, Bytes::from_static(b"body"), None).await.unwrap();
+    let lock_file = folder.path().join(".locks/packs/a");
+    std::fs::create_dir_all(folder.path().join(".locks/packs")).unwrap();
+    for rubbish in ["compliance soon", "", &"x".repeat(1000)] {
+        std::fs::write(&lock_file, rubbish).unwrap();
+        assert_eq!(store.head(&key, Some(&version)).await.unwrap().lock, None);
+        assert!(store.delete(&key, &version).await.is_err(), "deleted though its lock can't be read");
+        let until = Moment::now().plus(std::time::Duration::from_secs(600));
+        let lock = Lock { firmness: Firmness::Compliance, until };
+        store.extend_lock(&key, &version, lock).await.unwrap();
+        assert_eq!(store.lock_of(&key, &version).await.unwrap(), Some(lock));
+    }
+}
+
+/// Two that extend a lock at once: the later end stays, whoever comes last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_lock_grows_whoever_comes_last() {
+    let folder = repository_folder();
+    let store = Arc::new(Directory::new(folder.path(), Throttle::none()));
+    let now = Moment::now();
+    for round in 0..20_u64 {
+        let key = Key::new(format!("packs/{round}"));
+        let version = store.create(&key, Bytes::from_static(b"body"), None).await.unwrap();
+        let lock = move |hours: u64| Lock {
+            firmness: Firmness::Governance,
+            until: now.plus(std::time::Duration::from_secs(3600 * hours)),
+        };
+        let extend = |hours: u64| {
+            let (store, key, version) = (store.clone(), key.clone(), version.clone());
+            // One that finds a later end may say so.
+            tokio::spawn(async move { drop(store.extend_lock(&key, &version, lock(hours)).await) })
+        };
+        futures::future::join_all((1..=8).map(extend)).await;
+        assert_eq!(store.lock_of(&key, &version).await.unwrap(), Some(lock(8)));
+    }
 }

@@ -1,12 +1,13 @@
 //! Looking at every pack: there, locked, its directory as maps and index say; and, for a share, every byte and chunk.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use futures::StreamExt;
 
 use super::maps::{Expected, Slots, fingerprint};
 use super::pages::Kept;
-use super::{Findings, Needed, Report, missing_lock};
+use super::needed::{Needed, NeededPacks};
+use super::{Findings, Report};
 use crate::clock::entropy;
 use crate::id::{AppHash, PackId};
 use crate::index::{ChunkIndex, IndexCache};
@@ -40,7 +41,7 @@ impl Looked {
 pub(super) async fn check(
     repository: &Repository,
     cache: &IndexCache,
-    needed: &BTreeMap<PackId, Needed>,
+    needed: &NeededPacks,
     expected: Expected,
     (chosen, parallel): (&BTreeSet<PackId>, usize),
     report: &mut Report,
@@ -48,7 +49,8 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     let index = index_expectations(repository, cache, needed).await?;
     let (expected, index) = (&expected, &index);
-    let looks = needed.values().map(|n| async move {
+    report.packs += needed.len() as u64;
+    let looks = needed.all().map(|n| async move {
         let id = &n.info.id;
         let whole = chosen.contains(id).then(|| expected.pages.get(id).cloned().unwrap_or_default());
         Ok::<_, Failure>((n, look(repository, n, expected.slots.get(id), index.get(id), whole).await?))
@@ -56,7 +58,6 @@ pub(super) async fn check(
     let mut looks = futures::stream::iter(looks).buffer_unordered(parallel.max(1));
     while let Some(looked) = looks.next().await {
         let (needed, looked) = looked?;
-        report.packs += 1;
         report.packs_read += u64::from(looked.whole);
         report.bytes_read += looked.bytes_read;
         report.chunks_opened += looked.chunks_opened;
@@ -76,13 +77,13 @@ pub(super) async fn check(
 async fn index_expectations(
     repository: &Repository,
     cache: &IndexCache,
-    needed: &BTreeMap<PackId, Needed>,
+    needed: &NeededPacks,
 ) -> Result<Slots, Failure> {
-    let apps: BTreeSet<AppHash> = needed.values().map(|n| n.app).collect();
+    let apps: BTreeSet<AppHash> = needed.all().map(|n| n.app).collect();
     let mut out = Slots::new();
     for app in apps {
         let index = ChunkIndex::load(&*repository.store, &repository.ring, &repository.config.id, &app, cache).await?;
-        for (id, place) in index.entries().filter(|(_, p)| needed.contains_key(&p.pack)) {
+        for (id, place) in index.entries().filter(|(_, p)| needed.contains(&p.pack)) {
             out.entry(place.pack).or_default().push((place.slot, fingerprint(&id, &place)));
         }
     }
@@ -90,9 +91,9 @@ async fn index_expectations(
 }
 
 /// A random share, rounded up to whole packs.
-pub(super) fn choose(needed: &BTreeMap<PackId, Needed>, percent: u8) -> BTreeSet<PackId> {
+pub(super) fn choose(needed: &NeededPacks, percent: u8) -> BTreeSet<PackId> {
     let key = entropy::<32>();
-    let mut packs: Vec<PackId> = needed.keys().copied().collect();
+    let mut packs: Vec<PackId> = needed.packs().collect();
     packs.sort_by_cached_key(|id| *blake3::keyed_hash(&key, id.as_bytes()).as_bytes());
     packs.truncate((packs.len() * usize::from(percent.min(100))).div_ceil(100));
     packs.into_iter().collect()
@@ -113,7 +114,11 @@ async fn look(
     match repository.store.head(&key, Some(&info.version)).await {
         Ok(head) => {
             // One that is not locked holds what it must.
-            looked.findings.extend(missing_lock(head.lock, needed));
+            match needed.promise.missing(&*repository.store, &key, &info.version, &head).await {
+                Ok(reason) => looked.findings.extend(reason),
+                Err(GetError::NotFound(_)) => return Ok(looked.and_damaged("missing".into())),
+                Err(GetError::Failed(f)) => return Err(f),
+            }
             if head.length != info.length {
                 return Ok(looked.and_damaged(format!("has {} bytes instead of {}", head.length, info.length)));
             }
@@ -121,9 +126,8 @@ async fn look(
         Err(GetError::NotFound(_)) => return Ok(looked.and_damaged("missing".into())),
         Err(GetError::Failed(f)) => return Err(f),
     }
-    let range =
-        if whole { None } else { Some(info.length.saturating_sub(Directory::tail_len(&info.key))..info.length) };
-    let bytes = match repository.store.get(&key, Some(&info.version), range).await {
+    let start = if whole { 0 } else { info.length.saturating_sub(Directory::tail_len(&info.key)) };
+    let bytes = match repository.store.get(&key, Some(&info.version), Some(start..info.length)).await {
         Ok(bytes) => bytes,
         Err(GetError::NotFound(_)) => return Ok(looked.and_damaged("missing".into())),
         Err(GetError::Failed(f)) => return Err(f),

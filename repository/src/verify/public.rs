@@ -2,15 +2,13 @@
 //!
 //! Trusts neither HEAD nor a key from the bucket: each pack is read whole, by version, and hashed.
 
-use std::collections::BTreeMap;
-
 use futures::StreamExt;
 
-use super::{Findings, Needed, Options, Report, missing_lock, select};
-use crate::id::{PackId, RepositoryId};
+use super::needed::{Needed, NeededPacks};
+use super::{Findings, Options, Report, check_config, check_placement, select, unplaced};
+use crate::id::RepositoryId;
 use crate::keys::VerifyingKey;
 use crate::point::Catalog;
-use crate::point::catalog::{PlaceError, chain};
 use crate::repository::{OpenError, public_config};
 use crate::store::{Failure, GetError, Key, Store};
 
@@ -38,49 +36,35 @@ pub async fn verify_public(
     options: &Options,
 ) -> Result<(RepositoryId, Report), PublicError> {
     let configs = public_config(store).await?;
-    let ours = configs.iter().find(|c| c.keys.signing == signer);
-    let config = ours.ok_or(PublicError::Stranger)?;
+    let ours = configs.iter().find(|(_, c)| c.keys.signing == signer);
+    let (version, config) = ours.ok_or(PublicError::Stranger)?;
     let (repository, firm) = (config.id, config.lock.mode.firmness());
     let catalog = Catalog { store, repository, signer };
     let mut findings = Findings::default();
     let mut report = Report::default();
-    let mut needed: BTreeMap<PackId, Needed> = BTreeMap::new();
-    for found in select(&catalog, options, &mut findings).await? {
+    let mut needed = NeededPacks::default();
+    let mut roots = Vec::new();
+    for found in select(&catalog, firm, options, &mut findings).await? {
         if found.root.tombstone {
             report.tombstones += 1;
             continue;
         }
         report.points += 1;
-        let id = found.root.id();
-        let placement = match catalog.placement(&found).await {
-            Ok(placement) => placement,
-            Err(PlaceError::Store(f)) => return Err(f.into()),
-            Err(PlaceError::Refused { key, reason }) => {
-                findings.add(key, chain(&reason), [id]);
-                continue;
+        match catalog.placement(&found).await {
+            Ok(placed) => {
+                check_placement(store, &found.root, &placed, firm, &mut findings).await?;
+                needed.add(&found.root, &placed, firm, &mut findings);
+                roots.push(found.root);
             }
-            Err(e @ PlaceError::Missing(_)) => {
-                findings.add(Key::placements(&id), chain(&e), [id]);
-                continue;
-            }
-        };
-        for info in &placement.packs {
-            let entry = needed.entry(info.id).or_insert_with(|| Needed {
-                info: info.clone(),
-                lock_until: None,
-                firm,
-                points: std::collections::BTreeSet::new(),
-                app: found.root.app,
-            });
-            entry.lock_until = entry.lock_until.max(found.root.lock_until);
-            entry.points.insert(id);
+            Err(e) => unplaced(e, found.root.id(), &mut findings)?,
         }
     }
+    check_config(store, version, firm, &roots.iter().collect::<Vec<_>>(), &mut findings).await?;
+    report.packs = needed.len() as u64;
     let mut reads =
-        futures::stream::iter(needed.values().map(|n| read(store, n))).buffer_unordered(options.parallel.max(1));
+        futures::stream::iter(needed.all().map(|n| read(store, n))).buffer_unordered(options.parallel.max(1));
     while let Some(result) = reads.next().await {
         let (needed, bytes, reasons) = result?;
-        report.packs += 1;
         report.packs_read += 1;
         report.bytes_read += bytes;
         for reason in reasons {
@@ -97,11 +81,15 @@ async fn read<'a>(store: &dyn Store, needed: &'a Needed) -> Result<(&'a Needed, 
     let key = Key::pack(&info.id);
     let mut reasons = Vec::new();
     match store.head(&key, Some(&info.version)).await {
-        Ok(head) => reasons.extend(missing_lock(head.lock, needed)),
+        Ok(head) => match needed.promise.missing(store, &key, &info.version, &head).await {
+            Ok(reason) => reasons.extend(reason),
+            Err(GetError::NotFound(_)) => return Ok((needed, 0, vec!["missing".into()])),
+            Err(GetError::Failed(f)) => return Err(f),
+        },
         Err(GetError::NotFound(_)) => return Ok((needed, 0, vec!["missing".into()])),
         Err(GetError::Failed(f)) => return Err(f),
     }
-    let bytes = match store.get(&key, Some(&info.version), None).await {
+    let bytes = match store.get(&key, Some(&info.version), Some(0..info.length.saturating_add(1))).await {
         Ok(bytes) => bytes,
         Err(GetError::NotFound(_)) => return Ok((needed, 0, vec!["missing".into()])),
         Err(GetError::Failed(f)) => return Err(f),
