@@ -139,6 +139,11 @@ impl World {
         self.folder.path().join(format!("{name}.restored"))
     }
 
+    /// The repository, for tests that play somebody who holds its secret.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
     /// How many points are listed.
     ///
     /// # Panics

@@ -2,6 +2,8 @@
 //! offset, and loses nothing; what passes is retried; nothing half done is listed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod statements;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
