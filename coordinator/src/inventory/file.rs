@@ -25,7 +25,9 @@
 //!       - { node: node-c, path: /dev/vg/shop-new }
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use milkrun_identity::NodeName;
 use milkrun_repository::id::AppName;
 use milkrun_repository::units;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use super::{
     Application, Bandwidth, Inventory, InventoryError, Loads, NodeLimits, Reach, SourceSpec, StoreLimits, bandwidth,
@@ -55,8 +57,42 @@ type Seen = (Stamp, Arc<Checked>);
 #[serde(deny_unknown_fields, default)]
 struct Document {
     store: Store,
-    nodes: BTreeMap<String, Option<Node>>,
-    applications: BTreeMap<String, App>,
+    nodes: Unique<Option<Node>>,
+    applications: Unique<App>,
+}
+
+/// A mapping in which no key stands twice. Of two volumes of one name the last would win, and the other would be in no
+/// restore point.
+#[derive(Debug)]
+struct Unique<V>(BTreeMap<String, V>);
+
+impl<V> Default for Unique<V> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> de::Visitor<'de> for Visitor<V> {
+            type Value = BTreeMap<String, V>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut out = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if out.contains_key(&key) {
+                        return Err(de::Error::custom(format!("{key:?} stands twice")));
+                    }
+                    out.insert(key, map.next_value()?);
+                }
+                Ok(out)
+            }
+        }
+        d.deserialize_map(Visitor(PhantomData)).map(Self)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,14 +114,14 @@ struct Node {
 #[serde(deny_unknown_fields, default)]
 struct App {
     rpo: Option<String>,
-    volumes: BTreeMap<String, Volume>,
+    volumes: Unique<Volume>,
     targets: Vec<Target>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Volume {
-    at: BTreeMap<String, String>,
+    at: Unique<String>,
     #[serde(default)]
     stream: bool,
     size: Option<String>,
@@ -137,6 +173,11 @@ impl InventoryFile {
     }
 }
 
+/// What a path without a leading slash means depends on where an agent was started.
+fn absolute(path: &str, what: &str) -> Result<(), String> {
+    if path.starts_with('/') { Ok(()) } else { Err(format!("{what}: {path:?} does not begin with a slash")) }
+}
+
 fn parse(text: &str) -> Result<Checked, String> {
     let document: Document = serde_yaml_ng::from_str(text).map_err(|e| e.to_string())?;
     let at_least_one = |n: Option<usize>, what: &str, otherwise: usize| match n {
@@ -144,7 +185,7 @@ fn parse(text: &str) -> Result<Checked, String> {
         n => Ok(n.unwrap_or(otherwise)),
     };
     let mut nodes = BTreeMap::new();
-    for (name, node) in document.nodes {
+    for (name, node) in document.nodes.0 {
         name.parse::<NodeName>().map_err(|e| e.to_string())?;
         let volumes = node.unwrap_or_default().volumes;
         let volumes = at_least_one(volumes, &format!("node {name}"), NodeLimits::default().volumes)?;
@@ -155,25 +196,38 @@ fn parse(text: &str) -> Result<Checked, String> {
         false => Err(format!("{what} names the node {node:?}, which is not listed under nodes")),
     };
     let mut applications = BTreeMap::new();
-    for (name, app) in document.applications {
+    for (name, app) in document.applications.0 {
         let app_name: AppName = name.parse().map_err(|e| format!("{e}"))?;
         let mut sources = Vec::new();
-        for (volume, v) in app.volumes {
+        if app.volumes.0.is_empty() {
+            return Err(format!("the application {name} has no volumes: there is nothing to back up"));
+        }
+        // By node and path; paths are compared as the system reads them.
+        let mut places: HashMap<(String, PathBuf), String> = HashMap::new();
+        for (volume, v) in app.volumes.0 {
             let what = format!("volume {volume} of {name}");
-            if v.at.is_empty() {
+            if v.at.0.is_empty() {
                 return Err(format!("{what} is nowhere: name at least one node under at"));
             }
             let mut reach = Vec::new();
-            for (node, path) in v.at {
+            for (node, path) in v.at.0 {
                 known(&node, what.clone())?;
                 if path.is_empty() || path == "-" {
                     return Err(format!("{what} has no path on {node}"));
+                }
+                absolute(&path, &what)?;
+                let place = (node.clone(), PathBuf::from(&path));
+                if let Some(other) = places.insert(place, volume.clone()) {
+                    return Err(format!("volumes {other} and {volume} of {name} are the same: {path} on {node}"));
                 }
                 reach.push(Reach { node: Some(node), path });
             }
             let size = v.size.as_deref().map(units::size).transpose().map_err(|e| format!("{what}: size: {e}"))?;
             let source_name = volume.parse().map_err(|e| format!("{what}: {e}"))?;
             let changed_from = v.changed_from;
+            if let Some(list) = &changed_from {
+                absolute(list, &format!("{what}: changed_from"))?;
+            }
             if v.stream && changed_from.is_some() {
                 return Err(format!("applications.{name}.volumes.{source_name}: a stream has no list of changes"));
             }
@@ -191,6 +245,7 @@ fn parse(text: &str) -> Result<Checked, String> {
         let mut targets = Vec::new();
         for t in app.targets {
             known(&t.node, format!("a target of {name}"))?;
+            absolute(&t.path, &format!("a target of {name}"))?;
             targets.push(Reach { node: Some(t.node), path: t.path });
         }
         let rpo = app.rpo.as_deref().map(units::duration).transpose().map_err(|e| format!("{name}: rpo: {e}"))?;
@@ -276,6 +331,16 @@ applications:
             ("at: { node-b: /run/dump }", "at: {}", "nowhere"),
             ("node-b:\n", "Node_B:\n", "no node name"),
             ("/run/dump", "'-'", "no path"),
+            ("  shop:\n", "  shop: { volumes: { a: { at: { node-a: /dev/z } } } }\n  shop:\n", "\"shop\" stands twice"),
+            ("      dump:", "      data:", "\"data\" stands twice"),
+            ("node-b: /dev/b }", "node-a: /dev/b }", "\"node-a\" stands twice"),
+            ("  node-b:\n", "  node-a:\n", "\"node-a\" stands twice"),
+            ("rpo: 4h", "rpo: 4h\n    rpo: 5h", "duplicate field"),
+            ("/run/dump", "/dev/./b/", "data and dump of shop are the same"),
+            ("/run/dump", "run/dump", "does not begin with a slash"),
+            ("/dev/new", "new", "does not begin with a slash"),
+            ("size: 1GiB,", "changed_from: list,", "does not begin with a slash"),
+            ("applications:\n", "applications:\n  empty: { rpo: 4h }\n", "has no volumes"),
             ("stream: true", "stream: true, skip_free: true", "no file system"),
             ("size: 1GiB", "size: 1GiB, skip_free: true, changed_from: /list", "exclude each other"),
         ] {
