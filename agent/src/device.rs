@@ -3,19 +3,21 @@
 mod block;
 pub mod changes;
 pub mod free_space;
-pub mod mounts;
 mod partial;
 mod ring;
 #[cfg(any(test, feature = "test-util"))]
 pub mod scripted;
 mod source;
+mod stream;
 mod target;
 mod turns;
+pub mod usage;
 
 pub use partial::Attempt;
 pub use ring::Piece;
 pub(crate) use ring::has_ring;
-pub use source::{SourceError, SourceOptions, open_source, open_stream};
+pub use source::{SourceError, SourceOptions, open_source};
+pub use stream::{ByteSource, open_stream};
 pub use target::{StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
 
 use std::io;

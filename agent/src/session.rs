@@ -24,7 +24,7 @@ use wire::to_agent::Message as Down;
 use crate::backup::{BackupError, Engine, FEW_BYTES, IN_FLIGHT, SMALL_BYTES, VolumeJob, few::Readers, lanes::RunPacks};
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
-use crate::device::{Source, SourceError, SourceOptions, open_source};
+use crate::device::{ByteSource, Source, SourceError, SourceOptions, open_source, open_stream};
 use crate::rpc::{self, CallError};
 use crate::workers::{StartError, Workers};
 use failures::failed;
@@ -34,8 +34,19 @@ pub const PROTOCOL: u32 = 2;
 /// Threads that wait for devices.
 const IO_THREADS: usize = 16;
 
-/// Opens volumes; tests script devices here.
+/// Opens volumes.
 pub type OpenSource = Arc<dyn Fn(&Path, SourceOptions) -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
+/// Opens streams.
+pub type OpenStream = Arc<dyn Fn(&str, SourceOptions) -> Result<Box<dyn ByteSource>, SourceError> + Send + Sync>;
+
+/// How sources are opened. Tests script devices here, and who embeds an agent runs commands.
+#[derive(Clone)]
+pub struct Open {
+    /// Volumes.
+    pub volume: OpenSource,
+    /// Streams.
+    pub stream: OpenStream,
+}
 
 /// How an agent works.
 #[derive(Clone)]
@@ -50,8 +61,8 @@ pub struct AgentOptions {
     pub volumes: u32,
     /// Uses grants.
     pub redeem: Arc<dyn Redeem>,
-    /// Opens volumes.
-    pub open: OpenSource,
+    /// Opens sources.
+    pub open: Open,
     /// The target of a restore is made durable after so many bytes, in whole windows of the plan.
     pub sync_every: u64,
 }
@@ -66,7 +77,7 @@ impl AgentOptions {
             memory: crate::budget::DEFAULT,
             volumes: 0,
             redeem,
-            open: Arc::new(open_source),
+            open: Open { volume: Arc::new(open_source), stream: Arc::new(open_stream) },
             sync_every: crate::restore::SYNC_EVERY_BYTES,
         }
     }

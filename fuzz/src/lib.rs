@@ -147,7 +147,7 @@ fn stored() -> Vec<Target> {
 
 fn manifests_seed() -> Vec<u8> {
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: b}\ndata: {k: v}\n";
-    let mut objects = manifests::load(&[(PathBuf::from("a.yaml"), text.into())]).expect("sound");
+    let mut objects = manifests::load(&[(PathBuf::from("a.yaml"), text)]).expect("sound");
     manifests::encode(&mut objects)
 }
 
@@ -210,9 +210,11 @@ fn from_people() -> Vec<Target> {
     let json = r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"},"data":{"k":"dg=="}}"#;
     vec![
         Target::new("yaml", vec![yaml.into(), json.into()], |b| {
-            if let Ok(text) = String::from_utf8(b.to_vec()) {
-                let _ = manifests::load(&[(PathBuf::from("a.yaml"), text.clone())]);
-                let _ = manifests::load(&[(PathBuf::from("a.json"), text)]);
+            let _ = manifests::load(&[(PathBuf::from("a.yaml"), b)]);
+            if let Ok(objects) = manifests::load(&[(PathBuf::from("a.json"), b)]) {
+                let mut objects = objects;
+                let lines = manifests::encode(&mut objects);
+                assert_eq!(manifests::decode(&lines), Ok(objects), "what is stored reads as it was");
             }
         }),
         Target::new(

@@ -17,10 +17,10 @@ use crate::index::PackInfo;
 use crate::keys::KeyRing;
 use crate::metadata::{MetadataError, MetadataReader, metadata_packs};
 use crate::pack::{PackKind, PackTarget};
+use crate::point::RootBody;
 use crate::point::catalog::{Catalog, Found, PlaceError, Placed, chain};
 use crate::point::commit::{CommitError, Locks, locked_enough, real_lock};
 use crate::point::root::MapId;
-use crate::point::RootBody;
 use crate::store::{GetError, Key, SharedStore, Version, read};
 use crate::volume_map::{Extent, MapCursor, MapRef, MapRoot, Step};
 

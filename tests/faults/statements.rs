@@ -88,7 +88,8 @@ fn the_lock_that_counts_is_that_of_the_version_in_use() {
         let (memory, world, points) = two_points().await;
         let root = &points[0].found.root;
         let placement = Key::placement(&root.id(), points[0].placement.number);
-        let long = Lock { firmness: Firmness::Compliance, until: Moment::now().plus(std::time::Duration::from_secs(1 << 30)) };
+        let long =
+            Lock { firmness: Firmness::Compliance, until: Moment::now().plus(std::time::Duration::from_secs(1 << 30)) };
         let bytes = points[0].placement.encode(&world.repository().ring);
         for lock in [None, Some(Lock { firmness: Firmness::Governance, ..long })] {
             memory.lose(&placement);
@@ -115,7 +116,11 @@ fn keys_that_markers_hide_are_said_to_be_hidden_and_nothing_else() {
         }
         for report in [world.verify().await, public(&memory, &world).await] {
             assert!(!report.findings.is_empty());
-            assert!(report.findings.iter().all(|f| f.reason.contains("hidden by a delete marker")), "{:?}", report.findings);
+            assert!(
+                report.findings.iter().all(|f| f.reason.contains("hidden by a delete marker")),
+                "{:?}",
+                report.findings
+            );
         }
         world.restore(&["data"], sound()).await.unwrap();
     });

@@ -176,7 +176,7 @@ impl World {
         options.threads = 2;
         options.memory = 64 << 20;
         let devices = self.devices.clone();
-        options.open = Arc::new(move |path: &Path, _| {
+        options.open.volume = Arc::new(move |path: &Path, _| {
             let devices = devices.lock().expect("not poisoned");
             let device = devices.get(path.to_str().unwrap_or_default()).expect("a scripted device");
             Ok(Box::new(device.clone()) as Box<dyn Source>)

@@ -240,3 +240,37 @@ fn a_lock_that_was_extended_is_not_extended_again() {
     assert_eq!(extended("40d"), 0);
     m.run(["verify"]).ok();
 }
+
+#[test]
+fn manifests_of_like_names_come_back_as_files_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    // As the kubelet lays out a mounted ConfigMap: each file is linked beside what backs it.
+    let k8s = folder.path().join("k8s");
+    fs::create_dir_all(k8s.join("..2026_11_29")).unwrap();
+    let role = |namespace: &str, name: &str| {
+        format!("apiVersion: v1\nkind: Role\nmetadata: {{{namespace} name: {name}}}\nmode: 0644\non: yes\n---\n")
+    };
+    let text = [role("", "shop_admin"), role("namespace: shop,", "admin"), role("namespace: shop,", "Admin")].concat();
+    fs::write(k8s.join("..2026_11_29/roles.yaml"), text).unwrap();
+    std::os::unix::fs::symlink("..2026_11_29", k8s.join("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/roles.yaml", k8s.join("roles.yaml")).unwrap();
+    m.run(["backup", "shop", "--manifests", &k8s.display().to_string()]).ok();
+    let out = folder.path().join("out");
+    let out_text = out.display().to_string();
+    let done = m.run(["restore", "shop", "--manifests", &out_text, "--json"]).ok().json();
+    assert_eq!(done["manifests"], 3);
+    let files: Vec<_> = fs::read_dir(&out).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(files.len(), 3, "{files:?}");
+    for file in &files {
+        let value: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        assert_eq!((&value["mode"], &value["true"]), (&420.into(), &true.into()), "{value}");
+    }
+    // What another point left there is no part of this one, and is named.
+    fs::write(out.join("left.json"), "{}").unwrap();
+    m.run(["restore", "shop", "--manifests", &out_text]).fails(2, "not empty");
+    let again = m.run(["restore", "shop", "--manifests", &out_text, "--force", "--json"]).ok();
+    assert_eq!(again.json()["other_files"], serde_json::json!(["left.json"]));
+    assert!(again.err.contains("stay: left.json"), "{}", again.err);
+}

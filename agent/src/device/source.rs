@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
 use rayon::prelude::*;
 
-use super::{Piece, Source, block, mounts, ring};
+use super::{Piece, Source, block, ring, usage};
 
 /// Where a file has data, so much of it is taken for data until it is asked again.
 const DATA_BYTES: u64 = 1 << 20;
@@ -46,15 +46,13 @@ pub enum SourceError {
         /// What it is.
         what: &'static str,
     },
-    /// Somebody writes to it.
-    #[error(
-        "{path:?} is mounted read-write at {at}: freeze or snapshot it, or pass --allow-mounted to read it as it is"
-    )]
-    Mounted {
+    /// Somebody may write to it.
+    #[error("{path:?} is in use ({by}): freeze or snapshot it, or pass --allow-mounted to read it as it is")]
+    InUse {
         /// Which one.
         path: PathBuf,
-        /// Where.
-        at: String,
+        /// By what.
+        by: String,
     },
     /// It is not what it was when the backup began.
     #[error("{path:?} changed while it was read ({what}): back up a snapshot, or pass --allow-changing")]
@@ -63,6 +61,16 @@ pub enum SourceError {
         path: PathBuf,
         /// What changed.
         what: &'static str,
+    },
+    /// A command whose output was read failed.
+    #[error("{command:?} {how}{}", if said.is_empty() { String::new() } else { format!("; it said: {said}") })]
+    Command {
+        /// The command.
+        command: String,
+        /// How it ended.
+        how: String,
+        /// The end of its standard error.
+        said: String,
     },
     /// What its file system had free may not be free any more.
     #[error(
@@ -88,7 +96,7 @@ struct FileSource {
     stamp: (i64, i64, i64, i64, u64),
 }
 
-fn stamp(m: &std::fs::Metadata) -> (i64, i64, i64, i64, u64) {
+pub(super) fn stamp(m: &std::fs::Metadata) -> (i64, i64, i64, i64, u64) {
     (m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec(), m.len())
 }
 
@@ -109,13 +117,7 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
     if !what.is_empty() {
         return Err(SourceError::Kind { path: path.to_owned(), what });
     }
-    let mut notes = Vec::new();
-    for mount in mounts::mounts_of(path).map_err(fail)?.into_iter().filter(|m| m.writable) {
-        if !options.allow_mounted {
-            return Err(SourceError::Mounted { path: path.to_owned(), at: mount.at });
-        }
-        notes.push(format!("read while mounted read-write at {}", mount.at));
-    }
+    let notes = notes_of_use(path, options)?;
     let device = kind.is_block_device();
     let open = |flags: OFlag| OpenOptions::new().read(true).custom_flags((flags | OFlag::O_CLOEXEC).bits()).open(path);
     let (file, len, sector) = if device {
@@ -128,7 +130,7 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
             }
             other => other.map_err(fail)?,
         };
-        let (len, sector) = (block::size(&file).map_err(fail)?, block::sector_bytes(&file).map_err(fail)?);
+        let (len, sector) = (block::whole_size(&file).map_err(fail)?, block::sector_bytes(&file).map_err(fail)?);
         (file, len, sector)
     } else {
         let file = open(OFlag::empty()).map_err(fail)?;
@@ -137,6 +139,21 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
     };
     let stamp = stamp(&file.metadata().map_err(fail)?);
     Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp }))
+}
+
+/// What a point says of a source that others may write to; an error, unless that is allowed.
+pub(super) fn notes_of_use(path: &Path, options: SourceOptions) -> Result<Vec<String>, SourceError> {
+    let uses = usage::uses_of(path).map_err(|source| SourceError::Open { path: path.to_owned(), source })?;
+    let mut notes = Vec::new();
+    for u in uses.into_iter().filter(|u| u.writable) {
+        if !options.allow_mounted {
+            return Err(SourceError::InUse { path: path.to_owned(), by: u.by });
+        }
+        let by =
+            if u.mounted { u.by.replacen("mounted", "mounted read-write", 1) } else { format!("in use: {}", u.by) };
+        notes.push(format!("read while {by}"));
+    }
+    Ok(notes)
 }
 
 impl Source for FileSource {
@@ -206,24 +223,4 @@ impl Source for FileSource {
         }
         Ok(notes)
     }
-}
-
-/// Opens a byte stream: a file, a pipe, or `-` for standard input.
-///
-/// # Errors
-/// [`SourceError`].
-pub fn open_stream(path: &str) -> Result<File, SourceError> {
-    let open = if path == "-" {
-        // A duplicate, so that closing it does not close ours.
-        nix::unistd::dup(std::io::stdin()).map(File::from).map_err(io::Error::from)
-    } else {
-        match std::fs::metadata(path) {
-            Ok(m) if m.is_dir() => return Err(SourceError::Kind { path: path.into(), what: "a folder" }),
-            _ => File::open(path),
-        }
-    };
-    let file = open.map_err(|source| SourceError::Open { path: path.into(), source })?;
-    // A larger pipe means fewer switches between us and who writes; that it is refused does not matter.
-    let _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
-    Ok(file)
 }

@@ -13,9 +13,9 @@ use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::partial::{self, Attempt, Partial, put_in_place};
+use super::partial::{self, Attempt, Name, Partial, put_in_place};
 use super::turns::{Ended, LEFT_MAX, Part, Turns};
-use super::{block, lock, mounts};
+use super::{block, lock, usage};
 
 /// Zeroed in one call: an end is noticed in between.
 const ZERO_BYTES: u64 = 1 << 30;
@@ -57,13 +57,35 @@ pub enum TargetError {
         /// The volume's.
         wanted: u64,
     },
-    /// In use.
-    #[error("{path:?} is mounted at {at}: unmount it, or pass --force")]
+    /// Mounted here.
+    #[error("{path:?} is {by}: unmount it, or pass --force")]
     Mounted {
         /// Which one.
         path: PathBuf,
-        /// Where.
-        at: String,
+        /// "mounted at", and where.
+        by: String,
+    },
+    /// The kernel holds it.
+    #[error("{path:?} is in use ({by}): end that first; nothing insists on it")]
+    InUse {
+        /// Which one.
+        path: PathBuf,
+        /// By what.
+        by: String,
+    },
+    /// Another restore writes to it.
+    #[error("{path:?} is being restored to by another process: wait for it, or stop it")]
+    Busy {
+        /// Which one.
+        path: PathBuf,
+    },
+    /// It isn't there, and must not be made.
+    #[error("{path:?} does not exist: {why}")]
+    Missing {
+        /// Which one.
+        path: PathBuf,
+        /// Why it isn't made.
+        why: &'static str,
     },
     /// There is something on it.
     #[error("{path:?} is not empty: pass --force to write over it")]
@@ -136,6 +158,51 @@ impl Drop for Writing<'_> {
 /// tables and volume managers all keep something there.
 const LOOK: u64 = 4 << 20;
 
+/// Refuses a device or file that somebody uses. A mount that is seen here can be written over if that was asked for; what
+/// the kernel holds for something else can't.
+fn check_use(path: &Path, force: bool) -> Result<(), TargetError> {
+    let uses = usage::uses_of(path).map_err(|source| TargetError::Open { path: path.to_owned(), source })?;
+    match uses.into_iter().find(|u| !u.mounted || !force) {
+        None => Ok(()),
+        Some(u) if u.mounted => Err(TargetError::Mounted { path: path.to_owned(), by: u.by }),
+        Some(u) => Err(TargetError::InUse { path: path.to_owned(), by: u.by }),
+    }
+}
+
+/// Refuses a device that has something at its start or its end.
+fn check_empty(path: &Path, file: &File, capacity: u64) -> Result<(), TargetError> {
+    let mut look = vec![0; usize::try_from(LOOK.min(capacity)).unwrap_or(0)];
+    for at in [0, capacity - look.len() as u64] {
+        file.read_exact_at(&mut look, at).map_err(|source| TargetError::Open { path: path.to_owned(), source })?;
+        if !is_zero(&look) {
+            return Err(TargetError::NotEmpty { path: path.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to make a file where a device was meant, or where a link points.
+fn check_new(path: &Path) -> Result<(), TargetError> {
+    let missing = |why| Err(TargetError::Missing { path: path.to_owned(), why });
+    if fs::symlink_metadata(path).is_ok() {
+        return missing("it is a link to something that isn't there");
+    }
+    let folder = partial::folder(path);
+    let folder = fs::canonicalize(folder).map_err(|source| TargetError::Open { path: path.to_owned(), source })?;
+    if folder.starts_with("/dev") && !folder.starts_with("/dev/shm") {
+        return missing("there is no such device, and a file there would lie in memory");
+    }
+    Ok(())
+}
+
+/// What is locked is being restored to by somebody else.
+fn busy_or(path: &Path, source: io::Error) -> TargetError {
+    match source.kind() {
+        ErrorKind::WouldBlock => TargetError::Busy { path: path.to_owned() },
+        _ => TargetError::Open { path: path.to_owned(), source },
+    }
+}
+
 impl VolumeTarget {
     /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file. Of an attempt that
     /// goes on, [`Self::resumed`] says afterwards whether it can.
@@ -160,7 +227,8 @@ impl VolumeTarget {
         let kind = match fs::metadata(path) {
             Ok(m) => m.file_type(),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let (partial, file) = Partial::open(path, len, attempt).map_err(fail)?;
+                check_new(path)?;
+                let (partial, file) = Partial::open(path, len, attempt).map_err(|e| busy_or(path, e))?;
                 file.set_len(len).map_err(fail)?;
                 let tag = partial::tag_of(&file, partial.made_by()).map_err(fail)?;
                 let resumed = partial.was_there();
@@ -169,13 +237,10 @@ impl VolumeTarget {
             Err(e) => return Err(fail(e)),
         };
         let write = || OpenOptions::new().read(true).write(true).open(path).map_err(fail);
-        if !options.force
-            && let Some(mount) = mounts::mounts_of(path).map_err(fail)?.into_iter().next()
-        {
-            return Err(TargetError::Mounted { path: path.to_owned(), at: mount.at });
-        }
+        check_use(path, options.force)?;
         if kind.is_file() {
             let file = write()?;
+            partial::lock_alone(&file).map_err(|e| busy_or(path, e))?;
             let capacity = file.metadata().map_err(fail)?.len();
             // What an earlier attempt wrote need not be empty; what was put in its place meanwhile must.
             let ours = partial::is_of(&attempt.before, &file).map_err(fail)?;
@@ -190,20 +255,15 @@ impl VolumeTarget {
             return Err(TargetError::Kind { path: path.to_owned() });
         }
         let file = write()?;
-        let capacity = block::size(&file).map_err(fail)?;
+        partial::lock_alone(&file).map_err(|e| busy_or(path, e))?;
+        let capacity = block::whole_size(&file).map_err(fail)?;
         if capacity < len {
             return Err(TargetError::Small { path: path.to_owned(), found: capacity, wanted: len });
         }
         let tag = block::identity(&file).unwrap_or_default();
         let ours = !tag.is_empty() && tag == attempt.before;
         if !options.force && !ours {
-            let mut look = vec![0; usize::try_from(LOOK.min(capacity)).unwrap_or(0)];
-            for at in [0, capacity - look.len() as u64] {
-                file.read_exact_at(&mut look, at).map_err(fail)?;
-                if !is_zero(&look) {
-                    return Err(TargetError::NotEmpty { path: path.to_owned() });
-                }
-            }
+            check_empty(path, &file, capacity)?;
         }
         Ok(Self { device: true, ..base(file, None, capacity, false, tag, ours) })
     }
@@ -342,7 +402,7 @@ impl VolumeTarget {
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
         crash::point("after fsync of the target");
-        put_in_place(&self.partial, &self.path).map_err(fail)
+        put_in_place(&self.partial, &self.path, Name::New).map_err(fail)
     }
 }
 
@@ -362,7 +422,19 @@ pub struct StreamTarget {
     path: PathBuf,
     file: File,
     partial: Arc<Mutex<Option<Partial>>>,
+    kind: StreamKind,
     offset: u64,
+}
+
+/// What a stream goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StreamKind {
+    /// A pipe, or a character device: what was written is on its way.
+    Pipe,
+    /// A block device.
+    Device,
+    /// A file, under a name of its own until it is whole.
+    File(Name),
 }
 
 impl StreamTarget {
@@ -372,27 +444,43 @@ impl StreamTarget {
     /// [`TargetError`].
     pub fn open(path: &str, options: TargetOptions, attempt: &Attempt) -> Result<(Self, StreamPartial), TargetError> {
         let fail = |source| TargetError::Open { path: path.into(), source };
-        let whole = |file, partial| {
+        let whole = |file, partial, kind| {
             let partial = Arc::new(Mutex::new(partial));
-            (Self { path: path.into(), file, partial: partial.clone(), offset: 0 }, StreamPartial(partial))
+            (Self { path: path.into(), file, partial: partial.clone(), kind, offset: 0 }, StreamPartial(partial))
         };
         if path == "-" {
             let file = nix::unistd::dup(io::stdout()).map(File::from).map_err(|e| fail(e.into()))?;
-            return Ok(whole(file, None));
+            return Ok(whole(file, None, StreamKind::Pipe));
         }
+        let at = Path::new(path);
         match fs::metadata(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let (partial, file) = Partial::create(Path::new(path), attempt).map_err(fail)?;
-                Ok(whole(file, Some(partial)))
+                check_new(at)?;
+                let (partial, file) = Partial::create(at, attempt).map_err(|e| busy_or(at, e))?;
+                Ok(whole(file, Some(partial), StreamKind::File(Name::New)))
             }
             Err(e) => Err(fail(e)),
             Ok(m) if m.is_dir() => Err(TargetError::Kind { path: path.into() }),
             Ok(m) if m.is_file() && m.len() > 0 && !options.force => Err(TargetError::NotEmpty { path: path.into() }),
             Ok(m) if m.is_file() => {
-                let (partial, file) = Partial::create(Path::new(path), attempt).map_err(fail)?;
-                Ok(whole(file, Some(partial)))
+                check_use(at, options.force)?;
+                // Of a link, what it points to is replaced, and not the link.
+                let at = fs::canonicalize(at).map_err(fail)?;
+                let (partial, file) = Partial::create(&at, attempt).map_err(|e| busy_or(&at, e))?;
+                let (mut target, kept) = whole(file, Some(partial), StreamKind::File(Name::Taken));
+                target.path = at;
+                Ok((target, kept))
             }
-            Ok(_) => Ok(whole(OpenOptions::new().write(true).open(path).map_err(fail)?, None)),
+            Ok(m) if m.file_type().is_block_device() => {
+                check_use(at, options.force)?;
+                let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
+                partial::lock_alone(&file).map_err(|e| busy_or(at, e))?;
+                if !options.force {
+                    check_empty(at, &file, block::whole_size(&file).map_err(fail)?)?;
+                }
+                Ok(whole(file, None, StreamKind::Device))
+            }
+            Ok(_) => Ok(whole(OpenOptions::new().write(true).open(path).map_err(fail)?, None, StreamKind::Pipe)),
         }
     }
 
@@ -415,13 +503,18 @@ impl StreamTarget {
     /// # Errors
     /// [`TargetError::Sync`].
     pub fn finish(self) -> Result<(), TargetError> {
-        if lock(&self.partial).is_none() {
-            return Ok(());
-        }
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
-        crash::point("before fsync of the target");
-        self.file.sync_all().map_err(fail)?;
-        put_in_place(&self.partial, &self.path).map_err(fail)
+        match self.kind {
+            StreamKind::Pipe => Ok(()),
+            StreamKind::Device => self.file.sync_all().map_err(fail),
+            // Given up meanwhile.
+            StreamKind::File(_) if lock(&self.partial).is_none() => Ok(()),
+            StreamKind::File(name) => {
+                crash::point("before fsync of the target");
+                self.file.sync_all().map_err(fail)?;
+                put_in_place(&self.partial, &self.path, name).map_err(fail)
+            }
+        }
     }
 }
 

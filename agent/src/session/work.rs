@@ -21,11 +21,11 @@ use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
 
 use super::failures::{failed, kind_of_backup, kind_of_restore};
-use super::{AssignmentKey, OpenSource, Session, Task, message};
+use super::{AssignmentKey, Open, Session, Task, message};
 use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, pace::Pace, stream};
 use crate::device::changes::Changes;
 use crate::device::free_space;
-use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget, open_stream};
+use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget};
 use crate::restore::{Listener, Reached, RestoreError, RestoreJob, Tally};
 use crate::rpc::{CallError, Coordinator};
 
@@ -154,21 +154,21 @@ fn span_of(work: &'static str, a: &wire::Assignment) -> tracing::Span {
     tracing::info_span!("assignment", work, run, volume = a.volume, attempt = a.attempt, epoch = a.epoch)
 }
 
-async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: OpenSource) -> Result<(), BackupError> {
+async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: Open) -> Result<(), BackupError> {
+    let options = SourceOptions { allow_mounted: b.allow_mounted, allow_changing: b.allow_changing };
     let outcome = if b.kind() == wire::VolumeKind::Stream {
         let path = b.path.clone();
         // Opening a pipe waits for its other end.
-        let file = job.engine.io.run(move || open_stream(&path)).await?;
-        stream::back_up(job.clone(), file).await?
+        let source = job.engine.io.run(move || (open.stream)(&path, options)).await?;
+        stream::back_up(job.clone(), source).await?
     } else {
-        let options = SourceOptions { allow_mounted: b.allow_mounted, allow_changing: b.allow_changing };
         let path = std::path::PathBuf::from(&b.path);
         let list = Some(b.changed_from.clone()).filter(|p| !p.is_empty());
         let skip_free = b.skip_free;
         let turn = if skip_free { free_space::turn().await } else { None };
         let opened = job.engine.io.run(move || {
             let changes = list.map(|p| Changes::read(Path::new(&p))).transpose()?;
-            let source = open(&path, options)?;
+            let source = (open.volume)(&path, options)?;
             let (source, doubt) = if skip_free { free_space::leave_out(source, &path) } else { (source.into(), None) };
             Ok::<_, BackupError>((source, doubt, changes))
         });

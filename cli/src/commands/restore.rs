@@ -45,9 +45,9 @@ pub(crate) async fn run(a: args::Restore, global: &Global) -> Result<Exit, CliEr
     let restored = drive(driver, request, global).await?;
     let written = match &a.manifests {
         Some(folder) => write_manifests(folder, &restored.manifests)?,
-        None => 0,
+        None => Written::default(),
     };
-    report(&a, &restored, written, global);
+    report(&a, &restored, &written, global);
     Ok(Exit::Done)
 }
 
@@ -144,8 +144,17 @@ pub(crate) async fn drive(
     Ok(Restored { done: result?, left_out, manifests })
 }
 
+/// Manifests that were written.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// How many.
+    pub(crate) files: usize,
+    /// Names of what else was in the folder, and stays.
+    pub(crate) others: Vec<String>,
+}
+
 /// Writes one file per object; each is whole under its name.
-pub(crate) fn write_manifests(folder: &Path, lines: &[u8]) -> Result<usize, CliError> {
+pub(crate) fn write_manifests(folder: &Path, lines: &[u8]) -> Result<Written, CliError> {
     let objects = manifests::decode(lines).map_err(|line| CliError {
         exit: Exit::Damage,
         message: format!("line {line} of the stored manifests is no Kubernetes object"),
@@ -153,17 +162,33 @@ pub(crate) fn write_manifests(folder: &Path, lines: &[u8]) -> Result<usize, CliE
     })?;
     let fail = |what: &Path, e: std::io::Error| CliError::failed(format!("can't write {what:?}: {e}"));
     std::fs::create_dir_all(folder).map_err(|e| fail(folder, e))?;
+    let mut names = HashSet::new();
     for object in &objects {
-        let path = folder.join(object.identity.file_name());
+        let name = object.identity.file_name();
+        // Points of earlier releases were not checked for it.
+        if !names.insert(name.clone()) {
+            return Err(CliError::failed(format!("two objects of this point are called {}", object.identity)));
+        }
+        let path = folder.join(name);
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(folder, e))?;
         writeln!(file, "{:#}", object.value).map_err(|e| fail(&path, e))?;
         file.as_file().sync_all().map_err(|e| fail(&path, e))?;
         file.persist(&path).map_err(|e| fail(&path, e.error))?;
     }
-    Ok(objects.len())
+    let entries = std::fs::read_dir(folder).map_err(|e| fail(folder, e))?;
+    let there = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let mut others: Vec<String> = there.filter(|name| !names.contains(name)).collect();
+    others.sort();
+    Ok(Written { files: names.len(), others })
 }
 
-fn report(a: &args::Restore, restored: &Restored, manifests: usize, global: &Global) {
+fn report(a: &args::Restore, restored: &Restored, manifests: &Written, global: &Global) {
+    if let (Some(folder), [first, rest @ ..]) = (&a.manifests, &manifests.others[..]) {
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        note(&format!(
+            "milkrun: {folder:?} had other files before, which are none of this point's and stay: {first}{more}"
+        ));
+    }
     let done = &restored.done;
     // Standard output may be the restored stream itself.
     let say = |text: &str| if to_stdout(a) { note(text.trim_end()) } else { print(text) };
@@ -186,7 +211,8 @@ fn report(a: &args::Restore, restored: &Restored, manifests: usize, global: &Glo
             "point": done.point,
             "seconds": Duration::from_millis(done.duration_ms).as_secs_f64(),
             "volumes": volumes,
-            "manifests": manifests,
+            "manifests": manifests.files,
+            "other_files": manifests.others,
             "left_out": restored.left_out,
         }));
         return;
@@ -200,8 +226,8 @@ fn report(a: &args::Restore, restored: &Restored, manifests: usize, global: &Glo
         }
         say(&table(&rows));
     }
-    if let (Some(folder), 1..) = (&a.manifests, manifests) {
-        say(&format!("{manifests} manifests in {}\n", folder.display()));
+    if let (Some(folder), count @ 1..) = (&a.manifests, manifests.files) {
+        say(&format!("{count} manifests in {}\n", folder.display()));
     }
     if !restored.left_out.is_empty() {
         say(&format!("Left out: {}\n", restored.left_out.join(", ")));

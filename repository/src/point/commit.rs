@@ -188,9 +188,7 @@ async fn check_lock(
         Err(GetError::Failed(f)) => return Err(f.into()),
     };
     match wanted {
-        Some(w) if !locked_enough(found, wanted) => {
-            Err(CommitError::Lock { key: key.clone(), wanted: w.until, found })
-        }
+        Some(w) if !locked_enough(found, wanted) => Err(CommitError::Lock { key: key.clone(), wanted: w.until, found }),
         _ => Ok(found),
     }
 }

@@ -361,7 +361,8 @@ impl Store for S3 {
             Err(e) => {
                 let outcome = judge(Operation::Head, key.as_str(), e);
                 // Who has no lock is told so with different codes and names: what a missing object is told is not among them.
-                let missing = ["NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound"].contains(&outcome.code.as_str());
+                let missing =
+                    ["NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound"].contains(&outcome.code.as_str());
                 if missing || !matches!(outcome.status, 400 | 404 | 501) {
                     return Err(outcome.get(key));
                 }

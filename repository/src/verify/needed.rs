@@ -39,13 +39,7 @@ fn differs(a: &PackInfo, b: &PackInfo) -> Option<&'static str> {
 
 impl NeededPacks {
     /// Takes what a point's placement says.
-    pub(super) fn add(
-        &mut self,
-        root: &Root,
-        placement: &Placement,
-        firm: Option<Firmness>,
-        findings: &mut Findings,
-    ) {
+    pub(super) fn add(&mut self, root: &Root, placement: &Placement, firm: Option<Firmness>, findings: &mut Findings) {
         let id = root.id();
         for info in &placement.packs {
             let statements = self.by_pack.entry(info.id).or_default();

@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use futures::StreamExt;
 
 use super::maps::{Expected, Slots, fingerprint};
-use super::pages::Kept;
 use super::needed::{Needed, NeededPacks};
+use super::pages::Kept;
 use super::{Findings, Report};
 use crate::clock::entropy;
 use crate::id::{AppHash, PackId};

@@ -83,7 +83,8 @@ impl Root {
     pub(super) fn identity(&self) -> Result<String, Failure> {
         let key = Key::config();
         self.check(Operation::Inspect, &key)?;
-        let meta = fs::symlink_metadata(self.file(&key)).map_err(|e| failure(Operation::Inspect, &key, Happened::No, e))?;
+        let meta =
+            fs::symlink_metadata(self.file(&key)).map_err(|e| failure(Operation::Inspect, &key, Happened::No, e))?;
         Ok(format!("device {} inode {}", meta.dev(), meta.ino()))
     }
 

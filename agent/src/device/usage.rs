@@ -1,0 +1,213 @@
+//! Who uses a device or an image file: mounts, also those in other mount namespaces (each container has one), and whatever
+//! else the kernel holds a device for.
+//!
+//! Mounts of this namespace are listed in `/proc/self/mountinfo`. Of everything else the kernel says only *that* a device is
+//! in use: an exclusive open (`O_EXCL`, open(2)) is refused with EBUSY. So it is for a mount elsewhere, a further device of a
+//! btrfs, an external journal, active swap, a member of a RAID or of LVM. A loop device on top holds nothing; it is found by
+//! its backing file.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A use of a device or file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// By what, for people: "mounted at /mnt".
+    pub by: String,
+    /// Whether it may be written to.
+    pub writable: bool,
+    /// A mount that this process sees.
+    pub mounted: bool,
+}
+
+/// A mount in this namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    at: String,
+    writable: bool,
+    /// Its super block can't be written by any other mount either.
+    frozen: bool,
+}
+
+/// How often an exclusive open is tried: tools that look at devices hold them for a moment.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Who uses what is at `path`.
+///
+/// # Errors
+/// What the system says.
+pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
+    let meta = fs::metadata(path)?;
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    let block = meta.file_type().is_block_device();
+    let mut devices = Vec::new();
+    // What may be held by the kernel: the device itself, and loop devices on top of it or of the file.
+    let mut nodes = Vec::new();
+    if block {
+        devices.push(meta.rdev());
+        on_top(Path::new("/sys/dev/block"), meta.rdev(), &mut devices);
+        nodes.push(path.to_owned());
+    }
+    let mut below: Vec<(u64, u64)> = vec![if block { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) }];
+    let loops = loops();
+    while let Some(thing) = below.pop() {
+        for l in loops.iter().filter(|l| l.backing == Some(thing)) {
+            if devices.contains(&l.device) {
+                continue;
+            }
+            devices.push(l.device);
+            on_top(Path::new("/sys/dev/block"), l.device, &mut devices);
+            nodes.push(l.node.clone());
+            below.push((0, l.device));
+        }
+    }
+    let mounts = parse(&mountinfo, &devices);
+    let explained = !mounts.is_empty() && mounts.iter().all(|m| m.writable || m.frozen);
+    let mut uses: Vec<Use> = mounts
+        .into_iter()
+        .map(|m| Use { by: format!("mounted at {}", m.at), writable: m.writable, mounted: true })
+        .collect();
+    if is_swap(&meta) {
+        uses.push(Use { by: "used as swap space".into(), writable: true, mounted: false });
+    } else if !explained {
+        for node in nodes {
+            if is_held(&node)? {
+                let node = if node == path { String::new() } else { format!(" of {}", node.display()) };
+                let by = format!(
+                    "a use{node} that the kernel does not name: a mount in another namespace (a container's \
+                     volume), a further device of a btrfs, an external journal, RAID or LVM"
+                );
+                uses.push(Use { by, writable: true, mounted: false });
+            }
+        }
+    }
+    Ok(uses)
+}
+
+/// Whether the kernel refuses to let one process alone have it.
+fn is_held(node: &Path) -> io::Result<bool> {
+    for tried in 1.. {
+        match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL | nix::libc::O_CLOEXEC).open(node) {
+            Ok(_) => return Ok(false),
+            Err(e) if e.raw_os_error() != Some(nix::libc::EBUSY) => return Err(e),
+            Err(_) if tried >= TRIES => break,
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+    Ok(true)
+}
+
+/// Whether it is listed in `/proc/swaps`.
+fn is_swap(meta: &fs::Metadata) -> bool {
+    let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let same = |other: fs::Metadata| match meta.file_type().is_block_device() {
+        true => other.file_type().is_block_device() && other.rdev() == meta.rdev(),
+        false => (other.dev(), other.ino()) == (meta.dev(), meta.ino()),
+    };
+    let names = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    names.filter_map(|name| fs::metadata(name.replace("\\040", " ")).ok()).any(same)
+}
+
+/// What lies on a device: its partitions, and whatever holds it or them (device mapper, RAID).
+fn on_top(sys: &Path, device: u64, out: &mut Vec<u64>) {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let node = sys.join(format!("{major}:{minor}"));
+    let partitions =
+        fs::read_dir(&node).into_iter().flatten().flatten().filter(|e| e.path().join("partition").exists());
+    let holders = fs::read_dir(node.join("holders")).into_iter().flatten().flatten();
+    for entry in partitions.chain(holders) {
+        let Ok(text) = fs::read_to_string(entry.path().join("dev")) else { continue };
+        let Some((major, minor)) = text.trim().split_once(':') else { continue };
+        let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) else { continue };
+        let found = nix::sys::stat::makedev(major, minor);
+        if !out.contains(&found) {
+            out.push(found);
+            on_top(sys, found, out);
+        }
+    }
+}
+
+/// A loop device.
+struct Loop {
+    device: u64,
+    node: PathBuf,
+    /// What it lies on: a file by device and inode, or (0, block device).
+    backing: Option<(u64, u64)>,
+}
+
+fn loops() -> Vec<Loop> {
+    let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|e| {
+            let backing = fs::read_to_string(e.path().join("loop/backing_file")).ok()?;
+            let device = fs::read_to_string(e.path().join("dev")).ok()?;
+            let (major, minor) = device.trim().split_once(':')?;
+            let device = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+            let backing =
+                fs::metadata(backing.trim_end_matches('\n')).ok().map(|m| match m.file_type().is_block_device() {
+                    true => (0, m.rdev()),
+                    false => (m.dev(), m.ino()),
+                });
+            Some(Loop { device, node: Path::new("/dev").join(e.file_name()), backing })
+        })
+        .collect()
+}
+
+/// proc(5): fields are id, parent, major:minor, root, mount point, mount options, optional fields, "-", type, source,
+/// super options. A read-only mount of a writable super block can't change it, so both must say "rw".
+fn parse(mountinfo: &str, devices: &[u64]) -> Vec<Mount> {
+    let mut out = Vec::new();
+    for line in mountinfo.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let Some(device) = fields.get(2).and_then(|d| d.split_once(':')) else { continue };
+        let (Ok(major), Ok(minor)) = (device.0.parse(), device.1.parse()) else { continue };
+        // btrfs reports an anonymous device; its source names the real one.
+        let source = fields.iter().position(|f| *f == "-").and_then(|i| fields.get(i + 2));
+        let by_source = source.and_then(|s| fs::metadata(s).ok()).filter(|m| m.file_type().is_block_device());
+        let device = nix::sys::stat::makedev(major, minor);
+        if !devices.contains(&device) && !by_source.is_some_and(|m| devices.contains(&m.rdev())) {
+            continue;
+        }
+        let has_rw = |options: Option<&&str>| options.is_some_and(|o| o.split(',').any(|o| o == "rw"));
+        let frozen = !has_rw(fields.last());
+        let writable = has_rw(fields.get(5)) && !frozen;
+        out.push(Mount { at: fields.get(4).copied().unwrap_or("?").replace("\\040", " "), writable, frozen });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_partitions_and_what_holds_them() {
+        let sys = tempfile::tempdir().unwrap();
+        let part = sys.path().join("8:0/sda1");
+        fs::create_dir_all(&part).unwrap();
+        fs::write(part.join("partition"), "1").unwrap();
+        fs::write(part.join("dev"), "8:1\n").unwrap();
+        let holder = sys.path().join("8:1/holders/dm-0");
+        fs::create_dir_all(&holder).unwrap();
+        fs::write(holder.join("dev"), "253:0\n").unwrap();
+        let mut found = Vec::new();
+        on_top(sys.path(), nix::sys::stat::makedev(8, 0), &mut found);
+        assert_eq!(found, [nix::sys::stat::makedev(8, 1), nix::sys::stat::makedev(253, 0)]);
+    }
+
+    #[test]
+    fn tells_read_only_mounts_from_writable_ones() {
+        let text = "36 35 7:0 / /mnt/a\\040b rw,noatime master:1 - ext4 /dev/none rw,errors=continue\n\
+                    37 35 7:1 / /mnt/c ro - ext4 /dev/none rw\n\
+                    38 35 7:2 / /mnt/d rw - ext4 /dev/none ro\n";
+        let device = |minor| nix::sys::stat::makedev(7, minor);
+        assert_eq!(parse(text, &[device(0)]), [Mount { at: "/mnt/a b".into(), writable: true, frozen: false }]);
+        assert_eq!(parse(text, &[device(1), device(2)]).iter().filter(|m| m.writable).count(), 0);
+        assert!(parse(text, &[device(9)]).is_empty());
+    }
+}
