@@ -2,6 +2,7 @@
 
 mod block;
 pub mod changes;
+mod command;
 pub mod free_space;
 mod partial;
 mod ring;
@@ -13,6 +14,7 @@ mod target;
 mod turns;
 pub mod usage;
 
+pub use command::run_command;
 pub use partial::Attempt;
 pub use ring::Piece;
 pub(crate) use ring::has_ring;

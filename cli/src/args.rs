@@ -91,7 +91,7 @@ pub(crate) enum Command {
     Init(Init),
     /// Back up an application as one restore point
     #[command(
-        after_help = "Examples:\n  milkrun backup -r file:///srv/backups shop --volume data=/dev/vg/shop-snap --manifests k8s/\n  pg_dump shop | milkrun backup -r s3://backups/shop shop --stream dump=-"
+        after_help = "Examples:\n  milkrun backup -r file:///srv/backups shop --volume data=/dev/vg/shop-snap --manifests k8s/\n  milkrun backup -r s3://backups/shop shop --stream-command dump='pg_dump shop'"
     )]
     Backup(Backup),
     /// List restore points
@@ -298,6 +298,9 @@ pub(crate) struct Backup {
     /// A byte stream: a file, a pipe, or - for standard input
     #[arg(long, value_name = "NAME=PATH|-", value_parser = named)]
     pub(crate) stream: Vec<Named>,
+    /// A byte stream that a command writes: run by the shell, and if it fails there is no restore point
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = named)]
+    pub(crate) stream_command: Vec<Named>,
     /// Kubernetes manifests: YAML or JSON files, or folders of them
     #[arg(long, value_name = "DIR-OR-FILE")]
     pub(crate) manifests: Vec<PathBuf>,
@@ -322,9 +325,12 @@ pub(crate) struct Backup {
     /// zstd level, -7 (fast) to 19 (2 is tuned for the pages of databases, and 3 is 2 wherever that leaves less), or auto: 3, and up to 9 while the line to the store is what the backup waits for
     #[arg(long, value_name = "N|auto", default_value = "3", allow_negative_numbers = true, value_parser = level)]
     pub(crate) level: Level,
-    /// Read devices that are mounted read-write (the point says so)
+    /// Read devices that are mounted read-write or in use otherwise (the point says so)
     #[arg(long)]
     pub(crate) allow_mounted: bool,
+    /// Accept volumes and streams without a byte
+    #[arg(long)]
+    pub(crate) allow_empty: bool,
     /// Accept files that change while they are read (the point says so)
     #[arg(long)]
     pub(crate) allow_changing: bool,

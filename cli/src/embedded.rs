@@ -1,6 +1,10 @@
 //! Coordinator and agent in one process, joined by the same gRPC services over an in-memory stream.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use hyper_util::rt::TokioIo;
+use milkrun_agent::device::{open_stream, run_command};
 use milkrun_agent::{Agent, AgentOptions};
 use milkrun_coordinator::rpc::connection::Connection;
 use milkrun_coordinator::{Coordinator, inventory, rpc};
@@ -11,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::args::Global;
+use crate::args::{Global, Named};
 use crate::driver::Driver;
 use crate::output::CliError;
 use crate::place::{self, Place};
@@ -19,8 +23,18 @@ use crate::place::{self, Place};
 /// Bytes in the pipe between both sides.
 const PIPE_BYTES: usize = 4 << 20;
 
-/// Starts both.
-pub(crate) async fn start(repository: Repository, place: &Place, global: &Global) -> Result<Driver, CliError> {
+/// By what an order names a command: its agent is in this process, and knows which one that is.
+pub(crate) fn path_of(command: &Named) -> String {
+    format!("command:{}", command.name)
+}
+
+/// Starts both. Of the commands, the agent reads the output as streams.
+pub(crate) async fn start(
+    repository: Repository,
+    place: &Place,
+    commands: &[Named],
+    global: &Global,
+) -> Result<Driver, CliError> {
     let cache = place::cache(&repository, global)?;
     let coordinator = Coordinator::new(repository, cache, inventory::Embedded);
     let (agent_dial, agent_accept) = pipe();
@@ -32,6 +46,11 @@ pub(crate) async fn start(repository: Repository, place: &Place, global: &Global
     if let Some(threads) = global.threads {
         options.threads = threads.into();
     }
+    let commands: HashMap<String, String> = commands.iter().map(|c| (path_of(c), c.path.clone())).collect();
+    options.open.stream = Arc::new(move |path, allowed| match commands.get(path) {
+        Some(command) => run_command(command),
+        None => open_stream(path, allowed),
+    });
     let agent = Agent::new(options).map_err(|e| CliError::from_error(&e))?;
     let channel = dial(agent_dial).await?;
     tokio::spawn(async move {

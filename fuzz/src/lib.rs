@@ -119,6 +119,9 @@ fn stored() -> Vec<Target> {
         Target::canonical("journal of a restore", golden!("restore-journal-body-v1.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))
         }),
+        Target::canonical("what a journal allows", golden!("journal-allows-body-v1.bin").to_vec(), |b| {
+            journal::decode(b).ok().map(|x| journal::encode(&x))
+        }),
         Target::canonical("notes of a journal", golden!("journal-notes-body-v1.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))
         }),

@@ -72,6 +72,14 @@ pub enum SourceError {
         /// The end of its standard error.
         said: String,
     },
+    /// A pipe, and no shell that tells when a part of it fails.
+    #[error(
+        "{command:?} is a pipe, and without bash nobody tells whether all of it succeeded: install bash, or leave the pipe out"
+    )]
+    Shell {
+        /// The command.
+        command: String,
+    },
     /// What its file system had free may not be free any more.
     #[error(
         "the file system on {path:?} was mounted or thawed while it was read: back up a snapshot, or leave out --skip-free"

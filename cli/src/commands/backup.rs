@@ -40,7 +40,7 @@ pub(crate) async fn run(a: args::Backup, global: &Global) -> Result<Exit, CliErr
     if a.lock_for.is_some() && repository.config.lock.mode == LockMode::None {
         return Err(CliError::usage("the repository was made without locks: --lock-for can't be kept"));
     }
-    let driver = embedded::start(repository, &place, global).await?;
+    let driver = embedded::start(repository, &place, &a.stream_command, global).await?;
     let done = drive(driver, order, lines, global).await?;
     report(&a, &done, global);
     Ok(Exit::Done)
@@ -55,9 +55,11 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
         changed_from: list(n),
     };
     let volumes = a.volume.iter().map(|n| source(n, false));
+    let commands: Vec<Named> =
+        a.stream_command.iter().map(|n| Named { path: embedded::path_of(n), ..n.clone() }).collect();
     control::BackupOrder {
         application: a.application.to_string(),
-        sources: volumes.chain(a.stream.iter().map(|n| source(n, true))).collect(),
+        sources: volumes.chain(a.stream.iter().chain(&commands).map(|n| source(n, true))).collect(),
         manifest_objects: u32::try_from(objects).unwrap_or(u32::MAX),
         lock_seconds: a.lock_for.map_or(0, |d| d.as_secs()),
         parent: a.parent.clone(),
@@ -66,6 +68,7 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
         host: host(),
         allow_mounted: a.allow_mounted,
         allow_changing: a.allow_changing,
+        allow_empty: a.allow_empty,
         whole_chunks: a.whole_chunks,
         full_every: a.full_every,
         skip_free: a.skip_free,
@@ -75,7 +78,7 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
 /// Names and paths that can't be meant: one name twice, one device under two names, standard input twice.
 fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
     if global.coordinator.is_some() {
-        return match a.volume.iter().chain(&a.stream).chain(&a.changed_from).next() {
+        return match a.volume.iter().chain(&a.stream).chain(&a.stream_command).chain(&a.changed_from).next() {
             None => Ok(()),
             Some(named) => Err(CliError::usage(format!(
                 "which volumes {} has, and where, is said by the coordinator's inventory: leave out {}",
@@ -94,6 +97,11 @@ fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
             return Err(CliError::usage(what));
         }
     }
+    for named in &a.stream_command {
+        if names.insert(&named.name, &named.path).is_some() {
+            return Err(CliError::usage(format!("{} is named twice", named.name)));
+        }
+    }
     let mut lists = HashSet::new();
     for list in &a.changed_from {
         if !lists.insert(&list.name) {
@@ -109,8 +117,9 @@ fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
     if let Some(v) = a.volume.iter().find(|v| v.path == "-") {
         return Err(CliError::usage(format!("a volume can't be read from standard input: --stream {}=-", v.name)));
     }
-    if a.volume.is_empty() && a.stream.is_empty() && a.manifests.is_empty() {
-        return Err(CliError::usage("nothing to back up: name at least one --volume, --stream or --manifests"));
+    if a.volume.is_empty() && a.stream.is_empty() && a.stream_command.is_empty() && a.manifests.is_empty() {
+        let what = "nothing to back up: name at least one --volume, --stream, --stream-command or --manifests";
+        return Err(CliError::usage(what));
     }
     Ok(())
 }

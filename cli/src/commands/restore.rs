@@ -38,7 +38,7 @@ pub(crate) async fn run(a: args::Restore, global: &Global) -> Result<Exit, CliEr
         Some(url) => Driver::connect(url, global).await?,
         None => {
             let (repository, place) = place::open(a.repository.url()?, global).await?;
-            embedded::start(repository, &place, global).await?
+            embedded::start(repository, &place, &[], global).await?
         }
     };
     let request = request(&a, driver.remote)?;

@@ -248,7 +248,7 @@ async fn back_up(
     manifests: &[u8],
     global: &Global,
 ) -> Result<control::BackupDone, CliError> {
-    let driver = embedded::start(repository.clone(), place, global).await?;
+    let driver = embedded::start(repository.clone(), place, &[], global).await?;
     let sources = volumes.iter().map(|v| control::Source {
         name: v.name.clone(),
         path: v.path.display().to_string(),
@@ -279,7 +279,7 @@ async fn restore_all(
     folder: &Path,
     global: &Global,
 ) -> Result<restore::Restored, CliError> {
-    let driver = embedded::start(repository.clone(), place, global).await?;
+    let driver = embedded::start(repository.clone(), place, &[], global).await?;
     let request = control::RestoreRequest {
         selector: APPLICATION.into(),
         targets: targets

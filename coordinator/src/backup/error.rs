@@ -1,7 +1,7 @@
 //! Why backups fail.
 
 use milkrun_proto::agent::v1 as wire;
-use milkrun_repository::id::PackId;
+use milkrun_repository::id::{PackId, VolumeName};
 use milkrun_repository::index::CacheError;
 use milkrun_repository::keys::hybrid::HybridError;
 use milkrun_repository::metadata::MetadataError;
@@ -16,6 +16,9 @@ use crate::runs::RefusedCall;
 /// Why a backup failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
+    /// A source without a byte is mostly one that failed.
+    #[error("{0} has no bytes at all: if that is meant, pass --allow-empty")]
+    Empty(VolumeName),
     /// The order makes no sense.
     #[error("{0}")]
     Order(String),

@@ -62,6 +62,8 @@ pub struct Order {
     pub allow_mounted: bool,
     /// Accept files that change.
     pub allow_changing: bool,
+    /// Accept volumes and streams without a byte.
+    pub allow_empty: bool,
     /// Store a chunk of which a page changed whole.
     pub whole_chunks: bool,
     /// What a clean file system says is free is left out, of all volumes.
@@ -288,6 +290,9 @@ async fn prepare(
         journal.note(begin(order, parent, feed.now().ordered_by));
         let wishes = Wishes { whole_chunks: order.whole_chunks, adapt_level: order.adapt_level };
         journal.note(Record::Wishes(wishes));
+        if order.allow_empty {
+            journal.note(Record::AllowsEmpty);
+        }
         journal.write().await?;
         return Ok(Vec::new());
     };

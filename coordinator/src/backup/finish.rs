@@ -33,6 +33,9 @@ pub(super) async fn commit(
     for source in &order.sources {
         finished.extend(run.volumes[source.name.as_str()].lock().await.finished.clone());
     }
+    if let Some(empty) = finished.iter().find(|f| f.map.len == 0 && !order.allow_empty) {
+        return Err(BackupError::Empty(empty.entry.name.clone()));
+    }
     let mut maps: Vec<MapRoot> = finished.iter().map(|f| f.map).collect();
     let mut manifests = None;
     if order.manifest_objects > 0 {

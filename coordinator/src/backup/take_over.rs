@@ -149,6 +149,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         _ => None,
     });
     let wishes = wished.unwrap_or_default();
+    let allow_empty = left.told.contains(&Record::AllowsEmpty);
     let feed = Feed::new(lease.run, RunKind::Backup, begin.application.to_string(), begin.ordered_by.clone());
     coordinator.runs.show(feed.clone());
     let config = &coordinator.repository.config;
@@ -166,7 +167,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     let (inbox, _announced) = coordinator.runs.announce(lease.run);
     let plan =
         Plan { root, choice: begin.parent.map_or(Choice::None, Choice::Point), locks, rpo, left: Some(left), inbox };
-    let order = order_of(begin, wishes);
+    let order = Order { allow_empty, ..order_of(begin, wishes) };
     let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, (lease_key, lease_version)).await {
         Ok(done) => Outcome::BackedUp(done),
         Err(e) => {
@@ -199,6 +200,7 @@ fn order_of(begin: journal::Begin, wishes: journal::Wishes) -> Order {
         host: begin.host,
         allow_mounted: begin.allow_mounted,
         allow_changing: begin.allow_changing,
+        allow_empty: false,
         whole_chunks: wishes.whole_chunks,
         skip_free: false,
         full_every: 0,
@@ -267,7 +269,7 @@ impl Run {
     ) -> Result<Option<String>, BackupError> {
         match record {
             // Those of a restore are none of a backup.
-            Record::Begin(_) | Record::Wishes(_) | Record::Ended => {}
+            Record::Begin(_) | Record::Wishes(_) | Record::AllowsEmpty | Record::Ended => {}
             Record::TakeOver { .. } => lock(&self.quotas).values_mut().for_each(Quota::forgive),
             Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
             Record::Sealed { pack, entries } => {

@@ -74,6 +74,7 @@ impl Service {
             host: o.host,
             allow_mounted: o.allow_mounted,
             allow_changing: o.allow_changing,
+            allow_empty: o.allow_empty,
             whole_chunks: o.whole_chunks,
             skip_free: o.skip_free,
             full_every: o.full_every,

@@ -68,7 +68,8 @@ pub fn backup(e: &BackupError) -> Status {
             of_failure(f)
         }
         BackupError::Create(_, CreateError::Failed(f)) | BackupError::Journal(JournalError::Store(f)) => of_failure(f),
-        BackupError::Nonsense { .. }
+        BackupError::Empty(_)
+        | BackupError::Nonsense { .. }
         | BackupError::AgentGone
         | BackupError::NoNode { .. }
         | BackupError::Refused(_)

@@ -79,6 +79,8 @@ pub enum Record {
     },
     /// What else was wished of the run, right after it began; nothing of it unless said.
     Wishes(Wishes),
+    /// Volumes and streams without a byte are accepted; right after it began.
+    AllowsEmpty,
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
@@ -222,6 +224,9 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
             Record::Wishes(w) => {
                 e.u8(13).u8(u8::from(w.whole_chunks)).u8(u8::from(w.adapt_level));
             }
+            Record::AllowsEmpty => {
+                e.u8(14);
+            }
             Record::Granted { node, volume, bytes } => {
                 e.u8(12).text(node).text(volume.as_str()).u64(*bytes);
             }
@@ -271,6 +276,7 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
                 whole_chunks: flag(&mut d, "whole chunks")?,
                 adapt_level: flag(&mut d, "adapt level")?,
             }),
+            14 => Record::AllowsEmpty,
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -427,6 +433,7 @@ mod tests {
                 Record::LeavesOut { volume: volume.clone() },
                 Record::Wishes(Wishes { whole_chunks: seed.is_multiple_of(2), adapt_level: seed.is_multiple_of(3) }),
                 Record::Granted { node: "node-a".into(), volume: volume.clone(), bytes: seed.into() },
+                Record::AllowsEmpty,
                 Record::Restored { volume, work: Work::default() },
             ];
             let bytes = encode(&records);
