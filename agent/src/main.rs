@@ -6,6 +6,7 @@ mod serve;
 use clap::Parser;
 
 fn main() -> std::process::ExitCode {
+    milkrun_observe::start::begin();
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(e) => {

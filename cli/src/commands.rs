@@ -11,15 +11,19 @@ mod show;
 mod try_it;
 pub(crate) mod verify;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
+use milkrun_observe::start::{check_threads, ignores_hangup};
 use milkrun_proto::control::v1::{CancelRequest, control_client::ControlClient};
 use tonic::transport::Channel;
 
 use crate::args::{Args, Command};
 use crate::output::{self, CliError, Exit};
 
+/// Threads that any command may come to, tokio's and the agent's for devices among them.
+const THREADS: usize = 24;
 /// Threads that wait for the network; CPU work has its own.
 const ASYNC_THREADS: usize = 2;
 
@@ -29,6 +33,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();
@@ -36,7 +41,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Args::command(), "milkrun", &mut script);
         output::print(&String::from_utf8_lossy(&script));
-        return ExitCode::SUCCESS;
+        return output::end(Exit::Done);
+    }
+    if let Err(e) = check_threads(THREADS) {
+        return output::fail(&CliError::from_error(&e), args.global.json);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(ASYNC_THREADS).enable_all().build() {
         Ok(runtime) => runtime,
@@ -47,7 +55,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     // Threads that still wait for a pipe must not keep the process.
     runtime.shutdown_background();
     match result {
-        Ok(exit) => ExitCode::from(exit as u8),
+        Ok(exit) => output::end(exit),
         Err(e) => output::fail(&e, json),
     }
 }
@@ -116,28 +124,37 @@ impl Interrupt {
 /// Signals so close together are one request.
 const SAME: std::time::Duration = std::time::Duration::from_millis(300);
 
-/// Ctrl-C, or a polite kill. One listener for all of them: one that comes between two waits counts.
+/// Ctrl-C, a polite kill, or a terminal that is closed. One listener for all of them: one that comes between two waits counts.
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// None where it is to be ignored.
+    hangup: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) },
+        })
     }
 
     /// Drops what came since the last wait.
     fn forget(&mut self) {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        while self.interrupt.poll_recv(&mut context).is_ready() || self.terminate.poll_recv(&mut context).is_ready() {}
+        for signal in [&mut self.interrupt, &mut self.terminate].into_iter().chain(&mut self.hangup) {
+            while signal.poll_recv(&mut context).is_ready() {}
+        }
     }
 
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            Some(_) = async { self.hangup.as_mut()?.recv().await } => {}
         }
     }
 }
@@ -154,7 +171,6 @@ fn thing(path: &str) -> String {
 
 /// Asks a yes-or-no question at the terminal; without one the answer is no.
 fn confirm(question: &str) -> bool {
-    use std::io::IsTerminal;
     if !std::io::stdin().is_terminal() {
         return false;
     }

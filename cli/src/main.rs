@@ -13,12 +13,18 @@ mod units;
 use clap::Parser;
 
 fn main() -> std::process::ExitCode {
+    milkrun_observe::start::begin();
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(e) => {
-            // Help and version are no errors; everything else is wrong usage. A closed pipe changes nothing.
-            let _ = e.print();
-            return std::process::ExitCode::from(if e.use_stderr() { output::Exit::Usage as u8 } else { 0 });
+            if e.use_stderr() {
+                // Where nobody listens, the exit code says it.
+                let _ = e.print();
+                return std::process::ExitCode::from(output::Exit::Usage as u8);
+            }
+            // Help and version.
+            output::print(&e.render().to_string());
+            return output::end(output::Exit::Done);
         }
     };
     commands::run(args)

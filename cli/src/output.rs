@@ -1,8 +1,10 @@
 //! What people and scripts see: tables, JSON documents, exit codes, errors with advice.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
+use milkrun_observe::start::{Standard, was_closed};
 use milkrun_repository::keys::wrapped::UnwrapError;
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::repository::OpenError;
@@ -136,10 +138,35 @@ pub(crate) fn print_json(mut document: Value) {
     print(&format!("{document:#}\n"));
 }
 
-/// Prints to standard output. A reader that went away ends nothing.
+/// The first thing that could not be printed.
+static UNPRINTED: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints to standard output. What can't be printed is told at the end ([`end`]); a reader that went away is no failure.
 pub(crate) fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let printed = match was_closed(Standard::Out) {
+        true => Err(std::io::Error::other("it is closed")),
+        false => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        }
+    };
+    if let Err(e) = printed
+        && e.kind() != ErrorKind::BrokenPipe
+    {
+        // One is enough to know.
+        let _ = UNPRINTED.set(e);
+    }
+}
+
+/// Ends as it was meant to, unless its output is not all there.
+pub(crate) fn end(exit: Exit) -> ExitCode {
+    let Some(e) = UNPRINTED.get() else { return ExitCode::from(exit as u8) };
+    note(&format!("milkrun: can't write to standard output: {e}"));
+    if exit == Exit::Done {
+        note("  What was asked for was done; its output is not all there.");
+        return ExitCode::from(Exit::Failed as u8);
+    }
+    ExitCode::from(exit as u8)
 }
 
 /// Prints a line to standard error.

@@ -37,7 +37,7 @@ pub fn from_environment() -> Result<Option<Password>, SecretError> {
             text.pop();
         }
         text
-    } else if let Some(text) = std::env::var_os("MILKRUN_PASSWORD") {
+    } else if let Some(text) = std::env::var_os("MILKRUN_PASSWORD").filter(|text| !text.is_empty()) {
         Zeroizing::new(text.into_encoded_bytes())
     } else {
         return Ok(None);

@@ -1,7 +1,17 @@
-//! SIGTERM and Ctrl-C.
+//! SIGTERM, Ctrl-C, and SIGHUP (a terminal that is closed).
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+use crate::start::ignores_hangup;
+
+/// Waits for a signal that is perhaps not listened for.
+async fn heard(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
 
 /// Signals can't be listened for.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +30,14 @@ impl Stop {
     pub fn on_signal() -> Result<Self, SignalError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(SignalError)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(SignalError)?;
+        let mut hangup = match ignores_hangup() {
+            true => None,
+            false => Some(signal(SignalKind::hangup()).map_err(SignalError)?),
+        };
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(async move {
             loop {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, () = heard(&mut hangup) => {} }
                 if stop.send_replace(true) {
                     std::process::exit(1);
                 }

@@ -9,6 +9,7 @@ mod devices;
 mod free_space;
 mod in_use;
 mod locked_bucket;
+mod output;
 mod postgres_volume;
 mod producers;
 mod round_trip;

@@ -505,6 +505,8 @@ impl StreamTarget {
     pub fn finish(self) -> Result<(), TargetError> {
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
         match self.kind {
+            // Standard output may be a file, which takes what a full disk refuses later.
+            StreamKind::Pipe if self.file.metadata().is_ok_and(|m| m.is_file()) => self.file.sync_all().map_err(fail),
             StreamKind::Pipe => Ok(()),
             StreamKind::Device => self.file.sync_all().map_err(fail),
             // Given up meanwhile.

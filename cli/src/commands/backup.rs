@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use milkrun_coordinator::manifests;
+use milkrun_observe::start::{Standard, was_closed};
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::config::LockMode;
@@ -113,6 +114,9 @@ fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
                 list.name
             )));
         }
+    }
+    if a.stream.iter().any(|s| s.path == "-") && was_closed(Standard::In) {
+        return Err(CliError::usage("standard input is closed: there is nothing to read from it"));
     }
     if let Some(v) = a.volume.iter().find(|v| v.path == "-") {
         return Err(CliError::usage(format!("a volume can't be read from standard input: --stream {}=-", v.name)));

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use milkrun_coordinator::manifests;
+use milkrun_observe::start::{Standard, was_closed};
 use milkrun_proto::control::v1 as control;
 use serde_json::json;
 use tokio_stream::StreamExt;
@@ -89,6 +90,9 @@ fn check_targets(a: &args::Restore) -> Result<(), CliError> {
             let what = format!("{} and {} go to the same place: {}", first.name, target.name, target.path);
             return Err(CliError::usage(what));
         }
+    }
+    if to_stdout(a) && was_closed(Standard::Out) {
+        return Err(CliError::usage("standard output is closed: nothing can be restored to it"));
     }
     if a.stream.iter().filter(|s| s.path == "-").count() > 1 {
         return Err(CliError::usage("only one stream can go to standard output"));
