@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use milkrun_repository::chunk::codec::Codec;
 use milkrun_repository::id::{ChunkId, PackId, RepositoryId, SegmentId};
 use milkrun_repository::index::{ChunkIndex, IndexCache, PackInfo, Segment};
+use milkrun_repository::keys::{KeyRing, Secret};
 use milkrun_repository::pack::{PackKind, Place, SealedKey};
 use milkrun_repository::store::Version;
 
@@ -74,7 +75,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let entries: u64 = args.next().map_or(Ok(100_000_000), |a| a.parse())?;
     let folder = args.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = tempfile::tempdir_in(folder)?;
-    let cache = IndexCache::new(folder.path(), &RepositoryId::from_bytes([1; 16]))?;
+    let cache = IndexCache::new(
+        Some(folder.path()),
+        &RepositoryId::from_bytes([1; 16]),
+        &KeyRing::from_secret(&Secret::from_bytes([1; 32])),
+    );
     let mut out = std::io::stdout().lock();
     let mut index = ChunkIndex::default();
     let began = Instant::now();

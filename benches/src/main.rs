@@ -21,8 +21,8 @@ use milkrun_repository::chunk::is_zero;
 use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
 use milkrun_repository::config::REGION_BYTES;
-use milkrun_repository::id::{ChunkId, PackId, RepositoryId};
-use milkrun_repository::index::{MappedSegment, PackInfo, Segment};
+use milkrun_repository::id::{ChunkId, PackId, RepositoryId, SegmentId};
+use milkrun_repository::index::{IndexCache, PackInfo, Segment};
 use milkrun_repository::keys::{KeyRing, Secret};
 use milkrun_repository::pack::{
     PackBuilder, PackKind, PackTarget, Place, SealedKey, SealedPack, SlotKey, SlotOpener, slot_key,
@@ -281,10 +281,10 @@ fn index(bench: &Bench) -> Outcome {
     let place = Place { pack, slot: 0, offset: 64, sealed_len: 100, plain_len: 200, codec: Codec::Zstd };
     let segment = Segment::new(vec![info], known.iter().map(|id| (*id, place)).collect());
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("segment");
-    std::fs::write(&path, MappedSegment::cache_file(&segment.encode())?)?;
+    let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));
+    let cache = IndexCache::new(Some(folder.path()), &RepositoryId::from_bytes([1; 16]), &ring);
+    let mapped = cache.store(&SegmentId::from_bytes([1; 16]), &segment.encode())?;
     drop(segment);
-    let mapped = MappedSegment::open(&path).ok_or("the segment can't be mapped")?;
     for (stage, ids, wanted) in [("index hit", &known, ENTRIES), ("index miss", &unknown, 0)] {
         if bench.wants(stage) {
             let (time, note) = median(&mut || {

@@ -35,7 +35,7 @@ pub(crate) async fn start(
     commands: &[Named],
     global: &Global,
 ) -> Result<Driver, CliError> {
-    let cache = place::cache(&repository, global)?;
+    let cache = place::cache(&repository, global);
     let coordinator = Coordinator::new(repository, cache, inventory::Embedded);
     let (agent_dial, agent_accept) = pipe();
     let (control_dial, control_accept) = pipe();

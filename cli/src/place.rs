@@ -8,7 +8,7 @@ use milkrun_repository::store::connect::Way;
 use milkrun_repository::store::s3::Addressing;
 
 use crate::args::{self, Global};
-use crate::output::CliError;
+use crate::output::{CliError, Exit, note};
 use crate::secret;
 
 /// Connects (lazily) to where the URL points.
@@ -30,8 +30,28 @@ pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository,
     Ok((repository, place))
 }
 
+/// Says so if another repository stood there before.
+///
+/// # Errors
+/// The same, for what would go on as if nothing was.
+pub(crate) fn check_address(
+    url: &StoreUrl,
+    repository: &Repository,
+    writes: bool,
+    global: &Global,
+) -> Result<(), CliError> {
+    match cache(repository, global).witness().stands_at(&url.to_string()) {
+        Ok(()) => Ok(()),
+        Err(e) if writes => Err(CliError { exit: Exit::Damage, ..CliError::from_error(&e) }),
+        Err(e) => {
+            note(&format!("milkrun: {e}"));
+            Ok(())
+        }
+    }
+}
+
 /// The local cache of index segments.
-pub(crate) fn cache(repository: &Repository, global: &Global) -> Result<IndexCache, CliError> {
+pub(crate) fn cache(repository: &Repository, global: &Global) -> IndexCache {
     let folder = IndexCache::folder(global.cache.clone());
-    IndexCache::new(&folder, &repository.config.id).map_err(|e| CliError::from_error(&e))
+    IndexCache::new(folder.as_deref(), &repository.config.id, &repository.ring)
 }

@@ -13,11 +13,12 @@ use milkrun_coordinator::{Coordinator, rpc};
 use milkrun_identity::tls::{Credentials, TlsError};
 use milkrun_observe::http::{self, HttpError};
 use milkrun_observe::signals::{SignalError, Stop};
-use milkrun_repository::index::{CacheError, IndexCache};
+use milkrun_repository::index::IndexCache;
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::repository::OpenError;
 use milkrun_repository::store::Failure;
 use milkrun_repository::store::connect::{ConnectError, Way};
+use milkrun_repository::witness::Changed;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -42,7 +43,7 @@ enum ServeError {
     #[error("can't open the repository")]
     Open(#[from] OpenError),
     #[error(transparent)]
-    Cache(#[from] CacheError),
+    Changed(#[from] Changed),
     #[error("can't listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
     #[error(transparent)]
@@ -85,7 +86,8 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let place = way.with_ca_of_environment().connect(&args.repository).await?;
     let repository = Arc::new(milkrun_repository::repository::open(place.store, &password).await?);
     drop(password);
-    let cache = IndexCache::new(&IndexCache::folder(args.cache), &repository.config.id)?;
+    let cache = IndexCache::new(IndexCache::folder(args.cache).as_deref(), &repository.config.id, &repository.ring);
+    cache.witness().stands_at(&args.repository.to_string())?;
     let listener = TcpListener::bind(args.listen).await.map_err(|e| ServeError::Listen(args.listen, e))?;
     let address = listener.local_addr().map_err(|e| ServeError::Listen(args.listen, e))?;
     let stop = Stop::on_signal()?;

@@ -23,7 +23,7 @@ use milkrun_coordinator::manifests;
 use milkrun_repository::chunk::codec::{Codec, Decompressor};
 use milkrun_repository::config::Config;
 use milkrun_repository::damaged;
-use milkrun_repository::id::{PackId, PointId};
+use milkrun_repository::id::{PackId, PointId, SegmentId};
 use milkrun_repository::index::{MappedSegment, Segment};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::wrapped;
@@ -107,7 +107,10 @@ fn stored() -> Vec<Target> {
         Target::canonical("node", golden!("node-v1.bin").to_vec(), |b| Node::decode(b).ok().map(|x| x.encode())),
         Target::canonical("segment", golden!("segment-body-v1.bin").to_vec(), |b| {
             let segment = Segment::decode(b).ok()?;
-            assert!(MappedSegment::cache_file(b).is_ok(), "decoded and can't be mapped");
+            assert!(
+                MappedSegment::cache_file(b, &[1; 32], &SegmentId::from_bytes([1; 16])).is_ok(),
+                "decoded and can't be mapped"
+            );
             Some(segment.encode())
         }),
         Target::canonical("damaged packs", golden!("damaged-body-v1.bin").to_vec(), |b| {

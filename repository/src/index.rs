@@ -10,10 +10,12 @@
 //! ```
 //! Entries are last and of one width, so that a memory-mapped segment is searched where it lies.
 
+mod cache;
 mod known;
 mod mapped;
 
-pub use known::{CacheError, ChunkIndex, IndexCache};
+pub use cache::{CacheError, IndexCache};
+pub use known::ChunkIndex;
 pub use mapped::MappedSegment;
 
 use crate::chunk::codec::Codec;

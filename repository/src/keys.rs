@@ -116,6 +116,11 @@ impl KeyRing {
         &self.data
     }
 
+    /// Authenticates files of the local index cache.
+    pub(crate) fn cache_key(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(blake3::derive_key("milkrun v1 local index cache", self.envelope.as_slice()))
+    }
+
     pub(crate) fn envelope_key(&self) -> &[u8; 32] {
         &self.envelope
     }

@@ -39,5 +39,6 @@ pub mod units;
 pub mod verify;
 pub mod volume_map;
 pub mod wire;
+pub mod witness;
 
 pub use repository::Repository;

@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod commit;
 pub mod journal;
 pub mod lease;
+pub mod order;
 pub mod placement;
 pub mod root;
 

@@ -162,7 +162,7 @@ impl World {
     }
 
     fn cache(&self) -> IndexCache {
-        IndexCache::new(self.folder.path(), &self.repository.config.id).expect("a cache")
+        IndexCache::new(Some(self.folder.path()), &self.repository.config.id, &self.repository.ring)
     }
 
     async fn start(&self, script: Script) -> ControlClient<Channel> {

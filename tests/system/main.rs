@@ -12,6 +12,7 @@ mod locked_bucket;
 mod output;
 mod postgres_volume;
 mod producers;
+mod rolled_back;
 mod round_trip;
 mod terminal;
 mod vanished;

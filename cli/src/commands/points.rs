@@ -2,6 +2,7 @@
 
 use milkrun_repository::clock::Moment;
 use milkrun_repository::point::catalog::chain;
+use milkrun_repository::point::order::Ordered;
 use serde_json::json;
 
 use crate::args::{self, Global};
@@ -10,6 +11,7 @@ use crate::{place, units};
 
 pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliError> {
     let (repository, _) = place::open(a.repository.url()?, global).await?;
+    place::check_address(a.repository.url()?, &repository, false, global)?;
     let app = a.application.as_ref().map(|app| repository.ring.app_hash(app));
     let listing = repository.catalog().list(app.as_ref()).await?;
     let mut documents = Vec::new();
@@ -17,7 +19,8 @@ pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliErr
         ["POINT", "APPLICATION", "TIME", "VOLUMES", "SIZE", "GREW BY", "LOCKED UNTIL"].map(str::to_owned).to_vec(),
     ];
     let mut damaged = Vec::new();
-    for found in listing.points.iter().filter(|f| !f.root.tombstone) {
+    let ordered = Ordered::new(listing.points, &repository.ring);
+    for found in ordered.points().iter().filter(|f| !f.root.tombstone) {
         let id = found.root.id();
         let body = match found.open(&repository.ring) {
             Ok(body) => body,
@@ -51,6 +54,13 @@ pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliErr
         ]);
         if found.hidden {
             note(&format!("milkrun: {id} is hidden by a delete marker; it is still there and locked"));
+        }
+    }
+    let cache = place::cache(&repository, global);
+    for seen in cache.witness().all_seen() {
+        let asked = app.is_none_or(|app| app == seen.app);
+        if asked && !ordered.points().iter().any(|f| f.root.id() == seen.point) {
+            note(&format!("milkrun: {}", seen.missing()));
         }
     }
     let refused = listing.refused.into_iter().map(|r| (format!("{} version {}", r.key, r.version), r.reason));

@@ -97,7 +97,7 @@ pub(crate) async fn run(a: args::Try, global: &Global) -> Result<Exit, CliError>
     for (v, (_, target)) in volumes.iter().zip(&targets) {
         compare(&v.path, target)?;
     }
-    let cache = place::cache(&repository, &global)?;
+    let cache = place::cache(&repository, &global);
     let report = verify(&repository, &cache, &Options { data_percent: 100, parallel: 4, ..Options::default() }).await?;
     if let Some(f) = report.findings.first() {
         return Err(CliError { exit: Exit::Damage, message: format!("{}: {}", f.object, f.reason), advice: None });

@@ -33,6 +33,7 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
         }
         None => {
             let (repository, _) = place::open(url, global).await?;
+            place::check_address(url, &repository, false, global)?;
             let mut options = Options { data_percent: a.data.unwrap_or(0), parallel: PARALLEL, ..Options::default() };
             for text in &a.which {
                 match text.parse() {
@@ -47,7 +48,7 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
                     Err(e) => return Err(CliError::usage(e.to_string())),
                 }
             }
-            let cache = place::cache(&repository, global)?;
+            let cache = place::cache(&repository, global);
             let report = verify::verify(&repository, &cache, &options).await?;
             if report.points == 0 && report.findings.is_empty() && !a.which.is_empty() {
                 return Err(

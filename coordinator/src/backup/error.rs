@@ -8,6 +8,7 @@ use milkrun_repository::metadata::MetadataError;
 use milkrun_repository::point::commit::CommitError;
 use milkrun_repository::repository::PointError;
 use milkrun_repository::store::{CreateError, Failure, Key};
+use milkrun_repository::witness::Changed;
 
 use crate::inventory::InventoryError;
 use crate::journal::JournalError;
@@ -16,6 +17,9 @@ use crate::runs::RefusedCall;
 /// Why a backup failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
+    /// The repository is not what this machine remembers.
+    #[error(transparent)]
+    Changed(#[from] Changed),
     /// A source without a byte is mostly one that failed.
     #[error("{0} has no bytes at all: if that is meant, pass --allow-empty")]
     Empty(VolumeName),

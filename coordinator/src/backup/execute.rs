@@ -214,6 +214,12 @@ async fn run(
     let repository = &coordinator.repository;
     let Plan { root, choice, locks, rpo, left, inbox } = plan;
     let began_in = repository.store.identity().await?;
+    let witness = coordinator.cache.witness();
+    if let Some(seen) = witness.newest_seen(&root.app)
+        && !repository.catalog().has(&root.app, &seen.point).await?
+    {
+        return Err(seen.missing().into());
+    }
     let parent = parent::open(repository, root.app, choice).await?;
     let (ring, config) = (&repository.ring, &repository.config);
     let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
@@ -274,6 +280,9 @@ async fn run(
         Err(e) => Err(e),
     };
     coordinator.runs.end(&root.run);
+    if result.is_ok() {
+        witness.saw(&root.app, &root.id());
+    }
     result
 }
 

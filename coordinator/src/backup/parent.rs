@@ -12,6 +12,7 @@ use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::journal::Record;
+use milkrun_repository::point::order::Ordered;
 use milkrun_repository::repository::{OpenPoint, PointError};
 use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step, digests_of};
 
@@ -70,8 +71,8 @@ pub(super) async fn open(
             for refused in &listing.refused {
                 tracing::warn!(object = %refused.key, reason = refused.reason, "not used as a parent");
             }
-            match listing.points.into_iter().rfind(|f| !f.root.tombstone) {
-                Some(found) => found,
+            match Ordered::new(listing.points, &repository.ring).last(|_| true) {
+                Some(found) => found.clone(),
                 None => return Ok(None),
             }
         }

@@ -8,6 +8,7 @@ use milkrun_identity::{Action, Peer};
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::id::{AppName, RunId, VolumeName};
+use milkrun_repository::point::Root;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::journal::Record;
@@ -113,6 +114,7 @@ pub(super) async fn look_up(
         FindError::Store(f) => RestoreError::Store(f),
         source => RestoreError::Find { selector: order.selector_text.clone(), source },
     })?;
+    remember(coordinator, order, &found.root).await?;
     let point = repository.open_point(found).await.map_err(|e| match e {
         PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f)) => RestoreError::Store(f),
         e => RestoreError::Point(e),
@@ -133,6 +135,21 @@ pub(super) async fn look_up(
         left_out.push("manifests".into());
     }
     Ok(LookedUp { began, point, wanted, left_out, manifests })
+}
+
+/// Says loudly if a newer point was here once: what is restored then is older than it could be.
+async fn remember(coordinator: &Coordinator, order: &Order, root: &Root) -> Result<(), RestoreError> {
+    let witness = coordinator.cache.witness();
+    if let Some(seen) = witness.newest_seen(&root.app)
+        && !coordinator.repository.catalog().has(&root.app, &seen.point).await?
+    {
+        tracing::warn!("{}", seen.missing());
+        return Ok(());
+    }
+    if matches!(order.selector, Selector::Latest(_)) {
+        witness.saw(&root.app, &root.id());
+    }
+    Ok(())
 }
 
 /// Moves the bytes. The targets are reserved for this run, and stay so.

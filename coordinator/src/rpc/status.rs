@@ -62,6 +62,7 @@ pub fn backup(e: &BackupError) -> Status {
         BackupError::Quota { .. } | BackupError::TooManyWait(_) => Code::ResourceExhausted,
         BackupError::Volume { kind, .. } => of_kind(*kind),
         BackupError::Cancelled => Code::Cancelled,
+        BackupError::Changed(_) => Code::DataLoss,
         BackupError::Parent(e) => of_point(e),
         BackupError::Map(e) => of_metadata(e),
         BackupError::Commit(CommitError::Store(f) | CommitError::Unknowable(f)) | BackupError::Store(f) => {

@@ -1,70 +1,15 @@
 //! The chunks of one domain that are known: segments of the repository through a local cache, and what this run sealed.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 
-use super::{MappedSegment, PackInfo, Segment};
+use super::{IndexCache, MappedSegment, PackInfo, Segment};
 use crate::id::{AppHash, ChunkId, PackId, RepositoryId, SegmentId};
 use crate::keys::KeyRing;
 use crate::keys::envelope::{self, Kind};
 use crate::pack::Place;
 use crate::store::{Failure, GetError, Key, Store, Trouble, list, read};
-
-/// The local cache of opened segments: `<folder>/<repository id>/<segment id>`.
-#[derive(Clone, Debug)]
-pub struct IndexCache {
-    folder: PathBuf,
-}
-
-/// The cache's folder can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("can't use the cache folder {folder:?}; choose another with --cache")]
-pub struct CacheError {
-    folder: PathBuf,
-    #[source]
-    source: std::io::Error,
-}
-
-impl IndexCache {
-    /// The folder that caches are in: `chosen`, else `$XDG_CACHE_HOME/milkrun`, else `~/.cache/milkrun`.
-    pub fn folder(chosen: Option<PathBuf>) -> PathBuf {
-        chosen.unwrap_or_else(|| {
-            let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
-            let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-            base.unwrap_or_else(std::env::temp_dir).join("milkrun")
-        })
-    }
-
-    /// Uses `<folder>/<repository>`, made if missing.
-    ///
-    /// # Errors
-    /// [`CacheError`] when it can't be made.
-    pub fn new(folder: &Path, repository: &RepositoryId) -> Result<Self, CacheError> {
-        let folder = folder.join(repository.hex());
-        std::fs::create_dir_all(&folder).map_err(|source| CacheError { folder: folder.clone(), source })?;
-        Ok(Self { folder })
-    }
-
-    fn path(&self, id: &SegmentId) -> PathBuf {
-        self.folder.join(id.hex())
-    }
-
-    /// Puts an authenticated body into the cache and maps it.
-    ///
-    /// # Errors
-    /// [`CacheError`] when it can't be written, or the body is no segment.
-    pub fn store(&self, id: &SegmentId, body: &[u8]) -> Result<MappedSegment, CacheError> {
-        let fail = |source| CacheError { folder: self.folder.clone(), source };
-        let bytes = MappedSegment::cache_file(body).map_err(|e| fail(std::io::Error::other(e)))?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(fail)?;
-        file.write_all(&bytes).map_err(fail)?;
-        file.persist(self.path(id)).map_err(|e| fail(e.error))?;
-        MappedSegment::open(&self.path(id)).ok_or_else(|| fail(std::io::Error::other("changed while it was written")))
-    }
-}
 
 /// Everything that is known of one domain.
 #[derive(Default)]
@@ -96,7 +41,7 @@ impl ChunkIndex {
             listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?.1, l.key))).collect();
         let loads = named.into_iter().map(|(id, key)| async move {
             let key = &key;
-            if let Some(mapped) = MappedSegment::open(&cache.path(&id)) {
+            if let Some(mapped) = cache.open(&id) {
                 return Ok(Some((id, mapped)));
             }
             let object = match read(store, key, None).await {
@@ -179,11 +124,11 @@ impl ChunkIndex {
         self.fresh.extend(entries);
     }
 
-    /// Learns of a pack without its entries. Of what is known of its lock, the later counts: an index segment says how it was
-    /// when it was sealed, a placement how it was extended since.
+    /// Learns of a pack without its entries, from a signed placement, which says more than an index segment. Of what is known
+    /// of its lock, the later counts: a segment says how it was when it was sealed, a placement how it was extended since.
     pub fn note_pack(&mut self, pack: PackInfo) {
-        let known = self.packs.entry(pack.id).or_insert_with(|| pack.clone());
-        known.locked_until = known.locked_until.max(pack.locked_until);
+        let known = self.packs.get(&pack.id).and_then(|known| known.locked_until);
+        self.packs.insert(pack.id, PackInfo { locked_until: pack.locked_until.max(known), ..pack });
     }
 
     /// What isn't in the repository's index yet, as a segment; `None` when there is nothing. With many small segments

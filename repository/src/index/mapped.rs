@@ -1,18 +1,17 @@
 //! A segment that is searched where it lies in a memory-mapped cache file.
 //!
 //! ```text
-//!  0  16  magic "milkrun cache\0\0\0"
+//!  0  16  magic "milkrun cache 2\0"
 //! 16   8  length of the body, u64
 //! 24   4  length of the filter's descriptor (0: no filter), u32
 //! 28   4  length of the filter's fingerprints, u32
 //!  …      body (as in the repository, opened), descriptor, fingerprints
-//! -32 32  BLAKE3 of everything before
+//! -32 32  keyed BLAKE3 of the segment's id and everything before
 //! ```
 //! Memory per TiB of unique data at 128 KiB chunks (8.4 M entries): 470 MB of file, mapped and paged in on demand,
 //! of which the filter (9 bits an entry, 9.4 MB) is what stays resident; a miss reads nothing else in 99.6 % of cases.
 
 use std::fs::File;
-use std::path::Path;
 
 use memmap2::Mmap;
 use xorf::{BinaryFuse8, BinaryFuse8Ref, DmaSerializable, Filter, FilterRef};
@@ -22,7 +21,7 @@ use crate::id::{ChunkId, SegmentId};
 use crate::pack::Place;
 use crate::wire::{Decoder, Encoder, Malformed};
 
-const MAGIC: &[u8; 16] = b"milkrun cache\0\0\0";
+const MAGIC: &[u8; 16] = b"milkrun cache 2\0";
 const HEAD: usize = 32;
 /// Fewer entries need no filter, and some filters can't be built from so few.
 const FILTER_FROM: usize = 128;
@@ -43,12 +42,16 @@ fn fingerprint(id: &ChunkId) -> u64 {
     u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
 }
 
+fn digest(key: &[u8; 32], id: &SegmentId, bytes: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new_keyed(key).update(id.as_bytes()).update(bytes).finalize()
+}
+
 impl MappedSegment {
     /// The bytes of a cache file for a body that was authenticated.
     ///
     /// # Errors
     /// [`Malformed`] when the body is no segment.
-    pub fn cache_file(body: &[u8]) -> Result<Vec<u8>, Malformed> {
+    pub fn cache_file(body: &[u8], key: &[u8; 32], id: &SegmentId) -> Result<Vec<u8>, Malformed> {
         let segment = Segment::decode(body)?;
         let (mut descriptor, mut fingerprints) = (Vec::new(), Vec::new());
         if segment.entries.len() >= FILTER_FROM {
@@ -64,20 +67,19 @@ impl MappedSegment {
         let mut e = Encoder::new();
         e.raw(MAGIC).u64(body.len() as u64).count(descriptor.len()).count(fingerprints.len());
         e.raw(body).raw(&descriptor).raw(&fingerprints);
-        let digest = blake3::hash(e.as_slice());
+        let digest = digest(key, id, e.as_slice());
         e.raw(digest.as_bytes());
         Ok(e.finish())
     }
 
-    /// Maps a cache file. `None` when it isn't there or its checksum differs: it is made again then.
-    pub fn open(path: &Path) -> Option<Self> {
-        let file = File::open(path).ok()?;
+    /// Maps a cache file. `None` when nobody who has the key wrote it for this segment: it is made again then.
+    pub(super) fn open(file: &File, key: &[u8; 32], id: &SegmentId) -> Option<Self> {
         // SAFETY: the file is private to this cache, written under another name and renamed when complete, and never
         // changed after that; a truncation by a stranger would raise SIGBUS, as for any mapped file.
         #[expect(unsafe_code, reason = "mapping a file is what this type is for")]
-        let map = unsafe { Mmap::map(&file) }.ok()?;
+        let map = unsafe { Mmap::map(file) }.ok()?;
         let end = map.len().checked_sub(32)?;
-        if blake3::hash(&map[..end]).as_bytes() != &map[end..] {
+        if digest(key, id, &map[..end]).as_bytes() != &map[end..] {
             return None;
         }
         let mut d = Decoder::new(&map[..end]);

@@ -4,9 +4,11 @@
 //! looked at, oldest first, and the first that is authentic counts; markers and strangers are reported.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use futures::StreamExt;
 
+use super::order::Ordered;
 use super::placement::{Placement, PlacementError};
 use super::root::{Root, RootBody, RootError};
 use crate::clock::Moment;
@@ -106,7 +108,11 @@ impl std::str::FromStr for Selector {
         let app: AppName = app.parse().map_err(|_| bad())?;
         match time {
             None | Some("latest") => Ok(Self::Latest(app)),
-            Some(time) => Ok(Self::At(app, Moment::parse(time).map_err(|_| bad())?)),
+            // A time without a fraction means all of its second: so do the ids, which show no more.
+            Some(time) => {
+                let rest = if time.contains(['.', ',']) { Duration::ZERO } else { Duration::from_millis(999) };
+                Ok(Self::At(app, Moment::parse(time).map_err(|_| bad())?.plus(rest)))
+            }
         }
     }
 }
@@ -235,6 +241,17 @@ impl Catalog<'_> {
         Self::only(self.look(versions).await?)
     }
 
+    /// Whether a point of this application, or its tombstone, is there and authentic.
+    ///
+    /// # Errors
+    /// [`Failure`] when the store can't be asked.
+    pub async fn has(&self, app: &AppHash, id: &PointId) -> Result<bool, Failure> {
+        let key = Key::point(app, id);
+        let mut versions = self.store.versions(key.as_str()).await?;
+        versions.retain(|v| v.key == key);
+        Ok(!self.look(versions).await?.points.is_empty())
+    }
+
     fn only(mut listing: Listing) -> Result<Found, FindError> {
         if let Some(at) = listing.points.iter().position(|f| !f.root.tombstone) {
             return Ok(listing.points.swap_remove(at));
@@ -259,7 +276,13 @@ impl Catalog<'_> {
         let meant = |moment: Moment| at.is_none_or(|at| moment <= at);
         // What stands beside an authentic root hides none.
         refused.retain(|r| !points.iter().any(|f| Key::point(&f.root.app, &f.root.id()) == r.key));
-        let last = points.into_iter().filter(|f| !f.root.tombstone).rfind(|f| meant(f.root.moment));
+        let ordered = Ordered::new(points, ring);
+        let last = ordered.last(|f| meant(f.root.moment));
+        if let Some((last, other)) = last.and_then(|last| Some((last, ordered.doubt(last)?))) {
+            tracing::warn!(taken = %last.root.id(), %other, "neither follows from the other, and they are dated within minutes: \
+                which is newer is told by clocks alone");
+        }
+        let last = last.cloned();
         // A newer one that can't be read may be the one that is meant. An older one in its place is for people to choose.
         let newer = refused.into_iter().rev().find(|r| {
             let moment = r.key.parse_point().map(|(_, id)| id.second());

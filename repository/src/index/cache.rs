@@ -1,0 +1,196 @@
+//! The local cache of opened segments: `<folder>/<repository id>/<segment id>`.
+//!
+//! What lies there is believed only if a holder of the secret wrote it: each file ends with a hash that is keyed by the
+//! repository's secret and bound to its segment. The folder is for its owner alone. Where there is none, or no room in it,
+//! a segment is kept in memory: a cache saves time, and its lack stops nothing.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use zeroize::Zeroizing;
+
+use super::MappedSegment;
+use crate::id::{RepositoryId, SegmentId};
+use crate::keys::KeyRing;
+use crate::wire::Malformed;
+use crate::witness::Witness;
+
+/// The cache of one repository.
+#[derive(Clone)]
+pub struct IndexCache {
+    /// None: nothing is kept.
+    folder: Option<PathBuf>,
+    key: Zeroizing<[u8; 32]>,
+    witness: Witness,
+}
+
+/// A segment can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// It is none.
+    #[error("the body is no index segment")]
+    Malformed(#[from] Malformed),
+    /// Neither in the folder nor in memory.
+    #[error("there is no room for an index segment, neither in the cache folder nor in memory")]
+    NoRoom(#[source] io::Error),
+}
+
+impl IndexCache {
+    /// The folder that caches are in: `chosen`, else `$XDG_CACHE_HOME/milkrun`, else `~/.cache/milkrun`; `None` where none of
+    /// these is known.
+    pub fn folder(chosen: Option<PathBuf>) -> Option<PathBuf> {
+        chosen.or_else(|| {
+            let known = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+            let base = known("XDG_CACHE_HOME").or_else(|| Some(known("HOME")?.join(".cache")))?;
+            Some(base.join("milkrun"))
+        })
+    }
+
+    /// Uses `<folder>/<repository>`, made if missing. If that can't be, segments are kept in memory.
+    pub fn new(folder: Option<&Path>, repository: &RepositoryId, ring: &KeyRing) -> Self {
+        let base = folder;
+        let folder = folder.map(|f| f.join(repository.hex())).and_then(|folder| match private(&folder) {
+            Ok(()) => Some(folder),
+            Err(e) => {
+                tracing::warn!(?folder, reason = %e, "no index cache; what it would hold is kept in memory");
+                None
+            }
+        });
+        let witness = Witness::new(base.filter(|_| folder.is_some()), repository, ring);
+        Self { folder, key: ring.cache_key(), witness }
+    }
+
+    /// What this machine remembers of the repository.
+    pub fn witness(&self) -> &Witness {
+        &self.witness
+    }
+
+    fn path(&self, id: &SegmentId) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(id.hex()))
+    }
+
+    /// A segment that is cached. `None` for one that isn't, or is not as it was written.
+    pub fn open(&self, id: &SegmentId) -> Option<MappedSegment> {
+        let file = File::open(self.path(id)?).ok()?;
+        // Whoever else could write there could also cut it short while it is mapped.
+        let meta = file.metadata().ok()?;
+        let own = meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o022 == 0;
+        if own { MappedSegment::open(&file, &self.key, id) } else { None }
+    }
+
+    /// Puts an authenticated body into the cache and maps it.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the body is no segment, or there is no room for it at all.
+    pub fn store(&self, id: &SegmentId, body: &[u8]) -> Result<MappedSegment, CacheError> {
+        let bytes = MappedSegment::cache_file(body, &self.key, id)?;
+        if let (Some(folder), Some(path)) = (&self.folder, self.path(id)) {
+            match keep(folder, &path, &bytes) {
+                Ok(()) => {
+                    if let Some(mapped) = self.open(id) {
+                        return Ok(mapped);
+                    }
+                }
+                Err(e) => {
+                    tracing::warn!(?folder, reason = %e, "an index segment is kept in memory: the cache can't take it");
+                }
+            }
+        }
+        let no_room = |e: nix::Error| CacheError::NoRoom(e.into());
+        let file = File::from(memfd_create("milkrun index", MFdFlags::MFD_CLOEXEC).map_err(no_room)?);
+        file.write_all_at(&bytes, 0).map_err(CacheError::NoRoom)?;
+        let mapped = MappedSegment::open(&file, &self.key, id);
+        mapped.ok_or_else(|| CacheError::NoRoom(io::Error::other("changed while it was written")))
+    }
+}
+
+fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// Makes a folder for its owner alone, or checks that it is one.
+fn private(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let meta = fs::symlink_metadata(folder)?;
+    if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        return Err(io::Error::other("it belongs to somebody else, or others may write to it"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::id::PackId;
+    use crate::index::Segment;
+    use crate::index::tests::{entry, pack};
+    use crate::keys::Secret;
+
+    fn ring(n: u8) -> KeyRing {
+        KeyRing::from_secret(&Secret::from_bytes([n; 32]))
+    }
+
+    fn cache(folder: Option<&Path>, secret: u8) -> IndexCache {
+        IndexCache::new(folder, &RepositoryId::from_bytes([0; 16]), &ring(secret))
+    }
+
+    fn body() -> Vec<u8> {
+        Segment::new(vec![pack(1)], (0..200).map(|i| entry([i; 32], 1, u32::from(i))).collect()).encode()
+    }
+
+    #[test]
+    fn only_what_a_key_holder_wrote_for_this_segment_is_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two] = [1, 2].map(|n| SegmentId::from_bytes([n; 16]));
+        let cached = cache(Some(folder.path()), 1);
+        cached.store(&one, &body()).unwrap();
+        assert!(cached.open(&one).is_some());
+        let path = cached.path(&one).unwrap();
+        let good = fs::read(&path).unwrap();
+        // Under another name, by a stranger's key, with a flipped bit, cut, or writable for others: made anew.
+        fs::copy(&path, cached.path(&two).unwrap()).unwrap();
+        assert!(cached.open(&two).is_none());
+        assert!(cache(Some(folder.path()), 2).open(&one).is_none());
+        for at in (0..good.len()).step_by(good.len() / 50) {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            assert!(cached.open(&one).is_none(), "byte {at}");
+            fs::write(&path, &good[..at]).unwrap();
+            assert!(cached.open(&one).is_none(), "cut at {at}");
+        }
+        fs::write(&path, &good).unwrap();
+        assert!(cached.open(&one).is_some());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(cached.open(&one).is_none());
+        assert_eq!(cached.store(&one, &body()).unwrap().packs()[0].id, PackId::from_bytes([1; 16]));
+    }
+
+    #[test]
+    fn without_a_folder_of_its_own_nothing_stops() {
+        let id = SegmentId::from_bytes([1; 16]);
+        let folder = tempfile::tempdir().unwrap();
+        // None; a file in its place; one that others may write to; one that is full.
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let open = folder.path().join("open");
+        fs::create_dir_all(open.join(RepositoryId::from_bytes([0; 16]).hex())).unwrap();
+        let shared = open.join(RepositoryId::from_bytes([0; 16]).hex());
+        fs::set_permissions(shared, fs::Permissions::from_mode(0o777)).unwrap();
+        for folder in [None, Some(file.as_path()), Some(&open), Some(Path::new("/proc/self/none"))] {
+            let cache = cache(folder, 1);
+            assert_eq!(cache.folder, None, "{folder:?}");
+            assert_eq!(cache.store(&id, &body()).unwrap().len(), 200);
+            assert!(cache.open(&id).is_none());
+        }
+        assert!(cache(None, 1).store(&id, b"rubbish").is_err());
+    }
+}

@@ -1,0 +1,174 @@
+//! Which point is newer: what follows from what tells, and only then clocks.
+//!
+//! Each root says, sealed, which point predicted it: that one was there before. A point that a clock a few minutes ahead dated
+//! stays before those that follow from it, whatever their clocks said. Two that do not follow from each other, and are
+//! dated within the skew that clocks may have, are in doubt.
+
+use std::collections::{HashMap, HashSet};
+
+use super::catalog::Found;
+use super::commit::SKEW_MAX;
+use crate::clock::Moment;
+use crate::id::PointId;
+use crate::keys::KeyRing;
+
+/// Points of one or more applications, oldest first.
+#[derive(Debug, Default)]
+pub struct Ordered {
+    points: Vec<Found>,
+    parents: HashMap<PointId, PointId>,
+}
+
+impl Ordered {
+    /// Orders points. One whose sealed part can't be opened goes by its date alone.
+    pub fn new(points: Vec<Found>, ring: &KeyRing) -> Self {
+        let parents = points
+            .iter()
+            .filter(|f| !f.root.tombstone)
+            .filter_map(|f| Some((f.root.id(), f.open(ring).ok()?.parent?)))
+            .collect();
+        Self::by(points, parents)
+    }
+
+    fn by(mut points: Vec<Found>, parents: HashMap<PointId, PointId>) -> Self {
+        let dates: HashMap<PointId, Moment> = points.iter().map(|f| (f.root.id(), f.root.moment)).collect();
+        let mut ranks: HashMap<PointId, (Moment, u64)> = HashMap::new();
+        for id in dates.keys() {
+            rank(*id, &dates, &parents, &mut ranks);
+        }
+        points.sort_by_key(|f| {
+            let id = f.root.id();
+            (ranks.get(&id).copied().unwrap_or((f.root.moment, 0)), f.root.moment, f.root.run)
+        });
+        Self { points, parents }
+    }
+
+    /// The points.
+    pub fn points(&self) -> &[Found] {
+        &self.points
+    }
+
+    /// The last that is no tombstone and that `wanted` takes.
+    pub fn last(&self, wanted: impl Fn(&Found) -> bool) -> Option<&Found> {
+        self.points.iter().filter(|f| !f.root.tombstone).rfind(|f| wanted(f))
+    }
+
+    /// A point of the same application of which only clocks say that it is not newer than `last`.
+    pub fn doubt(&self, last: &Found) -> Option<PointId> {
+        let mut before = HashSet::from([last.root.id()]);
+        let mut at = last.root.id();
+        while let Some(parent) = self.parents.get(&at)
+            && before.insert(*parent)
+        {
+            at = *parent;
+        }
+        let near = |f: &Found| {
+            let (a, b) = (f.root.moment, last.root.moment);
+            a.since(b) <= SKEW_MAX && b.since(a) <= SKEW_MAX
+        };
+        let other = |f: &&Found| !f.root.tombstone && f.root.app == last.root.app && !before.contains(&f.root.id());
+        let found = self.points.iter().filter(other).find(|f| near(f) && !self.follows(&f.root.id(), &last.root.id()));
+        found.map(|f| f.root.id())
+    }
+
+    fn follows(&self, later: &PointId, earlier: &PointId) -> bool {
+        let mut seen = HashSet::new();
+        let mut at = *later;
+        while let Some(parent) = self.parents.get(&at)
+            && seen.insert(at)
+        {
+            if parent == earlier {
+                return true;
+            }
+            at = *parent;
+        }
+        false
+    }
+}
+
+/// A point's own date, or its parent's rank and one step more, whichever is later.
+fn rank(
+    id: PointId,
+    dates: &HashMap<PointId, Moment>,
+    parents: &HashMap<PointId, PointId>,
+    ranks: &mut HashMap<PointId, (Moment, u64)>,
+) {
+    // From the point back to one that is ranked, or has no parent here; then forward again.
+    let (mut path, mut on_path) = (Vec::new(), HashSet::new());
+    let mut at = Some(id);
+    let mut before = None;
+    while let Some(point) = at {
+        if let Some(rank) = ranks.get(&point) {
+            before = Some(*rank);
+            break;
+        }
+        // Nothing that is signed leads in circles.
+        if !dates.contains_key(&point) || !on_path.insert(point) {
+            break;
+        }
+        path.push(point);
+        at = parents.get(&point).copied();
+    }
+    for point in path.into_iter().rev() {
+        let own = dates.get(&point).map_or((Moment::from_millis(i64::MIN), 0), |date| (*date, 0));
+        let rank = before.map_or(own, |(date, step)| own.max((date, step + 1)));
+        ranks.insert(point, rank);
+        before = Some(rank);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{AppHash, RepositoryId, RunId};
+    use crate::point::Root;
+    use crate::store::Version;
+
+    fn found(run: u8, minute: i64) -> Found {
+        let root = Root {
+            tombstone: false,
+            repository: RepositoryId::from_bytes([1; 16]),
+            app: AppHash::from_bytes([2; 16]),
+            run: RunId::from_bytes([run; 8]),
+            moment: Moment::from_millis(1_800_000_000_000 + minute * 60_000),
+            lock_until: None,
+        };
+        Found { root, version: Version(String::new()), bytes: bytes::Bytes::new(), hidden: false }
+    }
+
+    fn ordered(points: &[(u8, i64)], parents: &[(u8, u8)]) -> Ordered {
+        let all: Vec<Found> = points.iter().map(|&(run, minute)| found(run, minute)).collect();
+        let id = |run: u8| all.iter().find(|f| f.root.run == RunId::from_bytes([run; 8])).unwrap().root.id();
+        let parents = parents.iter().map(|&(child, parent)| (id(child), id(parent))).collect();
+        Ordered::by(all.clone(), parents)
+    }
+
+    fn runs(o: &Ordered) -> Vec<u8> {
+        o.points().iter().map(|f| f.root.run.as_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn what_follows_is_newer_whatever_the_clocks_said() {
+        // 1 was dated four minutes ahead; 2 and 3 follow from it, one after the other; 4 is later by every clock.
+        let o = ordered(&[(1, 4), (2, 1), (3, 2), (4, 10)], &[(2, 1), (3, 2), (4, 3)]);
+        assert_eq!(runs(&o), [1, 2, 3, 4]);
+        let o = ordered(&[(1, 4), (2, 1), (3, 2)], &[(2, 1), (3, 2)]);
+        let last = o.last(|_| true).unwrap();
+        assert_eq!(last.root.run.as_bytes()[0], 3);
+        assert_eq!(o.doubt(last), None);
+        // Without parents, by date.
+        assert_eq!(runs(&ordered(&[(1, 4), (2, 1), (3, 2)], &[])), [2, 3, 1]);
+        // A parent that is not here, or a circle, ends the search.
+        assert_eq!(runs(&ordered(&[(1, 1), (2, 2)], &[(1, 2), (2, 1)])).len(), 2);
+    }
+
+    #[test]
+    fn what_only_clocks_tell_apart_is_in_doubt() {
+        let o = ordered(&[(1, 0), (2, 10), (3, 12)], &[(2, 1), (3, 1)]);
+        let last = o.last(|_| true).unwrap();
+        assert_eq!((last.root.run.as_bytes()[0], o.doubt(last)), (3, Some(found(2, 10).root.id())));
+        // Far enough apart, clocks will do.
+        let o = ordered(&[(1, 0), (2, 10), (3, 20)], &[(2, 1), (3, 1)]);
+        assert_eq!(o.doubt(o.last(|_| true).unwrap()), None);
+    }
+}
