@@ -1,5 +1,6 @@
 //! Where volumes come from and go to: block devices, image files, byte streams.
 
+mod alone;
 mod block;
 pub mod changes;
 mod command;

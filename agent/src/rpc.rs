@@ -14,7 +14,7 @@ use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{Place, SealedKey, SlotKey};
 use milkrun_repository::restore_plan::Write;
 use milkrun_repository::store::grant::{GetGrant, PutGrant};
-use milkrun_repository::store::{Firmness, Key, Lock};
+use milkrun_repository::store::{Firmness, Key, Lock, Version};
 use tonic::transport::Channel;
 
 use crate::backup::{Extent, Outcome, ParentExtent, Run};
@@ -60,6 +60,8 @@ pub struct SealedClaim {
     pub digest: [u8; 32],
     /// The sealed key.
     pub key: SealedKey,
+    /// The version that the store gave it, once it is stored.
+    pub version: Option<Version>,
 }
 
 /// A finished region.
@@ -224,6 +226,7 @@ impl Coordinator {
             slots: pack.key.slots,
             directory_length: pack.key.directory_len,
             entries: bytes.into(),
+            version: pack.version.as_ref().map(|v| v.0.clone()).unwrap_or_default(),
         };
         self.upload.clone().seal(request).await?;
         Ok(())

@@ -41,7 +41,7 @@ async fn run(url: &StoreUrl, each: usize, count: usize, in_flight: usize) -> Res
         async move {
             let terms = PutTerms { key: Key::pack(&PackId::random()), length: each as u64, crc32, lock: None };
             let grant = place.store.grant_put(&terms).await.map_err(|e| e.to_string())?;
-            place.redeem.put(&grant, body).await.map_err(|e| e.to_string())
+            place.redeem.put(&grant, body).await.map(drop).map_err(|e| e.to_string())
         }
     });
     let mut puts = futures::stream::iter(puts).buffer_unordered(in_flight);

@@ -26,6 +26,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "For all commands")]
 pub(crate) struct Global {
     /// Print one JSON document on standard output
     #[arg(long, global = true)]
@@ -68,7 +69,7 @@ pub(crate) enum Addressing {
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct Repository {
-    /// The repository: file:///path or s3://bucket/prefix
+    /// The repository: a folder, file:///path or s3://bucket/prefix
     #[arg(long, short, env = "MILKRUN_REPOSITORY", value_name = "URL")]
     pub(crate) repository: Option<StoreUrl>,
 }

@@ -1,5 +1,6 @@
 //! What people and scripts see: tables, JSON documents, exit codes, errors with advice.
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -58,12 +59,10 @@ impl CliError {
 }
 
 const ADVICE_UNREACHABLE: &str = "Nothing is known about the repository. Check network, endpoint (AWS_ENDPOINT_URL) and proxy, or whether the directory is mounted; then try again.";
-const ADVICE_DENIED: &str =
-    "Check the credentials and the bucket policy; `milkrun init` prints the policies of the three roles.";
+const ADVICE_DENIED: &str = "Of a bucket, check the credentials and its policy (`milkrun init` prints those of the three roles); of a directory, who may read and write there.";
 const ADVICE_SKEW: &str =
     "Set the clock of this host right (NTP): S3 refuses requests that are off by 15 minutes, and locks would be wrong.";
-const ADVICE_FULL: &str =
-    "Make room where the repository is. What was written stays and is reused; nothing half done is listed.";
+const ADVICE_FULL: &str = "Make room where the repository is, and try again. Nothing half done is listed.";
 const ADVICE_DAMAGE: &str =
     "Run `milkrun verify --data` to see how far it goes; restore from another copy or an earlier point.";
 
@@ -147,7 +146,7 @@ pub(crate) fn print(text: &str) {
         true => Err(std::io::Error::other("it is closed")),
         false => {
             let mut out = std::io::stdout().lock();
-            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+            out.write_all(plain(text).as_bytes()).and_then(|()| out.flush())
         }
     };
     if let Err(e) = printed
@@ -169,9 +168,22 @@ pub(crate) fn end(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// Text as a terminal may show it. Names, reasons and notes come from elsewhere, and what a terminal obeys (control characters,
+/// marks that turn the direction) is written out.
+fn plain(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        (c.is_control() && !matches!(c, '\n' | '\t'))
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if obeyed(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
 /// Prints a line to standard error.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", plain(text));
 }
 
 /// Ends with an error.
@@ -203,4 +215,15 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
         out.push('\n');
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn what_a_terminal_obeys_is_written_out() {
+        assert_eq!(plain("a\tb\n\u{e4} \u{1f600}"), "a\tb\n\u{e4} \u{1f600}");
+        assert_eq!(plain("\x1b[2J\r\u{9b}x\u{202e}y"), "\\u{1b}[2J\\u{d}\\u{9b}x\\u{202e}y");
+    }
 }

@@ -408,20 +408,21 @@ impl Run {
             // What failed came behind it.
             return Ok(());
         }
-        let claim = Claim {
+        let mut claim = Claim {
             id: pack.id,
             kind: PackKind::Metadata,
             length: pack.bytes.len() as u64,
             digest: pack.digest,
             crc32: pack.crc32,
             key: pack.key.clone(),
+            version: None,
         };
         let key = Key::pack(&pack.id);
         let body = Bytes::from(std::mem::take(&mut pack.bytes));
         let created = self.repository.store.create(&key, body.clone(), self.locks.packs).await;
         pack.bytes = body.into();
         match created {
-            Ok(_) => {}
+            Ok(version) => claim.version = Some(version),
             // Nobody else knows its name: an earlier attempt of ours came further than it heard.
             Err(CreateError::Exists(_)) if finished.tried => {}
             Err(e) => {

@@ -1,6 +1,7 @@
 //! A run's journal in the repository: what was done is written before its agent hears that it counts, so that another leader
 //! can go on with the run. The bytes are [`milkrun_repository::point::journal`]'s.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use milkrun_repository::Repository;
 use milkrun_repository::id::RunId;
 use milkrun_repository::keys::envelope::{self, EnvelopeError, Kind};
 use milkrun_repository::point::journal::{Record, decode, encode};
+use milkrun_repository::sealed::{self, Sealed};
 use milkrun_repository::store::{CreateError, Failure, GetError, Key, read};
 use milkrun_repository::wire::Malformed;
 
@@ -197,7 +199,35 @@ impl Journal {
             versions.iter().filter(|v| !v.delete_marker).filter_map(|v| v.key.parse_journal()).collect();
         found.sort_unstable();
         found.dedup();
-        let Some(&(newest, last)) = found.last() else { return Ok(None) };
+        let listed: HashSet<(u64, u32)> = found.iter().copied().collect();
+        // A series begins at 0 and has no gaps. Whoever may write can put any name there: a number without those before it is
+        // none of a series, and an epoch without a sound first object is nobody's.
+        let whole = |epoch: u64| (0..).take_while(|n| listed.contains(&(epoch, *n))).last();
+        let mut epochs: Vec<u64> = found.iter().map(|(epoch, _)| *epoch).collect();
+        epochs.dedup();
+        let mut newest = None;
+        for epoch in epochs.into_iter().rev() {
+            let Some(mut last) = whole(epoch) else { continue };
+            // Nor is what stands behind the last sound object.
+            loop {
+                match Self::object(repository, Key::journal(run, epoch, last)).await {
+                    Ok(_) => newest = Some((epoch, last)),
+                    Err(JournalError::Refused(key, e)) => {
+                        tracing::warn!(object = %key, reason = %e, "is none of the journal's");
+                        if last > 0 {
+                            last -= 1;
+                            continue;
+                        }
+                    }
+                    Err(e) => return Err(e),
+                }
+                break;
+            }
+            if newest.is_some() {
+                break;
+            }
+        }
+        let Some((newest, last)) = newest else { return Ok(None) };
         let (mut counting, mut told) = (Vec::new(), Vec::new());
         let (mut epoch, mut number) = (newest, last);
         // Backwards from the newest series: each says which one it went on from, and up to where.
@@ -232,13 +262,11 @@ impl Journal {
     }
 
     async fn object(repository: &Repository, key: Key) -> Result<Vec<Record>, JournalError> {
-        let bytes = match read(&*repository.store, &key, None).await {
-            Ok(bytes) => bytes,
-            Err(GetError::NotFound(_)) => return Err(JournalError::Missing(key)),
-            Err(GetError::Failed(f)) => return Err(f.into()),
+        let body = match sealed::open(repository, &key, Kind::Journal).await? {
+            Sealed::Body(body) => body,
+            Sealed::Refused(e) => return Err(JournalError::Refused(key, e)),
+            Sealed::None => return Err(JournalError::Missing(key)),
         };
-        let opened = envelope::open(&repository.ring, &repository.config.id, &key, Kind::Journal, &bytes);
-        let body = opened.map_err(|e| JournalError::Refused(key.clone(), e))?;
         decode(&body).map_err(|e| JournalError::Malformed(key, e))
     }
 }

@@ -4,16 +4,22 @@
 //! `leases/leader/<epoch>-<beat>`: who leads writes a new beat every few seconds and deletes the one before. Who wants to lead
 //! watches; when nothing new came for a while, it creates the first beat of the next epoch: create-only, so that one wins.
 //!
+//! A beat counts only if a holder of the repository's secret wrote it for its very key. Whoever may write to the bucket can put
+//! other objects beside it: each is looked at once, named, and swept.
+//!
 //! **Nothing rests on these times.** Two who both believe that they lead do no harm: a run's root is created once
 //! ([`commit`](milkrun_repository::point::commit)), and journals of an older epoch do not count.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use milkrun_repository::Repository;
 use milkrun_repository::keys::envelope::{self, Kind};
-use milkrun_repository::store::{CreateError, Failure, GetError, Key, read};
+use milkrun_repository::store::{
+    CreateError, DeleteError, Failure, GetError, Key, Listed, Trouble, Version, read_listed,
+};
 use milkrun_repository::wire::{Decoder, Encoder};
 use tokio::time::Instant;
 
@@ -45,9 +51,25 @@ pub struct StoreLease {
     name: String,
     /// After so long without a beat another may lead.
     patience: Duration,
+    judged: Mutex<Judged>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What was looked at, so that each beat is read once.
+#[derive(Default)]
+struct Judged {
+    sound: Option<Beat>,
+    rubbish: HashSet<(Beat, Version)>,
+    /// The store lets this process delete nothing: it is not asked again.
+    no_deletes: bool,
+}
+
+/// Names that are remembered as none of ours; more are looked at again.
+const RUBBISH_MAX: usize = 64 * 1024;
+
+/// Keys that are tried for the next beat where somebody took one.
+const KEYS_TRIED: u32 = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Beat {
     epoch: u64,
     number: u32,
@@ -62,29 +84,89 @@ impl Beat {
 impl StoreLease {
     /// In this repository; `name` is for people. Another may lead when nothing was heard for `patience`.
     pub fn new(repository: Arc<Repository>, name: String, patience: Duration) -> Self {
-        Self { repository, name, patience }
+        Self { repository, name, patience, judged: Mutex::default() }
     }
 
     fn pause(&self) -> Duration {
         self.patience / BEATS
     }
 
+    fn judged(&self) -> MutexGuard<'_, Judged> {
+        self.judged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest beat that a holder of the secret wrote.
     async fn newest(&self) -> Result<Option<Beat>, Failure> {
-        let versions = self.repository.store.versions(Key::leaders()).await?;
-        let beats = versions.iter().filter(|v| !v.delete_marker).filter_map(|v| v.key.parse_leader());
-        Ok(beats.map(|(epoch, number)| Beat { epoch, number }).max())
+        let mut listed: Vec<(Beat, Listed)> = Vec::new();
+        for v in self.repository.store.versions(Key::leaders()).await? {
+            let beat = v.key.parse_leader().map(|(epoch, number)| Beat { epoch, number });
+            if let Some(beat) = beat.filter(|_| !v.delete_marker) {
+                listed.push((beat, v));
+            }
+        }
+        listed.sort_by_key(|(beat, _)| std::cmp::Reverse(*beat));
+        for (beat, version) in listed {
+            {
+                let judged = self.judged();
+                if judged.sound == Some(beat) {
+                    return Ok(Some(beat));
+                }
+                if judged.rubbish.contains(&(beat, version.version.clone())) {
+                    continue;
+                }
+            }
+            if self.open(&version).await?.is_some() {
+                self.judged().sound = Some(beat);
+                return Ok(Some(beat));
+            }
+            tracing::warn!(object = %version.key, version = %version.version, "is no beat of a leader: not by a holder of the secret");
+            let mut judged = self.judged();
+            if judged.rubbish.len() < RUBBISH_MAX {
+                judged.rubbish.insert((beat, version.version));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a beat says, if it is one: whether its writer gave way.
+    async fn open(&self, listed: &Listed) -> Result<Option<bool>, Failure> {
+        let repository = &self.repository;
+        let bytes = match read_listed(&*repository.store, listed).await {
+            Ok(bytes) => bytes,
+            Err(GetError::NotFound(_)) => return Ok(None),
+            Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => return Ok(None),
+            Err(GetError::Failed(f)) => return Err(f),
+        };
+        let body = envelope::open(&repository.ring, &repository.config.id, &listed.key, Kind::Leader, &bytes);
+        Ok(body.ok().map(|body| Decoder::new(&body).u8("gave way") == Ok(1)))
+    }
+
+    /// The versions of one beat's key.
+    async fn versions_of(&self, beat: Beat) -> Result<Vec<Listed>, Failure> {
+        let key = beat.key();
+        let mut listed = self.repository.store.versions(key.as_str()).await?;
+        listed.retain(|v| v.key == key && !v.delete_marker);
+        Ok(listed)
     }
 
     /// Whether its writer gave way. One that can't be read counts as one who did not.
     async fn gave_way(&self, beat: Beat) -> Result<bool, Failure> {
-        let (repository, key) = (&self.repository, beat.key());
-        let bytes = match read(&*repository.store, &key, None).await {
-            Ok(bytes) => bytes,
-            Err(GetError::NotFound(_)) => return Ok(false),
-            Err(GetError::Failed(f)) => return Err(f),
-        };
-        let body = envelope::open(&repository.ring, &repository.config.id, &key, Kind::Leader, &bytes);
-        Ok(body.is_ok_and(|body| Decoder::new(&body).u8("gave way") == Ok(1)))
+        for version in self.versions_of(beat).await? {
+            if let Some(gave_way) = self.open(&version).await? {
+                return Ok(gave_way);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a beat's key holds one, by whomever.
+    async fn is_beat(&self, beat: Beat) -> Result<bool, Failure> {
+        for version in self.versions_of(beat).await? {
+            if self.open(&version).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn write(&self, beat: Beat, gives_way: bool) -> Result<(), CreateError> {
@@ -94,14 +176,45 @@ impl StoreLease {
         repository.store.create(&key, object.into(), None).await.map(drop)
     }
 
-    /// Deletes what came before a beat. What can't be deleted does no harm.
+    /// Deletes what came before a beat, and what is none. What can't be deleted does no harm; who may not is not told so each time.
     async fn sweep(&self, before: Beat) {
+        if self.judged().no_deletes {
+            return;
+        }
         let Ok(versions) = self.repository.store.versions(Key::leaders()).await else { return };
         for v in versions.into_iter().filter(|v| !v.delete_marker) {
-            if v.key.parse_leader().is_some_and(|(epoch, number)| Beat { epoch, number } < before) {
-                let _ = self.repository.store.delete(&v.key, &v.version).await;
+            let Some(beat) = v.key.parse_leader().map(|(epoch, number)| Beat { epoch, number }) else { continue };
+            let rubbish = (beat, v.version.clone());
+            if beat >= before && !self.judged().rubbish.contains(&rubbish) {
+                continue;
+            }
+            match self.repository.store.delete(&v.key, &v.version).await {
+                Ok(()) => drop(self.judged().rubbish.remove(&rubbish)),
+                Err(DeleteError::Failed(f)) if f.trouble == Trouble::Denied => {
+                    tracing::warn!(
+                        "beats of leaders stay: this identity may delete nothing below leases/ (see the policies that `milkrun init` prints)"
+                    );
+                    self.judged().no_deletes = true;
+                    return;
+                }
+                Err(_) => {}
             }
         }
+    }
+
+    /// Writes the beat after this one. A key that somebody took with something else is passed over.
+    async fn write_next(&self, after: Beat, gives_way: bool) -> Result<Beat, CreateError> {
+        let mut next = after;
+        for _ in 0..KEYS_TRIED {
+            next.number = next.number.saturating_add(1);
+            match self.write(next, gives_way).await {
+                // Ours, if it is a beat: nobody else writes in our epoch.
+                Err(CreateError::Exists(_)) if !self.is_beat(next).await? => {}
+                Ok(()) | Err(CreateError::Exists(_)) => return Ok(next),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(CreateError::Exists(next.key().to_string()))
     }
 }
 
@@ -124,15 +237,22 @@ impl Leadership for StoreLease {
                 Some(beat) => since.elapsed() >= self.patience || self.gave_way(beat).await?,
             };
             if free {
-                let beat = Beat { epoch: newest.map_or(0, |b| b.epoch) + 1, number: 0 };
-                match self.write(beat, false).await {
-                    Ok(()) => {
-                        self.sweep(beat).await;
-                        return Ok(beat.epoch);
+                let mut beat = Beat { epoch: newest.map_or(0, |b| b.epoch).saturating_add(1), number: 0 };
+                loop {
+                    match self.write(beat, false).await {
+                        Ok(()) => {
+                            self.sweep(beat).await;
+                            return Ok(beat.epoch);
+                        }
+                        // Somebody put something else there. All who want to lead pass it over alike, so that one of them wins.
+                        Err(CreateError::Exists(_)) if !self.is_beat(beat).await? && beat.epoch < u64::MAX => {
+                            tracing::warn!(object = %beat.key(), "is no beat of a leader: not by a holder of the secret");
+                            beat.epoch += 1;
+                        }
+                        // Another one was faster.
+                        Err(CreateError::Exists(_)) => break,
+                        Err(CreateError::Failed(f)) => return Err(f),
                     }
-                    // Another one was faster.
-                    Err(CreateError::Exists(_)) => continue,
-                    Err(CreateError::Failed(f)) => return Err(f),
                 }
             }
             tokio::time::sleep(self.pause()).await;
@@ -144,16 +264,15 @@ impl Leadership for StoreLease {
         let mut last = Instant::now();
         loop {
             tokio::time::sleep(self.pause()).await;
-            let next = Beat { epoch, number: beat.number + 1 };
             let renewed = match self.newest().await {
                 Ok(Some(newest)) if newest.epoch > epoch => {
                     return format!("another coordinator leads since, with epoch {}", newest.epoch);
                 }
-                Ok(_) => self.write(next, false).await,
+                Ok(_) => self.write_next(beat, false).await,
                 Err(f) => Err(f.into()),
             };
             match renewed {
-                Ok(()) | Err(CreateError::Exists(_)) => {
+                Ok(next) => {
                     beat = next;
                     last = Instant::now();
                     self.sweep(beat).await;
@@ -162,6 +281,11 @@ impl Leadership for StoreLease {
                     return format!("the store could not be asked for {} s: {f}", last.elapsed().as_secs());
                 }
                 Err(CreateError::Failed(f)) => tracing::warn!(error = %f, "can't say that this coordinator leads"),
+                Err(e @ CreateError::Exists(_)) => {
+                    // The next try begins behind those that were taken.
+                    beat.number = beat.number.saturating_add(KEYS_TRIED);
+                    tracing::warn!(error = %e, "can't say that this coordinator leads: somebody takes the keys");
+                }
             }
         }
     }
@@ -170,9 +294,8 @@ impl Leadership for StoreLease {
         if let Ok(Some(newest)) = self.newest().await
             && newest.epoch == epoch
         {
-            let last = Beat { epoch, number: newest.number + 1 };
             // Else the next one waits.
-            if self.write(last, true).await.is_ok() {
+            if let Ok(last) = self.write_next(newest, true).await {
                 self.sweep(last).await;
             }
         }

@@ -28,6 +28,7 @@ use milkrun_repository::index::{MappedSegment, Segment};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::wrapped;
 use milkrun_repository::pack::{Directory, PackKind};
+use milkrun_repository::point::ended;
 use milkrun_repository::point::journal;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::{Placement, Root, RootBody, Selector};
@@ -121,6 +122,9 @@ fn stored() -> Vec<Target> {
         }),
         Target::canonical("journal of a restore", golden!("restore-journal-body-v1.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))
+        }),
+        Target::canonical("ended run", golden!("ended-body-v1.bin").to_vec(), |b| {
+            ended::decode(b).ok().map(|(run, moment)| ended::encode(&run, moment))
         }),
         Target::canonical("what a journal allows", golden!("journal-allows-body-v1.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))

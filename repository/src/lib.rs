@@ -34,6 +34,7 @@ pub mod pack;
 pub mod point;
 pub mod repository;
 pub mod restore_plan;
+pub mod sealed;
 pub mod store;
 pub mod units;
 pub mod verify;

@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod commit;
+pub mod ended;
 pub mod journal;
 pub mod lease;
 pub mod order;

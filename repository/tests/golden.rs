@@ -7,12 +7,15 @@
 
 mod samples;
 
+use milkrun_repository::clock::Moment;
 use milkrun_repository::config::Config;
 use milkrun_repository::damaged;
+use milkrun_repository::id::RunId;
 use milkrun_repository::index::Segment;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::keys::wrapped;
 use milkrun_repository::pack::{Directory, PackKind, SlotOpener, slot_key};
+use milkrun_repository::point::ended;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::{Placement, Root, RootBody};
@@ -125,6 +128,14 @@ fn damaged_packs_v1() {
     let body = golden("damaged-body-v1.bin", || damaged::encode(&damaged_packs()));
     assert_eq!(damaged::decode(&body).unwrap(), damaged_packs());
     assert_eq!(damaged::encode(&damaged_packs()), body);
+}
+
+#[test]
+fn ended_v1() {
+    let (run, moment) = (RunId::from_bytes([7; 8]), Moment::from_millis(1_800_000_000_000));
+    let body = golden("ended-body-v1.bin", || ended::encode(&run, moment));
+    assert_eq!(ended::decode(&body).unwrap(), (run, moment));
+    assert_eq!(ended::encode(&run, moment), body);
 }
 
 #[test]

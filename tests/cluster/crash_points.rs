@@ -10,6 +10,12 @@ use milkrun_tests::{noise, skip};
 
 use crate::together::two_nodes;
 
+/// The repository as it was, and a coordinator that remembers nothing newer.
+fn back(c: &Cluster) {
+    copy(&c.folder().join("before"), &c.folder().join("repository"));
+    let _ = fs::remove_dir_all(c.folder().join("coordinator-cache"));
+}
+
 fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
@@ -88,7 +94,7 @@ fn a_coordinator_killed_anywhere_is_followed_by_one_that_goes_on() {
     let mut c = ready();
     let first = points(&c);
     let log = c.folder().join("points");
-    let reset = |c: &Cluster| copy(&c.folder().join("before"), &c.folder().join("repository"));
+    let reset = back;
 
     c.coordinator_env = vec![("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
     let agents = [c.agent("node-a"), c.agent("node-b")];
@@ -225,7 +231,7 @@ fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() 
     for at in &chosen {
         clean();
         // With the same past it makes the same calls.
-        copy(&c.folder().join("before"), &c.folder().join("repository"));
+        back(&c);
         c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), (*at).to_owned())];
         let mut dying = c.coordinator_with("dying", &[]);
         dying.wait_for_log("serving");
@@ -302,7 +308,7 @@ fn a_parent_that_is_lost_before_a_take_over_never_becomes_holes() {
         );
         return;
     };
-    copy(&c.folder().join("before"), &c.folder().join("repository"));
+    back(&c);
     c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), at.into())];
     let mut dying = c.coordinator_with("dying", &[]);
     dying.wait_for_log("serving");

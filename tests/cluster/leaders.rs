@@ -127,3 +127,44 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
     assert_eq!(points(&c), 1);
     restores(&c);
 }
+
+/// Names that somebody without the secret put into the repository decide nothing, cost nothing, and go.
+#[test]
+fn what_nobody_signed_decides_nothing() {
+    let c = shared_volume();
+    let mut first = c.coordinator();
+    let _agents = [c.agent("node-a"), c.agent("node-b")];
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let repository = c.folder().join("repository");
+    let put = |key: &str, body: &[u8]| {
+        let path = repository.join(key);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, body).unwrap();
+    };
+    let (forged, run) = ("leases/leader/ffffffffffffffff-ffffffff", "00112233aabbccdd");
+    put(forged, b"");
+    put("leases/leader/0000000000000009-00000000", &noise(100, 1));
+    put(&format!("leases/{run}"), b"");
+    put(&format!("journal/{run}/ffffffffffffffff-ffffffff"), b"");
+    // The keys that its next beats would have.
+    for number in 2..8 {
+        put(&format!("leases/leader/0000000000000001-{number:08x}"), b"rubbish");
+    }
+    first.wait_for_log("is no beat of a leader");
+    // It leads on, over more than one beat, and nobody else may.
+    std::thread::sleep(std::time::Duration::from_secs(10));
+    assert!(first.runs(), "{}", first.log());
+    wait_for("the rubbish to be swept", || (!repository.join(forged).exists()).then_some(()));
+    let _ = c.run(&["backup", "shop"]).ok();
+    // The epoch that the next one would have is taken, too.
+    put("leases/leader/0000000000000002-00000000", b"");
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.wait(), Some(0), "{}", first.log());
+    let second = c.coordinator_with("second", &[]);
+    second.wait_for_log("epoch=3");
+    assert!(second.log().contains("is no lease"), "{}", second.log());
+    assert!(!repository.join(format!("leases/{run}")).exists());
+    c.wait_for_agents(&["node-a", "node-b"]);
+    c.run(&["backup", "shop"]).ok();
+    assert_eq!(points(&c), 2);
+}

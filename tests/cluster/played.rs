@@ -152,6 +152,7 @@ pub(crate) async fn seal_rubbish(
         slots: u32::try_from(chunks.len()).unwrap(),
         directory_length: 500,
         entries: entries.into(),
+        version: String::new(),
     };
     upload.seal(seal).await.unwrap();
 }

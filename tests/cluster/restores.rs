@@ -196,3 +196,50 @@ fn a_device_is_gone_on_with_and_another_in_its_place_is_not() {
     let kept = fs::read(c.folder().join("precious")).unwrap();
     assert!(kept[..precious.len()] == precious[..] && kept[precious.len()..].iter().all(|&b| b == 0));
 }
+
+/// Whoever may write to the bucket keeps a restore's lease and journal, and puts them back when it is long over: nothing comes of
+/// it, and what is in the target by then stays.
+#[test]
+fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
+    let (mut c, mut coordinator, _a) = backed_up();
+    let (mut hanging, mut child, run) = begin(&mut c, &coordinator);
+    coordinator.signal(Signal::SIGKILL);
+    coordinator.wait();
+    child.wait().unwrap();
+    hanging.signal(Signal::SIGKILL);
+    hanging.wait();
+    let repository = c.folder().join("repository");
+    let of_run = [PathBuf::from("leases").join(&run), PathBuf::from("journal").join(&run)];
+    let saved = c.folder().join("saved");
+    fs::create_dir(&saved).unwrap();
+    let copy = |from: &Path, to: &Path| must("cp", &["-a", &from.display().to_string(), &to.display().to_string()]);
+    for (i, of_run) in of_run.iter().enumerate() {
+        copy(&repository.join(of_run), &saved.join(i.to_string()));
+    }
+    let mut next = c.coordinator_with("next", &[]);
+    let _b = c.agent("node-b");
+    wait_for("the restore's end", || {
+        let runs = c.run(&["runs", "--json"]);
+        let document = (runs.code == Some(0)).then(|| runs.json())?;
+        let found = document["runs"].as_array()?.iter().find(|r| r["run"] == run.as_str())?.clone();
+        is_over(&found).then_some(())
+    });
+    came_back(&c);
+    // The application is at work again.
+    let live = noise(1 << 20, 77);
+    fs::File::options().write(true).open(target(&c)).unwrap().write_all_at(&live, 4096).unwrap();
+    next.signal(Signal::SIGTERM);
+    next.wait();
+    for (i, of_run) in of_run.iter().enumerate() {
+        copy(&saved.join(i.to_string()), &repository.join(of_run));
+    }
+    let third = c.coordinator_with("third", &[]);
+    third.wait_for_log("nobody goes on with it");
+    third.wait_for_log("an agent is connected");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(!third.log().contains("a run that another coordinator left goes on"), "{}", third.log());
+    let mut kept = vec![0; live.len()];
+    fs::File::open(target(&c)).unwrap().read_exact_at(&mut kept, 4096).unwrap();
+    assert!(kept == live, "old bytes are in the target");
+    assert!(of_run.iter().all(|o| !repository.join(o).is_file()), "they stay");
+}

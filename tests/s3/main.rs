@@ -14,6 +14,7 @@ use milkrun_repository::store::throttle::Throttle;
 use milkrun_repository::store::{CreateError, Firmness, Key, Lock, Store, Trouble, conformance};
 use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::troublemaker::Troublemaker;
+use milkrun_tests::versity::Versity;
 
 async fn bucket(name: &str, lock: bool) {
     let config = aws_config::defaults(aws_config::BehaviorVersion::latest()).load().await;
@@ -58,6 +59,28 @@ fn a_real_s3_server() {
     });
     ways_in::run(&server, &runtime);
     weak_stores::run(&server, &runtime);
+    drop(server);
+
+    let Some(second) = Versity::start("store conformance on a second S3") else { return };
+    set_endpoint(&second.endpoint());
+    runtime.block_on(async {
+        bucket("locked-bucket", true).await;
+        let store = S3::new("locked-bucket", "some/prefix", S3Options::default()).await.unwrap();
+        let redeemer = Redeemer::new(None, Throttle::none()).unwrap();
+        conformance::run(&store, &redeemer).await;
+        let store = Retrying::new(store, Patience::TEST);
+        let redeemer = Retrying::new(redeemer, Patience::TEST);
+        conformance::run(&store, &redeemer).await;
+        a_grant_is_for_one_object(&store, &redeemer).await;
+    });
+}
+
+fn set_endpoint(endpoint: &str) {
+    // SAFETY: this binary has one test, and what runs beside it (the runtime's threads) reads no environment.
+    #[expect(unsafe_code, reason = "the SDK's own chain reads the environment of this process")]
+    unsafe {
+        std::env::set_var("AWS_ENDPOINT_URL", endpoint);
+    }
 }
 
 /// Another body, no lock header, another key: refused by the server.

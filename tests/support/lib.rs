@@ -8,6 +8,7 @@ pub mod postgres;
 pub mod seaweed;
 pub mod service;
 pub mod troublemaker;
+pub mod versity;
 
 use std::io::Write;
 

@@ -139,20 +139,30 @@ impl Seaweed {
 
     /// The environment that the AWS SDK reads.
     pub fn env(&self) -> [(&'static str, String); 5] {
-        [
-            ("AWS_ENDPOINT_URL", self.endpoint()),
-            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
-            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
-            ("AWS_REGION", "us-east-1".into()),
-            ("AWS_EC2_METADATA_DISABLED", "true".into()),
-        ]
+        env_of(&self.endpoint())
     }
 
     /// `milkrun` with a repository in a bucket here.
     pub fn milkrun(&self, bucket: &str, prefix: &str, folder: &Path) -> Milkrun {
-        let url = format!("s3://{bucket}/{prefix}");
-        self.env().iter().fold(Milkrun::at(&url, folder), |m, (k, v)| m.env(k, v))
+        milkrun_at(&self.endpoint(), bucket, prefix, folder)
     }
+}
+
+/// The environment that the AWS SDK reads, for a test's server.
+pub fn env_of(endpoint: &str) -> [(&'static str, String); 5] {
+    [
+        ("AWS_ENDPOINT_URL", endpoint.into()),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
+        ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
+        ("AWS_REGION", "us-east-1".into()),
+        ("AWS_EC2_METADATA_DISABLED", "true".into()),
+    ]
+}
+
+/// `milkrun` with a repository in a bucket of a test's server.
+pub fn milkrun_at(endpoint: &str, bucket: &str, prefix: &str, folder: &Path) -> Milkrun {
+    let url = format!("s3://{bucket}/{prefix}");
+    env_of(endpoint).iter().fold(Milkrun::at(&url, folder), |m, (k, v)| m.env(k, v))
 }
 
 impl Seaweed {

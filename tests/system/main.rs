@@ -14,5 +14,6 @@ mod postgres_volume;
 mod producers;
 mod rolled_back;
 mod round_trip;
+mod second_store;
 mod terminal;
 mod vanished;

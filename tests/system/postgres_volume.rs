@@ -104,7 +104,7 @@ fn in_a_bucket_with_a_compliance_lock() {
         return;
     }
     let Some(server) = Seaweed::start("PostgreSQL in a locked bucket") else { return };
-    crate::locked_bucket::make_bucket(&server, "postgres", true);
+    crate::locked_bucket::make_bucket(&server.endpoint(), "postgres", true);
     let folder = open_folder();
     let m = server.milkrun("postgres", "pg", folder.path());
     m.run(["init", "--lock", "compliance", "--lock-for", "1h"]).ok();

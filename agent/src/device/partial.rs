@@ -2,18 +2,19 @@
 //! unless another attempt of the same run is to go on with it.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use milkrun_repository::crash;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
+use super::alone::{self, Alone};
 use super::lock;
 
 /// Between a target's name and the attempt's.
@@ -56,6 +57,8 @@ pub(super) struct Partial {
     finished: bool,
     was_there: bool,
     keep: Arc<AtomicBool>,
+    /// Other restores leave it alone.
+    _alone: Arc<Alone>,
 }
 
 impl Partial {
@@ -66,8 +69,8 @@ impl Partial {
             let partial = name(path, made_by)?;
             match OpenOptions::new().read(true).write(true).open(&partial) {
                 Ok(file) if is_of(&attempt.before, &file)? && file.metadata()?.len() == len => {
-                    lock_alone(&file)?;
-                    return Ok((Self::of(partial, made_by, true, attempt), file));
+                    let alone = alone::take(&file)?;
+                    return Ok((Self::of(partial, made_by, true, attempt, alone), file));
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -83,14 +86,14 @@ impl Partial {
         let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial) {
             // The same attempt, again: what it left is its own.
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                remove(&partial)?;
+                alone::remove(&partial)?;
                 OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial)?
             }
             file => file?,
         };
-        let this = Self::of(partial, &attempt.name, false, attempt);
         // First its own lock: of two restores that begin at once, neither takes the other's file for a left-over.
-        lock_alone(&file)?;
+        let alone = alone::take(&file)?;
+        let this = Self::of(partial, &attempt.name, false, attempt, alone);
         this.remove_others(path)?;
         Ok((this, file))
     }
@@ -104,14 +107,15 @@ impl Partial {
             let other = entry?.path();
             let is_partial = other.file_name().is_some_and(|n| n.as_bytes().starts_with(start));
             if is_partial && other.file_name() != self.path.file_name() {
-                remove(&other)?;
+                alone::remove(&other)?;
             }
         }
         Ok(())
     }
 
-    fn of(path: PathBuf, made_by: &str, was_there: bool, attempt: &Attempt) -> Self {
-        Self { path, made_by: made_by.to_owned(), finished: false, was_there, keep: attempt.keep.clone() }
+    fn of(path: PathBuf, made_by: &str, was_there: bool, attempt: &Attempt, alone: Arc<Alone>) -> Self {
+        let keep = attempt.keep.clone();
+        Self { path, made_by: made_by.to_owned(), finished: false, was_there, keep, _alone: alone }
     }
 
     /// The attempt that made it.
@@ -150,43 +154,6 @@ pub(super) enum Name {
     New,
     /// What is there is replaced.
     Taken,
-}
-
-/// How long a lock is waited for: an attempt of our own that was given up may hold it for another moment.
-const LOCK_TRIES: u32 = 50;
-const LOCK_PAUSE: Duration = Duration::from_millis(100);
-
-/// Locks a file or device for as long as it is open, so that no other restore takes it for a left-over or writes beside us.
-///
-/// # Errors
-/// [`ErrorKind::WouldBlock`] if somebody else keeps it.
-pub(super) fn lock_alone(file: &File) -> io::Result<()> {
-    for tried in 1.. {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::Error(e)) => match e.raw_os_error() {
-                // A file system that knows no locks.
-                Some(nix::libc::ENOLCK | nix::libc::EOPNOTSUPP | nix::libc::ENOSYS) => break,
-                _ => return Err(e),
-            },
-            Err(TryLockError::WouldBlock) if tried >= LOCK_TRIES => return Err(ErrorKind::WouldBlock.into()),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
-        }
-    }
-    Ok(())
-}
-
-/// Removes an unfinished file that nobody holds.
-fn remove(path: &Path) -> io::Result<()> {
-    match File::open(path) {
-        Ok(file) => match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),
-            Ok(()) | Err(TryLockError::Error(_)) => {}
-        },
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    }
-    fs::remove_file(path)
 }
 
 impl Drop for Partial {

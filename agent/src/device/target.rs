@@ -13,6 +13,7 @@ use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::alone::{self, Alone};
 use super::partial::{self, Attempt, Name, Partial, put_in_place};
 use super::turns::{Ended, LEFT_MAX, Part, Turns};
 use super::{block, lock, usage};
@@ -130,6 +131,9 @@ pub struct VolumeTarget {
     capacity: u64,
     /// A block device: it takes writes side by side.
     device: bool,
+    /// Other restores leave it alone; of a new file, its unfinished one says so.
+    #[expect(dead_code, reason = "kept as long as the target")]
+    alone: Option<Arc<Alone>>,
     /// All zeros until written: holes need nothing.
     fresh: bool,
     options: TargetOptions,
@@ -217,6 +221,7 @@ impl VolumeTarget {
             len,
             capacity,
             device: false,
+            alone: None,
             fresh,
             options,
             turns: Turns::new(LEFT_MAX),
@@ -240,7 +245,7 @@ impl VolumeTarget {
         check_use(path, options.force)?;
         if kind.is_file() {
             let file = write()?;
-            partial::lock_alone(&file).map_err(|e| busy_or(path, e))?;
+            let alone = alone::take(&file).map_err(|e| busy_or(path, e))?;
             let capacity = file.metadata().map_err(fail)?.len();
             // What an earlier attempt wrote need not be empty; what was put in its place meanwhile must.
             let ours = partial::is_of(&attempt.before, &file).map_err(fail)?;
@@ -249,13 +254,14 @@ impl VolumeTarget {
             }
             let tag = partial::tag_of(&file, "file").map_err(fail)?;
             let resumed = ours && capacity >= len;
-            return Ok(base(file, None, capacity.max(len), capacity == 0, tag, resumed));
+            let target = base(file, None, capacity.max(len), capacity == 0, tag, resumed);
+            return Ok(Self { alone: Some(alone), ..target });
         }
         if !kind.is_block_device() {
             return Err(TargetError::Kind { path: path.to_owned() });
         }
         let file = write()?;
-        partial::lock_alone(&file).map_err(|e| busy_or(path, e))?;
+        let alone = alone::take(&file).map_err(|e| busy_or(path, e))?;
         let capacity = block::whole_size(&file).map_err(fail)?;
         if capacity < len {
             return Err(TargetError::Small { path: path.to_owned(), found: capacity, wanted: len });
@@ -265,7 +271,7 @@ impl VolumeTarget {
         if !options.force && !ours {
             check_empty(path, &file, capacity)?;
         }
-        Ok(Self { device: true, ..base(file, None, capacity, false, tag, ours) })
+        Ok(Self { device: true, alone: Some(alone), ..base(file, None, capacity, false, tag, ours) })
     }
 
     /// Before the first write, once every target of the restore was checked: a file grows to the volume's size. What it
@@ -423,6 +429,8 @@ pub struct StreamTarget {
     file: File,
     partial: Arc<Mutex<Option<Partial>>>,
     kind: StreamKind,
+    /// Of a device: other restores leave it alone.
+    alone: Option<Arc<Alone>>,
     offset: u64,
 }
 
@@ -446,7 +454,8 @@ impl StreamTarget {
         let fail = |source| TargetError::Open { path: path.into(), source };
         let whole = |file, partial, kind| {
             let partial = Arc::new(Mutex::new(partial));
-            (Self { path: path.into(), file, partial: partial.clone(), kind, offset: 0 }, StreamPartial(partial))
+            let target = Self { path: path.into(), file, partial: partial.clone(), kind, alone: None, offset: 0 };
+            (target, StreamPartial(partial))
         };
         if path == "-" {
             let file = nix::unistd::dup(io::stdout()).map(File::from).map_err(|e| fail(e.into()))?;
@@ -474,11 +483,13 @@ impl StreamTarget {
             Ok(m) if m.file_type().is_block_device() => {
                 check_use(at, options.force)?;
                 let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
-                partial::lock_alone(&file).map_err(|e| busy_or(at, e))?;
+                let alone = alone::take(&file).map_err(|e| busy_or(at, e))?;
                 if !options.force {
                     check_empty(at, &file, block::whole_size(&file).map_err(fail)?)?;
                 }
-                Ok(whole(file, None, StreamKind::Device))
+                let (mut target, kept) = whole(file, None, StreamKind::Device);
+                target.alone = Some(alone);
+                Ok((target, kept))
             }
             Ok(_) => Ok(whole(OpenOptions::new().write(true).open(path).map_err(fail)?, None, StreamKind::Pipe)),
         }

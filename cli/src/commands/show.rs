@@ -14,6 +14,9 @@ use crate::args::{self, Global};
 use crate::output::{CliError, Exit, print, print_json, table};
 use crate::{place, units};
 
+/// Bytes of data from which a number of requests for each GiB says something.
+const RATE_FROM: u64 = 64 << 20;
+
 pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError> {
     let selector: Selector =
         a.point.parse().map_err(|e: milkrun_repository::point::catalog::BadSelector| CliError::usage(e.to_string()))?;
@@ -126,10 +129,10 @@ fn describe(layout: &Layout, data: u64) -> String {
     let (gib, opened) = (data.max(1) as f64 / f64::from(1 << 30), layout.opened_bytes as f64 / data.max(1) as f64);
     #[expect(clippy::cast_precision_loss, reason = "ratios for people")]
     let requests = layout.ranges as f64 / gib;
-    format!(
-        "{read}; a restore asks {} times ({requests:.0} for each GiB) and opens {opened:.2} bytes for each that it writes",
-        layout.ranges
-    )
+    let times = if layout.ranges == 1 { "once".to_owned() } else { format!("{} times", layout.ranges) };
+    // Of little data a rate says nothing.
+    let rate = if data < RATE_FROM { String::new() } else { format!(" ({requests:.0} for each GiB)") };
+    format!("{read}; a restore asks {times}{rate} and opens {opened:.2} bytes for each that it writes")
 }
 
 fn kind(kind: VolumeKind) -> &'static str {

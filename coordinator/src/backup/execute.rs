@@ -17,6 +17,7 @@ use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::Root;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
+use milkrun_repository::point::ended;
 use milkrun_repository::point::journal::{Record, Wishes};
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
@@ -159,6 +160,10 @@ pub(super) async fn execute_plan(
     // The run is over and this process will not commit it any more: nobody needs its journal and its lease. What can't be
     // deleted (a writer without that right) is ended by the collector.
     if coordinator.leadership.is_some() {
+        // First of all: whoever puts the journal back later must not bring the run back to life.
+        if let Err(e) = ended::write(repository, &id).await {
+            tracing::warn!(run = %id, error = %e, "can't write down that a run is over; its root or its lease's age ends it");
+        }
         Journal::delete(repository, &id).await;
     }
     if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {

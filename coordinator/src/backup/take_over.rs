@@ -1,18 +1,20 @@
 //! Going on with runs that an earlier leader left unfinished: what its journal says is done again here, without moving a byte.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppName, RunId, VolumeName};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::point::commit::Locks;
+use milkrun_repository::point::ended;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::Root;
-use milkrun_repository::store::{Failure, GetError, Key, Version, read};
+use milkrun_repository::store::{Failure, GetError, Key, Listed, Trouble, Version, read_listed};
 
 use super::execute::{self, Order, Plan};
 use super::parent::{Choice, Detail};
@@ -72,10 +74,13 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
     let mut restores = Vec::new();
     // All that were left go on at once, also several of one application; new orders wait for the last of them.
     let mut turns: HashMap<AppName, Option<Arc<Turn>>> = HashMap::new();
-    for v in versions.into_iter().filter(|v| v.latest && !v.delete_marker) {
-        let Some(run) = v.key.parse_lease() else { continue };
-        match find(coordinator, run, v.key.clone(), v.version).await {
+    let mut taken = HashSet::new();
+    // Of each lease every version: what somebody put on top of it hides no run.
+    for v in versions.into_iter().filter(|v| !v.delete_marker) {
+        let Some(run) = v.key.parse_lease().filter(|run| !taken.contains(run)) else { continue };
+        match find(coordinator, run, &v).await {
             Ok(Some(found)) => {
+                taken.insert(run);
                 tracing::warn!(%run, "a run that another coordinator left goes on");
                 let coordinator = coordinator.clone();
                 match found.into_restore() {
@@ -109,21 +114,36 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
 }
 
 /// What was left of a run; `None` for one that keeps no journal (its process goes on with it, or nobody does).
-async fn find(
-    coordinator: &Coordinator,
-    run: RunId,
-    lease_key: Key,
-    lease_version: Version,
-) -> Result<Option<Found>, String> {
+async fn find(coordinator: &Coordinator, run: RunId, listed: &Listed) -> Result<Option<Found>, String> {
     let repository = &coordinator.repository;
+    let (lease_key, lease_version) = (listed.key.clone(), listed.version.clone());
     let chain = |e: &dyn std::error::Error| milkrun_repository::point::catalog::chain(e);
-    let bytes = match read(&*repository.store, &lease_key, Some(&lease_version)).await {
-        Ok(bytes) => bytes,
+    let bytes = match read_listed(&*repository.store, listed).await {
+        Ok(bytes) => Some(bytes),
         Err(GetError::NotFound(_)) => return Ok(None),
+        Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => None,
         Err(e) => return Err(chain(&e)),
     };
-    let body = envelope::open(&repository.ring, &repository.config.id, &lease_key, Kind::Lease, &bytes);
-    let lease = Lease::decode(&body.map_err(|e| chain(&e))?).map_err(|e| chain(&e))?;
+    let opened = bytes.map(|b| envelope::open(&repository.ring, &repository.config.id, &lease_key, Kind::Lease, &b));
+    let Some(Ok(body)) = opened else {
+        // It decides nothing, and goes where it can.
+        tracing::warn!(object = %lease_key, version = %lease_version, "is no lease: not by a holder of the secret");
+        if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {
+            tracing::debug!(error = %e, "it stays");
+        }
+        return Ok(None);
+    };
+    let lease = Lease::decode(&body).map_err(|e| chain(&e))?;
+    // What somebody put back is no run that was left.
+    let is_old = lease.moment.plus(ended::LIFE) < Moment::now();
+    if lease.run != run || is_old || ended::is_ended(repository, &run).await.map_err(|e| chain(&e))? {
+        tracing::warn!(%run, "a run that is over has a lease: nobody goes on with it");
+        Journal::delete(repository, &run).await;
+        if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {
+            tracing::debug!(error = %e, "the lease stays for the collector");
+        }
+        return Ok(None);
+    }
     let left = Journal::read(repository, &run).await.map_err(|e| chain(&e))?;
     Ok(left.map(|left| Found { lease, lease_key, lease_version, left }))
 }

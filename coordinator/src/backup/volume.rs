@@ -23,6 +23,10 @@ use super::{BackupError, Run, joined, lock};
 use crate::journal::Journal;
 use crate::runs::RefusedCall;
 
+/// Notes of a volume, and bytes of each.
+const NOTES_MAX: usize = 64;
+const NOTE_MAX: usize = 1024;
+
 /// Extents of a region beyond one for each page: the last of a stream may be short.
 const EXTENTS_SPARE: u64 = 16;
 
@@ -444,6 +448,13 @@ impl Run {
         let by_lists = if build.by_list { build.lists_before.saturating_add(1) } else { 0 };
         let sampled_bytes = if build.by_list { done.sampled_bytes } else { 0 };
         let mut notes = done.notes;
+        // They stand in the root, and an agent in the wrong hands could fill it with them.
+        notes.truncate(NOTES_MAX);
+        for note in &mut notes {
+            if note.len() > NOTE_MAX {
+                *note = note.chars().take(NOTE_MAX / 4).collect();
+            }
+        }
         if build.leaves_out && build.resumed_at > 0 && !notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)) {
             // What an earlier attempt handed over stays.
             notes.push(format!("{FREE_LEFT_OUT}perhaps, by an earlier attempt, as far as it came"));

@@ -10,6 +10,7 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppName, PointId, RunId, VolumeName};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::point::catalog::chain;
+use milkrun_repository::point::ended;
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::journal::restore::{Restore, Target, Work};
 use milkrun_repository::point::lease::Lease;
@@ -213,6 +214,10 @@ impl Progress {
         let Some(journal) = &self.journal else { return true };
         journal.note(Record::Ended);
         if !matches!(tokio::time::timeout(NOTE_LIMIT, journal.write()).await, Ok(Ok(()))) {
+            return false;
+        }
+        let ended = ended::write(&self.repository, &self.run);
+        if !matches!(tokio::time::timeout(NOTE_LIMIT, ended).await, Ok(Ok(()))) {
             return false;
         }
         // The lease first: it is what others look for.

@@ -19,7 +19,7 @@ use super::{seen, status};
 use crate::inventory::{Reach, SourceSpec};
 use crate::runs::RunEvent;
 use crate::runs::view::{Feed, Kind, Outcome};
-use crate::{Coordinator, backup, restore};
+use crate::{Coordinator, backup, manifests, restore};
 
 /// Events that wait in the channel.
 const EVENTS_WAITING: usize = 64;
@@ -27,6 +27,11 @@ const EVENTS_WAITING: usize = 64;
 const MANIFEST_PIECE: usize = 1 << 20;
 /// Bytes of manifests that an order may bring.
 const MANIFESTS_MAX: usize = 1 << 30;
+
+/// The longest lock that an order may ask for, unless the repository's own is longer.
+const LOCK_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Bytes of a host's name (RFC 1035: 253 characters).
+const HOST_MAX: usize = 253;
 
 /// The service.
 pub struct Service(pub Coordinator);
@@ -62,6 +67,15 @@ impl Service {
             Ok(SourceSpec { name, stream: s.stream, size: None, reach, changed_from, skip_free: false })
         });
         Level::new(o.level).map_err(|e| bad(&e))?;
+        let most = LOCK_MAX.max(self.0.repository.config.lock.period);
+        // Where the one who orders is not the one who answers for the bucket: compliance can't be taken back.
+        if !trusted && o.lock_seconds > most.as_secs() {
+            let what = format!("a lock of {} s: a coordinator takes at most {} s", o.lock_seconds, most.as_secs());
+            return Err(Status::invalid_argument(what));
+        }
+        if o.host.len() > HOST_MAX || o.host.chars().any(char::is_control) {
+            return Err(status::nonsense("the host's name is too long, or no text"));
+        }
         Ok(backup::Order {
             application: o.application.parse().map_err(|e| bad(&e))?,
             sources: sources.collect::<Result<_, Status>>()?,
@@ -110,6 +124,17 @@ fn restore_order(r: control::RestoreRequest) -> Result<restore::Order, Status> {
     })
 }
 
+/// What is stored as manifests are manifests, and as many as were announced: nobody could restore others.
+fn check_manifests(order: &backup::Order) -> Result<(), Status> {
+    let objects = manifests::decode(&order.manifests)
+        .map_err(|line| Status::invalid_argument(format!("line {line} of the manifests is no Kubernetes object")))?;
+    if objects.len() == order.manifest_objects as usize {
+        return Ok(());
+    }
+    let what = format!("{} manifests came, and {} were announced", objects.len(), order.manifest_objects);
+    Err(Status::invalid_argument(what))
+}
+
 #[tonic::async_trait]
 impl Control for Service {
     type BackupStream = Events<control::BackupEvent>;
@@ -137,6 +162,8 @@ impl Control for Service {
                 return Err(status::nonsense("more than 1 GiB of manifests"));
             }
         }
+        let order = tokio::task::spawn_blocking(move || check_manifests(&order).map(|()| order));
+        let order = order.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
         let id = RunId::random();
         let feed = Feed::new(id, Kind::Backup, order.application.to_string(), peer.to_string());
         self.0.runs.show(feed.clone());

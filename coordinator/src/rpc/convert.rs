@@ -6,7 +6,7 @@ use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{HEADER_LEN, PackKind, Place, SealedKey};
 use milkrun_repository::point::commit::Claim;
 use milkrun_repository::store::grant::{GetGrant, PutGrant};
-use milkrun_repository::store::{Firmness, Lock};
+use milkrun_repository::store::{Firmness, Lock, Version};
 
 fn presigned(url: &str, headers: &[(String, String)]) -> wire::grant::Kind {
     let headers = headers.iter().map(|(name, value)| wire::grant::Header { name: name.clone(), value: value.clone() });
@@ -68,6 +68,7 @@ pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
         digest: r.digest[..].try_into().ok()?,
         crc32: r.crc32,
         key,
+        version: Some(r.version.clone()).filter(|v| !v.is_empty()).map(Version),
     };
     let (raw, rest) = r.entries.as_chunks::<ENTRY>();
     if !rest.is_empty() || raw.len() != r.slots as usize {

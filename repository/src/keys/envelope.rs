@@ -35,6 +35,8 @@ pub enum Kind {
     Leader = 4,
     /// Packs that were set aside.
     Damaged = 5,
+    /// A run that is over.
+    Ended = 6,
 }
 
 /// Why an envelope was refused.

@@ -47,7 +47,7 @@ impl StoredPack {
 /// What an uploader says of the pack that it stored.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    /// The pack; its version is filled in from the store.
+    /// The pack.
     pub id: PackId,
     /// What it holds.
     pub kind: crate::pack::PackKind,
@@ -59,6 +59,8 @@ pub struct Claim {
     pub crc32: u32,
     /// The sealed key.
     pub key: SealedKey,
+    /// The version that the store gave it when it was stored; `None`: whichever is the latest.
+    pub version: Option<Version>,
 }
 
 /// Why a pack, or a point, is not accepted.
@@ -199,7 +201,7 @@ async fn check_lock(
 /// [`CommitError`] unless the object is there, whole and locked.
 pub async fn seal(store: &dyn Store, claim: Claim, lock: Option<Lock>) -> Result<StoredPack, CommitError> {
     let key = Key::pack(&claim.id);
-    let head = match store.head(&key, None).await {
+    let head = match store.head(&key, claim.version.as_ref()).await {
         Ok(head) => head,
         Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key)),
         Err(GetError::Failed(f)) => return Err(f.into()),

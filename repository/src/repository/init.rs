@@ -15,7 +15,7 @@ use crate::keys::wrapped::{self, Cost};
 use crate::keys::{KeyRing, Secret};
 use crate::point::commit::{CommitError, Locks, check_clock};
 use crate::store::Version;
-use crate::store::{CreateError, DeleteError, Failure, GetError, Key, Lock, SharedStore, Store, Trouble, list};
+use crate::store::{CreateError, DeleteError, Failure, GetError, Key, Listed, Lock, SharedStore, Store, Trouble};
 
 /// How long the probe object stays locked.
 const PROBE_LOCK: Duration = Duration::from_secs(90);
@@ -47,6 +47,12 @@ pub enum InitError {
     /// One is there already.
     #[error("there is a repository at {0} already")]
     Exists(String),
+    /// One is there, and a delete marker hides it.
+    #[error(
+        "there is a repository at {0} already, which delete markers hide: remove the markers to see it again, or choose \
+         another place"
+    )]
+    Hidden(String),
     /// Something else is there.
     #[error("{0} is not empty and holds no repository; choose another place")]
     NotEmpty(String),
@@ -121,12 +127,13 @@ pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> 
         Err(GetError::NotFound(_)) => {}
         Err(GetError::Failed(f)) => return Err(f.into()),
     }
-    // Left-overs of an init that was interrupted are fine; anything of somebody else's is not.
-    let foreign = list(&*store, "")
-        .await?
-        .into_iter()
-        .any(|l| !l.key.as_str().starts_with("probe/") && !l.key.as_str().starts_with("keys/"));
-    if foreign {
+    // Left-overs of an init that was interrupted are fine; anything of somebody else's is not. What a delete marker hides is
+    // there as well: a repository made on top of one would be neither.
+    let there: Vec<Listed> = store.versions("").await?.into_iter().filter(|l| !l.delete_marker).collect();
+    if there.iter().any(|l| l.key == Key::config()) {
+        return Err(InitError::Hidden(store.describe()));
+    }
+    if there.iter().any(|l| !l.key.as_str().starts_with("probe/") && !l.key.as_str().starts_with("keys/")) {
         return Err(InitError::NotEmpty(store.describe()));
     }
     probe(&*store, options.lock.mode, capabilities.enforced).await?;

@@ -209,13 +209,14 @@ fn get_name(grant: &GetGrant) -> &str {
 
 #[async_trait]
 impl<R: Redeem> Redeem for Faulty<R> {
-    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError> {
         let fault = self.before(Operation::Create, put_name(grant)).await?;
         if fault == Some(Fault::Lie) {
-            return Ok(());
+            return Ok(None);
         }
-        self.inner.put(grant, body).await?;
-        Ok(self.after(fault, Operation::Create, put_name(grant))?)
+        let version = self.inner.put(grant, body).await?;
+        self.after(fault, Operation::Create, put_name(grant))?;
+        Ok(version)
     }
 
     async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
@@ -284,7 +285,7 @@ impl Store for Arc<dyn Store> {
 
 #[async_trait]
 impl Redeem for Arc<dyn Redeem> {
-    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError> {
         (**self).put(grant, body).await
     }
     async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::directory::{self, LocalObject, Root};
 use super::throttle::Throttle;
-use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble};
+use super::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble, Version};
 
 /// How long a grant to store may be used.
 pub const PUT_LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -77,8 +77,9 @@ pub enum GetGrant {
 /// Uses grants. The agent's only way to the store.
 #[async_trait]
 pub trait Redeem: Send + Sync + 'static {
-    /// Stores `body`; durable when this returns.
-    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError>;
+    /// Stores `body`; durable when this returns. Returns the version that the store gave it, where it says so: the latest one may be
+    /// somebody else's by the time that it is asked for.
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError>;
     /// Reads exactly `range` into `out`, whatever that held: it then has the range's length. The caller's buffer, since a
     /// fresh one per range costs more than the read (its pages are cleared before they are filled).
     async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError>;
@@ -301,7 +302,7 @@ fn exact(out: &[u8], wanted: usize, what: impl ToString) -> Result<(), GetError>
 
 #[async_trait]
 impl Redeem for Redeemer {
-    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError> {
         match grant {
             PutGrant::Presigned { url, headers } => {
                 let length = body.len();
@@ -317,7 +318,10 @@ impl Redeem for Redeemer {
                 let sent = self.unless_stalled(Operation::Create, url, moves, request.send()).await;
                 let response = sent.map_err(Failure::maybe)?;
                 match response.status().as_u16() {
-                    200..300 => Ok(()),
+                    200..300 => {
+                        let version = response.headers().get("x-amz-version-id").and_then(|v| v.to_str().ok());
+                        Ok(version.map(|v| Version(v.to_owned())))
+                    }
                     // Another conditional PUT of the same key is under way: ask again.
                     409 => {
                         let failure = refused(Operation::Create, url, response).await;
@@ -330,7 +334,7 @@ impl Redeem for Redeemer {
             PutGrant::File { root, key, lock } => {
                 self.check_file(Operation::Create, root, key)?;
                 let root = Root::of_repository(root.clone());
-                directory::create(root, key.clone(), body, *lock, self.throttle.clone()).await.map(drop)
+                directory::create(root, key.clone(), body, *lock, self.throttle.clone()).await.map(Some)
             }
         }
     }

@@ -148,6 +148,11 @@ impl Key {
         self.0.strip_prefix("leases/")?.parse().ok()
     }
 
+    /// `ended/<run>`
+    pub fn ended(run: &RunId) -> Self {
+        Self(format!("ended/{run}"))
+    }
+
     /// `journal/<run>/`
     pub fn journals(run: &RunId) -> String {
         format!("journal/{run}/")

@@ -221,9 +221,9 @@ impl Store for Memory {
 
 #[async_trait]
 impl Redeem for Memory {
-    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError> {
         match grant {
-            PutGrant::File { key, lock, .. } => self.create(key, body, *lock).await.map(drop),
+            PutGrant::File { key, lock, .. } => self.create(key, body, *lock).await.map(Some),
             PutGrant::Presigned { url, .. } => Err(Failure::new(Operation::Create, url, Trouble::Refused).into()),
         }
     }

@@ -229,9 +229,9 @@ impl<S: Store> Store for Retrying<S> {
 impl<R: Redeem> Redeem for Retrying<R> {
     /// Who redeems can't read back: "exists" after an unknown outcome counts as done, and the coordinator's seal checks
     /// what is really there (length, checksum, lock) before anything relies on it.
-    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<(), CreateError> {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError> {
         match self.repeat_sized("pack", body.len() as u64, || self.inner.put(grant, body.clone())).await {
-            (Err(CreateError::Exists(_)), true) => Ok(()),
+            (Err(CreateError::Exists(_)), true) => Ok(None),
             (result, _) => result,
         }
     }

@@ -110,6 +110,7 @@ async fn success_without_effect_never_counts() {
         digest: *blake3::hash(b"hello").as_bytes(),
         crc32: terms.crc32,
         key: crate::pack::SealedKey { encapsulated: [0; 32], ciphertext: [0; 48], slots: 0, directory_len: 16 },
+        version: None,
     };
     let error = crate::point::commit::seal(&store, claim, None).await.unwrap_err();
     assert!(matches!(error, crate::point::commit::CommitError::Vanished(_)), "{error}");

@@ -21,7 +21,7 @@ pub enum StoreUrl {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// Neither `file://` nor `s3://`.
-    #[error("{0:?} is no repository URL: write file:///path or s3://bucket/prefix")]
+    #[error("{0:?} is no repository: write file:///path, a path that begins with / or ./, or s3://bucket/prefix")]
     Scheme(String),
     /// `file://` without an absolute path.
     #[error("{0:?} needs an absolute path: file:///path")]
@@ -43,6 +43,11 @@ impl FromStr for StoreUrl {
                 return Err(UrlError::Relative(s.to_owned()));
             }
             return Ok(Self::Directory(PathBuf::from(path)));
+        }
+        // A plain path is a directory: one that nobody could take for anything else.
+        if !s.contains('\0') && !s.contains("://") && ["/", "./", "../"].iter().any(|start| s.starts_with(start)) {
+            let path = std::path::absolute(s).map_err(|_| UrlError::Relative(s.to_owned()))?;
+            return Ok(Self::Directory(path));
         }
         let rest = s.strip_prefix("s3://").ok_or_else(|| UrlError::Scheme(s.to_owned()))?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -77,7 +82,10 @@ mod tests {
         assert_eq!("file:///srv/b".parse(), Ok(StoreUrl::Directory("/srv/b".into())));
         assert_eq!("s3://backups/a/b/".parse(), Ok(StoreUrl::S3 { bucket: "backups".into(), prefix: "a/b".into() }));
         assert!(matches!("ftp://x".parse::<StoreUrl>(), Err(UrlError::Scheme(_))));
-        assert!(matches!("/srv/b".parse::<StoreUrl>(), Err(UrlError::Scheme(_))));
+        assert_eq!("/srv/b".parse(), Ok(StoreUrl::Directory("/srv/b".into())));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!("./b".parse(), Ok(StoreUrl::Directory(here.join("b"))));
+        assert!(matches!("backups".parse::<StoreUrl>(), Err(UrlError::Scheme(_))));
         assert!(matches!("file://srv".parse::<StoreUrl>(), Err(UrlError::Relative(_))));
         assert!(matches!("s3://l3/x".parse::<StoreUrl>(), Err(UrlError::Bucket(_))));
         assert!(matches!("s3://backups/../x".parse::<StoreUrl>(), Err(UrlError::Prefix(_))));

@@ -1,0 +1,80 @@
+//! Having a target for oneself: a lock (flock(2)) that other processes respect. A second restore to the same place is refused,
+//! and does not take an unfinished file for a left-over.
+//!
+//! Within this process the lock is shared: an attempt that was given up may still hang in a write or a sync, and the next one of
+//! the same restore must not wait for it. Which restore has which target is the coordinator's to decide.
+
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::time::Duration;
+
+use super::lock;
+
+/// A lock that this process holds, until the last one lets go of it.
+#[derive(Debug)]
+pub(super) struct Alone(#[expect(dead_code, reason = "the lock lasts as long as it is open")] File);
+
+/// A file by file system and inode, or (0, block device).
+type Thing = (u64, u64);
+
+static HELD: LazyLock<Mutex<HashMap<Thing, Weak<Alone>>>> = LazyLock::new(Mutex::default);
+
+/// Another process may hold it for a moment: tools that look at new devices do.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+fn thing(file: &File) -> io::Result<Thing> {
+    let meta = file.metadata()?;
+    Ok(if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) })
+}
+
+/// Takes the lock of a file or device.
+///
+/// # Errors
+/// [`ErrorKind::WouldBlock`] if another process keeps it.
+pub(super) fn take(file: &File) -> io::Result<Arc<Alone>> {
+    let thing = thing(file)?;
+    let mut held = lock(&HELD);
+    if let Some(ours) = held.get(&thing).and_then(Weak::upgrade) {
+        return Ok(ours);
+    }
+    let file = file.try_clone()?;
+    for tried in 1.. {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(e)) => match e.raw_os_error() {
+                // A file system that knows no locks.
+                Some(nix::libc::ENOLCK | nix::libc::EOPNOTSUPP | nix::libc::ENOSYS) => break,
+                _ => return Err(e),
+            },
+            Err(TryLockError::WouldBlock) if tried >= TRIES => return Err(ErrorKind::WouldBlock.into()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+        }
+    }
+    held.retain(|_, alone| alone.strong_count() > 0);
+    let alone = Arc::new(Alone(file));
+    held.insert(thing, Arc::downgrade(&alone));
+    Ok(alone)
+}
+
+/// Removes an unfinished file that no other process holds.
+///
+/// # Errors
+/// [`ErrorKind::WouldBlock`] if one does.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match File::open(path) {
+        Ok(file) => {
+            let ours = lock(&HELD).get(&thing(&file)?).is_some_and(|alone| alone.strong_count() > 0);
+            if !ours && matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    fs::remove_file(path)
+}
