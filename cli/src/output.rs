@@ -59,7 +59,7 @@ impl CliError {
 }
 
 const ADVICE_UNREACHABLE: &str = "Nothing is known about the repository. Check network, endpoint (AWS_ENDPOINT_URL) and proxy, or whether the directory is mounted; then try again.";
-const ADVICE_DENIED: &str = "Of a bucket, check the credentials and its policy (`milkrun init` prints those of the three roles); of a directory, who may read and write there.";
+const ADVICE_DENIED: &str = "Check the credentials and the bucket policy (`milkrun init` prints those of the three roles); of a directory, who may read and write there.";
 const ADVICE_SKEW: &str =
     "Set the clock of this host right (NTP): S3 refuses requests that are off by 15 minutes, and locks would be wrong.";
 const ADVICE_FULL: &str = "Make room where the repository is, and try again. Nothing half done is listed.";

@@ -156,10 +156,11 @@ fn what_nobody_signed_decides_nothing() {
     assert!(first.runs(), "{}", first.log());
     wait_for("the rubbish to be swept", || (!repository.join(forged).exists()).then_some(()));
     let _ = c.run(&["backup", "shop"]).ok();
-    // The epoch that the next one would have is taken, too.
-    put("leases/leader/0000000000000002-00000000", b"");
     first.signal(Signal::SIGTERM);
     assert_eq!(first.wait(), Some(0), "{}", first.log());
+    // The epoch that the next one would have is taken, too.
+    put("leases/leader/0000000000000002-00000000", b"");
+    put(&format!("leases/{run}"), b"");
     let second = c.coordinator_with("second", &[]);
     second.wait_for_log("epoch=3");
     assert!(second.log().contains("is no lease"), "{}", second.log());

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, Weak};
@@ -42,7 +43,8 @@ pub(super) fn take(file: &File) -> io::Result<Arc<Alone>> {
     if let Some(ours) = held.get(&thing).and_then(Weak::upgrade) {
         return Ok(ours);
     }
-    let file = file.try_clone()?;
+    // Opened anew: what holds the file itself open, such as a write that hangs, must not keep the lock.
+    let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     for tried in 1.. {
         match file.try_lock() {
             Ok(()) => break,
