@@ -134,19 +134,30 @@ pub(crate) fn print_json(mut document: Value) {
     if let Value::Object(map) = &mut document {
         map.insert("schema".into(), SCHEMA.into());
     }
-    print(&format!("{document:#}\n"));
+    print_raw(&json_text(&document));
 }
 
 /// The first thing that could not be printed.
 static UNPRINTED: OnceLock<std::io::Error> = OnceLock::new();
 
+/// JSON that a terminal shows as it is: what a terminal obeys is escaped as JSON does it.
+fn json_text(document: &Value) -> String {
+    let text = format!("{document:#}\n");
+    let escaped = |c: char| if obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    if text.contains(obeyed) { text.chars().map(escaped).collect() } else { text }
+}
+
 /// Prints to standard output. What can't be printed is told at the end ([`end`]); a reader that went away is no failure.
 pub(crate) fn print(text: &str) {
+    print_raw(&plain(text));
+}
+
+fn print_raw(text: &str) {
     let printed = match was_closed(Standard::Out) {
         true => Err(std::io::Error::other("it is closed")),
         false => {
             let mut out = std::io::stdout().lock();
-            out.write_all(plain(text).as_bytes()).and_then(|()| out.flush())
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
         }
     };
     if let Err(e) = printed
@@ -168,13 +179,15 @@ pub(crate) fn end(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// Whether a terminal does something at a character instead of showing it.
+fn obeyed(c: char) -> bool {
+    (c.is_control() && !matches!(c, '\n' | '\t'))
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Text as a terminal may show it. Names, reasons and notes come from elsewhere, and what a terminal obeys (control characters,
 /// marks that turn the direction) is written out.
 fn plain(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| {
-        (c.is_control() && !matches!(c, '\n' | '\t'))
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     if !text.contains(obeyed) {
         return Cow::Borrowed(text);
     }
@@ -219,7 +232,15 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::plain;
+    use super::{json_text, plain};
+
+    #[test]
+    fn json_stays_json() {
+        let document = serde_json::json!({ "a\u{202e}": ["\u{7f}", "\u{9b}", "\x1b", "\u{200f}"] });
+        let text = json_text(&document);
+        assert!(text.is_ascii(), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), document);
+    }
 
     #[test]
     fn what_a_terminal_obeys_is_written_out() {

@@ -34,13 +34,8 @@ pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository,
 ///
 /// # Errors
 /// The same, for what would go on as if nothing was.
-pub(crate) fn check_address(
-    url: &StoreUrl,
-    repository: &Repository,
-    writes: bool,
-    global: &Global,
-) -> Result<(), CliError> {
-    match cache(repository, global).witness().stands_at(&url.to_string()) {
+pub(crate) fn check_address(repository: &Repository, writes: bool, global: &Global) -> Result<(), CliError> {
+    match cache(repository, global).witness().stands_at(&repository.store.describe()) {
         Ok(()) => Ok(()),
         Err(e) if writes => Err(CliError { exit: Exit::Damage, ..CliError::from_error(&e) }),
         Err(e) => {

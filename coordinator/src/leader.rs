@@ -59,12 +59,17 @@ pub struct StoreLease {
 struct Judged {
     sound: Option<Beat>,
     rubbish: HashSet<(Beat, Version)>,
+    /// What is locked, and not asked to go again.
+    locked: HashSet<Version>,
     /// The store lets this process delete nothing: it is not asked again.
     no_deletes: bool,
 }
 
 /// Names that are remembered as none of ours; more are looked at again.
 const RUBBISH_MAX: usize = 64 * 1024;
+
+/// Versions that one sweep deletes at most: the next beat must not wait for more.
+const SWEPT: usize = 32;
 
 /// Keys that are tried for the next beat where somebody took one.
 const KEYS_TRIED: u32 = 16;
@@ -182,12 +187,21 @@ impl StoreLease {
             return;
         }
         let Ok(versions) = self.repository.store.versions(Key::leaders()).await else { return };
+        let mut swept = 0;
         for v in versions.into_iter().filter(|v| !v.delete_marker) {
+            if swept == SWEPT {
+                return;
+            }
             let Some(beat) = v.key.parse_leader().map(|(epoch, number)| Beat { epoch, number }) else { continue };
             let rubbish = (beat, v.version.clone());
-            if beat >= before && !self.judged().rubbish.contains(&rubbish) {
+            let goes = {
+                let judged = self.judged();
+                (beat < before || judged.rubbish.contains(&rubbish)) && !judged.locked.contains(&v.version)
+            };
+            if !goes {
                 continue;
             }
+            swept += 1;
             match self.repository.store.delete(&v.key, &v.version).await {
                 Ok(()) => drop(self.judged().rubbish.remove(&rubbish)),
                 Err(DeleteError::Failed(f)) if f.trouble == Trouble::Denied => {
@@ -197,7 +211,8 @@ impl StoreLease {
                     self.judged().no_deletes = true;
                     return;
                 }
-                Err(_) => {}
+                Err(DeleteError::Locked(_)) => drop(self.judged().locked.insert(v.version)),
+                Err(DeleteError::Failed(_)) => {}
             }
         }
     }

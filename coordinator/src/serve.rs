@@ -18,7 +18,6 @@ use milkrun_repository::point::catalog::chain;
 use milkrun_repository::repository::OpenError;
 use milkrun_repository::store::Failure;
 use milkrun_repository::store::connect::{ConnectError, Way};
-use milkrun_repository::witness::Changed;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -42,8 +41,6 @@ enum ServeError {
     Connect(#[from] ConnectError),
     #[error("can't open the repository")]
     Open(#[from] OpenError),
-    #[error(transparent)]
-    Changed(#[from] Changed),
     #[error("can't listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
     #[error(transparent)]
@@ -87,7 +84,10 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let repository = Arc::new(milkrun_repository::repository::open(place.store, &password).await?);
     drop(password);
     let cache = IndexCache::new(IndexCache::folder(args.cache).as_deref(), &repository.config.id, &repository.ring);
-    cache.witness().stands_at(&args.repository.to_string())?;
+    if let Err(e) = cache.witness().stands_at(&repository.store.describe()) {
+        // In a disaster it may be all there is: it is served, and backups are refused.
+        tracing::error!("{e}");
+    }
     let listener = TcpListener::bind(args.listen).await.map_err(|e| ServeError::Listen(args.listen, e))?;
     let address = listener.local_addr().map_err(|e| ServeError::Listen(args.listen, e))?;
     let stop = Stop::on_signal()?;

@@ -134,7 +134,16 @@ fn a_hangup_stops_a_run_cleanly() {
         std::thread::sleep(Duration::from_millis(500));
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
-        std::thread::sleep(Duration::from_millis(500));
+        if nohup {
+            std::thread::sleep(Duration::from_millis(500));
+        } else {
+            // Its input stays open: only the signal ends it.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while child.try_wait().unwrap().is_none() {
+                assert!(Instant::now() < deadline, "it goes on");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
         drop(pipe);
         let ran = ran(child.wait_with_output());
         assert_eq!(ran.code, Some(if nohup { 0 } else { 1 }), "{}", ran.err);

@@ -2,7 +2,7 @@
 //! like one that is done, and only its status tells them apart.
 
 use std::io::{self, Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -23,6 +23,8 @@ struct Running {
     out: ChildStdout,
     /// The end of its standard error, once that is closed.
     said: Receiver<String>,
+    /// Nothing is left to be stopped.
+    ended: bool,
 }
 
 /// Starts a command, by bash where there is one: of a pipe it tells when any part failed (`pipefail`), sh tells of the last
@@ -40,7 +42,7 @@ pub fn run_command(command: &str) -> Result<Box<dyn ByteSource>, SourceError> {
     if bash.is_some() {
         shell.args(["-o", "pipefail"]);
     }
-    shell.arg("-c").arg(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell.arg("-c").arg(command).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let fail = |source| SourceError::Open { path: command.into(), source };
     let mut child = shell.spawn().map_err(fail)?;
     let missing = || fail(io::Error::other("it has no output"));
@@ -49,7 +51,7 @@ pub fn run_command(command: &str) -> Result<Box<dyn ByteSource>, SourceError> {
     let _ = nix::fcntl::fcntl(&out, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
     let (tell, said) = channel();
     std::thread::Builder::new().name("command".into()).spawn(move || tell.send(pass_on(err))).map_err(fail)?;
-    Ok(Box::new(Running { command: command.to_owned(), child, out, said }))
+    Ok(Box::new(Running { command: command.to_owned(), child, out, said, ended: false }))
 }
 
 /// Shows what a command says, and returns the end of it.
@@ -84,6 +86,7 @@ impl ByteSource for Running {
     fn finish(&mut self) -> Result<Vec<String>, SourceError> {
         let status =
             self.child.wait().map_err(|source| SourceError::Open { path: self.command.clone().into(), source })?;
+        self.ended = true;
         if status.success() {
             return Ok(Vec::new());
         }
@@ -95,8 +98,12 @@ impl ByteSource for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // Nobody reads on. Whatever it started sees its pipe closed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // The group: the shell alone may not be what runs.
+        let group = i32::try_from(self.child.id()).unwrap_or(i32::MAX);
+        if !self.ended {
+            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
+            let _ = self.child.wait();
+        }
     }
 }
 

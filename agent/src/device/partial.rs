@@ -93,6 +93,12 @@ impl Partial {
         };
         // First its own lock: of two restores that begin at once, neither takes the other's file for a left-over.
         let alone = alone::take(&file)?;
+        // One that was made a moment ago could be taken for a left-over until it was locked.
+        if !fs::metadata(&partial)
+            .is_ok_and(|m| file.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (m.dev(), m.ino())))
+        {
+            return Err(ErrorKind::WouldBlock.into());
+        }
         let this = Self::of(partial, &attempt.name, false, attempt, alone);
         this.remove_others(path)?;
         Ok((this, file))
@@ -253,11 +259,13 @@ mod tests {
     fn what_another_restore_holds_is_no_left_over() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.img");
-        let (first, file) = Partial::create(&path, &attempt("aa", "", false)).unwrap();
+        // As another process has it: this one knows nothing of the lock.
+        let kept = folder.path().join("data.img.milkrun-partial-aa");
+        let file = File::create_new(&kept).unwrap();
+        file.try_lock().unwrap();
         let refused = Partial::create(&path, &attempt("bb", "", false)).map(drop);
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::WouldBlock);
         assert_eq!(files(folder.path()), ["data.img.milkrun-partial-aa"]);
-        std::mem::forget(first);
         drop(file);
         let (second, _file) = Partial::create(&path, &attempt("bb", "", false)).unwrap();
         assert_eq!(files(folder.path()), ["data.img.milkrun-partial-bb"]);

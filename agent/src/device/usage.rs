@@ -44,48 +44,90 @@ pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
     let meta = fs::metadata(path)?;
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
     let block = meta.file_type().is_block_device();
-    let mut devices = Vec::new();
-    // What may be held by the kernel: the device itself, and loop devices on top of it or of the file.
-    let mut nodes = Vec::new();
+    // Devices, each with its node: the thing itself, what lies on it, and loop devices on top of it.
+    let mut devices: Vec<(u64, PathBuf)> = Vec::new();
+    let add = |device: u64, node: PathBuf, devices: &mut Vec<(u64, PathBuf)>| {
+        let mut above = Vec::new();
+        on_top(Path::new("/sys/dev/block"), device, &mut above);
+        devices.push((device, node));
+        for device in above {
+            if !devices.iter().any(|(known, _)| *known == device) {
+                devices.push((device, node_of(device)));
+            }
+        }
+    };
+    let mut below: Vec<(u64, u64)> = Vec::new();
     if block {
-        devices.push(meta.rdev());
-        on_top(Path::new("/sys/dev/block"), meta.rdev(), &mut devices);
-        nodes.push(path.to_owned());
+        add(meta.rdev(), path.to_owned(), &mut devices);
+        below.extend(devices.iter().map(|(device, _)| (0, *device)));
+    } else {
+        below.push((meta.dev(), meta.ino()));
     }
-    let mut below: Vec<(u64, u64)> = vec![if block { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) }];
     let loops = loops();
     while let Some(thing) = below.pop() {
         for l in loops.iter().filter(|l| l.backing == Some(thing)) {
-            if devices.contains(&l.device) {
-                continue;
+            if !devices.iter().any(|(known, _)| *known == l.device) {
+                let from = devices.len();
+                add(l.device, l.node.clone(), &mut devices);
+                below.extend(devices[from..].iter().map(|(device, _)| (0, *device)));
             }
-            devices.push(l.device);
-            on_top(Path::new("/sys/dev/block"), l.device, &mut devices);
-            nodes.push(l.node.clone());
-            below.push((0, l.device));
         }
     }
-    let mounts = parse(&mountinfo, &devices);
-    let explained = !mounts.is_empty() && mounts.iter().all(|m| m.writable || m.frozen);
-    let mut uses: Vec<Use> = mounts
-        .into_iter()
-        .map(|m| Use { by: format!("mounted at {}", m.at), writable: m.writable, mounted: true })
-        .collect();
-    if is_swap(&meta) {
+    let mut uses = Vec::new();
+    let swaps = swaps();
+    let swap = |device: u64| swaps.contains(&(0, device));
+    if !block && swaps.contains(&(meta.dev(), meta.ino())) {
         uses.push(Use { by: "used as swap space".into(), writable: true, mounted: false });
-    } else if !explained {
-        for node in nodes {
-            if is_held(&node)? {
-                let node = if node == path { String::new() } else { format!(" of {}", node.display()) };
+    }
+    // What a use of another device on top explains.
+    let mut explained = false;
+    for (device, node) in devices.iter().rev() {
+        let of = if node == path { String::new() } else { format!(" of {}", node.display()) };
+        let mounts = parse(&mountinfo, &[*device]);
+        let mounted = !mounts.is_empty();
+        let settled = mounts.iter().all(|m| m.writable || m.frozen);
+        uses.extend(mounts.into_iter().map(|m| Use {
+            by: format!("mounted at {}", m.at),
+            writable: m.writable,
+            mounted: true,
+        }));
+        if swap(*device) {
+            uses.push(Use { by: format!("used as swap space{of}"), writable: true, mounted: false });
+            explained = true;
+            continue;
+        }
+        if mounted && settled {
+            explained = true;
+            continue;
+        }
+        // A disk is held for what is on its partitions, and they were looked at.
+        if explained && !mounted && devices.len() > 1 && *device == meta.rdev() {
+            continue;
+        }
+        match is_held(node) {
+            Ok(false) => {}
+            Ok(true) => {
                 let by = format!(
-                    "a use{node} that the kernel does not name: a mount in another namespace (a container's \
-                     volume), a further device of a btrfs, an external journal, RAID or LVM"
+                    "a use{of} that the kernel does not name: a mount in another namespace (a container's volume), a further \
+                     device of a btrfs, an external journal, RAID or LVM"
                 );
                 uses.push(Use { by, writable: true, mounted: false });
+                explained = true;
             }
+            Err(e) if node == path => return Err(e),
+            // A container sees what lies on a device in /sys, and may lack the node.
+            Err(e) => tracing::debug!(?node, error = %e, "can't tell whether it is in use"),
         }
     }
     Ok(uses)
+}
+
+/// The usual node of a device.
+fn node_of(device: u64) -> PathBuf {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let name = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok();
+    let name = name.as_deref().and_then(Path::file_name).map(PathBuf::from);
+    Path::new("/dev").join(name.unwrap_or_else(|| format!("block/{major}:{minor}").into()))
 }
 
 /// Whether the kernel refuses to let one process alone have it.
@@ -101,15 +143,12 @@ fn is_held(node: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether it is listed in `/proc/swaps`.
-fn is_swap(meta: &fs::Metadata) -> bool {
+/// What is active swap, as (0, block device), or file system and inode.
+fn swaps() -> Vec<(u64, u64)> {
     let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let same = |other: fs::Metadata| match meta.file_type().is_block_device() {
-        true => other.file_type().is_block_device() && other.rdev() == meta.rdev(),
-        false => (other.dev(), other.ino()) == (meta.dev(), meta.ino()),
-    };
     let names = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-    names.filter_map(|name| fs::metadata(name.replace("\\040", " ")).ok()).any(same)
+    let metas = names.filter_map(|name| fs::metadata(name.replace("\\040", " ")).ok());
+    metas.map(|m| if m.file_type().is_block_device() { (0, m.rdev()) } else { (m.dev(), m.ino()) }).collect()
 }
 
 /// What lies on a device: its partitions, and whatever holds it or them (device mapper, RAID).

@@ -38,7 +38,7 @@ pub(crate) async fn run(a: args::Backup, global: &Global) -> Result<Exit, CliErr
         return Ok(Exit::Done);
     }
     let (repository, place) = place::open(a.repository.url()?, global).await?;
-    place::check_address(a.repository.url()?, &repository, true, global)?;
+    place::check_address(&repository, true, global)?;
     if a.lock_for.is_some() && repository.config.lock.mode == LockMode::None {
         return Err(CliError::usage("the repository was made without locks: --lock-for can't be kept"));
     }

@@ -11,7 +11,7 @@ use crate::{place, units};
 
 pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliError> {
     let (repository, _) = place::open(a.repository.url()?, global).await?;
-    place::check_address(a.repository.url()?, &repository, false, global)?;
+    place::check_address(&repository, false, global)?;
     let app = a.application.as_ref().map(|app| repository.ring.app_hash(app));
     let listing = repository.catalog().list(app.as_ref()).await?;
     let mut documents = Vec::new();

@@ -39,7 +39,7 @@ pub(crate) async fn run(a: args::Restore, global: &Global) -> Result<Exit, CliEr
         Some(url) => Driver::connect(url, global).await?,
         None => {
             let (repository, place) = place::open(a.repository.url()?, global).await?;
-            place::check_address(a.repository.url()?, &repository, false, global)?;
+            place::check_address(&repository, false, global)?;
             embedded::start(repository, &place, &[], global).await?
         }
     };

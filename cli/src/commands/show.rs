@@ -21,7 +21,7 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
     let selector: Selector =
         a.point.parse().map_err(|e: milkrun_repository::point::catalog::BadSelector| CliError::usage(e.to_string()))?;
     let (repository, _) = place::open(a.repository.url()?, global).await?;
-    place::check_address(a.repository.url()?, &repository, false, global)?;
+    place::check_address(&repository, false, global)?;
     let found = repository.catalog().select(&selector, &repository.ring).await.map_err(|e| find_error(&a.point, e))?;
     let point = repository.open_point(found).await.map_err(point_error)?;
     let lines = repository.manifests(&point).await.map_err(metadata_error)?;

@@ -33,7 +33,7 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
         }
         None => {
             let (repository, _) = place::open(url, global).await?;
-            place::check_address(url, &repository, false, global)?;
+            place::check_address(&repository, false, global)?;
             let mut options = Options { data_percent: a.data.unwrap_or(0), parallel: PARALLEL, ..Options::default() };
             for text in &a.which {
                 match text.parse() {

@@ -26,7 +26,7 @@ const EVENTS_WAITING: usize = 64;
 /// Bytes of manifests in one message.
 const MANIFEST_PIECE: usize = 1 << 20;
 /// Bytes of manifests that an order may bring.
-const MANIFESTS_MAX: usize = 1 << 30;
+const MANIFESTS_MAX: usize = 256 << 20;
 
 /// The longest lock that an order may ask for, unless the repository's own is longer.
 const LOCK_MAX: Duration = Duration::from_secs(365 * 86_400);
@@ -159,7 +159,7 @@ impl Control for Service {
                 _ => return Err(status::nonsense("only manifests follow the order")),
             }
             if order.manifests.len() > MANIFESTS_MAX {
-                return Err(status::nonsense("more than 1 GiB of manifests"));
+                return Err(status::nonsense("more than 256 MiB of manifests"));
             }
         }
         let order = tokio::task::spawn_blocking(move || check_manifests(&order).map(|()| order));

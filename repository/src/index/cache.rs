@@ -4,9 +4,9 @@
 //! repository's secret and bound to its segment. The folder is for its owner alone. Where there is none, or no room in it,
 //! a segment is kept in memory: a cache saves time, and its lack stops nothing.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -55,7 +55,7 @@ impl IndexCache {
         let folder = folder.map(|f| f.join(repository.hex())).and_then(|folder| match private(&folder) {
             Ok(()) => Some(folder),
             Err(e) => {
-                tracing::warn!(?folder, reason = %e, "no index cache; what it would hold is kept in memory");
+                tracing::warn!(?folder, reason = %e, "no index cache: what it would hold is kept in memory, and nothing is remembered of the repository");
                 None
             }
         });
@@ -117,7 +117,12 @@ fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Makes a folder for its owner alone, or checks that it is one.
 fn private(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let meta = fs::symlink_metadata(folder)?;
+    let mut meta = fs::symlink_metadata(folder)?;
+    if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o077 != 0 {
+        // Earlier releases made it as the umask had it.
+        fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+        meta = fs::symlink_metadata(folder)?;
+    }
     if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
         return Err(io::Error::other("it belongs to somebody else, or others may write to it"));
     }
@@ -126,8 +131,6 @@ fn private(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use crate::id::PackId;
     use crate::index::Segment;
@@ -178,13 +181,12 @@ mod tests {
     fn without_a_folder_of_its_own_nothing_stops() {
         let id = SegmentId::from_bytes([1; 16]);
         let folder = tempfile::tempdir().unwrap();
-        // None; a file in its place; one that others may write to; one that is full.
+        // None; a file in its place; a link; one that can't be made.
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         let open = folder.path().join("open");
-        fs::create_dir_all(open.join(RepositoryId::from_bytes([0; 16]).hex())).unwrap();
-        let shared = open.join(RepositoryId::from_bytes([0; 16]).hex());
-        fs::set_permissions(shared, fs::Permissions::from_mode(0o777)).unwrap();
+        fs::create_dir_all(&open).unwrap();
+        std::os::unix::fs::symlink(folder.path(), open.join(RepositoryId::from_bytes([0; 16]).hex())).unwrap();
         for folder in [None, Some(file.as_path()), Some(&open), Some(Path::new("/proc/self/none"))] {
             let cache = cache(folder, 1);
             assert_eq!(cache.folder, None, "{folder:?}");
@@ -192,5 +194,12 @@ mod tests {
             assert!(cache.open(&id).is_none());
         }
         assert!(cache(None, 1).store(&id, b"rubbish").is_err());
+        // One that an earlier release made is its owner's alone from now on.
+        let old = folder.path().join("old");
+        let inner = old.join(RepositoryId::from_bytes([0; 16]).hex());
+        fs::create_dir_all(&inner).unwrap();
+        fs::set_permissions(&inner, Permissions::from_mode(0o775)).unwrap();
+        assert!(cache(Some(&old), 1).folder.is_some());
+        assert_eq!(fs::metadata(&inner).unwrap().mode() & 0o777, 0o700);
     }
 }

@@ -103,6 +103,9 @@ pub fn unwrap(object: &[u8], password: &[u8], config: &[u8]) -> Result<Secret, U
     }
     let file: KeyFile = serde_json::from_slice(object).map_err(|_| UnwrapError::Malformed)?;
     let cost = Cost { memory_kib: file.memory_kib, passes: file.passes, lanes: file.lanes };
+    if cost.memory_kib > MEMORY_KIB_MAX || cost.passes > PASSES_MAX || cost.lanes > LANES_MAX {
+        return Err(UnwrapError::Malformed);
+    }
     let salt = hex::decode(&file.salt).map_err(|_| UnwrapError::Malformed)?;
     let mut wrapped = Zeroizing::new(hex::decode(&file.wrapped).map_err(|_| UnwrapError::Malformed)?);
     let id: KeyId = file.id.parse().map_err(|_| UnwrapError::Malformed)?;
@@ -128,9 +131,6 @@ pub fn unwrap(object: &[u8], password: &[u8], config: &[u8]) -> Result<Secret, U
 }
 
 fn stretch(password: &[u8], salt: &[u8], cost: Cost) -> Option<Zeroizing<[u8; 32]>> {
-    if cost.memory_kib > MEMORY_KIB_MAX || cost.passes > PASSES_MAX || cost.lanes > LANES_MAX {
-        return None;
-    }
     let params = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).ok()?;
     let mut out = Zeroizing::new([0; 32]);
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)

@@ -115,7 +115,7 @@ pub enum CommitError {
     #[error("repository.json is not the one that this run began with")]
     Replaced,
     /// A root that no reader would take.
-    #[error("the root of the point would have {length} bytes, and readers take no more than {max}")]
+    #[error("an object of the point would have {length} bytes, and readers take no more than {max}")]
     Long {
         /// Its bytes.
         length: u64,
@@ -291,6 +291,10 @@ impl Commit<'_> {
         let placement_len = loop {
             let bytes = Bytes::from(placement.encode(ring));
             let len = bytes.len();
+            let max = Key::placement(&root.id(), placement.number).length_max();
+            if len as u64 > max {
+                return Err(CommitError::Long { length: len as u64, max });
+            }
             match create_checked(store, &Key::placement(&root.id(), placement.number), bytes, locks.point).await {
                 Ok(()) => break len,
                 Err(CommitError::Ended(_)) if placement.number < PLACEMENTS_MAX => placement.number += 1,

@@ -38,8 +38,9 @@ pub enum OpenError {
     Store(#[from] Failure),
 }
 
-/// Objects of one kind that are tried. Whoever may write can put more there; the oldest of a key come first.
-const TRIED_MAX: usize = 64;
+/// Objects of one kind after which it is said that there are many. All are tried: whoever may write can put more there, and must not
+/// keep the one that counts from being found.
+const MANY: usize = 64;
 
 /// All versions of objects, of each key the oldest first: an older one is the one that was locked. What can't be one of
 /// ours is named and left out. The listing's order tells age; a store may change the date of an object whose lock grew.
@@ -50,9 +51,8 @@ async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, by
     listed.sort_by(|a, b| a.key.cmp(&b.key));
     let mut out: Vec<(Version, bytes::Bytes)> = Vec::new();
     for l in listed {
-        if out.len() == TRIED_MAX {
-            tracing::warn!(prefix, "there are more than {TRIED_MAX} objects; the rest is not looked at");
-            break;
+        if out.len() == MANY {
+            tracing::warn!(prefix, "there are more than {MANY} objects: who put them there?");
         }
         match read_listed(store, &l).await {
             Ok(bytes) if out.iter().any(|(_, other)| *other == bytes) => {}

@@ -42,8 +42,8 @@ impl Key {
             "index" => 512 * MIB,
             // 16 bytes for each pack.
             "damaged" => 64 * MIB,
-            // 3 MB, or one record that has more.
-            "journal" => 64 * MIB,
+            // 3 MB, or one record that has more: what an order brings, 256 MiB of manifests at most.
+            "journal" => 320 * MIB,
             // `repository.json`, keys, leases, beats, probes.
             _ => 64 * KIB,
         }
@@ -148,9 +148,14 @@ impl Key {
         self.0.strip_prefix("leases/")?.parse().ok()
     }
 
-    /// `ended/<run>`
-    pub fn ended(run: &RunId) -> Self {
-        Self(format!("ended/{run}"))
+    /// `ended/<run>/`
+    pub fn ends(run: &RunId) -> String {
+        format!("ended/{run}/")
+    }
+
+    /// `ended/<run>/<n>`
+    pub fn ended(run: &RunId, n: u32) -> Self {
+        Self(format!("ended/{run}/{n:08}"))
     }
 
     /// `journal/<run>/`

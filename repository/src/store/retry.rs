@@ -180,7 +180,7 @@ impl<S: Store> Store for Retrying<S> {
             return result;
         }
         // An unknown outcome is read back, never guessed.
-        match self.get(key, None, None).await {
+        match self.get(key, None, Some(0..body.len() as u64 + 1)).await {
             Ok(found) if found == body => self.head(key, None).await.map(|h| h.version).map_err(|e| match e {
                 GetError::Failed(f) => f.maybe().into(),
                 GetError::NotFound(k) => Failure::new(super::Operation::Create, k, Trouble::Garbled).maybe().into(),

@@ -4,6 +4,7 @@
 //! its stalled-stream protection off (it kills busy uploads), checksums only where asked for (its defaults break
 //! presigned PUTs). Credentials, region and endpoint come from the SDK's own chain.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -245,6 +246,15 @@ fn stated_lock<E>(error: &SdkError<E, Response>) -> Option<Lock> {
     Some(Lock { firmness, until: Moment::parse(field("RetainUntilDate")?).ok()? })
 }
 
+/// By key; within a key the latest first, then as the store lists them. Their dates say nothing: some stores change them when a lock
+/// grows. Pages may repeat what stands at their border.
+fn in_order(mut listed: Vec<Listed>) -> Vec<Listed> {
+    let mut seen = HashSet::new();
+    listed.retain(|l| seen.insert((l.key.clone(), l.version.clone(), l.delete_marker)));
+    listed.sort_by(|a, b| a.key.cmp(&b.key).then(b.latest.cmp(&a.latest)));
+    listed
+}
+
 fn crc32_of(text: Option<&str>) -> Option<u32> {
     let bytes = base64::decode(text?).ok()?;
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
@@ -454,8 +464,7 @@ impl Store for S3 {
                 return Err(Failure::new(Operation::List, prefix, Trouble::Garbled).because(why));
             }
         }
-        out.sort_by(|a, b| a.key.cmp(&b.key).then(b.latest.cmp(&a.latest)).then(b.modified.cmp(&a.modified)));
-        Ok(out)
+        Ok(in_order(out))
     }
 
     async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError> {
@@ -526,4 +535,28 @@ impl S3 {
 
 fn presigning(key: &Key, lifetime: Duration) -> Result<PresigningConfig, Failure> {
     PresigningConfig::expires_in(lifetime).map_err(|e| Failure::new(Operation::Grant, key, Trouble::Refused).because(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store that dates a version anew when its lock grows, and repeats one at the border of a page.
+    #[test]
+    fn listings_are_sets_in_the_order_of_the_store() {
+        let listed = |key: &str, version: &str, modified: i64, latest: bool, delete_marker: bool| Listed {
+            key: Key::new(key),
+            version: Version(version.into()),
+            length: 1,
+            modified: Moment::from_millis(modified),
+            delete_marker,
+            latest,
+        };
+        let planted = listed("points/a", "planted", 5, false, false);
+        let authentic = listed("points/a", "authentic", 9, false, false);
+        let marker = listed("points/a", "marker", 7, true, true);
+        let other = listed("points/0", "x", 1, true, false);
+        let page = vec![planted.clone(), authentic.clone(), authentic.clone(), other.clone(), marker.clone()];
+        assert_eq!(in_order(page), [other, marker, planted, authentic]);
+    }
 }
