@@ -35,7 +35,7 @@ pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository,
 /// # Errors
 /// The same, for what would go on as if nothing was.
 pub(crate) fn check_address(repository: &Repository, writes: bool, global: &Global) -> Result<(), CliError> {
-    match cache(repository, global).witness().stands_at(&repository.store.describe()) {
+    match cache(repository, global).witness().stands_at(&repository.store.address()) {
         Ok(()) => Ok(()),
         Err(e) if writes => Err(CliError { exit: Exit::Damage, ..CliError::from_error(&e) }),
         Err(e) => {

@@ -84,7 +84,7 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let repository = Arc::new(milkrun_repository::repository::open(place.store, &password).await?);
     drop(password);
     let cache = IndexCache::new(IndexCache::folder(args.cache).as_deref(), &repository.config.id, &repository.ring);
-    if let Err(e) = cache.witness().stands_at(&repository.store.describe()) {
+    if let Err(e) = cache.witness().stands_at(&repository.store.address()) {
         // In a disaster it may be all there is: it is served, and backups are refused.
         tracing::error!("{e}");
     }

@@ -296,6 +296,11 @@ pub trait Store: Send + Sync + 'static {
     /// Where this is, for people.
     fn describe(&self) -> String;
 
+    /// Where this is, so that no other place has the same address: of a bucket, whose it is too.
+    fn address(&self) -> String {
+        self.describe()
+    }
+
     /// What it can do. Asked of the server where there is one.
     async fn capabilities(&self) -> Result<Capabilities, Failure>;
 

@@ -3,7 +3,7 @@
 //! with the same password, is sound by itself; only who remembers notices.
 //!
 //! ```text
-//! <folder>/at-<hash of the address>          the repository's id
+//! <folder>/at-<hash of the address>          ids of the repositories that stood there, one a line
 //! <folder>/<repository id>/newest-<app>      the point's id, and a keyed hash of it
 //! ```
 
@@ -29,7 +29,8 @@ pub struct Witness {
 pub enum Changed {
     /// Another one stands at the address.
     #[error(
-        "at {address} stood the repository {known}, and now {found}: it was exchanged. If that is meant, remove {record:?}"
+        "at {address} stood the repository {known}, and now {found}: it was exchanged. If that is meant (disks that take turns), \
+         add the line {found} to {record:?}"
     )]
     Exchanged {
         /// Where.
@@ -71,8 +72,8 @@ impl Seen {
     }
 }
 
-/// A record is one short line.
-const LENGTH_MAX: u64 = 1024;
+/// A record is some short lines.
+const LENGTH_MAX: u64 = 64 << 10;
 
 impl Witness {
     /// Beside the index cache in `folder`; without one nothing is remembered.
@@ -80,35 +81,38 @@ impl Witness {
         Self { folder: folder.map(Path::to_owned), repository: *repository, key: ring.cache_key() }
     }
 
-    /// Whether this repository is the one that stood at the address before. From now on it is.
+    fn at(&self, address: &str) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("at-{}", &blake3::hash(address.as_bytes()).to_hex()[..32])))
+    }
+
+    /// Whether this repository is one that stood at the address before. The first one is taken as it is.
     ///
     /// # Errors
     /// [`Changed::Exchanged`].
     pub fn stands_at(&self, address: &str) -> Result<(), Changed> {
-        let Some(folder) = &self.folder else { return Ok(()) };
-        let record = folder.join(format!("at-{}", &blake3::hash(address.as_bytes()).to_hex()[..32]));
-        match read(&record) {
-            Some(known) if known.trim() != self.repository.hex() => Err(Changed::Exchanged {
+        let Some(record) = self.at(address) else { return Ok(()) };
+        let Some(known) = read(&record) else {
+            write(&record, &format!("{}\n", self.repository));
+            return Ok(());
+        };
+        let own = self.repository.hex();
+        match known.lines().last() {
+            Some(last) if !known.lines().any(|id| id.trim() == own) => Err(Changed::Exchanged {
                 address: address.to_owned(),
-                known: known.trim().to_owned(),
+                known: last.trim().to_owned(),
                 found: self.repository,
                 record,
             }),
-            Some(_) => Ok(()),
-            None => {
-                write(&record, &self.repository.hex());
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
-    /// It was just made at this address: whatever stood there before is gone.
+    /// It was just made at this address: it may stand there from now on.
     pub fn is_made_at(&self, address: &str) {
-        if let Some(folder) = &self.folder {
-            write(
-                &folder.join(format!("at-{}", &blake3::hash(address.as_bytes()).to_hex()[..32])),
-                &self.repository.hex(),
-            );
+        if let Some(record) = self.at(address) {
+            let known = read(&record).unwrap_or_default();
+            let known: String = known.lines().map(|id| format!("{}\n", id.trim())).collect();
+            write(&record, &format!("{known}{}\n", self.repository));
         }
     }
 
@@ -208,6 +212,16 @@ mod tests {
         one.stands_at("file:///a").unwrap();
         one.stands_at("file:///a").unwrap();
         two.stands_at("file:///b").unwrap();
-        assert!(matches!(two.stands_at("file:///a"), Err(Changed::Exchanged { .. })));
+        let Err(Changed::Exchanged { record, .. }) = two.stands_at("file:///a") else { panic!("not noticed") };
+        // Disks that take turns: both may stand there, once somebody said so.
+        fs::write(&record, format!("{}\n{}\n", one.repository, two.repository)).unwrap();
+        one.stands_at("file:///a").unwrap();
+        two.stands_at("file:///a").unwrap();
+        // One that is made there may stand there.
+        let three = witness(folder.path(), 3, 1);
+        assert!(three.stands_at("file:///a").is_err());
+        three.is_made_at("file:///a");
+        three.stands_at("file:///a").unwrap();
+        one.stands_at("file:///a").unwrap();
     }
 }

@@ -193,3 +193,34 @@ fn a_store_that_is_not_there_is_told_from_one_that_is_empty() {
     ran.fails(4, "does not answer");
     assert_eq!(ran.json()["exit"], 4);
 }
+
+/// Whoever may write to a repository can put anything there. It is named and passed over, and costs neither time nor memory.
+#[test]
+fn rubbish_among_the_roots_keeps_nobody_from_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    let image = folder.path().join("image");
+    fs::write(&image, noise(100_000, 1)).unwrap();
+    m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
+    let points = folder.path().join("repository/points");
+    let app = fs::read_dir(&points).unwrap().next().unwrap().unwrap().path();
+    let name = |n: u32| app.join(format!("20200101t000000z-{n:016x}"));
+    nix::unistd::mkfifo(&name(1), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::symlink(name(2), name(2)).unwrap();
+    fs::File::create(name(3)).unwrap().set_len(1 << 40).unwrap();
+    for n in 4..40 {
+        fs::write(name(n), noise(3 << 20, n.into())).unwrap();
+    }
+    // A bound that 16 roots at once stay under, whatever they hold.
+    let mut bounded = std::process::Command::new("sh");
+    let listed = m.command(["points", "--json"]);
+    bounded.args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh"]).arg(listed.get_program()).args(listed.get_args());
+    bounded.envs(listed.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    let ran = ran(bounded.output()).ok();
+    assert_eq!(ran.json()["points"].as_array().unwrap().len(), 1);
+    assert_eq!(ran.json()["refused"].as_array().unwrap().len(), 39, "{}", ran.err);
+    // A newer one than all of them is what the application's name means.
+    let out = folder.path().join("out");
+    m.run(["restore", "shop", "--volume", &volume(&out)]).ok();
+}

@@ -39,7 +39,7 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     let options =
         InitOptions { lock, pages: PageCutter::DEFAULT, streams: StreamCutter::DEFAULT, cost: Cost::RECOMMENDED };
     let made = init(place.store, &password, options).await.map_err(explain)?;
-    place::cache(&made.repository, global).witness().is_made_at(&made.repository.store.describe());
+    place::cache(&made.repository, global).witness().is_made_at(&made.repository.store.address());
     let config = &made.repository.config;
     let public_key = hex::encode(config.keys.signing.as_bytes());
     if let Some(path) = &a.write_public_key {

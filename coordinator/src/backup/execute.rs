@@ -220,7 +220,7 @@ async fn run(
     let Plan { root, choice, locks, rpo, left, inbox } = plan;
     let began_in = repository.store.identity().await?;
     let witness = coordinator.cache.witness();
-    witness.stands_at(&repository.store.describe())?;
+    witness.stands_at(&repository.store.address())?;
     if let Some(seen) = witness.newest_seen(&root.app)
         && !repository.catalog().has(&root.app, &seen.point).await?
     {

@@ -111,6 +111,10 @@ impl<S: Store> Store for Faulty<S> {
         self.inner.describe()
     }
 
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+
     async fn capabilities(&self) -> Result<Capabilities, Failure> {
         let fault = self.before(Operation::Inspect, "").await?;
         let out = self.inner.capabilities().await?;
@@ -247,6 +251,9 @@ impl<R: Redeem> Redeem for Faulty<R> {
 impl Store for Arc<dyn Store> {
     fn describe(&self) -> String {
         (**self).describe()
+    }
+    fn address(&self) -> String {
+        (**self).address()
     }
     async fn capabilities(&self) -> Result<Capabilities, Failure> {
         (**self).capabilities().await

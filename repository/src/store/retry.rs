@@ -159,6 +159,10 @@ impl<S: Store> Store for Retrying<S> {
         self.inner.describe()
     }
 
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+
     async fn capabilities(&self) -> Result<Capabilities, Failure> {
         self.repeat("", || self.inner.capabilities()).await.0
     }

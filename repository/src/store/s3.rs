@@ -64,6 +64,8 @@ pub struct S3Options {
 /// A bucket and prefix.
 pub struct S3 {
     client: Client,
+    /// Whose bucket; empty: Amazon's.
+    endpoint: String,
     bucket: String,
     prefix: String,
     throttle: Throttle,
@@ -110,6 +112,9 @@ impl S3 {
             connector.build()
         });
         let shared = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http).load().await;
+        let variable = |name| std::env::var(name).ok();
+        let endpoint = variable("AWS_ENDPOINT_URL_S3").or_else(|| shared.endpoint_url().map(str::to_owned));
+        let endpoint = endpoint.or_else(|| variable("AWS_ENDPOINT_URL")).unwrap_or_default();
         let path_style = match options.addressing {
             Addressing::Auto => {
                 shared.endpoint_url().is_some()
@@ -136,6 +141,7 @@ impl S3 {
             .build();
         Ok(Self {
             client: Client::from_conf(config),
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
             bucket: bucket.to_owned(),
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
             throttle: options.throttle,
@@ -270,6 +276,10 @@ impl Store for S3 {
         format!("s3://{}/{}", self.bucket, self.prefix.trim_end_matches('/'))
     }
 
+    fn address(&self) -> String {
+        format!("{} {}", self.describe(), self.endpoint).trim_end().to_owned()
+    }
+
     async fn capabilities(&self) -> Result<Capabilities, Failure> {
         Operation::Inspect.count();
         let versioning = self
@@ -309,7 +319,7 @@ impl Store for S3 {
 
     /// A bucket is its name: another one of that name lacks the versions that were stored, each of which is asked for.
     async fn identity(&self) -> Result<String, Failure> {
-        Ok(self.describe())
+        Ok(self.address())
     }
 
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError> {
