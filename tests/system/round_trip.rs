@@ -44,7 +44,7 @@ fn volumes_of_every_shape_come_back_bit_for_bit() {
         fs::write(&image, content).unwrap();
         let app = format!("app {name}");
         for round in 0..2 {
-            let made = m.run(["backup", &app, "--volume", &volume(&image), "--json"]).ok().json();
+            let made = m.run(["backup", &app, "--volume", &volume(&image), "--allow-empty", "--json"]).ok().json();
             let v = &made["volumes"][0];
             assert_eq!(v["size_bytes"], content.len() as u64, "{name}");
             if round == 1 {
@@ -66,7 +66,7 @@ fn volumes_of_every_shape_come_back_bit_for_bit() {
         let from = folder.path().join("from");
         fs::write(&from, content).unwrap();
         let app = format!("stream {name}");
-        m.run(["backup", &app, "--stream", &volume(&from)]).ok();
+        m.run(["backup", &app, "--stream", &volume(&from), "--allow-empty"]).ok();
         let out = folder.path().join("out");
         m.run(["restore", &app, "--stream", &volume(&out)]).ok();
         assert!(fs::read(&out).unwrap() == *content, "{name} as a stream");

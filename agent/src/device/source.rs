@@ -154,12 +154,11 @@ pub(super) fn notes_of_use(path: &Path, options: SourceOptions) -> Result<Vec<St
     let uses = usage::uses_of(path).map_err(|source| SourceError::Open { path: path.to_owned(), source })?;
     let mut notes = Vec::new();
     for u in uses.into_iter().filter(|u| u.writable) {
+        let by = if u.mounted { u.by.replacen("mounted", "mounted read-write", 1) } else { u.by };
         if !options.allow_mounted {
-            return Err(SourceError::InUse { path: path.to_owned(), by: u.by });
+            return Err(SourceError::InUse { path: path.to_owned(), by });
         }
-        let by =
-            if u.mounted { u.by.replacen("mounted", "mounted read-write", 1) } else { format!("in use: {}", u.by) };
-        notes.push(format!("read while {by}"));
+        notes.push(if u.mounted { format!("read while {by}") } else { format!("read while in use: {by}") });
     }
     Ok(notes)
 }

@@ -21,7 +21,7 @@ pub enum StoreUrl {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// Neither `file://` nor `s3://`.
-    #[error("{0:?} is no repository: write file:///path, a path that begins with / or ./, or s3://bucket/prefix")]
+    #[error("{0:?} is no repository: write a path that begins with / or ./, file:///path or s3://bucket/prefix")]
     Scheme(String),
     /// `file://` without an absolute path.
     #[error("{0:?} needs an absolute path: file:///path")]
