@@ -285,6 +285,7 @@ impl BackupError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Call(CallError::Refused(status)) => status.code() == tonic::Code::Unavailable,
+            Self::Call(CallError::Lost(_)) => true,
             Self::Store { source: CreateError::Failed(f), .. } => f.transient(),
             Self::Stopped { passing, .. } => *passing,
             _ => false,

@@ -25,6 +25,9 @@ pub enum CallError {
     /// It answered with a status.
     #[error("the coordinator refuses: {}", .0.message())]
     Refused(Box<tonic::Status>),
+    /// The connection is broken, or was refused.
+    #[error("no connection to the coordinator: {0}")]
+    Lost(String),
     /// Its answer makes no sense.
     #[error("the coordinator's answer makes no sense: {0}")]
     Nonsense(&'static str),
@@ -32,7 +35,11 @@ pub enum CallError {
 
 impl From<tonic::Status> for CallError {
     fn from(status: tonic::Status) -> Self {
-        Self::Refused(Box::new(status))
+        // What has a cause was made here; what the other side answers has none.
+        match std::error::Error::source(&status).map(milkrun_repository::point::catalog::chain) {
+            Some(why) => Self::Lost(why),
+            None => Self::Refused(Box::new(status)),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::clock::entropy;
 use milkrun_repository::store::grant::Redeem;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -92,6 +93,8 @@ pub struct Agent {
     options: AgentOptions,
     engine: Arc<Engine>,
     connected: watch::Sender<bool>,
+    /// Tells this process from another agent of its node.
+    instance: [u8; 16],
 }
 
 /// Why the session ended.
@@ -122,7 +125,7 @@ impl Agent {
             budget,
             region_bytes,
         };
-        Ok(Self { options, engine: Arc::new(engine), connected: watch::Sender::new(false) })
+        Ok(Self { options, engine: Arc::new(engine), connected: watch::Sender::new(false), instance: entropy() })
     }
 
     /// Whether a coordinator takes this agent now.
@@ -142,6 +145,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             protocol: PROTOCOL,
             volumes: self.options.volumes,
+            instance: self.instance.to_vec().into(),
         };
         // The queue is new and holds more than one.
         let _ = up.send(message(Up::Register(register))).await;

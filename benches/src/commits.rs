@@ -27,6 +27,7 @@ use milkrun_repository::pack::{PackKind, SealedKey};
 use milkrun_repository::point::commit::{Commit, Locks};
 use milkrun_repository::point::{Root, RootBody};
 use milkrun_repository::store::grant::{GetGrant, PutGrant, PutTerms};
+use milkrun_repository::store::listing::{Mark, Page};
 use milkrun_repository::store::{
     Capabilities, CreateError, DeleteError, Failure, Firmness, GetError, Head, Key, Listed, Lock, Operation, Store,
     Trouble, Version,
@@ -92,7 +93,11 @@ impl Store for Simulated {
         Ok(self.head(key, Some(version)).await?.lock)
     }
 
-    async fn versions(&self, _: &str) -> Result<Vec<Listed>, Failure> {
+    async fn versions_page(&self, _: &str, _: Option<&Mark>) -> Result<Page<Listed>, Failure> {
+        Err(unused(Operation::List))
+    }
+
+    async fn keys_page(&self, _: &str, _: Option<&Mark>) -> Result<Page<Key>, Failure> {
         Err(unused(Operation::List))
     }
 

@@ -212,6 +212,18 @@ pub(crate) enum Certs {
         #[arg(value_name = "NODE")]
         node: NodeName,
     },
+    /// Ends a certificate before its time: coordinators refuse it, and end its connections within seconds
+    ///
+    /// The list of revoked certificates, ca.crl, is written beside the authority and into the folders of coordinators there. Bring it to
+    /// coordinators elsewhere by hand: it lies beside their ca.crt.
+    Revoke {
+        /// The authority's folder
+        #[arg(long, value_name = "DIR", default_value = "certs")]
+        folder: PathBuf,
+        /// Its folder, its file, or its serial number, as coordinators log it
+        #[arg(value_name = "CERTIFICATE")]
+        certificate: String,
+    },
     /// A person's, or a program's
     User {
         #[command(flatten)]

@@ -115,11 +115,20 @@ impl Interrupt {
             // A wrapper may pass on what the terminal sends as well: that is one request and not two.
             tokio::time::sleep(SAME).await;
             signals.forget();
-            signals.next().await;
+            if tokio::time::timeout(STOP_LIMIT, signals.next()).await.is_err() {
+                let limit = STOP_LIMIT.as_secs();
+                output::note(&format!(
+                    "milkrun: the run did not stop within {limit} s (does the store answer?), and is left as it is: \
+                     nothing of it is listed"
+                ));
+            }
             std::process::exit(Exit::Failed as i32);
         }))
     }
 }
+
+/// How long a run may take to stop cleanly. Whoever asks politely kills after 30 s, mostly.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// Signals so close together are one request.
 const SAME: std::time::Duration = std::time::Duration::from_millis(300);

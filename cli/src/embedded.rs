@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hyper_util::rt::TokioIo;
 use milkrun_agent::device::{open_stream, run_command};
 use milkrun_agent::{Agent, AgentOptions};
-use milkrun_coordinator::rpc::connection::Connection;
+use milkrun_coordinator::rpc::transport::connection::Connection;
 use milkrun_coordinator::{Coordinator, inventory, rpc};
 use milkrun_identity::channel::{CONNECTION_WINDOW, STREAM_WINDOW};
 use milkrun_repository::Repository;

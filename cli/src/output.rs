@@ -58,8 +58,15 @@ impl CliError {
     }
 }
 
-const ADVICE_UNREACHABLE: &str = "Nothing is known about the repository. Check network, endpoint (AWS_ENDPOINT_URL) and proxy, or whether the directory is mounted; then try again.";
-const ADVICE_DENIED: &str = "Check the credentials and the bucket policy (`milkrun init` prints those of the three roles); of a directory, who may read and write there.";
+const ADVICE_UNREACHABLE: &str =
+    "Nothing is known about the repository. Check network, endpoint (AWS_ENDPOINT_URL) and proxy; then try again.";
+const ADVICE_GONE: &str =
+    "Nothing is known about the repository. Check whether its file system is mounted; then try again.";
+const ADVICE_DENIED: &str =
+    "Check the credentials and the bucket policy (`milkrun init` prints those of the three roles).";
+const ADVICE_DENIED_FILE: &str = "Check who may read and write in the repository's directory, and whose its files are.";
+const ADVICE_COORDINATOR: &str =
+    "Check whether the coordinator runs and can be reached, and whether your certificate is one of its authority.";
 const ADVICE_SKEW: &str =
     "Set the clock of this host right (NTP): S3 refuses requests that are off by 15 minutes, and locks would be wrong.";
 const ADVICE_FULL: &str = "Make room where the repository is, and try again. Nothing half done is listed.";
@@ -69,18 +76,28 @@ const ADVICE_DAMAGE: &str =
 const ADVICE_ROLE: &str =
     "Roles stand in your certificate; whoever has the authority gives more with `milkrun certs user NAME --role ROLE`.";
 
+/// Of a directory, not of a bucket: what failed is a call of the operating system's, other than on a network.
+fn denied_advice(message: &str) -> &'static str {
+    if message.contains("(os error") { ADVICE_DENIED_FILE } else { ADVICE_DENIED }
+}
+
+fn unreachable_advice(message: &str) -> &'static str {
+    if message.contains("holds no repository any more") { ADVICE_GONE } else { ADVICE_UNREACHABLE }
+}
+
 impl From<Failure> for CliError {
     fn from(f: Failure) -> Self {
+        let message = chain(&f);
         let (exit, advice) = match f.trouble {
-            Trouble::Unreachable | Trouble::Busy => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
-            Trouble::Denied => (Exit::Failed, Some(ADVICE_DENIED)),
+            Trouble::Unreachable | Trouble::Busy => (Exit::Unknown, Some(unreachable_advice(&message))),
+            Trouble::Denied => (Exit::Failed, Some(denied_advice(&message))),
             Trouble::Skewed => (Exit::Failed, Some(ADVICE_SKEW)),
             Trouble::Full => (Exit::Failed, Some(ADVICE_FULL)),
             Trouble::Garbled => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
             Trouble::Short | Trouble::Foreign => (Exit::Damage, Some(ADVICE_DAMAGE)),
             Trouble::Refused => (Exit::Failed, None),
         };
-        Self { exit, message: chain(&f), advice }
+        Self { exit, message, advice }
     }
 }
 
@@ -114,15 +131,20 @@ impl From<OpenError> for CliError {
 
 impl From<tonic::Status> for CliError {
     fn from(s: tonic::Status) -> Self {
+        // What has a cause was made here: the connection to the coordinator.
+        if let Some(why) = std::error::Error::source(&s) {
+            let message = format!("no connection to the coordinator: {}", chain(why));
+            return Self { exit: Exit::Unknown, message, advice: Some(ADVICE_COORDINATOR) };
+        }
         let message = s.message().to_owned();
         let (exit, advice) = match s.code() {
-            tonic::Code::Unavailable => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),
+            tonic::Code::Unavailable => (Exit::Unknown, Some(unreachable_advice(&message))),
             tonic::Code::DataLoss => (Exit::Damage, Some(ADVICE_DAMAGE)),
             tonic::Code::InvalidArgument => (Exit::Usage, None),
             tonic::Code::PermissionDenied => (Exit::Failed, Some(ADVICE_ROLE)),
             tonic::Code::NotFound => (Exit::Failed, Some("`milkrun points` lists what there is.")),
             _ if message.contains("no space left") => (Exit::Failed, Some(ADVICE_FULL)),
-            _ if message.contains("access denied") => (Exit::Failed, Some(ADVICE_DENIED)),
+            _ if message.contains("access denied") => (Exit::Failed, Some(denied_advice(&message))),
             _ => (Exit::Failed, None),
         };
         Self { exit, message, advice }

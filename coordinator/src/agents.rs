@@ -7,9 +7,14 @@ use std::time::Duration;
 use milkrun_proto::agent::v1::{ToAgent, to_agent::Message};
 use milkrun_repository::clock::Moment;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// How long an agent may take to read what it is told before it counts as gone.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+
+/// An agent that said nothing for two heartbeats may be gone: another of its node is taken.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// The connected agents, by node.
 #[derive(Clone, Default)]
@@ -38,8 +43,45 @@ pub struct Agent {
     pub leaving: bool,
     /// Since when it is connected.
     pub since: Moment,
+    /// Another one of the same node that was refused meanwhile.
+    pub rival: Option<Rival>,
     link: Link,
     session: u64,
+    instance: Vec<u8>,
+    heard: Instant,
+    /// Fires when the session is over.
+    over: CancellationToken,
+}
+
+/// A second agent of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rival {
+    /// Where it is.
+    pub whence: String,
+    /// When it was refused.
+    pub at: Moment,
+}
+
+/// A session that was begun.
+pub struct Begun {
+    /// Its number.
+    pub session: u64,
+    /// Fires when another session of the same agent takes its place.
+    pub over: CancellationToken,
+    /// Whether it takes the place of one.
+    pub again: bool,
+}
+
+/// An agent of another process has the node, and is there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "another agent of node {node} is connected since {since}: two that read and write the same devices are never right; stop one"
+)]
+pub struct Taken {
+    /// Which node.
+    pub node: String,
+    /// Since when.
+    pub since: Moment,
 }
 
 /// The way down to one agent.
@@ -59,6 +101,10 @@ pub struct Registration {
     pub protocol: u32,
     /// Volumes that it takes at once.
     pub volumes_max: Option<usize>,
+    /// What tells its process from others; empty: it does not say.
+    pub instance: Vec<u8>,
+    /// Where it is, for people.
+    pub whence: String,
 }
 
 impl Link {
@@ -74,6 +120,12 @@ impl Link {
         matches!(tokio::time::timeout(SEND_LIMIT, send).await, Ok(Ok(())))
     }
 
+    /// Ends the session with a reason.
+    pub async fn end(&self, why: tonic::Status) {
+        // One that does not read is ended with its connection.
+        let _ = tokio::time::timeout(SEND_LIMIT, self.down.send(Err(why))).await;
+    }
+
     /// Sends a message that may be lost when many wait.
     pub fn hint(&self, message: Message) {
         // Somebody who does not read will not miss it.
@@ -86,16 +138,48 @@ impl Agents {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An agent connected; returns the number of its session. An older session of the same node is over: its agent was
-    /// started again, or lost its connection and nobody noticed yet.
-    pub fn add(&self, r: Registration, link: Link) -> u64 {
+    /// An agent connected. An older session of the same process is over: it lost its connection and nobody noticed yet. One of another
+    /// process is, too, if nothing is heard of it: its agent was started again. If it is there, the new one is refused.
+    ///
+    /// # Errors
+    /// [`Taken`].
+    pub fn add(&self, r: Registration, link: Link) -> Result<Begun, Taken> {
         let mut table = self.table();
+        let Registration { node, version, protocol, volumes_max, instance, whence } = r;
+        let before = table.agents.get_mut(&node);
+        let again = before.is_some();
+        if let Some(before) = before {
+            let other = !instance.is_empty() && !before.instance.is_empty() && instance != before.instance;
+            if other && before.heard.elapsed() < SILENT_AFTER {
+                before.rival = Some(Rival { whence, at: Moment::now() });
+                return Err(Taken { node, since: before.since });
+            }
+            before.over.cancel();
+        }
         table.sessions += 1;
-        let session = table.sessions;
-        let Registration { node, version, protocol, volumes_max } = r;
-        let since = Moment::now();
-        table.agents.insert(node, Agent { version, protocol, volumes_max, leaving: false, since, link, session });
-        session
+        let (session, over, since) = (table.sessions, CancellationToken::new(), Moment::now());
+        let agent = Agent {
+            version,
+            protocol,
+            volumes_max,
+            leaving: false,
+            since,
+            rival: None,
+            link,
+            session,
+            instance,
+            heard: Instant::now(),
+            over: over.clone(),
+        };
+        table.agents.insert(node, agent);
+        Ok(Begun { session, over, again })
+    }
+
+    /// Something was heard of an agent.
+    pub fn heard(&self, node: &str, session: u64) {
+        if let Some(agent) = self.table().agents.get_mut(node).filter(|a| a.session == session) {
+            agent.heard = Instant::now();
+        }
     }
 
     /// A session is over. Returns whether it was the node's present one.
@@ -106,11 +190,6 @@ impl Agents {
             table.agents.remove(node);
         }
         present
-    }
-
-    /// Whether a session is the node's present one.
-    pub fn is_present(&self, node: &str, session: u64) -> bool {
-        self.table().agents.get(node).is_some_and(|a| a.session == session)
     }
 
     /// The way down to a node's agent.
@@ -150,5 +229,40 @@ impl Agents {
     /// All that are connected.
     pub fn list(&self) -> BTreeMap<String, Agent> {
         self.table().agents.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_agents_of_a_node_the_one_that_is_there_stays() {
+        let agents = Agents::default();
+        let add = |instance: &[u8]| {
+            let registration = Registration {
+                node: "a".into(),
+                version: String::new(),
+                protocol: 3,
+                volumes_max: None,
+                instance: instance.to_vec(),
+                whence: "10.0.0.9:1".into(),
+            };
+            agents.add(registration, Link::new(mpsc::channel(1).0))
+        };
+        let first = add(b"1").unwrap();
+        assert!(matches!(add(b"2"), Err(Taken { .. })));
+        assert_eq!(agents.list()["a"].rival.as_ref().unwrap().whence, "10.0.0.9:1");
+        assert!(!first.over.is_cancelled());
+        // It connects again.
+        let second = add(b"1").unwrap();
+        assert!(second.again && first.over.is_cancelled());
+        agents.heard("a", second.session);
+        tokio::time::advance(SILENT_AFTER).await;
+        // Nothing was heard of it.
+        let third = add(b"2").unwrap();
+        assert!(second.over.is_cancelled());
+        // An agent of an earlier release does not say which it is.
+        assert!(add(b"").is_ok() && third.over.is_cancelled());
     }
 }

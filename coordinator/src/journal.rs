@@ -23,6 +23,11 @@ pub enum JournalError {
     /// Another leader writes this series.
     #[error("{0} was written by somebody else: another coordinator leads")]
     Superseded(Key),
+    /// Its place is taken by what no holder of the secret wrote.
+    #[error(
+        "{0} is taken by what is none of the journal's ({1}): whoever may write to the bucket put it there; run it again"
+    )]
+    Squatted(Key, &'static str),
     /// An object of it is none of ours.
     #[error("{0} is refused")]
     Refused(Key, #[source] EnvelopeError),
@@ -140,7 +145,7 @@ impl Journal {
             match self.repository.store.create(&key, object.clone(), None).await {
                 Ok(_) => {}
                 Err(CreateError::Exists(_)) if self.is_ours(&key, &object).await? => {}
-                Err(CreateError::Exists(_)) => return Err(JournalError::Superseded(key)),
+                Err(CreateError::Exists(_)) => return Err(self.taken(key).await?),
                 Err(CreateError::Failed(f)) => return Err(f.into()),
             }
             metrics::counter!("milkrun_journal_writes_total").increment(1);
@@ -176,6 +181,16 @@ impl Journal {
             Err(GetError::NotFound(_)) => Ok(false),
             Err(GetError::Failed(f)) => Err(f.into()),
         }
+    }
+
+    /// By whom the place of an object of ours is taken.
+    async fn taken(&self, key: Key) -> Result<JournalError, JournalError> {
+        Ok(match sealed::open(&self.repository, &key, Kind::Journal).await? {
+            Sealed::Body(_) => JournalError::Superseded(key),
+            Sealed::Refused(_) => JournalError::Squatted(key, "rubbish"),
+            // A store that refuses to create, and has nothing to read: a delete marker hides the key.
+            Sealed::None => JournalError::Squatted(key, "a delete marker"),
+        })
     }
 
     /// Deletes the journal of a run that ended. What can't be deleted is left to the collector.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt;
 use milkrun_repository::Repository;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::store::{
@@ -86,6 +87,9 @@ impl Beat {
     }
 }
 
+/// Names below `leases/leader/` that are read side by side: whoever may write can put thousands there.
+const LOOKS: usize = 16;
+
 impl StoreLease {
     /// In this repository; `name` is for people. Another may lead when nothing was heard for `patience`.
     pub fn new(repository: Arc<Repository>, name: String, patience: Duration) -> Self {
@@ -110,17 +114,22 @@ impl StoreLease {
             }
         }
         listed.sort_by_key(|(beat, _)| std::cmp::Reverse(*beat));
-        for (beat, version) in listed {
-            {
-                let judged = self.judged();
-                if judged.sound == Some(beat) {
-                    return Ok(Some(beat));
-                }
-                if judged.rubbish.contains(&(beat, version.version.clone())) {
-                    continue;
-                }
+        // Newest first, and none that was looked at before; what lies behind the last one that was sound is of no interest.
+        let mut known = None;
+        {
+            let judged = self.judged();
+            listed.retain(|(beat, v)| !judged.rubbish.contains(&(*beat, v.version.clone())));
+            if let Some(at) = listed.iter().position(|(beat, _)| judged.sound == Some(*beat)) {
+                known = Some(listed.split_off(at)[0].0);
             }
-            if self.open(&version).await?.is_some() {
+        }
+        let looks = listed.into_iter().map(|(beat, version)| async move {
+            let look = self.open(&version).await;
+            (beat, version, look)
+        });
+        let mut looks = futures::stream::iter(looks).buffered(LOOKS);
+        while let Some((beat, version, look)) = looks.next().await {
+            if look?.is_some() {
                 self.judged().sound = Some(beat);
                 return Ok(Some(beat));
             }
@@ -130,7 +139,7 @@ impl StoreLease {
                 judged.rubbish.insert((beat, version.version));
             }
         }
-        Ok(None)
+        Ok(known)
     }
 
     /// What a beat says, if it is one: whether its writer gave way.

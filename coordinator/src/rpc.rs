@@ -1,17 +1,15 @@
 //! The services, and the one place where errors become gRPC statuses.
 
 mod answers;
-pub mod connection;
 pub mod control;
 pub mod convert;
 pub mod download;
 mod seen;
 pub mod session;
 pub mod status;
+pub mod transport;
 pub mod upload;
 
-use milkrun_identity::channel::{CONNECTION_WINDOW, STREAM_WINDOW};
-use milkrun_proto::MESSAGE_BYTES_MAX;
 use milkrun_proto::agent::v1::download_server::DownloadServer;
 use milkrun_proto::agent::v1::session_server::SessionServer;
 use milkrun_proto::agent::v1::upload_server::UploadServer;
@@ -20,8 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_stream::Stream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use tower::layer::util::{Identity, Stack};
 
 use crate::Coordinator;
+use transport::gate::GateLayer;
+use transport::limits::{CONNECTION_WINDOW, REQUEST_BYTES_MAX, SESSION_MESSAGE_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
 
 /// Serves agents on these connections until they end.
 ///
@@ -45,7 +46,7 @@ where
     I: Stream<Item = std::io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(REQUEST_BYTES_MAX);
     server().add_service(control).serve_with_incoming(connections).await
 }
 
@@ -59,7 +60,7 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let (session, upload, download) = agent_services(&coordinator);
-    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(REQUEST_BYTES_MAX);
     let services = server().add_service(session).add_service(upload).add_service(download).add_service(control);
     services.serve_with_incoming(connections).await
 }
@@ -69,18 +70,21 @@ type AgentServices =
 
 fn agent_services(coordinator: &Coordinator) -> AgentServices {
     let session =
-        SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let upload = UploadServer::new(upload::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(SESSION_MESSAGE_BYTES_MAX);
+    let upload =
+        UploadServer::new(upload::Service::new(coordinator.clone())).max_decoding_message_size(REQUEST_BYTES_MAX);
     let download =
-        DownloadServer::new(download::Service(coordinator.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        DownloadServer::new(download::Service::new(coordinator.clone())).max_decoding_message_size(REQUEST_BYTES_MAX);
     (session, upload, download)
 }
 
 /// A peer that is gone without a word is noticed after about so long.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 
-fn server() -> Server {
+fn server() -> Server<Stack<GateLayer, Identity>> {
     Server::builder()
+        .layer(GateLayer)
+        .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))

@@ -1,5 +1,6 @@
 //! What is under way, by run: the services find their run here, agents' messages find their way to it, and people see it.
 
+pub mod inbox;
 pub(crate) mod turns;
 pub mod view;
 
@@ -12,13 +13,15 @@ use milkrun_repository::id::RunId;
 use tokio::sync::mpsc;
 
 use crate::{backup, restore};
+pub(crate) use inbox::Inbox;
+use inbox::Room;
 use view::Feed;
 
 /// What happens to a run, from outside.
 #[derive(Debug)]
 pub enum RunEvent {
     /// The agent of a node said something.
-    Agent(String, wire::from_agent::Message),
+    Agent(String, wire::from_agent::Message, Room),
     /// A volume's map is complete.
     Finished(String),
     /// A volume has its turn, on this node.
@@ -110,19 +113,6 @@ struct Table {
 /// A target: node (`None`: whichever agent there is) and path.
 type Place = (Option<String>, String);
 
-/// Where a run hears what happens to it.
-pub(crate) struct Inbox {
-    sender: mpsc::UnboundedSender<RunEvent>,
-    receiver: mpsc::UnboundedReceiver<RunEvent>,
-}
-
-impl Default for Inbox {
-    fn default() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver }
-    }
-}
-
 struct Entry {
     run: Run,
     inbox: mpsc::UnboundedSender<RunEvent>,
@@ -190,6 +180,12 @@ impl Runs {
         table.reserved.remove(id);
     }
 
+    /// Whether a run is under way, or about to be.
+    pub(crate) fn is_under_way(&self, id: &RunId) -> bool {
+        let table = self.table();
+        table.running.contains_key(id) || table.announced.contains_key(id)
+    }
+
     /// Tells a run something. Returns whether it is under way, or about to be.
     pub fn tell(&self, id: &RunId, event: RunEvent) -> bool {
         let table = self.table();
@@ -255,10 +251,10 @@ pub(crate) async fn await_stopped(inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
     let stopped = async {
         while !volumes.is_empty() {
             match inbox.recv().await {
-                Some(RunEvent::Agent(_, M::Failed(f))) => {
+                Some(RunEvent::Agent(_, M::Failed(f), _)) => {
                     volumes.remove(&f.assignment.unwrap_or_default().volume);
                 }
-                Some(RunEvent::Agent(_, M::Restored(r))) => {
+                Some(RunEvent::Agent(_, M::Restored(r), _)) => {
                     volumes.remove(&r.assignment.unwrap_or_default().volume);
                 }
                 Some(RunEvent::Finished(volume)) => {

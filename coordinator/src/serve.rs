@@ -8,6 +8,9 @@ use std::time::Duration;
 use milkrun_coordinator::inventory::InventoryError;
 use milkrun_coordinator::inventory::file::InventoryFile;
 use milkrun_coordinator::leader::{Leadership, StoreLease};
+use milkrun_coordinator::rpc::transport::accept::accept;
+use milkrun_coordinator::rpc::transport::connections::Connections;
+use milkrun_coordinator::rpc::transport::limits::Limits;
 use milkrun_coordinator::secret::{self, SecretError};
 use milkrun_coordinator::{Coordinator, rpc};
 use milkrun_identity::tls::{Credentials, TlsError};
@@ -106,7 +109,8 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let serving = async {
         coordinator.take_over().await?;
         leads.send_replace(true);
-        rpc::serve_all(coordinator, rpc::connection::accept(listener, credentials)).await.map_err(ServeError::from)
+        let accepted = accept(listener, credentials, Connections::new(Limits::of_process()));
+        rpc::serve_all(coordinator, accepted).await.map_err(ServeError::from)
     };
     tokio::select! {
         served = serving => served?,

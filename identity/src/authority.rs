@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use milkrun_repository::clock::{Moment, entropy};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 
+use crate::certificate::Serial;
 use crate::peer::Peer;
-use crate::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
+use crate::revocation::{CRL_FILE, RevocationLists};
+use crate::tls::{CA_FILE, CERTIFICATE_FILE, Credentials, KEY_FILE, TlsError};
 
 /// Certificates are valid from a little before they were made: clocks differ.
 const BEFORE: Duration = Duration::from_secs(5 * 60);
@@ -51,11 +53,34 @@ pub enum AuthorityError {
     /// A time that no calendar has.
     #[error("the certificate would end after the year 9999")]
     Time,
+    /// Neither a certificate nor a serial number.
+    #[error("{0:?} is neither a folder with a certificate, nor a certificate, nor a serial number")]
+    NoCertificate(String),
+    /// The certificate, or the list of what was revoked before, can't be read.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Lists name a day on which the next one comes. Nobody waits for it: certificates are revoked when there is need.
+const NEXT_LIST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What was revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// The certificate.
+    pub serial: Serial,
+    /// The files that say so.
+    pub lists: Vec<PathBuf>,
+    /// Where its folder lies now, so that its name can be given anew.
+    pub moved: Option<PathBuf>,
+}
+
+fn at(moment: Moment) -> Result<OffsetDateTime, AuthorityError> {
+    OffsetDateTime::from_unix_timestamp(moment.millis() / 1000).map_err(|_| AuthorityError::Time)
 }
 
 fn validity(params: &mut CertificateParams, valid: Duration) -> Result<(), AuthorityError> {
     let now = Moment::now();
-    let at = |m: Moment| OffsetDateTime::from_unix_timestamp(m.millis() / 1000).map_err(|_| AuthorityError::Time);
     params.not_before = at(Moment::from_millis(now.millis() - i64::try_from(BEFORE.as_millis()).unwrap_or(0)))?;
     params.not_after = at(now.plus(valid))?;
     Ok(())
@@ -69,6 +94,16 @@ fn write(path: &Path, content: &str) -> Result<(), AuthorityError> {
     };
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
     file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
+}
+
+/// Replaces a file, or makes it: whoever reads it meanwhile sees the one or the other.
+fn replace(path: &Path, content: &str) -> Result<(), AuthorityError> {
+    let fail = |source| AuthorityError::File { path: path.to_owned(), source };
+    let new = path.with_extension("new");
+    // Of one that was broken off.
+    let _ = fs::remove_file(&new);
+    write(&new, content)?;
+    fs::rename(&new, path).map_err(fail)
 }
 
 fn make_folder(folder: &Path) -> Result<(), AuthorityError> {
@@ -148,4 +183,92 @@ impl Authority {
         write(&folder.join(CA_FILE), &self.certificate)?;
         Ok(folder)
     }
+
+    /// Revokes a certificate of this authority: its folder, its file, or its serial number. The list is written beside the authority, and
+    /// into the folders of the coordinators that lie there.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub fn revoke(&self, what: &str) -> Result<Revoked, AuthorityError> {
+        let (serial, folder) = self.find(what)?;
+        let own = self.folder.join(CRL_FILE);
+        let mut serials = Credentials::new(&self.folder).revoked()?.serials().clone();
+        serials.insert(serial.clone());
+        let mut serials: Vec<Serial> = serials.into_iter().collect();
+        serials.sort();
+        let now = Moment::now();
+        let one = |serial: &Serial| -> Result<RevokedCertParams, AuthorityError> {
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(serial.as_bytes()),
+                revocation_time: at(now)?,
+                reason_code: None,
+                invalidity_date: None,
+            })
+        };
+        let params = CertificateRevocationListParams {
+            this_update: at(now)?,
+            next_update: at(now.plus(NEXT_LIST))?,
+            crl_number: SerialNumber::from(now.millis().unsigned_abs()),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(one).collect::<Result<_, _>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer)?.pem()?;
+        debug_assert!(RevocationLists::parse(list.as_bytes()).is_some_and(|l| l.contains(&serial)));
+        let mut lists = vec![own];
+        lists.extend(self.coordinators()?.into_iter().map(|folder| folder.join(CRL_FILE)));
+        for path in &lists {
+            replace(path, &list)?;
+        }
+        let moved = match folder.filter(|f| f.parent() == Some(&*self.folder)) {
+            Some(folder) => Some(aside(&folder, &serial)?),
+            None => None,
+        };
+        Ok(Revoked { serial, lists, moved })
+    }
+
+    /// The certificate that is meant, and its folder, if it lies in one.
+    fn find(&self, what: &str) -> Result<(Serial, Option<PathBuf>), AuthorityError> {
+        let path = [PathBuf::from(what), self.folder.join(what)].into_iter().find(|p| p.exists());
+        match path {
+            Some(path) if path.is_dir() => {
+                let folder = fs::canonicalize(&path).unwrap_or(path);
+                // As it is written, if it lies here: the parent is compared.
+                let ours = folder.file_name().map(|name| self.folder.join(name)).filter(|p| same(p, &folder));
+                let folder = ours.unwrap_or(folder);
+                Ok((Credentials::new(&folder).own_certificate()?.serial, Some(folder)))
+            }
+            Some(path) => Ok((Credentials::certificate_in(&path)?.serial, None)),
+            None => match what.parse() {
+                Ok(serial) => Ok((serial, None)),
+                Err(_) => Err(AuthorityError::NoCertificate(what.to_owned())),
+            },
+        }
+    }
+
+    /// Folders of coordinators beside the authority.
+    fn coordinators(&self) -> Result<Vec<PathBuf>, AuthorityError> {
+        let fail = |source| AuthorityError::File { path: self.folder.clone(), source };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if entry.file_name().as_encoded_bytes().starts_with(b"coordinator-") && entry.path().is_dir() {
+                found.push(entry.path());
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    fs::canonicalize(a).is_ok_and(|a| a == b)
+}
+
+/// Moves the folder of a revoked certificate out of the way of a new one.
+fn aside(folder: &Path, serial: &Serial) -> Result<PathBuf, AuthorityError> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let to = folder.with_file_name(format!("revoked-{serial}-{name}"));
+    fs::rename(folder, &to).map_err(|source| AuthorityError::File { path: folder.to_owned(), source })?;
+    Ok(to)
 }

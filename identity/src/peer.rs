@@ -4,8 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// What a URI in a certificate may not hold as it is. Application names are free text.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
@@ -198,21 +196,11 @@ impl Peer {
         }
     }
 
-    /// Who a certificate names. Its signature and dates were checked before, by TLS.
+    /// Who the URIs of a certificate name, each without its `milkrun://`.
     ///
     /// # Errors
-    /// [`PeerError`].
-    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, PeerError> {
-        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| PeerError::Malformed)?;
-        let names = parsed.subject_alternative_name().map_err(|_| PeerError::Malformed)?;
-        let uris = names.iter().flat_map(|n| &n.value.general_names).filter_map(|n| match n {
-            GeneralName::URI(uri) => uri.strip_prefix("milkrun://"),
-            _ => None,
-        });
-        Self::parse(uris)
-    }
-
-    fn parse<'a>(uris: impl Iterator<Item = &'a str>) -> Result<Self, PeerError> {
+    /// [`PeerError::Nobody`].
+    pub(crate) fn parse<'a>(uris: impl Iterator<Item = &'a str>) -> Result<Self, PeerError> {
         let plain = |text: &str| percent_decode_str(text).decode_utf8().map(|t| t.into_owned());
         let (mut who, mut roles) = (None, Vec::new());
         for uri in uris {

@@ -1,5 +1,6 @@
 //! TLS between coordinator, agents and people: version 1.3, certificates on both sides, HTTP/2. Certificates are read from a
-//! folder with the three files of a Kubernetes TLS secret, anew for each connection, so that they can be replaced at any time.
+//! folder with the three files of a Kubernetes TLS secret, anew for each connection, so that they can be replaced at any time. A
+//! fourth file, if it is there, lists certificates that count no longer.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -7,14 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use milkrun_repository::clock::Moment;
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use crate::certificate::Certificate;
 use crate::peer::{Peer, PeerError};
+use crate::revocation::{CRL_FILE, RevocationLists};
 
 /// The authority's certificate.
 pub const CA_FILE: &str = "ca.crt";
@@ -61,6 +66,14 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
+    /// One's own certificate is no longer valid.
+    #[error("the certificate in {folder:?} ended at {until}: put a new one in its place")]
+    Ended {
+        /// Where it lies.
+        folder: PathBuf,
+        /// When it ended.
+        until: Moment,
+    },
     /// The other side can't be reached.
     #[error("can't reach {address}")]
     Connect {
@@ -95,7 +108,7 @@ pub struct Accepted {
     /// The connection.
     pub stream: server::TlsStream<TcpStream>,
     /// Who.
-    pub peer: Peer,
+    pub certificate: Certificate,
 }
 
 impl Credentials {
@@ -105,10 +118,7 @@ impl Credentials {
     }
 
     fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-        let path = self.folder.join(name);
-        let pem = read(&path)?;
-        let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        parsed.ok().filter(|c| !c.is_empty()).ok_or(TlsError::Pem { path, what: "certificate" })
+        certificates(&self.folder.join(name))
     }
 
     fn roots(&self) -> Result<RootCertStore, TlsError> {
@@ -130,15 +140,23 @@ impl Credentials {
         TlsError::Unusable { folder: self.folder.clone(), source }
     }
 
-    /// Whom one's own certificate names.
+    /// One's own certificate.
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn own_peer(&self) -> Result<Peer, TlsError> {
-        let path = self.folder.join(CERTIFICATE_FILE);
-        let own = self.certificates(CERTIFICATE_FILE)?;
-        let first = own.first().ok_or(TlsError::Pem { path: path.clone(), what: "certificate" })?;
-        Peer::of(first).map_err(|source| TlsError::Nobody { with: path.display().to_string(), source })
+    pub fn own_certificate(&self) -> Result<Certificate, TlsError> {
+        Self::certificate_in(&self.folder.join(CERTIFICATE_FILE))
+    }
+
+    /// The first certificate in a file.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn certificate_in(path: &Path) -> Result<Certificate, TlsError> {
+        let all = certificates(path)?;
+        let first = all.first().ok_or_else(|| TlsError::Pem { path: path.to_owned(), what: "certificate" })?;
+        let parsed = Certificate::parse(first);
+        parsed.map_err(|source| TlsError::Nobody { with: path.display().to_string(), source })
     }
 
     /// Both sides of the configuration, to see at the start whether the files can be used.
@@ -146,16 +164,36 @@ impl Credentials {
     /// # Errors
     /// [`TlsError`].
     pub fn check(&self) -> Result<(), TlsError> {
-        self.own_peer()?;
+        self.own_certificate()?;
         self.client().map(drop)
+    }
+
+    /// The lists of certificates that count no longer, as the folder has them now.
+    ///
+    /// # Errors
+    /// [`TlsError`] when there is one, and it can't be read.
+    pub fn revoked(&self) -> Result<RevocationLists, TlsError> {
+        let path = self.folder.join(CRL_FILE);
+        let pem = match std::fs::read(&path) {
+            Ok(pem) => pem,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(RevocationLists::default()),
+            Err(source) => return Err(TlsError::File { path, source }),
+        };
+        RevocationLists::parse(&pem).ok_or(TlsError::Pem { path, what: "list of revoked certificates" })
     }
 
     fn client(&self) -> Result<ClientConfig, TlsError> {
         let (certificates, key) = self.own()?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(self.roots()?), provider())
+            .with_crls(self.revoked()?.into_der())
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
+            .build()
+            .map_err(|e| self.unusable(rustls::Error::General(e.to_string())))?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| self.unusable(e))?
-            .with_root_certificates(self.roots()?)
+            .with_webpki_verifier(verifier)
             .with_client_auth_cert(certificates, key)
             .map_err(|e| self.unusable(e))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -164,7 +202,11 @@ impl Credentials {
 
     fn server(&self) -> Result<ServerConfig, TlsError> {
         let (certificates, key) = self.own()?;
+        // An authority without a list revoked nothing.
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider())
+            .with_crls(self.revoked()?.into_der())
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
             .build()
             .map_err(|e| self.unusable(rustls::Error::General(e.to_string())))?;
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -189,9 +231,9 @@ impl Credentials {
         let acceptor = TlsAcceptor::from(Arc::new(self.server()?));
         let fail = |source| TlsError::Handshake { with: from.to_string(), source };
         let stream = timely(acceptor.accept(connection)).await.map_err(fail)?;
-        let peer = of_chain(stream.get_ref().1.peer_certificates());
-        let peer = peer.map_err(|source| TlsError::Nobody { with: from.to_string(), source })?;
-        Ok(Accepted { stream, peer })
+        let certificate = of_chain(stream.get_ref().1.peer_certificates());
+        let certificate = certificate.map_err(|source| TlsError::Nobody { with: from.to_string(), source })?;
+        Ok(Accepted { stream, certificate })
     }
 
     /// Connects to a coordinator, whose certificate must be of the same authority and name `host`.
@@ -200,6 +242,11 @@ impl Credentials {
     /// [`TlsError`].
     pub async fn connect(&self, host: &str, port: u16) -> Result<client::TlsStream<TcpStream>, TlsError> {
         let address = format!("{host}:{port}");
+        // The other side would close the connection, and its reason gets lost easily.
+        let until = self.own_certificate()?.until;
+        if until < Moment::now() {
+            return Err(TlsError::Ended { folder: self.folder.clone(), until });
+        }
         let connector = TlsConnector::from(Arc::new(self.client()?));
         let fail = |source| TlsError::Connect { address: address.clone(), source };
         let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -210,7 +257,7 @@ impl Credentials {
         let fail = |source| TlsError::Handshake { with: address.clone(), source };
         let stream = timely(connector.connect(name, connection)).await.map_err(fail)?;
         match of_chain(stream.get_ref().1.peer_certificates()) {
-            Ok(Peer::Coordinator) => Ok(stream),
+            Ok(Certificate { peer: Peer::Coordinator, .. }) => Ok(stream),
             Ok(_) => Err(TlsError::Nobody { with: address, source: PeerError::Nobody }),
             Err(source) => Err(TlsError::Nobody { with: address, source }),
         }
@@ -221,12 +268,18 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|source| TlsError::File { path: path.to_owned(), source })
 }
 
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(path)?;
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    parsed.ok().filter(|c| !c.is_empty()).ok_or_else(|| TlsError::Pem { path: path.to_owned(), what: "certificate" })
+}
+
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn of_chain(chain: Option<&[CertificateDer<'static>]>) -> Result<Peer, PeerError> {
-    Peer::of(chain.and_then(<[_]>::first).ok_or(PeerError::Nobody)?)
+fn of_chain(chain: Option<&[CertificateDer<'static>]>) -> Result<Certificate, PeerError> {
+    Certificate::parse(chain.and_then(<[_]>::first).ok_or(PeerError::Nobody)?)
 }
 
 async fn timely<T>(work: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
@@ -261,7 +314,7 @@ mod tests {
             let (connection, from) = listener.accept().await.unwrap();
             let mut accepted = server.accept(connection, from).await.map_err(|e| text(&e))?;
             accepted.stream.write_all(b"x").await.map_err(|e| text(&e))?;
-            Ok(accepted.peer)
+            Ok(accepted.certificate.peer)
         };
         let connect = async {
             let mut stream = client.connect("127.0.0.1", port).await.map_err(|e| text(&e))?;
@@ -290,9 +343,34 @@ mod tests {
 
         let expired = of(&authority, &agent("old"), &[], Duration::ZERO);
         tokio::time::sleep(Duration::from_millis(2100)).await;
-        let (peer, client) = meet(&server, &expired).await;
-        assert!(peer.clone().unwrap_err().to_lowercase().contains("expired"), "{peer:?}");
-        assert!(client.clone().unwrap_err().contains("CertificateExpired"), "{client:?}");
+        // The server never hears of it: it is seen here.
+        let refused = expired.connect("127.0.0.1", 1).await;
+        assert!(matches!(refused, Err(TlsError::Ended { .. })), "{:?}", refused.err());
+
+        // One that was revoked is refused from then on, and its name can be given anew; others go on.
+        let (gone, stays) = (agent("gone"), of(&authority, &agent("stays"), &[], HOUR));
+        let folder_of_gone = authority.issue(&gone, &[], HOUR).unwrap();
+        let lost = folder.path().join("lost");
+        std::fs::create_dir(&lost).unwrap();
+        for file in [CA_FILE, CERTIFICATE_FILE, KEY_FILE] {
+            std::fs::copy(folder_of_gone.join(file), lost.join(file)).unwrap();
+        }
+        assert_eq!(meet(&server, &Credentials::new(&lost)).await.0, Ok(gone.clone()));
+        let revoked = authority.revoke(folder_of_gone.to_str().unwrap()).unwrap();
+        assert_eq!(revoked.lists.len(), 2, "the authority's own, and that of the coordinator beside it");
+        assert!(!folder_of_gone.exists() && revoked.moved.as_ref().is_some_and(|m| m.exists()));
+        let (peer, client) = meet(&server, &Credentials::new(&lost)).await;
+        assert!(peer.clone().unwrap_err().contains("Revoked"), "{peer:?}");
+        assert!(client.clone().unwrap_err().contains("CertificateRevoked"), "{client:?}");
+        assert_eq!(meet(&server, &of(&authority, &gone, &[], HOUR)).await.0, Ok(gone));
+        assert_eq!(meet(&server, &stays).await.0, Ok(agent("stays")));
+        // A second list names both; by its number, too; what is none is none.
+        let serial = stays.own_certificate().unwrap().serial;
+        authority.revoke(&serial.to_string()).unwrap();
+        let listed = server.revoked().unwrap();
+        assert!(listed.contains(&serial) && listed.contains(&revoked.serial));
+        assert!(meet(&server, &stays).await.0.is_err());
+        assert!(matches!(authority.revoke("no such"), Err(AuthorityError::NoCertificate(_))));
 
         // An agent can't play the coordinator: its certificate is not for serving.
         let (_, client) =
@@ -312,7 +390,7 @@ mod tests {
         assert!(matches!(Authority::create(folder.path(), HOUR), Err(AuthorityError::Exists(_))));
         let again = Authority::open(folder.path()).unwrap();
         let own = again.issue(&agent("a"), &[], HOUR).unwrap();
-        assert_eq!(Credentials::new(&own).own_peer().unwrap(), agent("a"));
+        assert_eq!(Credentials::new(&own).own_certificate().unwrap().peer, agent("a"));
         assert!(matches!(again.issue(&agent("a"), &[], HOUR), Err(AuthorityError::Exists(_))));
         assert!(matches!(Credentials::new(folder.path()).check(), Err(TlsError::File { .. })));
     }

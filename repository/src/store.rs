@@ -17,6 +17,7 @@ pub mod directory;
 pub mod faulty;
 pub mod grant;
 mod key;
+pub mod listing;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 pub mod retry;
@@ -31,6 +32,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use key::Key;
+use listing::{Mark, Page};
 pub use url::{StoreUrl, UrlError};
 
 use crate::clock::Moment;
@@ -321,8 +323,16 @@ pub trait Store: Send + Sync + 'static {
     /// The lock of one version, asked for by itself. [`Store::head`] says the same of versions that nothing hides.
     async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError>;
 
+    /// Some of the versions and delete markers under a prefix, from where an earlier page says.
+    async fn versions_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Listed>, Failure>;
+
+    /// Some of the keys under a prefix at which there is something to read, from where an earlier page says.
+    async fn keys_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Key>, Failure>;
+
     /// All versions and delete markers under a prefix, by key, newest first within a key.
-    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure>;
+    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
+        listing::versions(self, prefix).await
+    }
 
     /// Moves the lock's end later. An earlier end than the present one is refused.
     async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError>;
@@ -339,6 +349,15 @@ pub trait Store: Send + Sync + 'static {
 
 /// A store behind a pointer.
 pub type SharedStore = Arc<dyn Store>;
+
+/// As [`Store::versions`], compared with the plain listing of keys: what a store leaves out of one of the two is found all the same. For
+/// where something that is not listed is taken for missing.
+///
+/// # Errors
+/// As [`Store::versions`].
+pub async fn versions_checked(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failure> {
+    listing::versions_checked(store, prefix).await
+}
 
 /// The newest visible object of each key under `prefix` (delete markers hide).
 ///

@@ -4,6 +4,7 @@
 mod chaos;
 mod crash_points;
 mod crash_points_locked;
+mod exhausted;
 mod hosts;
 mod leaders;
 mod level;
@@ -13,6 +14,7 @@ mod played;
 mod refused;
 mod releases;
 mod restores;
+mod revoked;
 mod stolen;
 mod stores;
 mod together;

@@ -42,7 +42,7 @@ impl Played {
         let credentials = Credentials::new(c.folder().join("certs").join(certificate));
         let channel = dial(&credentials, &c.url().parse().unwrap()).await.unwrap();
         let (up, outgoing) = mpsc::channel(8);
-        let register = wire::Register { node: node.into(), version: "0.0.0".into(), protocol, volumes: 0 };
+        let register = wire::Register { node: node.into(), version: "0.0.0".into(), protocol, ..Default::default() };
         up.send(wire::FromAgent { message: Some(Up::Register(register)) }).await.unwrap();
         let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
         let down = SessionClient::new(channel.clone()).attach(outgoing).await?.into_inner();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use hyper_util::rt::TokioIo;
 use milkrun_agent::device::{Source, scripted::Scripted};
 use milkrun_agent::{Agent, AgentOptions};
-use milkrun_coordinator::rpc::connection::Connection;
+use milkrun_coordinator::rpc::transport::connection::Connection;
 use milkrun_coordinator::{Coordinator, inventory, rpc};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_client::ControlClient;

@@ -163,6 +163,40 @@ fn manifests_travel_with_the_volumes() {
     m.run(["verify", "--data"]).ok();
 }
 
+/// They go through the same cutter as streams: what did not change is named, and not stored again.
+#[test]
+fn manifests_that_did_not_change_are_not_stored_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    let k8s = folder.path().join("k8s");
+    fs::create_dir(&k8s).unwrap();
+    let object = |n: u64, seed: u64| {
+        let hex: String = noise(256 << 10, seed).iter().map(|b| format!("{b:02x}")).collect();
+        let map = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{n:02}}}\ndata: {{x: '{hex}'}}\n");
+        fs::write(k8s.join(format!("{n:02}.yaml")), map).unwrap();
+    };
+    (0..64).for_each(|n| object(n, n + 1));
+    let text = k8s.display().to_string();
+    let backup = || {
+        let done = m.run(["backup", "shop", "--manifests", &text, "--json"]).ok().json();
+        done["stored_bytes"].as_u64().unwrap()
+    };
+    let first = backup();
+    assert!(first > 16 << 20, "hexadecimal digits of noise are half noise: {first}");
+    assert!(backup() < 1 << 20);
+    object(40, 1000);
+    let changed = backup();
+    // The chunks that the object lies in, and those beside them, of at most 512 KiB each.
+    assert!((128 << 10..first / 4).contains(&changed), "{changed} of {first}");
+    let out = folder.path().join("out");
+    m.run(["restore", "shop", "--manifests", &out.display().to_string()]).ok();
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 64);
+    let value = fs::read_to_string(out.join("configmap_c40.json")).unwrap();
+    assert!(value.contains(&noise(8, 1000).iter().map(|b| format!("{b:02x}")).collect::<String>()));
+    m.run(["verify", "--data"]).ok();
+}
+
 #[test]
 fn a_time_picks_the_last_point_at_or_before_it() {
     let folder = tempfile::tempdir().unwrap();

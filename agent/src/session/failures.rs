@@ -24,6 +24,7 @@ fn kind_of_trouble(trouble: Trouble) -> FailureKind {
 fn kind_of_call(e: &CallError) -> FailureKind {
     match e {
         CallError::Refused(status) if status.code() == tonic::Code::Unavailable => FailureKind::Unreachable,
+        CallError::Lost(_) => FailureKind::Unreachable,
         CallError::Refused(status) if status.code() == tonic::Code::DataLoss => FailureKind::Damaged,
         _ => FailureKind::Store,
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::args::Global;
 use crate::driver::Driver;
-use crate::output::{CliError, Exit, print, print_json, table};
+use crate::output::{CliError, Exit, note, print, print_json, table};
 
 pub(crate) async fn list(global: &Global) -> Result<Exit, CliError> {
     let mut driver = Driver::required(global).await?;
@@ -24,12 +24,17 @@ pub(crate) async fn list(global: &Global) -> Result<Exit, CliError> {
                     "volumes": a.volumes,
                     "volumes_max": (a.volumes_max > 0).then_some(a.volumes_max),
                     "draining": a.draining,
+                    "rival": (!a.rival.is_empty()).then(|| json!({
+                        "from": a.rival,
+                        "at": Moment::from_millis(a.rival_ms).to_string(),
+                    })),
                 })
             })
             .collect();
         print_json(json!({ "agents": agents }));
         return Ok(Exit::Done);
     }
+    let rivals: Vec<_> = agents.iter().filter(|a| !a.rival.is_empty()).cloned().collect();
     let mut rows = vec![["NODE", "STATE", "VOLUMES", "VERSION", "SINCE"].map(str::to_owned).to_vec()];
     for a in agents {
         let state = match (a.connected, a.draining) {
@@ -42,6 +47,14 @@ pub(crate) async fn list(global: &Global) -> Result<Exit, CliError> {
         rows.push(vec![a.node, state.into(), a.volumes.to_string(), a.version, since]);
     }
     print(&table(&rows));
+    for a in rivals {
+        note(&format!(
+            "{} has a second agent, at {}; it was refused, last at {}: stop one of the two.",
+            a.node,
+            a.rival,
+            Moment::from_millis(a.rival_ms)
+        ));
+    }
     Ok(Exit::Done)
 }
 

@@ -18,10 +18,31 @@ struct Holder {
     volume: String,
 }
 
+/// Chunks that one node may have claimed: what an agent has in memory is less. Beyond it a chunk is its own to store, and others may
+/// store it as well.
+const CLAIMS_OF_NODE: usize = 512 * 1024;
+
+/// Who has claimed what, and how much.
+#[derive(Default)]
+struct Table {
+    claims: HashMap<ChunkId, Arc<Holder>>,
+    of_node: HashMap<String, usize>,
+}
+
+impl Table {
+    fn remove(&mut self, id: &ChunkId) {
+        if let Some(holder) = self.claims.remove(id)
+            && let Some(count) = self.of_node.get_mut(&holder.node)
+        {
+            *count -= 1;
+        }
+    }
+}
+
 /// The table.
 #[derive(Default)]
 pub(super) struct Claims {
-    table: Mutex<HashMap<ChunkId, Arc<Holder>>>,
+    table: Mutex<Table>,
     bell: Notify,
 }
 
@@ -37,7 +58,7 @@ pub(super) enum Claimed {
 }
 
 impl Claims {
-    fn table(&self) -> MutexGuard<'_, HashMap<ChunkId, Arc<Holder>>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,12 +74,16 @@ impl Claims {
     ) -> Vec<Claimed> {
         let holder = Arc::new(Holder { node: node.to_owned(), volume: volume.to_owned() });
         let mut table = self.table();
-        let claim = |id: &ChunkId| match table.entry(*id) {
+        let Table { claims, of_node } = &mut *table;
+        let count = of_node.entry(node.to_owned()).or_default();
+        let claim = |id: &ChunkId| match claims.entry(*id) {
             std::collections::hash_map::Entry::Occupied(e) if e.get().node == node => Claimed::Yours,
             std::collections::hash_map::Entry::Occupied(_) => Claimed::Theirs,
             std::collections::hash_map::Entry::Vacant(_) if stored(id) => Claimed::Stored,
+            std::collections::hash_map::Entry::Vacant(_) if *count >= CLAIMS_OF_NODE => Claimed::Yours,
             std::collections::hash_map::Entry::Vacant(e) => {
                 e.insert(holder.clone());
+                *count += 1;
                 Claimed::Yours
             }
         };
@@ -68,7 +93,7 @@ impl Claims {
     /// The nodes that upload some of these.
     pub(super) fn holders(&self, ids: &[ChunkId]) -> HashSet<String> {
         let table = self.table();
-        ids.iter().filter_map(|id| table.get(id)).map(|h| h.node.clone()).collect()
+        ids.iter().filter_map(|id| table.claims.get(id)).map(|h| h.node.clone()).collect()
     }
 
     /// These are known now.
@@ -83,7 +108,16 @@ impl Claims {
 
     /// A volume's attempt is over: what it claimed and did not store is nobody's.
     pub(super) fn forget(&self, volume: &str) {
-        self.table().retain(|_, holder| holder.volume != volume);
+        let mut table = self.table();
+        let Table { claims, of_node } = &mut *table;
+        claims.retain(|_, holder| {
+            let stays = holder.volume != volume;
+            if !stays && let Some(count) = of_node.get_mut(&holder.node) {
+                *count -= 1;
+            }
+            stays
+        });
+        drop(table);
         self.bell.notify_waiters();
     }
 
@@ -102,6 +136,26 @@ impl Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_claims_what_it_can_have_in_hand() {
+        let claims = Claims::default();
+        let id = |n: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_le_bytes());
+            ChunkId::from_bytes(bytes)
+        };
+        let ids: Vec<ChunkId> = (0..CLAIMS_OF_NODE + 2).map(id).collect();
+        assert!(claims.claim(&ids, "a", "v", |_| false).iter().all(|c| *c == Claimed::Yours));
+        // What is beyond it is the next one's as well.
+        let last = &ids[CLAIMS_OF_NODE - 1..];
+        assert_eq!(claims.claim(last, "b", "w", |_| false), [Claimed::Theirs, Claimed::Yours, Claimed::Yours]);
+        claims.settle(&ids[..1]);
+        assert_eq!(claims.table().of_node["a"], CLAIMS_OF_NODE - 1);
+        claims.forget("v");
+        assert_eq!(claims.table().of_node["a"], 0);
+        assert_eq!(claims.table().claims.len(), 2);
+    }
 
     #[tokio::test]
     async fn one_uploads_the_others_wait_and_inherit() {

@@ -10,7 +10,7 @@ use milkrun_repository::point::RootBody;
 use milkrun_repository::point::commit::{Commit, CommitError, Committed};
 use milkrun_repository::point::root::{ManifestEntry, MapId};
 use milkrun_repository::repository::OpenPoint;
-use milkrun_repository::volume_map::{Child, Extent, LeafBuilder, MapBuilder, MapRoot};
+use milkrun_repository::volume_map::{Child, Extent, LeafBuilder, MapBuilder, MapCursor, MapRef, MapRoot, Step};
 use tokio::sync::mpsc;
 
 use super::execute::Order;
@@ -39,6 +39,9 @@ pub(super) async fn commit(
     let mut maps: Vec<MapRoot> = finished.iter().map(|f| f.map).collect();
     let mut manifests = None;
     if order.manifest_objects > 0 {
+        if let Some(parent) = parent {
+            run.know_manifests(parent).await?;
+        }
         let map = run.put_manifests(&order.manifests).await?;
         let id = MapId { len: map.len, level: map.level, chunk: map.chunk.map(|c| c.id) };
         manifests = Some(ManifestEntry { objects: order.manifest_objects, map: id });
@@ -116,6 +119,29 @@ fn result(f: Finished) -> control::VolumeResult {
 }
 
 impl Run {
+    /// Learns where the parent has its manifests, so that what is as it was is named and not stored again.
+    async fn know_manifests(&self, parent: &OpenPoint) -> Result<(), BackupError> {
+        let Some((i, entry)) = parent.manifests() else { return Ok(()) };
+        let reader = self.parent_reader();
+        let mut cursor = MapCursor::new(parent.map(i, &entry.map));
+        loop {
+            let leaf = match cursor.next(&reader).await {
+                Ok(Some(Step::Leaf { leaf, .. })) => leaf,
+                Ok(Some(Step::Hole { .. })) => continue,
+                Ok(None) => return Ok(()),
+                Err(e) if e.is_damage() => {
+                    tracing::warn!(reason = %e, "the parent's manifests are damaged from here on; they are stored anew");
+                    return Ok(());
+                }
+                Err(e) => return Err(e.into()),
+            };
+            let known: Vec<MapRef> = cursor.take_visited().into_iter().chain(leaf.chunks().iter().copied()).collect();
+            let gone = self.missing(known.iter().map(|r| r.place.pack).collect()).await?;
+            let mut writer = self.metadata.lock().await;
+            known.into_iter().filter(|r| !gone.contains(&r.place.pack)).for_each(|r| writer.note(r));
+        }
+    }
+
     /// Stores the manifests as a stream in metadata packs.
     async fn put_manifests(self: &Arc<Self>, bytes: &[u8]) -> Result<MapRoot, BackupError> {
         let cutter = self.repository.config.streams;

@@ -129,12 +129,12 @@ async fn apply(
             show_whole(run, &volume, feed).await;
             Ok(())
         }
-        RunEvent::Agent(node, FromAgent::Progress(p)) if moves.is_present(&node, p.assignment.as_ref()) => {
+        RunEvent::Agent(node, FromAgent::Progress(p), _room) if moves.is_present(&node, p.assignment.as_ref()) => {
             let volume = p.assignment.as_ref().map(|a| a.volume.clone()).unwrap_or_default();
             feed.volume(&volume, |v| v.progress = p);
             Ok(())
         }
-        RunEvent::Agent(node, FromAgent::Failed(f)) => {
+        RunEvent::Agent(node, FromAgent::Failed(f), _room) => {
             let (kind, a) = (f.kind(), f.assignment.unwrap_or_default());
             match moves.failed(&node, a.attempt, &a.volume, kind) {
                 Verdict::Stale => Ok(()),

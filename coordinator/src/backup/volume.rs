@@ -459,6 +459,13 @@ impl Run {
             // What an earlier attempt handed over stays.
             notes.push(format!("{FREE_LEFT_OUT}perhaps, by an earlier attempt, as far as it came"));
         }
+        // What only the agent knows is what it says, as far as it can be.
+        let data = map.len.saturating_sub(build.hole_bytes);
+        let (new_bytes, stored_bytes) = (done.new_bytes.min(data), done.stored_bytes.min(self.stored_bytes()));
+        let read_bytes = done.read_bytes.min(map.len.saturating_add(sampled_bytes).saturating_mul(2));
+        if let Some(listed) = self.sizes.get(volume).copied().flatten().filter(|listed| map.len > *listed) {
+            notes.push(format!("the inventory says {listed} bytes, and its agent says {}", map.len));
+        }
         let layout = Layout { by_lists, sampled_bytes, ..std::mem::take(&mut build.effort).finish().await? };
         let entry = VolumeEntry {
             name: build.name.clone(),
@@ -466,12 +473,12 @@ impl Run {
             sector_bytes: done.sector_bytes,
             map: MapId { len: map.len, level: map.level, chunk: map.chunk.map(|c| c.id) },
             hole_bytes: build.hole_bytes,
-            new_bytes: done.new_bytes,
-            stored_bytes: done.stored_bytes,
+            new_bytes,
+            stored_bytes,
             notes,
             layout: Some(layout),
         };
-        build.finished = Some(Finished { entry, read_bytes: done.read_bytes, map });
+        build.finished = Some(Finished { entry, read_bytes, map });
         Ok(())
     }
 }

@@ -157,7 +157,7 @@ impl<'a> Targets<'a> {
     /// Applies one event.
     pub(super) async fn apply(&mut self, event: RunEvent) -> Result<(), RestoreError> {
         match event {
-            RunEvent::Agent(node, message) => self.said(&node, message).await,
+            RunEvent::Agent(node, message, _room) => self.said(&node, message).await,
             RunEvent::Placed { volume, node } => {
                 let Some(target) = self.targets.get_mut(&volume) else { return Ok(()) };
                 match (&target.state, self.coordinator.agents.link(&node)) {

@@ -1,12 +1,69 @@
 //! Answers that come one after the other, made in a task of their own. Their end is told, and not guessed from silence: of whoever made
 //! them and died, the rest of a plan would look like a hole, and the rest of a sample like agreement.
 
+use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{Stream, stream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::Status;
+
+use milkrun_proto::agent::v1::Assignment;
+
+/// Streams of one kind for one volume at a time: an agent has one open, and lost ones linger for a while.
+const STREAMS_OF_VOLUME: usize = 4;
+
+/// The streams that are open.
+#[derive(Clone, Default)]
+pub(super) struct Streams(Arc<Mutex<HashMap<StreamOf, usize>>>);
+
+/// Of which run and volume, and of which kind.
+type StreamOf = (Vec<u8>, String, &'static str);
+
+/// A stream's place among those of its volume, until it is dropped.
+pub(super) struct Place {
+    streams: Streams,
+    of: StreamOf,
+}
+
+impl Streams {
+    fn table(&self) -> MutexGuard<'_, HashMap<StreamOf, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream of this kind is opened under an assignment that is in force.
+    ///
+    /// # Errors
+    /// When the volume has too many.
+    pub(super) fn open(&self, a: &Assignment, kind: &'static str) -> Result<Place, Status> {
+        let of = (a.run.to_vec(), a.volume.clone(), kind);
+        let mut table = self.table();
+        let open = table.entry(of.clone()).or_default();
+        if *open >= STREAMS_OF_VOLUME {
+            metrics::counter!("milkrun_refused_total", "what" => "streams").increment(1);
+            return Err(Status::resource_exhausted(format!(
+                "{STREAMS_OF_VOLUME} {kind} streams of the volume are open"
+            )));
+        }
+        *open += 1;
+        drop(table);
+        Ok(Place { streams: self.clone(), of })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.streams.table();
+        if let Some(open) = table.get_mut(&self.of) {
+            *open -= 1;
+            if *open == 0 {
+                table.remove(&self.of);
+            }
+        }
+    }
+}
 
 /// A stream of answers.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -82,6 +139,20 @@ mod tests {
             std::panic::resume_unwind(Box::new("died"))
         });
         assert_eq!(heard(died).await, [Ok(1), Err(Code::Internal)]);
+    }
+
+    #[test]
+    fn a_volume_has_so_many_streams_and_no_more() {
+        let streams = Streams::default();
+        let a = |volume: &str| Assignment { volume: volume.into(), ..Default::default() };
+        let mut open: Vec<Place> =
+            (0..STREAMS_OF_VOLUME).map(|_| streams.open(&a("data"), "parent").unwrap()).collect();
+        assert_eq!(streams.open(&a("data"), "parent").err().map(|e| e.code()), Some(Code::ResourceExhausted));
+        assert!(streams.open(&a("wal"), "parent").is_ok() && streams.open(&a("data"), "sample").is_ok());
+        open.pop();
+        assert!(streams.open(&a("data"), "parent").is_ok());
+        drop(open);
+        assert!(streams.table().is_empty());
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
-use super::connection::peer_of;
+use super::transport::connection::peer_of;
 use super::{seen, status};
 use crate::inventory::{Reach, SourceSpec};
 use crate::runs::RunEvent;
@@ -280,6 +280,8 @@ impl Control for Service {
                 draining: self.0.agents.is_drained(&node) || agent.is_some_and(|a| a.leaving),
                 since_ms: agent.map_or(0, |a| a.since.millis()),
                 connected: agent.is_some(),
+                rival: agent.and_then(|a| a.rival.as_ref()).map(|r| r.whence.clone()).unwrap_or_default(),
+                rival_ms: agent.and_then(|a| a.rival.as_ref()).map_or(0, |r| r.at.millis()),
                 node,
             }
         });

@@ -4,9 +4,9 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_server::Download;
 use tonic::{Request, Response, Status};
 
-use super::answers::{Answers, answers};
-use super::connection::peer_of;
+use super::answers::{Answers, Streams, answers};
 use super::status;
+use super::transport::connection::peer_of;
 use crate::Coordinator;
 use crate::restore::Telling;
 
@@ -14,7 +14,14 @@ use crate::restore::Telling;
 const PAGES_WAITING: usize = 4;
 
 /// The service.
-pub struct Service(pub Coordinator);
+pub struct Service(Coordinator, Streams);
+
+impl Service {
+    /// Of this coordinator.
+    pub fn new(coordinator: Coordinator) -> Self {
+        Self(coordinator, Streams::default())
+    }
+}
 
 #[tonic::async_trait]
 impl Download for Service {
@@ -29,7 +36,10 @@ impl Download for Service {
             grouped: request.in_order && request.grouped,
         };
         let (run, volume) = self.0.runs.restore(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        // It is one, or there would be no run.
+        let place = self.1.open(&request.assignment.unwrap_or_default(), "plan")?;
         let pages = answers(PAGES_WAITING, move |sink| async move {
+            let _place = place;
             let mut pages = run.pages(volume, request.from, telling);
             while let Some(page) = pages.next().await.map_err(|e| status::restore(&e))? {
                 sink.send(page).await?;

@@ -11,10 +11,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::connection::peer_of;
 use super::status;
+use super::transport::connection::caller_of;
 use crate::Coordinator;
 use crate::agents::{Link, Registration};
+use crate::runs::inbox::Rooms;
 use crate::runs::{RunEvent, run_of};
 
 /// The oldest and the newest protocol that are served: this release's, and those of the minor releases before and after it.
@@ -24,6 +25,9 @@ pub const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=3;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// After so many heartbeats that did not come an agent is taken for dead: its volumes go on elsewhere.
 const HEARTBEATS_MISSED: u32 = 4;
+
+/// How often it is looked whether the inventory still has an agent's node.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The service.
 pub struct Service(pub Coordinator);
@@ -36,7 +40,8 @@ impl Session for Service {
         &self,
         request: Request<Streaming<wire::FromAgent>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let peer = peer_of(&request)?;
+        let caller = caller_of(&request)?;
+        let peer = caller.peer();
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(HEARTBEAT, incoming.message()).await;
         let first = first.map_err(|_| status::nonsense("an agent registers at once"))??.and_then(|m| m.message);
@@ -44,36 +49,54 @@ impl Session for Service {
             return Err(status::nonsense("an agent registers first"));
         };
         let node = register.node.clone();
-        self.admit(&peer, &register).inspect_err(|e| {
-            tracing::warn!(node, %peer, reason = e.message(), "an agent is refused");
-        })?;
+        let refused = |e: &Status| {
+            tracing::warn!(node, %peer, from = caller.whence(), reason = e.message(), "an agent is refused");
+        };
+        self.admit(&peer, &register).inspect_err(refused)?;
         let (down, outgoing) = mpsc::channel(64);
         let link = Link::new(down);
-        // In the embedded mode both end together: nobody needs to listen whether the other is there.
-        let listens = peer != Peer::Local;
-        let heartbeat_seconds = if listens { u32::try_from(HEARTBEAT.as_secs()).unwrap_or(0) } else { 0 };
-        link.send(wire::to_agent::Message::Welcome(wire::Welcome { epoch: self.0.epoch, heartbeat_seconds })).await;
         let coordinator = self.0.clone();
-        if coordinator.agents.is_drained(&node) {
-            link.send(wire::to_agent::Message::Drain(true)).await;
-        }
-        let again = coordinator.agents.link(&node).is_some();
         let registration = Registration {
             node: node.clone(),
             version: register.version.clone(),
             protocol: register.protocol,
             volumes_max: usize::try_from(register.volumes).ok().filter(|&n| n > 0),
+            instance: register.instance.to_vec(),
+            whence: caller.whence(),
         };
-        let session = coordinator.agents.add(registration, link);
-        if again {
+        let begun = coordinator.agents.add(registration, link.clone());
+        let begun = begun.map_err(|e| Status::already_exists(e.to_string())).inspect_err(refused)?;
+        // In the embedded mode both end together: nobody needs to listen whether the other is there.
+        let listens = peer != Peer::Local;
+        let heartbeat_seconds = if listens { u32::try_from(HEARTBEAT.as_secs()).unwrap_or(0) } else { 0 };
+        link.send(wire::to_agent::Message::Welcome(wire::Welcome { epoch: self.0.epoch, heartbeat_seconds })).await;
+        if coordinator.agents.is_drained(&node) {
+            link.send(wire::to_agent::Message::Drain(true)).await;
+        }
+        if begun.again {
             tracing::warn!(node, "an agent connects again while its last session goes on; that one is over");
             gone(&coordinator, &node);
         }
-        tracing::info!(node, version = register.version, "an agent is connected");
+        tracing::info!(node, from = caller.whence(), version = register.version, "an agent is connected");
         coordinator.dispatcher.replan();
         tokio::spawn(async move {
-            let why = listen(&coordinator, &node, session, incoming, listens).await;
-            if coordinator.agents.remove(&node, session) {
+            let session = Listening { coordinator: coordinator.clone(), node: node.clone(), session: begun.session };
+            let why = tokio::select! {
+                why = session.listen(incoming, listens) => Ended::Itself(why),
+                () = begun.over.cancelled() => Ended::Itself("it connected again".into()),
+                status = caller.ended() => Ended::ByUs(status),
+                status = session.unlisted(), if listens => Ended::ByUs(status),
+            };
+            let present = coordinator.agents.remove(&node, begun.session);
+            let why = match why {
+                Ended::Itself(why) => why,
+                Ended::ByUs(status) => {
+                    let why = status.message().to_owned();
+                    link.end(status).await;
+                    why
+                }
+            };
+            if present {
                 tracing::info!(node, why, "an agent is gone");
                 gone(&coordinator, &node);
             }
@@ -82,53 +105,90 @@ impl Session for Service {
     }
 }
 
+/// Why a session is over.
+enum Ended {
+    /// The agent, or its connection.
+    Itself(String),
+    /// It may not go on.
+    ByUs(Status),
+}
+
 fn gone(coordinator: &Coordinator, node: &str) {
     coordinator.admission.gone(node);
     coordinator.runs.tell_all(|| RunEvent::AgentGone(node.to_owned()));
 }
 
-/// Takes what an agent says until it ends, or says nothing for too long. Returns why it is over.
-async fn listen(
-    coordinator: &Coordinator,
-    node: &str,
+/// One agent's session.
+struct Listening {
+    coordinator: Coordinator,
+    node: String,
     session: u64,
-    mut incoming: Streaming<wire::FromAgent>,
-    listens: bool,
-) -> String {
-    loop {
-        let next = incoming.message();
-        let received = if listens {
-            let silence = HEARTBEAT * HEARTBEATS_MISSED;
-            match tokio::time::timeout(silence, next).await {
-                Ok(received) => received,
-                Err(_) => return format!("nothing heard for {} s", silence.as_secs()),
-            }
-        } else {
-            next.await
-        };
-        let message = match received {
-            Ok(Some(wire::FromAgent { message: Some(message) })) => message,
-            // A kind of message that is newer than this release.
-            Ok(Some(_)) => continue,
-            Ok(None) => return "it ended the session".into(),
-            Err(e) => return e.message().to_owned(),
-        };
-        if !coordinator.agents.is_present(node, session) {
-            return "it connected again".into();
-        }
-        match message {
-            wire::from_agent::Message::Draining(_) => {
-                coordinator.agents.leaving(node);
-                coordinator.runs.tell_all(|| RunEvent::Drained(node.to_owned()));
-            }
-            message => {
-                if let Some(run) = run_of(&message) {
-                    // A report on a run that ended is of no interest.
-                    coordinator.runs.tell(&run, RunEvent::Agent(node.to_owned(), message));
-                }
+}
+
+impl Listening {
+    /// Waits until the inventory has the agent's node no longer.
+    async fn unlisted(&self) -> Status {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // One that can't be read takes no node away.
+            if matches!(self.coordinator.inventory.node(&self.node), Ok(None)) {
+                return not_listed(&self.node);
             }
         }
     }
+
+    /// Takes what an agent says until it ends, or says nothing for too long. Returns why it is over.
+    async fn listen(&self, mut incoming: Streaming<wire::FromAgent>, listens: bool) -> String {
+        let mut rooms = Rooms::default();
+        loop {
+            let next = incoming.message();
+            let received = if listens {
+                let silence = HEARTBEAT * HEARTBEATS_MISSED;
+                match tokio::time::timeout(silence, next).await {
+                    Ok(received) => received,
+                    Err(_) => return format!("nothing heard for {} s", silence.as_secs()),
+                }
+            } else {
+                next.await
+            };
+            let message = match received {
+                Ok(Some(wire::FromAgent { message: Some(message) })) => message,
+                // A kind of message that is newer than this release.
+                Ok(Some(_)) => continue,
+                Ok(None) => return "it ended the session".into(),
+                Err(e) => return e.message().to_owned(),
+            };
+            self.coordinator.agents.heard(&self.node, self.session);
+            self.take(message, &mut rooms).await;
+        }
+    }
+
+    async fn take(&self, message: wire::from_agent::Message, rooms: &mut Rooms) {
+        use wire::from_agent::Message as M;
+        let (coordinator, node) = (&self.coordinator, &self.node);
+        if let M::Draining(_) = message {
+            coordinator.agents.leaving(node);
+            coordinator.runs.tell_all(|| RunEvent::Drained(node.to_owned()));
+            return;
+        }
+        let Some(run) = run_of(&message) else { return };
+        if !coordinator.runs.is_under_way(&run) {
+            // A report on a run that ended is of no interest.
+            rooms.forget(&run);
+            return;
+        }
+        // Of how far it is, the next message will tell; all else is waited for.
+        let room = match message {
+            M::Progress(_) => rooms.now(run),
+            _ => rooms.wait(run).await,
+        };
+        let Some(room) = room else { return };
+        coordinator.runs.tell(&run, RunEvent::Agent(node.to_owned(), message, room));
+    }
+}
+
+fn not_listed(node: &str) -> Status {
+    Status::permission_denied(format!("the inventory has no node {node}"))
 }
 
 impl Service {
@@ -159,7 +219,7 @@ impl Service {
         }
         match self.0.inventory.node(node.as_str()) {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(Status::permission_denied(format!("the inventory has no node {node}"))),
+            Ok(None) => Err(not_listed(node.as_str())),
             Err(e) => Err(Status::unavailable(milkrun_repository::point::catalog::chain(&e))),
         }
     }

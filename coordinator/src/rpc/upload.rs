@@ -9,8 +9,8 @@ use tonic::{Request, Response, Status};
 
 use wire::to_agent::Message as ToAgent;
 
-use super::answers::{Answers, answers};
-use super::connection::peer_of;
+use super::answers::{Answers, Streams, answers};
+use super::transport::connection::peer_of;
 use super::{convert, status};
 use crate::Coordinator;
 use crate::backup::{Answer, Detail};
@@ -37,7 +37,14 @@ async fn whole(work: impl Future<Output = Result<(), Status>> + Send + 'static) 
 }
 
 /// The service.
-pub struct Service(pub Coordinator);
+pub struct Service(Coordinator, Streams);
+
+impl Service {
+    /// Of this coordinator.
+    pub fn new(coordinator: Coordinator) -> Self {
+        Self(coordinator, Streams::default())
+    }
+}
 
 #[tonic::async_trait]
 impl Upload for Service {
@@ -48,7 +55,9 @@ impl Upload for Service {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let place = self.1.open(&a, "parent")?;
         let ranges = answers(PARENT_WAITING, move |sink| async move {
+            let _place = place;
             let reader = run.parent_reader();
             let detail = match (request.pages, request.outline) {
                 (true, _) => Detail::Pages,
@@ -69,7 +78,9 @@ impl Upload for Service {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
         let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let place = self.1.open(&a, "sample")?;
         let ranges = answers(PARENT_WAITING, move |sink| async move {
+            let _place = place;
             // One at a time, whoever asks: each reads all over the parent.
             let _turn = run.sampling().await;
             let reader = run.parent_reader().without_read_ahead();

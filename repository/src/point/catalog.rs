@@ -14,7 +14,7 @@ use super::root::{Root, RootBody, RootError};
 use crate::clock::Moment;
 use crate::id::{AppHash, AppName, PointId, RepositoryId};
 use crate::keys::{KeyRing, VerifyingKey};
-use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, Version, read_listed};
+use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, Version, read_listed, versions_checked};
 
 /// Reads roots and placements; needs only the public key.
 pub struct Catalog<'a> {
@@ -170,7 +170,7 @@ impl Catalog<'_> {
     /// # Errors
     /// [`Failure`] when the store can't be asked: then nothing is known.
     pub async fn list(&self, app: Option<&AppHash>) -> Result<Listing, Failure> {
-        self.look(self.store.versions(&Key::points(app)).await?).await
+        self.look(versions_checked(self.store, &Key::points(app)).await?).await
     }
 
     async fn look(&self, versions: Vec<Listed>) -> Result<Listing, Failure> {
@@ -236,7 +236,7 @@ impl Catalog<'_> {
     pub async fn point(&self, id: &PointId) -> Result<Found, FindError> {
         // Its application is not known: the id is the last part of the key.
         let suffix = format!("/{}", id.key_part());
-        let mut versions = self.store.versions(&Key::points(None)).await?;
+        let mut versions = versions_checked(self.store, &Key::points(None)).await?;
         versions.retain(|v| v.key.as_str().ends_with(&suffix));
         Self::only(self.look(versions).await?)
     }
@@ -302,6 +302,9 @@ impl Catalog<'_> {
         let point = found.root.id();
         let digest = *blake3::hash(&found.bytes).as_bytes();
         let mut versions = self.store.versions(&Key::placements(&point)).await?;
+        if versions.is_empty() {
+            versions = versions_checked(self.store, &Key::placements(&point)).await?;
+        }
         let markers: HashSet<Key> =
             versions.iter().filter(|v| v.delete_marker && v.latest).map(|v| v.key.clone()).collect();
         versions.retain(|v| !v.delete_marker);

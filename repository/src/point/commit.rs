@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 
+use super::catalog::Catalog;
 use super::placement::Placement;
 use super::root::{Root, RootBody};
 use crate::clock::Moment;
@@ -97,6 +98,12 @@ pub enum CommitError {
     /// Another run, or a tombstone, holds the root's key.
     #[error("the run was ended by somebody else: {0} is taken")]
     Ended(Key),
+    /// The root's key is taken by what is none.
+    #[error(
+        "{0} is taken by what is no restore point ({1}): whoever may write to the bucket put it there before the run ended. \
+        What was stored is found again: run it again, under another key"
+    )]
+    Squatted(Key, &'static str),
     /// It is not known whether the point exists.
     #[error("it is not known whether the point was committed; `milkrun points` will tell")]
     Unknowable(#[source] Failure),
@@ -307,9 +314,20 @@ impl Commit<'_> {
         match create_checked(store, &key, root_bytes, locks.point).await {
             Ok(()) => Ok(Committed { root, stored_bytes, locks_extended: extended }),
             Err(CommitError::Store(f)) if f.happened == Happened::Maybe => Err(CommitError::Unknowable(f)),
+            Err(CommitError::Ended(key)) => Err(taken(store, config, &root, key).await?),
             Err(e) => Err(e),
         }
     }
+}
+
+/// By whom a root's key is taken.
+async fn taken(store: &dyn Store, config: &Config, root: &Root, key: Key) -> Result<CommitError, CommitError> {
+    let catalog = Catalog { store, repository: config.id, signer: config.keys.signing };
+    if catalog.has(&root.app, &root.id()).await? {
+        return Ok(CommitError::Ended(key));
+    }
+    let read = store.versions(key.as_str()).await?.iter().any(|v| v.key == key && !v.delete_marker);
+    Ok(CommitError::Squatted(key, if read { "rubbish" } else { "a delete marker" }))
 }
 
 /// Creates an object and looks whether it is really there, whole and locked.

@@ -223,26 +223,34 @@ async fn probe(store: &dyn Store, mode: LockMode, enforced: bool) -> Result<(), 
 
 /// The bucket policies of the three roles, as S3 policy documents (name, JSON).
 pub fn role_policies(bucket: &str, prefix: &str) -> [(&'static str, String); 3] {
-    let objects = if prefix.is_empty() {
-        format!("arn:aws:s3:::{bucket}/*")
-    } else {
-        format!("arn:aws:s3:::{bucket}/{prefix}/*")
+    let below = |folder: &str| {
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        format!("arn:aws:s3:::{bucket}/{prefix}{folder}*")
     };
-    let policy = |object_actions: &[&str], bucket_actions: &[&str]| {
-        let document = serde_json::json!({
-            "Version": "2012-10-17",
-            "Statement": [
-                { "Effect": "Allow", "Action": object_actions, "Resource": objects },
-                { "Effect": "Allow", "Action": bucket_actions, "Resource": format!("arn:aws:s3:::{bucket}") },
-            ]
-        });
-        format!("{document:#}")
+    let policy = |object_actions: &[&str], bucket_actions: &[&str], sweeps: bool| {
+        let mut statements = vec![
+            serde_json::json!({ "Effect": "Allow", "Action": object_actions, "Resource": below("") }),
+            serde_json::json!({
+                "Effect": "Allow", "Action": bucket_actions, "Resource": format!("arn:aws:s3:::{bucket}")
+            }),
+        ];
+        if sweeps {
+            let swept = [below("leases/"), below("journal/")];
+            let action = "s3:DeleteObjectVersion";
+            statements.push(serde_json::json!({ "Effect": "Allow", "Action": action, "Resource": swept }));
+        }
+        format!("{:#}", serde_json::json!({ "Version": "2012-10-17", "Statement": statements }))
     };
     let list =
         ["s3:ListBucket", "s3:ListBucketVersions", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"];
     let read = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention"];
-    // The writer deletes nothing, not even its leases: the collector ends those of runs that are over.
+    // Of restore points the writer deletes nothing. What it writes every few seconds to say that it is there, it must: nothing of a point
+    // rests on it, and what is over is said by an object of its own.
     let write = [&read[..], &["s3:PutObject", "s3:PutObjectRetention"]].concat();
     let collect = [&read[..], &["s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"]].concat();
-    [("writer", policy(&write, &list)), ("collector", policy(&collect, &list)), ("reader", policy(&read, &list))]
+    [
+        ("writer", policy(&write, &list, true)),
+        ("collector", policy(&collect, &list, false)),
+        ("reader", policy(&read, &list, false)),
+    ]
 }

@@ -15,14 +15,16 @@ mod root;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 
 use super::grant::{GetGrant, PutGrant, PutTerms};
+use super::listing::{Mark, Page};
 use super::throttle::Throttle;
 use super::{
     Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Operation, Store,
@@ -33,6 +35,8 @@ use crate::crash;
 pub(super) use root::Root;
 
 const TEMPORARY: &str = ".tmp";
+/// No object takes so long to be written.
+const ABANDONED: Duration = Duration::from_secs(2 * 86_400);
 
 /// The only version that a key ever has here.
 fn only_version() -> Version {
@@ -92,9 +96,26 @@ impl Drop for Temporary {
 fn temporary(root: &Root) -> std::io::Result<(Temporary, File)> {
     let folder = root.path().join(TEMPORARY);
     root.create_folders(&folder)?;
+    if root.sweeps() {
+        sweep(&folder);
+    }
     let path = folder.join(hex::encode(entropy::<12>()));
     let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
     Ok((Temporary(path), file))
+}
+
+/// Removes what processes that were killed left behind. What can't be removed takes room, and does no other harm.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok());
+        if age.is_some_and(|age| age > ABANDONED) {
+            let path = entry.path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            if let Err(e) = removed {
+                tracing::debug!(?path, error = %e, "stays");
+            }
+        }
+    }
 }
 
 /// Opens a plain file for reading. Anything else (a pipe would wait for a writer, a link may lead in circles) is
@@ -138,6 +159,9 @@ fn create_now(at: &Root, key: &Key, body: &[u8], lock: Option<Lock>) -> Result<V
     let path = root.file(key);
     let folder = path.parent().unwrap_or(root.path());
     let (temporary, mut file) = temporary(root).map_err(not_yet)?;
+    if key.is_secret() {
+        file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(not_yet)?;
+    }
     file.write_all(body).map_err(not_yet)?;
     sync(&file).map_err(not_yet)?;
     drop(file);
@@ -353,7 +377,7 @@ impl Store for Directory {
         Ok(self.head(key, Some(version)).await?.lock)
     }
 
-    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
+    async fn versions_page(&self, prefix: &str, _: Option<&Mark>) -> Result<Page<Listed>, Failure> {
         let (root, prefix) = (self.root.clone(), prefix.to_owned());
         blocking(move || {
             // Start as deep as the prefix allows; listing one application must not walk all packs.
@@ -364,9 +388,14 @@ impl Store for Directory {
             // Of a root that went away, what was found is not all.
             root.check(Operation::List, &prefix)?;
             out.sort_by(|a, b| a.key.cmp(&b.key));
-            Ok(out)
+            Ok(Page::whole(out))
         })
         .await
+    }
+
+    async fn keys_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Key>, Failure> {
+        let page = self.versions_page(prefix, from).await?;
+        Ok(Page::whole(page.items.into_iter().map(|l| l.key).collect()))
     }
 
     async fn extend_lock(&self, key: &Key, _: &Version, lock: Lock) -> Result<(), GetError> {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::directory::LocalObject;
 use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
+use super::listing::{Mark, Page};
 use super::{
     Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Operation, Store,
     Trouble, Version,
@@ -157,9 +158,16 @@ impl<S: Store> Store for Faulty<S> {
         Ok(out)
     }
 
-    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
+    async fn versions_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Listed>, Failure> {
         let fault = self.before(Operation::List, prefix).await?;
-        let out = self.inner.versions(prefix).await?;
+        let out = self.inner.versions_page(prefix, from).await?;
+        self.after(fault, Operation::List, prefix)?;
+        Ok(out)
+    }
+
+    async fn keys_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Key>, Failure> {
+        let fault = self.before(Operation::List, prefix).await?;
+        let out = self.inner.keys_page(prefix, from).await?;
         self.after(fault, Operation::List, prefix)?;
         Ok(out)
     }
@@ -273,8 +281,11 @@ impl Store for Arc<dyn Store> {
     async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError> {
         (**self).lock_of(key, version).await
     }
-    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
-        (**self).versions(prefix).await
+    async fn versions_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Listed>, Failure> {
+        (**self).versions_page(prefix, from).await
+    }
+    async fn keys_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Key>, Failure> {
+        (**self).keys_page(prefix, from).await
     }
     async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError> {
         (**self).extend_lock(key, version, lock).await

@@ -54,6 +54,11 @@ impl Key {
         Self("repository.json".into())
     }
 
+    /// Whether its content, wrapped as it is, is for its owner's eyes alone.
+    pub fn is_secret(&self) -> bool {
+        self.0.starts_with("keys/")
+    }
+
     /// `keys/<id>`
     pub fn secret(id: &KeyId) -> Self {
         Self(format!("keys/{id}"))

@@ -1,6 +1,6 @@
 //! A store in memory that behaves like a versioned bucket with Object Lock and a clock that a test sets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
+use super::listing::{Mark, Page};
 use super::{
     Capabilities, CreateError, DeleteError, Failure, GetError, Head, Key, Listed, Lock, Operation, Store, Trouble,
     Version,
@@ -28,6 +29,8 @@ struct State {
     /// Versions in the order of their making.
     objects: BTreeMap<String, Vec<Object>>,
     counter: u64,
+    pages_listed: usize,
+    left_out: HashSet<Key>,
     clock: Option<Moment>,
 }
 
@@ -35,12 +38,31 @@ struct State {
 #[derive(Default)]
 pub struct Memory {
     state: Mutex<State>,
+    /// Versions of a page; `None`: all.
+    page: Option<usize>,
 }
 
 impl Memory {
     /// An empty one, on the system's clock.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// With pages of so many versions.
+    #[must_use]
+    pub fn paged(mut self, page: usize) -> Self {
+        self.page = Some(page);
+        self
+    }
+
+    /// Pages of listings that were answered.
+    pub fn pages_listed(&self) -> usize {
+        self.state().pages_listed
+    }
+
+    /// Leaves a key out of listings of versions of anything but itself.
+    pub fn leave_out(&self, key: &Key) {
+        self.state().left_out.insert(key.clone());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -162,10 +184,14 @@ impl Store for Memory {
         Ok(self.state().find(key, Some(version))?.lock)
     }
 
-    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
-        let state = self.state();
+    async fn versions_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Listed>, Failure> {
+        let mut state = self.state();
+        state.pages_listed += 1;
         let mut out = Vec::new();
         for (key, versions) in state.objects.range(prefix.to_owned()..).take_while(|(k, _)| k.starts_with(prefix)) {
+            if key != prefix && state.left_out.contains(&Key::new(key.clone())) {
+                continue;
+            }
             for (i, object) in versions.iter().enumerate().rev() {
                 out.push(Listed {
                     key: Key::new(key.clone()),
@@ -177,7 +203,15 @@ impl Store for Memory {
                 });
             }
         }
-        Ok(out)
+        let begin = from.map_or(0, |m| m.key.parse().unwrap_or(usize::MAX));
+        let end = self.page.map_or(out.len(), |page| out.len().min(begin.saturating_add(page)));
+        let next = (end < out.len()).then(|| Mark { key: end.to_string(), version: None });
+        Ok(Page { items: out.drain(begin..end).collect(), next })
+    }
+
+    async fn keys_page(&self, prefix: &str, _: Option<&Mark>) -> Result<Page<Key>, Failure> {
+        let visible = self.keys().into_iter().filter(|k| k.as_str().starts_with(prefix));
+        Ok(Page::whole(visible.collect()))
     }
 
     async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError> {

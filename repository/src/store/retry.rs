@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::directory::LocalObject;
 use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
+use super::listing::{Mark, Page};
 use super::{
     Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Store, Trouble,
     Version,
@@ -208,8 +209,12 @@ impl<S: Store> Store for Retrying<S> {
         self.repeat(key.as_str(), || self.inner.lock_of(key, version)).await.0
     }
 
-    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
-        self.repeat(prefix, || self.inner.versions(prefix)).await.0
+    async fn versions_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Listed>, Failure> {
+        self.repeat(prefix, || self.inner.versions_page(prefix, from)).await.0
+    }
+
+    async fn keys_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Key>, Failure> {
+        self.repeat(prefix, || self.inner.keys_page(prefix, from)).await.0
     }
 
     async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError> {

@@ -4,7 +4,8 @@
 //! its stalled-stream protection off (it kills busy uploads), checksums only where asked for (its defaults break
 //! presigned PUTs). Credentials, region and endpoint come from the SDK's own chain.
 
-use std::collections::HashSet;
+mod list;
+
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use aws_smithy_types::base64;
 use bytes::Bytes;
 
 use super::grant::{GET_LIFETIME, GetGrant, PUT_LIFETIME, PutGrant, PutTerms, trouble_of};
+use super::listing::{Mark, Page};
 use super::throttle::Throttle;
 use super::{
     Capabilities, CreateError, DeleteError, Failure, Firmness, GetError, Head, Key, Listed, Lock, Operation, Store,
@@ -252,15 +254,6 @@ fn stated_lock<E>(error: &SdkError<E, Response>) -> Option<Lock> {
     Some(Lock { firmness, until: Moment::parse(field("RetainUntilDate")?).ok()? })
 }
 
-/// By key; within a key the latest first, then as the store lists them. Their dates say nothing: some stores change them when a lock
-/// grows. Pages may repeat what stands at their border.
-fn in_order(mut listed: Vec<Listed>) -> Vec<Listed> {
-    let mut seen = HashSet::new();
-    listed.retain(|l| seen.insert((l.key.clone(), l.version.clone(), l.delete_marker)));
-    listed.sort_by(|a, b| a.key.cmp(&b.key).then(b.latest.cmp(&a.latest)));
-    listed
-}
-
 fn crc32_of(text: Option<&str>) -> Option<u32> {
     let bytes = base64::decode(text?).ok()?;
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
@@ -426,55 +419,12 @@ impl Store for S3 {
         }))
     }
 
-    async fn versions(&self, prefix: &str) -> Result<Vec<Listed>, Failure> {
-        let mut out = Vec::new();
-        let (mut key_marker, mut version_marker) = (None, None);
-        loop {
-            Operation::List.count();
-            let answer = self
-                .client
-                .list_object_versions()
-                .bucket(&self.bucket)
-                .prefix(format!("{}{prefix}", self.prefix))
-                .set_key_marker(key_marker.take())
-                .set_version_id_marker(version_marker.take())
-                .send()
-                .await
-                .map_err(|e| judge(Operation::List, prefix, e).failure)?;
-            let strip = |k: Option<&str>| k.and_then(|k| k.strip_prefix(&self.prefix)).map(|k| Key::new(k.to_owned()));
-            for v in answer.versions() {
-                let Some(key) = strip(v.key()) else { continue };
-                out.push(Listed {
-                    key,
-                    version: version(v.version_id()),
-                    length: v.size().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
-                    modified: moment(v.last_modified()),
-                    delete_marker: false,
-                    latest: v.is_latest().unwrap_or(false),
-                });
-            }
-            for m in answer.delete_markers() {
-                let Some(key) = strip(m.key()) else { continue };
-                out.push(Listed {
-                    key,
-                    version: version(m.version_id()),
-                    length: 0,
-                    modified: moment(m.last_modified()),
-                    delete_marker: true,
-                    latest: m.is_latest().unwrap_or(false),
-                });
-            }
-            if !answer.is_truncated().unwrap_or(false) {
-                break;
-            }
-            key_marker = answer.next_key_marker().map(str::to_owned);
-            version_marker = answer.next_version_id_marker().map(str::to_owned);
-            if key_marker.is_none() {
-                let why = "the listing is cut short without a way to go on";
-                return Err(Failure::new(Operation::List, prefix, Trouble::Garbled).because(why));
-            }
-        }
-        Ok(in_order(out))
+    async fn versions_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Listed>, Failure> {
+        self.list_versions(prefix, from).await
+    }
+
+    async fn keys_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Key>, Failure> {
+        self.list_keys(prefix, from).await
     }
 
     async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError> {
@@ -545,28 +495,4 @@ impl S3 {
 
 fn presigning(key: &Key, lifetime: Duration) -> Result<PresigningConfig, Failure> {
     PresigningConfig::expires_in(lifetime).map_err(|e| Failure::new(Operation::Grant, key, Trouble::Refused).because(e))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A store that dates a version anew when its lock grows, and repeats one at the border of a page.
-    #[test]
-    fn listings_are_sets_in_the_order_of_the_store() {
-        let listed = |key: &str, version: &str, modified: i64, latest: bool, delete_marker: bool| Listed {
-            key: Key::new(key),
-            version: Version(version.into()),
-            length: 1,
-            modified: Moment::from_millis(modified),
-            delete_marker,
-            latest,
-        };
-        let planted = listed("points/a", "planted", 5, false, false);
-        let authentic = listed("points/a", "authentic", 9, false, false);
-        let marker = listed("points/a", "marker", 7, true, true);
-        let other = listed("points/0", "x", 1, true, false);
-        let page = vec![planted.clone(), authentic.clone(), authentic.clone(), other.clone(), marker.clone()];
-        assert_eq!(in_order(page), [other, marker, planted, authentic]);
-    }
 }

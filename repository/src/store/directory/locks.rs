@@ -57,7 +57,13 @@ pub(super) fn read(root: &Root, key: &Key) -> std::io::Result<Option<Lock>> {
 pub(super) fn grow(root: &Root, key: &Key, wanted: Lock) -> std::io::Result<()> {
     let path = path(root, key);
     let folder = path.parent().unwrap_or(root.path());
-    root.create_folders(folder)?;
+    if let Err(e) = root.create_folders(folder).and_then(|()| as_folder(folder)) {
+        // A file in place of a folder of ours.
+        let begin = root.path().join(FOLDER);
+        let wrong = folder.ancestors().take_while(|at| at.starts_with(&begin)).find(|at| at.is_file()).ok_or(e)?;
+        aside(root, wrong)?;
+        root.create_folders(folder)?;
+    }
     // Held until this returns: between reading the old lock and replacing it nobody else may do the same.
     let _turn = Flock::lock(File::open(folder)?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
     let old = match read(root, key) {
@@ -76,8 +82,27 @@ pub(super) fn grow(root: &Root, key: &Key, wanted: Lock) -> std::io::Result<()> 
     let (temporary, mut file) = temporary(root)?;
     file.write_all(format!("{mode} {}\n", lock.until.millis()).as_bytes())?;
     sync(&file)?;
-    fs::rename(&temporary.0, &path)?;
+    if let Err(e) = fs::rename(&temporary.0, &path) {
+        // A folder in place of a file of ours.
+        if !path.is_dir() {
+            return Err(e);
+        }
+        aside(root, &path)?;
+        fs::rename(&temporary.0, &path)?;
+    }
     sync_folder(folder)
+}
+
+fn as_folder(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() { Ok(()) } else { Err(ErrorKind::NotADirectory.into()) }
+}
+
+/// What is none of ours leaves the place of what is.
+fn aside(root: &Root, path: &Path) -> std::io::Result<()> {
+    let (temporary, _) = temporary(root)?;
+    let to = temporary.0.with_extension("aside");
+    tracing::warn!(?path, ?to, "is no lock of milkrun's, and is moved out of the way");
+    fs::rename(path, to)
 }
 
 /// Removes the lock of an object that is gone.

@@ -35,17 +35,24 @@ pub(in crate::store) struct Root {
     path: PathBuf,
     /// Whether `repository.json` was seen in it.
     seen: Arc<AtomicBool>,
+    /// Whether it was looked for what others left behind.
+    swept: Arc<AtomicBool>,
 }
 
 impl Root {
     /// One that need not exist yet.
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, seen: Arc::default() }
+        Self { path, seen: Arc::default(), swept: Arc::default() }
     }
 
     /// One that somebody else opened: it must hold a repository.
     pub(in crate::store) fn of_repository(path: PathBuf) -> Self {
-        Self { path, seen: Arc::new(AtomicBool::new(true)) }
+        Self { path, seen: Arc::new(AtomicBool::new(true)), swept: Arc::default() }
+    }
+
+    /// Whether it is time to look for what others left behind: once for each process.
+    pub(super) fn sweeps(&self) -> bool {
+        !self.swept.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -94,7 +101,7 @@ impl Root {
         self.create_folders(&self.path)?;
         let folder = File::open(&self.path)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
-        Ok(Pinned { root: Self { path, seen: self.seen.clone() }, _folder: folder })
+        Ok(Pinned { root: Self { path, seen: self.seen.clone(), swept: self.swept.clone() }, _folder: folder })
     }
 
     /// Creates missing folders below the root, each one durable in its parent before anything is put into it. The root

@@ -1,0 +1,11 @@
+//! Connections, and what any of them may take: whoever has a certificate can connect, and must not be able to keep others from working.
+//!
+//! ```text
+//! accept ─ handshakes, bounded ─> connections ─ so many for each peer, until the certificate ends ─> connection ─> gate ─ bytes, time ─> services
+//! ```
+
+pub mod accept;
+pub mod connection;
+pub mod connections;
+pub(super) mod gate;
+pub mod limits;

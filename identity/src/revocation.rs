@@ -1,0 +1,47 @@
+//! Lists of certificates that were revoked (RFC 5280), in PEM, one for each authority.
+
+use std::collections::HashSet;
+
+use tokio_rustls::rustls::pki_types::CertificateRevocationListDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
+
+use crate::certificate::Serial;
+
+/// The lists, beside the authority's certificate.
+pub const CRL_FILE: &str = "ca.crl";
+
+/// Lists and what they name.
+#[derive(Clone, Debug, Default)]
+pub struct RevocationLists {
+    lists: Vec<CertificateRevocationListDer<'static>>,
+    serials: HashSet<Serial>,
+}
+
+impl RevocationLists {
+    /// From PEM; `None` for what is none, or holds no list.
+    pub(crate) fn parse(pem: &[u8]) -> Option<Self> {
+        let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
+        let mut serials = HashSet::new();
+        for list in &lists {
+            let (_, parsed) = CertificateRevocationList::from_der(list.as_ref()).ok()?;
+            serials.extend(parsed.iter_revoked_certificates().map(|c| Serial::from_bytes(c.raw_serial())));
+        }
+        (!lists.is_empty()).then_some(Self { lists, serials })
+    }
+
+    /// Whether a certificate counts no longer.
+    pub fn contains(&self, serial: &Serial) -> bool {
+        self.serials.contains(serial)
+    }
+
+    /// What they name.
+    pub(crate) fn serials(&self) -> &HashSet<Serial> {
+        &self.serials
+    }
+
+    pub(crate) fn into_der(self) -> Vec<CertificateRevocationListDer<'static>> {
+        self.lists
+    }
+}
