@@ -9,6 +9,7 @@ mod partial;
 mod ring;
 #[cfg(any(test, feature = "test-util"))]
 pub mod scripted;
+mod set;
 mod source;
 mod stream;
 mod target;

@@ -11,6 +11,7 @@ mod moving;
 mod pages;
 mod parent;
 mod quota;
+mod sets;
 mod take_over;
 mod told;
 mod volume;

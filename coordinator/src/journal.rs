@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::try_join_all;
 use milkrun_repository::Repository;
 use milkrun_repository::id::RunId;
@@ -222,17 +223,19 @@ impl Journal {
         epochs.dedup();
         let mut newest = None;
         for epoch in epochs.into_iter().rev() {
-            let Some(mut last) = whole(epoch) else { continue };
-            // Nor is what stands behind the last sound object.
-            loop {
-                match Self::object(repository, Key::journal(run, epoch, last)).await {
-                    Ok(_) => newest = Some((epoch, last)),
+            let Some(last) = whole(epoch) else { continue };
+            // Nor is what stands behind the last sound object. Whoever may write can put thousands there: some are read at once.
+            let from_the_end = (0..=last).rev().map(|n| async move {
+                let read = Self::object(repository, Key::journal(run, epoch, n)).await;
+                (n, read)
+            });
+            let mut from_the_end = futures::stream::iter(from_the_end).buffered(READS);
+            while let Some((n, read)) = from_the_end.next().await {
+                match read {
+                    Ok(_) => newest = Some((epoch, n)),
                     Err(JournalError::Refused(key, e)) => {
                         tracing::warn!(object = %key, reason = %e, "is none of the journal's");
-                        if last > 0 {
-                            last -= 1;
-                            continue;
-                        }
+                        continue;
                     }
                     Err(e) => return Err(e),
                 }

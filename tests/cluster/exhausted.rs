@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 use crate::played::{Played, runtime};
 
 /// What the coordinator may have in memory, whatever anybody does: without bounds each of these attacks took gigabytes.
-const MEMORY_MAX: u64 = 900 << 20;
+const MEMORY_MAX: u64 = 640 << 20;
 const CONNECTIONS: usize = 1600;
 
 /// A request of which these pieces come, and no end.
@@ -112,7 +112,11 @@ fn whoever_has_a_certificate_takes_a_share_and_no_more() {
         seed += 1;
         std::fs::write(c.folder().join("data.img"), noise(200 << 20, seed)).unwrap();
         let args = ["backup", "shop", "--parent", "none"];
-        c.command("root", &["view", "backup", "restore", "operate"], &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        c.command("root", &["view", "backup", "restore", "operate"], &args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     };
     let goes_on = |backup: Child| drop(ran(backup.wait_with_output()).ok());
     let runtime = runtime();

@@ -119,3 +119,52 @@ fn a_full_disk_ends_cleanly_on_both_sides() {
     ran.fails(1, "out\" at byte");
     assert!(!out.exists(), "half a volume was left");
 }
+
+/// A point that has some devices of a file system or volume group that lies on several says so; one that has all of them does not.
+#[test]
+fn a_part_of_a_set_is_told_as_one() {
+    if !is_root() {
+        return skip("sets of devices", "loop devices need root");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let m = Milkrun::in_folder(folder.path());
+    m.run(["init"]).ok();
+    let pair = |name: &str| ["1", "2"].map(|n| Loop::fresh(folder.path(), &format!("{name}{n}"), 256 << 20));
+    let notes = |app: &str, devices: &[&Loop]| {
+        let mut args = vec!["backup".to_owned(), app.to_owned(), "--json".to_owned()];
+        for (n, device) in devices.iter().enumerate() {
+            args.extend(["--volume".to_owned(), format!("v{n}={}", device.path())]);
+        }
+        m.run(&args).ok().json()["volumes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v["notes"].to_string())
+            .collect::<Vec<_>>()
+    };
+    let is_told = |name: &str, kind: &str, [a, b]: &[Loop; 2]| {
+        let half = notes(&format!("half {name}"), &[a]);
+        assert!(half[0].contains(&format!("one of a set of 2 devices: {kind}")), "{half:?}");
+        assert!(half[0].contains("THIS POINT HAS 1 OF THE 2 DEVICES"), "{half:?}");
+        let whole = notes(&format!("whole {name}"), &[a, b]);
+        assert!(whole.iter().all(|n| n.contains("one of a set of 2") && !n.contains("THIS POINT HAS")), "{whole:?}");
+    };
+    if has("mkfs.btrfs") {
+        let devices = pair("btrfs");
+        must("mkfs.btrfs", &["-q", "-f", &devices[0].path(), &devices[1].path()]);
+        is_told("btrfs", "btrfs ", &devices);
+        must("mkfs.btrfs", &["-q", "-f", &devices[0].path()]);
+        assert!(!notes("one btrfs", &[&devices[0]])[0].contains("one of a set"));
+    } else {
+        skip("a btrfs of two devices", "mkfs.btrfs is not here");
+    }
+    if has("vgcreate") {
+        let devices = pair("lvm");
+        // Its name is known to the whole machine.
+        let group = format!("milkrun{}", std::process::id());
+        must("vgcreate", &["--yes", &group, &devices[0].path(), &devices[1].path()]);
+        is_told("lvm", &format!("LVM volume group {group} "), &devices);
+    } else {
+        skip("an LVM volume group of two devices", "vgcreate is not here");
+    }
+}

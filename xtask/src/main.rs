@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Debian packages that system tests use, and the program that shows that each is there.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("e2fsprogs", "mkfs.ext4"),
     ("xfsprogs", "mkfs.xfs"),
     ("btrfs-progs", "mkfs.btrfs"),
+    ("lvm2", "vgcreate"),
     ("util-linux", "losetup"),
     ("iproute2", "ip"),
     ("g++", "c++"),

@@ -8,11 +8,12 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use milkrun_repository::point::root::SET_MEMBER;
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
 use rayon::prelude::*;
 
-use super::{Piece, Source, block, ring, usage};
+use super::{Piece, Source, block, ring, set, usage};
 
 /// Where a file has data, so much of it is taken for data until it is asked again.
 const DATA_BYTES: u64 = 1 << 20;
@@ -125,7 +126,7 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
     if !what.is_empty() {
         return Err(SourceError::Kind { path: path.to_owned(), what });
     }
-    let notes = notes_of_use(path, options)?;
+    let mut notes = notes_of_use(path, options)?;
     let device = kind.is_block_device();
     let open = |flags: OFlag| OpenOptions::new().read(true).custom_flags((flags | OFlag::O_CLOEXEC).bits()).open(path);
     let (file, len, sector) = if device {
@@ -146,6 +147,12 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
         (file, len, 0)
     };
     let stamp = stamp(&file.metadata().map_err(fail)?);
+    match set::member_of(path, len) {
+        Ok(Some(member)) => notes.push(format!("{SET_MEMBER}{} devices: {}", member.devices, member.set)),
+        Ok(None) => {}
+        // It will be read in a moment, and then the error counts.
+        Err(e) => tracing::debug!(?path, error = %e, "can't tell whether it is a member of a set"),
+    }
     Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp }))
 }
 

@@ -1,9 +1,10 @@
 //! Going on with runs that an earlier leader left unfinished: what its journal says is done again here, without moving a byte.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppName, RunId, VolumeName};
@@ -27,6 +28,9 @@ use crate::restore::LeftRestore;
 use crate::rpc::status;
 use crate::runs::turns::Turn;
 use crate::runs::view::{Feed, Kind as RunKind, Outcome};
+
+/// Leases that are looked at side by side: whoever may write can put thousands there.
+const LOOKS: usize = 16;
 
 /// A run that was left.
 struct Found {
@@ -74,31 +78,31 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
     let mut restores = Vec::new();
     // All that were left go on at once, also several of one application; new orders wait for the last of them.
     let mut turns: HashMap<AppName, Option<Arc<Turn>>> = HashMap::new();
-    let mut taken = HashSet::new();
     // Of each lease every version: what somebody put on top of it hides no run.
+    let mut leases: BTreeMap<RunId, Vec<Listed>> = BTreeMap::new();
     for v in versions.into_iter().filter(|v| !v.delete_marker) {
-        let Some(run) = v.key.parse_lease().filter(|run| !taken.contains(run)) else { continue };
-        match find(coordinator, run, &v).await {
-            Ok(Some(found)) => {
-                taken.insert(run);
-                tracing::warn!(%run, "a run that another coordinator left goes on");
-                let coordinator = coordinator.clone();
-                match found.into_restore() {
-                    Err(backup) => {
-                        let turn = backup.application().and_then(|application| {
-                            let free = || coordinator.runs.turn_if_free(application).map(Arc::new);
-                            turns.entry(application.clone()).or_insert_with(free).clone()
-                        });
-                        tokio::spawn(async move {
-                            go_on(&coordinator, *backup).await;
-                            drop(turn);
-                        });
-                    }
-                    Ok(restore) => restores.push(restore),
-                }
+        if let Some(run) = v.key.parse_lease() {
+            leases.entry(run).or_default().push(v);
+        }
+    }
+    let looks = leases.into_iter().map(|(run, versions)| find_one(coordinator, run, versions));
+    let mut looks = futures::stream::iter(looks).buffered(LOOKS);
+    while let Some(found) = looks.next().await {
+        let Some(found) = found else { continue };
+        tracing::warn!(run = %found.lease.run, "a run that another coordinator left goes on");
+        let coordinator = coordinator.clone();
+        match found.into_restore() {
+            Err(backup) => {
+                let turn = backup.application().and_then(|application| {
+                    let free = || coordinator.runs.turn_if_free(application).map(Arc::new);
+                    turns.entry(application.clone()).or_insert_with(free).clone()
+                });
+                tokio::spawn(async move {
+                    go_on(&coordinator, *backup).await;
+                    drop(turn);
+                });
             }
-            Ok(None) => {}
-            Err(reason) => tracing::error!(%run, reason, "a run can't be taken over; it stays unfinished"),
+            Ok(restore) => restores.push(restore),
         }
     }
     // Their targets are theirs before anybody can order another restore; of two that want the same place, the newer one's.
@@ -111,6 +115,18 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
         }
     }
     Ok(())
+}
+
+/// What was left of a run, by the first of its lease's versions that says so.
+async fn find_one(coordinator: &Coordinator, run: RunId, versions: Vec<Listed>) -> Option<Found> {
+    for version in versions {
+        match find(coordinator, run, &version).await {
+            Ok(None) => {}
+            Ok(found) => return found,
+            Err(reason) => tracing::error!(%run, reason, "a run can't be taken over; it stays unfinished"),
+        }
+    }
+    None
 }
 
 /// What was left of a run; `None` for one that keeps no journal (its process goes on with it, or nobody does).

@@ -91,6 +91,8 @@ pub struct MapId {
 /// A note of a volume begins so if what its file system had free was left out, or some of it: its holes do not say what the device
 /// has there.
 pub const FREE_LEFT_OUT: &str = "free space was left out: ";
+/// The note of a volume that is nothing by itself begins so; then come how many devices its set has, and which set it is.
+pub const SET_MEMBER: &str = "one of a set of ";
 
 /// A volume in a root.
 #[derive(Clone, Debug, PartialEq, Eq)]

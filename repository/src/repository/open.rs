@@ -1,8 +1,12 @@
 //! Opening a repository with a password.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use futures::StreamExt;
+
 use super::Repository;
+use crate::clock::Moment;
 use crate::config::{Config, ConfigError};
 use crate::keys::KeyRing;
 use crate::keys::wrapped::{self, UnwrapError};
@@ -42,20 +46,35 @@ pub enum OpenError {
 /// keep the one that counts from being found.
 const MANY: usize = 64;
 
-/// All versions of objects, of each key the oldest first: an older one is the one that was locked. What can't be one of
-/// ours is named and left out. The listing's order tells age; a store may change the date of an object whose lock grew.
+/// Objects that are read side by side.
+const READS: usize = 16;
+
+/// All versions of objects, the oldest first: the one that was locked is older than what somebody put beside it, and each that is tried
+/// before it costs a password's hash. What can't be one of ours is named and left out. Of one key the listing's order tells age, since
+/// a store may change the date of an object whose lock grew; between keys nothing else but the date does.
 async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, bytes::Bytes)>, Failure> {
     let mut listed = store.versions(prefix).await?;
     listed.retain(|l| !l.delete_marker);
     listed.reverse();
-    listed.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut oldest: HashMap<Key, Moment> = HashMap::new();
+    for l in &listed {
+        let date = oldest.entry(l.key.clone()).or_insert(l.modified);
+        *date = l.modified.min(*date);
+    }
+    listed.sort_by(|a, b| oldest.get(&a.key).cmp(&oldest.get(&b.key)).then_with(|| a.key.cmp(&b.key)));
+    let mut seen: HashSet<bytes::Bytes> = HashSet::new();
     let mut out: Vec<(Version, bytes::Bytes)> = Vec::new();
-    for l in listed {
+    let reads = listed.into_iter().map(|l| async move {
+        let read = read_listed(store, &l).await;
+        (l, read)
+    });
+    let mut reads = futures::stream::iter(reads).buffered(READS);
+    while let Some((l, read)) = reads.next().await {
         if out.len() == MANY {
             tracing::warn!(prefix, "there are more than {MANY} objects: who put them there?");
         }
-        match read_listed(store, &l).await {
-            Ok(bytes) if out.iter().any(|(_, other)| *other == bytes) => {}
+        match read {
+            Ok(bytes) if !seen.insert(bytes.clone()) => {}
             Ok(bytes) => out.push((l.version, bytes)),
             Err(GetError::NotFound(_)) => {}
             Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => tracing::warn!(why = %chain(&f), "left out"),
