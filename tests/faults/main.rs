@@ -13,7 +13,7 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::config::{LockMode, LockPolicy};
 use milkrun_repository::store::faulty::{Fault, Script};
 use milkrun_repository::store::memory::Memory;
-use milkrun_repository::store::{Operation, Trouble};
+use milkrun_repository::store::{Key, Operation, Trouble};
 use milkrun_tests::embedded::{World, sound};
 use milkrun_tests::noise;
 use tonic::Code;
@@ -121,6 +121,28 @@ fn a_store_that_lies_never_gets_a_point_committed() {
             assert!(status.message().contains("is not in the store"), "{status}");
             assert_eq!(world.points().await, 0, "{prefix}");
         }
+    });
+}
+
+/// Whoever may write to the bucket can take the root's key before the run ends. That is told from a run that another leader ended.
+#[test]
+fn a_root_key_that_is_taken_by_rubbish_is_told() {
+    runtime().block_on(async {
+        let memory = Arc::new(Memory::new());
+        let world = World::over(memory.clone(), memory.clone(), LOCKED).await;
+        world.content("data", noise(5 << 20, 5));
+        let plant = memory.clone();
+        let script: Script = Arc::new(move |_, operation, key| {
+            if operation == Operation::Create && key.starts_with("points/") {
+                plant.overwrite(&Key::new(key), "rubbish", None);
+            }
+            None
+        });
+        let status = world.back_up(&["data"], script).await.unwrap_err();
+        assert!(status.message().contains("taken by what is no restore point (rubbish)"), "{status}");
+        assert_eq!(world.points().await, 0);
+        world.back_up(&["data"], sound()).await.unwrap();
+        world.restore(&["data"], sound()).await.unwrap();
     });
 }
 

@@ -164,6 +164,44 @@ async fn rubbish_in_place_of_a_lock_locks_nothing_and_is_replaced() {
     }
 }
 
+/// A folder where a lock belongs, or a file where its folder does.
+#[tokio::test]
+async fn what_stands_in_the_way_of_a_lock_goes() {
+    let folder = repository_folder();
+    let store = Directory::new(folder.path(), Throttle::none());
+    let until = Moment::now().plus(std::time::Duration::from_secs(600));
+    let lock = Lock { firmness: Firmness::Compliance, until };
+    let key = Key::new("packs/a");
+    std::fs::create_dir_all(folder.path().join(".locks/packs/a/b")).unwrap();
+    let version = store.create(&key, Bytes::from_static(b"body"), Some(lock)).await.unwrap();
+    assert_eq!(store.lock_of(&key, &version).await.unwrap(), Some(lock));
+    std::fs::remove_dir_all(folder.path().join(".locks/packs")).unwrap();
+    std::fs::write(folder.path().join(".locks/packs"), "rubbish").unwrap();
+    assert_eq!(store.lock_of(&key, &version).await.unwrap(), None);
+    store.extend_lock(&key, &version, lock).await.unwrap();
+    assert_eq!(store.lock_of(&key, &version).await.unwrap(), Some(lock));
+}
+
+#[tokio::test]
+async fn wrapped_keys_are_their_owners_and_what_killed_processes_left_goes() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = repository_folder();
+    let left = folder.path().join(".tmp/left");
+    std::fs::create_dir(folder.path().join(".tmp")).unwrap();
+    std::fs::write(&left, "x").unwrap();
+    std::fs::write(folder.path().join(".tmp/young"), "x").unwrap();
+    let long_ago = std::time::UNIX_EPOCH;
+    std::fs::File::options().write(true).open(&left).unwrap().set_modified(long_ago).unwrap();
+    let store = Directory::new(folder.path(), Throttle::none());
+    for (key, mode) in [("keys/a", 0o600), ("packs/a", 0o644)] {
+        store.create(&Key::new(key), Bytes::from_static(b"body"), None).await.unwrap();
+        let found = std::fs::metadata(folder.path().join(key)).unwrap().permissions().mode();
+        assert_eq!(found & 0o777 & mode, mode);
+        assert!(mode == 0o644 || found & 0o077 == 0, "{found:o}");
+    }
+    assert!(!left.exists() && folder.path().join(".tmp/young").exists());
+}
+
 /// Two that extend a lock at once: the later end stays, whoever comes last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_lock_grows_whoever_comes_last() {

@@ -31,7 +31,7 @@ pub(super) fn read(root: &Root, key: &Key) -> std::io::Result<Option<Lock>> {
     let file = match super::open_plain(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) if e.kind() == ErrorKind::InvalidData => return Err(damaged()),
+        Err(e) if matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::NotADirectory) => return Err(damaged()),
         Err(e) => return Err(e),
     };
     if file.metadata()?.len() > LENGTH_MAX {
