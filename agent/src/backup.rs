@@ -28,9 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use milkrun_repository::chunk::page_cutter::PageCutter;
-use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
-use milkrun_repository::id::ChunkId;
 use milkrun_repository::keys::DomainKey;
 use milkrun_repository::store::CreateError;
 
@@ -38,6 +36,8 @@ use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::SourceError;
 use crate::device::changes::ChangesError;
+pub(crate) use crate::extent::{Extent, ParentExtent, Run};
+pub(crate) use crate::outcome::Outcome;
 use crate::rpc::{CallError, Coordinator};
 use crate::workers::Workers;
 
@@ -150,79 +150,6 @@ impl Counters {
     pub fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
-}
-
-/// What is known of a volume when all of it was read.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    /// Its bytes.
-    pub len: u64,
-    /// Its sector size.
-    pub sector_bytes: u32,
-    /// What a person should know.
-    pub notes: Vec<String>,
-    /// What the list of changes does not name was not read.
-    pub by_list: bool,
-    /// But for these bytes.
-    pub sampled_bytes: u64,
-}
-
-/// A run of a region, or of the parent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
-    /// Zeros.
-    Hole {
-        /// Bytes.
-        len: u32,
-    },
-    /// What the parent has at the same place, whatever that is.
-    Kept {
-        /// Bytes.
-        len: u32,
-    },
-    /// A part of a chunk, or all of it.
-    Chunk {
-        /// Bytes.
-        len: u32,
-        /// The chunk.
-        id: ChunkId,
-        /// Where they begin in it.
-        chunk_offset: u32,
-        /// Bytes of the chunk.
-        chunk_len: u32,
-    },
-}
-
-impl Run {
-    /// Bytes covered.
-    pub fn len(&self) -> u32 {
-        match *self {
-            Self::Hole { len } | Self::Kept { len } | Self::Chunk { len, .. } => len,
-        }
-    }
-
-    /// Never true.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// A run, and what is known of its pages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// The run.
-    pub run: Run,
-    /// A digest for each page; empty: they are not known, or known to the coordinator already.
-    pub pages: Vec<PageDigest>,
-}
-
-/// An extent of the parent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParentExtent {
-    /// The extent.
-    pub extent: Extent,
-    /// It is stored anew if anything changes near it: its chunk has worn.
-    pub retire: bool,
 }
 
 /// Why a volume's backup failed.

@@ -11,6 +11,8 @@ pub mod backup;
 pub mod budget;
 pub mod buffer;
 pub mod device;
+pub mod extent;
+pub mod outcome;
 pub mod restore;
 pub mod rpc;
 pub mod session;

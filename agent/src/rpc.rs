@@ -17,7 +17,8 @@ use milkrun_repository::store::grant::{GetGrant, PutGrant};
 use milkrun_repository::store::{Firmness, Key, Lock, Version};
 use tonic::transport::Channel;
 
-use crate::backup::{Extent, Outcome, ParentExtent, Run};
+use crate::extent::{Extent, ParentExtent, ParentRange, Region, Run};
+use crate::outcome::Outcome;
 
 /// A call that the coordinator refused, or that did not reach it.
 #[derive(Debug, thiserror::Error)]
@@ -69,30 +70,6 @@ pub struct SealedClaim {
     pub key: SealedKey,
     /// The version that the store gave it, once it is stored.
     pub version: Option<Version>,
-}
-
-/// A finished region.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// Where it begins.
-    pub offset: u64,
-    /// Its bytes.
-    pub len: u64,
-    /// It is the parent's, to the byte.
-    pub unchanged: bool,
-    /// What it is made of; nothing, unless unchanged: a hole.
-    pub extents: Vec<Extent>,
-}
-
-/// A run of the parent's volume.
-#[derive(Clone, Debug)]
-pub struct ParentRange {
-    /// Where it begins.
-    pub offset: u64,
-    /// Its bytes.
-    pub len: u64,
-    /// Its extents; none: a hole.
-    pub extents: Vec<ParentExtent>,
 }
 
 /// The stream of them.

@@ -8,9 +8,11 @@ mod finish;
 mod layout;
 mod made;
 mod moving;
+mod order;
 mod pages;
 mod parent;
 mod quota;
+mod replay;
 mod sets;
 mod take_over;
 mod told;
@@ -18,8 +20,8 @@ mod volume;
 mod worn;
 
 pub use error::BackupError;
-pub use execute::Order;
 pub(crate) use execute::execute;
+pub use order::Order;
 pub use parent::Detail;
 pub(crate) use take_over::take_over;
 
@@ -46,8 +48,8 @@ use milkrun_repository::store::{CreateError, GetError, Key};
 use milkrun_repository::volume_map::MapRef;
 use tokio::time::Instant;
 
+use crate::assignment::{Assigned, RefusedCall};
 use crate::journal::Journal;
-use crate::runs::{Assigned, RefusedCall};
 use claims::{Claimed, Claims};
 use quota::Quota;
 use volume::VolumeBuild;

@@ -11,6 +11,7 @@
 
 mod admission;
 pub mod agents;
+pub mod assignment;
 pub mod backup;
 pub mod dispatch;
 pub mod inventory;
@@ -36,6 +37,7 @@ use inventory::Inventory;
 use leader::Leadership;
 use milkrun_repository::store::Failure;
 use runs::Runs;
+use runs::working::Working;
 
 /// A coordinator of one repository.
 #[derive(Clone)]
@@ -48,6 +50,10 @@ pub struct Coordinator {
     pub agents: Agents,
     /// What is under way.
     pub runs: Runs,
+    /// Backups that agents work on.
+    pub backups: Working<backup::Run>,
+    /// Restores that agents work on.
+    pub restores: Working<restore::Run>,
     /// What there is.
     pub inventory: Arc<dyn Inventory>,
     /// Who goes next.
@@ -84,11 +90,12 @@ impl Coordinator {
         epoch: u64,
         leadership: Option<Arc<dyn Leadership>>,
     ) -> Self {
-        let (agents, runs) = (Agents::default(), Runs::new(epoch));
+        let (agents, runs) = (Agents::default(), Runs::default());
+        let (backups, restores) = (Working::new(epoch), Working::new(epoch));
         let inventory: Arc<dyn Inventory> = Arc::new(inventory);
         let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
         let admission = Admission::new(inventory.clone());
-        Self { repository, cache, agents, runs, inventory, dispatcher, admission, epoch, leadership }
+        Self { repository, cache, agents, runs, backups, restores, inventory, dispatcher, admission, epoch, leadership }
     }
 
     /// Goes on with every run that an earlier leader left unfinished.

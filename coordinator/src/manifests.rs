@@ -19,6 +19,7 @@ mod identity;
 mod json;
 mod load;
 mod object;
+mod problem;
 mod text;
 mod yaml;
 

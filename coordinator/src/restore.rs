@@ -1,13 +1,14 @@
 //! Restore runs: what the download service works on ([`Run`]), and the run itself (`execute`).
 
 mod execute;
+mod order;
 mod plan;
 mod progress;
 mod take_over;
 mod targets;
 
 pub(crate) use execute::execute;
-pub use execute::{Order, TargetSpec};
+pub use order::{Order, TargetSpec};
 pub use plan::{PageStream, Telling};
 pub(crate) use take_over::LeftRestore;
 
@@ -25,8 +26,8 @@ use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::repository::{OpenPoint, PointError};
 use milkrun_repository::store::{Failure, Key};
 
+use crate::assignment::{Assigned, RefusedCall};
 use crate::inventory::InventoryError;
-use crate::runs::{Assigned, RefusedCall};
 
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]

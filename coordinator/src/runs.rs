@@ -1,18 +1,17 @@
-//! What is under way, by run: the services find their run here, agents' messages find their way to it, and people see it.
+//! What is under way, by run: agents' messages find their way to it, and people see it. The services find their run in [`working`].
 
 pub mod inbox;
 pub(crate) mod turns;
 pub mod view;
+pub mod working;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::RunId;
 use tokio::sync::mpsc;
 
-use crate::{backup, restore};
 pub(crate) use inbox::Inbox;
 use inbox::Room;
 use view::Feed;
@@ -39,70 +38,19 @@ pub enum RunEvent {
     Drained(String),
 }
 
-/// A run under way.
-#[derive(Clone)]
-pub enum Run {
-    /// A backup.
-    Backup(Arc<backup::Run>),
-    /// A restore.
-    Restore(Arc<restore::Run>),
-}
-
-/// Why a call is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RefusedCall {
-    /// It names no run that is under way.
-    #[error("the run is not under way")]
-    NoRun,
-    /// It names no volume of the run.
-    #[error("the run has no volume {0:?}")]
-    NoVolume(String),
-    /// It comes from an older leader's time or an older attempt.
-    #[error("the assignment was given to somebody else since")]
-    Stale,
-    /// It comes from another node than the one that has the assignment.
-    #[error("the assignment is another node's")]
-    Foreign,
-}
-
-/// An assignment that is in force: who has it, under which attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assigned {
-    /// The attempt.
-    pub attempt: u32,
-    /// The node.
-    pub node: String,
-}
-
-impl Assigned {
-    /// Whether a call of `peer` under `a` is this assignment's.
-    ///
-    /// # Errors
-    /// [`RefusedCall`].
-    pub fn check(&self, a: &wire::Assignment, peer: &Peer) -> Result<(), RefusedCall> {
-        match peer {
-            Peer::Local => {}
-            Peer::Agent(node) if node.as_str() == self.node => {}
-            _ => return Err(RefusedCall::Foreign),
-        }
-        if a.attempt == self.attempt { Ok(()) } else { Err(RefusedCall::Stale) }
-    }
-}
-
 /// Ended runs that can still be seen.
 const KEPT: usize = 256;
 
 /// The table.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Runs {
     table: Arc<Mutex<Table>>,
     turns: turns::Turns,
-    epoch: u64,
 }
 
 #[derive(Default)]
 struct Table {
-    running: HashMap<RunId, Entry>,
+    running: HashMap<RunId, mpsc::UnboundedSender<RunEvent>>,
     /// Ordered, and not begun.
     announced: HashMap<RunId, mpsc::UnboundedSender<RunEvent>>,
     /// What restores write.
@@ -113,17 +61,7 @@ struct Table {
 /// A target: node (`None`: whichever agent there is) and path.
 type Place = (Option<String>, String);
 
-struct Entry {
-    run: Run,
-    inbox: mpsc::UnboundedSender<RunEvent>,
-}
-
 impl Runs {
-    /// Of a coordinator that leads under `epoch`.
-    pub fn new(epoch: u64) -> Self {
-        Self { table: Arc::default(), turns: turns::Turns::default(), epoch }
-    }
-
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,10 +89,10 @@ impl Runs {
     }
 
     /// A run begins; what happens to it comes out of the receiver.
-    pub(crate) fn begin(&self, id: RunId, run: Run, inbox: Inbox) -> mpsc::UnboundedReceiver<RunEvent> {
+    pub(crate) fn begin(&self, id: RunId, inbox: Inbox) -> mpsc::UnboundedReceiver<RunEvent> {
         let mut table = self.table();
         table.announced.remove(&id);
-        table.running.insert(id, Entry { run, inbox: inbox.sender });
+        table.running.insert(id, inbox.sender);
         inbox.receiver
     }
 
@@ -189,55 +127,15 @@ impl Runs {
     /// Tells a run something. Returns whether it is under way, or about to be.
     pub fn tell(&self, id: &RunId, event: RunEvent) -> bool {
         let table = self.table();
-        let inbox = table.running.get(id).map(|e| &e.inbox).or_else(|| table.announced.get(id));
+        let inbox = table.running.get(id).or_else(|| table.announced.get(id));
         inbox.is_some_and(|inbox| inbox.send(event).is_ok())
     }
 
     /// Tells all runs something about a node.
     pub fn tell_all(&self, event: impl Fn() -> RunEvent) {
-        for entry in self.table().running.values() {
+        for inbox in self.table().running.values() {
             // A run that ended just now does not care.
-            let _ = entry.inbox.send(event());
-        }
-    }
-
-    fn find(&self, a: &Option<wire::Assignment>) -> Result<(Run, wire::Assignment), RefusedCall> {
-        let a = a.clone().ok_or(RefusedCall::NoRun)?;
-        if a.epoch != self.epoch {
-            return Err(RefusedCall::Stale);
-        }
-        let id = RunId::try_from(&a.run[..]).map_err(|_| RefusedCall::NoRun)?;
-        let run = self.table().running.get(&id).map(|e| e.run.clone()).ok_or(RefusedCall::NoRun)?;
-        Ok((run, a))
-    }
-
-    /// The backup of an assignment that `peer` has.
-    ///
-    /// # Errors
-    /// [`RefusedCall`].
-    pub fn backup(
-        &self,
-        a: &Option<wire::Assignment>,
-        peer: &Peer,
-    ) -> Result<(Arc<backup::Run>, wire::Assignment), RefusedCall> {
-        match self.find(a)? {
-            (Run::Backup(run), a) => run.check(&a, peer).map(|()| (run.clone(), a)),
-            (Run::Restore(_), _) => Err(RefusedCall::NoRun),
-        }
-    }
-
-    /// The restore and volume of an assignment that `peer` has.
-    ///
-    /// # Errors
-    /// [`RefusedCall`].
-    pub fn restore(
-        &self,
-        a: &Option<wire::Assignment>,
-        peer: &Peer,
-    ) -> Result<(Arc<restore::Run>, usize), RefusedCall> {
-        match self.find(a)? {
-            (Run::Restore(run), a) => run.check(&a, peer).map(|i| (run.clone(), i)),
-            (Run::Backup(_), _) => Err(RefusedCall::NoRun),
+            let _ = inbox.send(event());
         }
     }
 }

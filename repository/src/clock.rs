@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How much two clocks may differ, ours and the store's among them.
+pub const SKEW_MAX: Duration = Duration::from_secs(5 * 60);
+
 /// A point in time: milliseconds since the Unix epoch. Stored as i64, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(i64);

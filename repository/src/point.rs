@@ -9,8 +9,10 @@ pub mod lease;
 pub mod order;
 pub mod placement;
 pub mod root;
+pub mod select;
 
-pub use catalog::{Catalog, Found, Selector};
+pub use catalog::{Catalog, Found};
 pub use commit::{CommitError, StoredPack};
 pub use placement::Placement;
 pub use root::{Root, RootBody, VolumeEntry, VolumeKind};
+pub use select::Selector;

@@ -20,6 +20,7 @@ mod key;
 pub mod listing;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
+pub mod redeem;
 pub mod retry;
 pub mod s3;
 pub mod throttle;

@@ -7,7 +7,8 @@ mod ways_in;
 mod weak_stores;
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
-use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem, Redeemer};
+use milkrun_repository::store::grant::{PutGrant, PutTerms, Redeem};
+use milkrun_repository::store::redeem::Redeemer;
 use milkrun_repository::store::retry::{Patience, Retrying};
 use milkrun_repository::store::s3::{S3, S3Options};
 use milkrun_repository::store::throttle::Throttle;

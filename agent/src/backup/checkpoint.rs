@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::claims::Settled;
 use super::{BackupError, Counters, Run, VolumeJob};
-use crate::rpc::Region;
+use crate::extent::Region;
 
 /// Regions that wait for their packs. More, and open packs are sent early (see [`Checkpoints::push`]).
 const WAITING: usize = 2048;

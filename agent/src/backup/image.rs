@@ -23,7 +23,7 @@ use super::{BackupError, Counters, FEW_BYTES, IN_FLIGHT, Outcome, ParentExtent, 
 use crate::budget::Permit;
 use crate::device::Source;
 use crate::device::changes::Changes;
-use crate::rpc::Region;
+use crate::extent::Region;
 
 /// Backs up an image: all of it, or what a list of changes names.
 ///

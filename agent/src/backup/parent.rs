@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use super::{BackupError, Extent, ParentExtent, Run, VolumeJob};
 use crate::device::changes::Changes;
-use crate::rpc::{ParentRange, ParentRanges};
+use crate::extent::ParentRange;
+use crate::rpc::ParentRanges;
 
 /// The parent's extents, in order, cut to regions.
 pub(super) struct Parent {

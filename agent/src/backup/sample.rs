@@ -18,7 +18,7 @@ use milkrun_repository::clock::entropy;
 use super::{BackupError, Counters, Run, SMALL_BYTES, VolumeJob};
 use crate::device::Source;
 use crate::device::changes::Changes;
-use crate::rpc::ParentRange;
+use crate::extent::ParentRange;
 
 /// Regions that are looked at.
 const LEAVES: u32 = 32;

@@ -11,7 +11,7 @@ use super::lookups::Lookups;
 use super::{BackupError, Counters, Extent, Outcome, VolumeJob};
 use crate::buffer::Buffer;
 use crate::device::ByteSource;
-use crate::rpc::Region;
+use crate::extent::Region;
 
 /// Backs up a stream to its end.
 ///

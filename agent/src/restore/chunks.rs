@@ -9,7 +9,7 @@ use milkrun_repository::id::RepositoryId;
 use milkrun_repository::pack::SlotOpener;
 use milkrun_repository::restore_plan::Write;
 use milkrun_repository::store::GetError;
-use milkrun_repository::store::directory::LocalObject;
+use milkrun_repository::store::directory::object::LocalObject;
 
 use super::{RestoreError, RestoreJob, Tally};
 use crate::buffer::RangeBuffer;

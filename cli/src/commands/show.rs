@@ -19,7 +19,7 @@ const RATE_FROM: u64 = 64 << 20;
 
 pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError> {
     let selector: Selector =
-        a.point.parse().map_err(|e: milkrun_repository::point::catalog::BadSelector| CliError::usage(e.to_string()))?;
+        a.point.parse().map_err(|e: milkrun_repository::point::select::BadSelector| CliError::usage(e.to_string()))?;
     let (repository, _) = place::open(a.repository.url()?, global).await?;
     place::check_address(&repository, false, global)?;
     let found = repository.catalog().select(&selector, &repository.ring).await.map_err(|e| find_error(&a.point, e))?;

@@ -10,9 +10,9 @@ use milkrun_repository::repository::PointError;
 use milkrun_repository::store::{CreateError, Failure, Key};
 use milkrun_repository::witness::Changed;
 
+use crate::assignment::RefusedCall;
 use crate::inventory::InventoryError;
 use crate::journal::JournalError;
-use crate::runs::RefusedCall;
 
 /// Why a backup failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,5 @@
 //! A backup run, from the order to the commit.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::damaged;
-use milkrun_repository::id::{AppName, PointId, RunId};
+use milkrun_repository::id::{PointId, RunId};
 use milkrun_repository::index::ChunkIndex;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::{MetadataWriter, Preparer, metadata_packs};
@@ -26,55 +25,18 @@ use milkrun_repository::store::{CreateError, Key, Version};
 
 use super::finish::commit;
 use super::moving::move_volumes;
+use super::order::Order;
 use super::parent::{self, Choice};
-use super::take_over::begin;
+use super::replay::begin;
 use super::volume::{Before, VolumeBuild};
 use super::{BackupError, Run};
 use crate::Coordinator;
 use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
 use crate::rpc::status;
+use crate::runs::Inbox;
 use crate::runs::turns::{NoTurn, WAITING_MAX};
 use crate::runs::view::Feed;
-use crate::runs::{self, Inbox};
-
-/// What to back up.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// The application.
-    pub application: AppName,
-    /// Volumes and streams; none and no manifests: those of the inventory.
-    pub sources: Vec<SourceSpec>,
-    /// Manifests as JSON lines, and how many.
-    pub manifests: Vec<u8>,
-    /// How many objects that is.
-    pub manifest_objects: u32,
-    /// How long the point stays locked; `None`: as the repository says.
-    pub lock_for: Option<Duration>,
-    /// `auto`, `none` or an id.
-    pub parent: String,
-    /// zstd level.
-    pub level: i32,
-    /// Harder where the line to the store is what a volume waits for.
-    pub adapt_level: bool,
-    /// Who coordinates, for people.
-    pub host: String,
-    /// Read devices that are mounted read-write.
-    pub allow_mounted: bool,
-    /// Accept files that change.
-    pub allow_changing: bool,
-    /// Accept volumes and streams without a byte.
-    pub allow_empty: bool,
-    /// Store a chunk of which a page changed whole.
-    pub whole_chunks: bool,
-    /// What a clean file system says is free is left out, of all volumes.
-    pub skip_free: bool,
-    /// Of so many points in a row one at least rests on no list of changes; 0: 16.
-    pub full_every: u32,
-}
-
-/// Of so many points in a row one at least is read in full, unless an order says otherwise.
-pub(super) const FULL_EVERY: u32 = 16;
 
 /// Runs a backup to its end.
 ///
@@ -104,7 +66,7 @@ pub(crate) async fn execute(
         order.sources = application.sources;
         rpo = application.rpo;
     }
-    check_names(&order)?;
+    order.check()?;
     let repository = &coordinator.repository;
     let app = repository.ring.app_hash(&order.application);
     let moment = Moment::now();
@@ -170,17 +132,6 @@ pub(super) async fn execute_plan(
         tracing::debug!(error = %e, "the lease stays for the collector");
     }
     result
-}
-
-fn check_names(order: &Order) -> Result<(), BackupError> {
-    let mut names = HashSet::new();
-    if let Some(twice) = order.sources.iter().find(|s| !names.insert(&s.name)) {
-        return Err(BackupError::Order(format!("two sources are called {}", twice.name)));
-    }
-    if order.sources.is_empty() && order.manifests.is_empty() {
-        return Err(BackupError::Order("nothing to back up: name at least one volume, stream or manifest".into()));
-    }
-    Ok(())
 }
 
 async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<(Key, Version), BackupError> {
@@ -270,7 +221,8 @@ async fn run(
         granted_unwritten: AtomicU64::new(0),
         granted: Mutex::default(),
     });
-    let mut inbox = coordinator.runs.begin(root.run, runs::Run::Backup(run.clone()), inbox);
+    coordinator.backups.begin(root.run, run.clone());
+    let mut inbox = coordinator.runs.begin(root.run, inbox);
     feed.update(|v| {
         v.point = root.id().to_string();
         v.parent = parent.as_ref().map(|p| p.found.root.id().to_string()).unwrap_or_default();
@@ -285,6 +237,7 @@ async fn run(
         },
         Err(e) => Err(e),
     };
+    coordinator.backups.end(&root.run);
     coordinator.runs.end(&root.run);
     if result.is_ok() {
         witness.saw(&root.app, &root.id());

@@ -13,7 +13,7 @@ use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::volume_map::{Child, Extent, LeafBuilder, MapBuilder, MapCursor, MapRef, MapRoot, Step};
 use tokio::sync::mpsc;
 
-use super::execute::Order;
+use super::order::Order;
 use super::sets::note_incomplete;
 use super::volume::Finished;
 use super::{BackupError, Run, lock};

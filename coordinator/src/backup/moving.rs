@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use wire::from_agent::Message as FromAgent;
 use wire::to_agent::Message as ToAgent;
 
-use super::execute::Order;
+use super::order::Order;
 use super::{BackupError, Run};
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};

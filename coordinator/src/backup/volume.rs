@@ -20,8 +20,8 @@ use super::made::Made;
 use super::pages::{lists_max, sent};
 use super::told::{Placed, Told};
 use super::{BackupError, Run, joined, lock};
+use crate::assignment::RefusedCall;
 use crate::journal::Journal;
-use crate::runs::RefusedCall;
 
 /// Notes of a volume, and bytes of each.
 const NOTES_MAX: usize = 64;

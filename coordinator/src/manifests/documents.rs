@@ -12,27 +12,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use super::problem::Problem;
 use super::{json, yaml};
-
-/// What is wrong, and in which line, from 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Problem {
-    /// The line.
-    pub(super) line: usize,
-    /// What is wrong there.
-    pub(super) reason: String,
-}
-
-impl Problem {
-    pub(super) fn new(line: usize, reason: impl Into<String>) -> Self {
-        Self { line, reason: reason.into() }
-    }
-
-    /// The same one, told from the beginning of the file.
-    fn after(self, lines: usize) -> Self {
-        Self { line: self.line + lines, ..self }
-    }
-}
 
 /// A document: the line at which it begins, from 1, and its value.
 type Document = (usize, Value);

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::documents::Problem;
+use super::problem::Problem;
 
 /// What may stand between two values.
 pub(super) const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];

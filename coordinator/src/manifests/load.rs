@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::documents::{self, Problem};
+use super::documents;
+use super::problem::Problem;
 use super::{Identity, NotAnObject, Object, text};
 
 /// Files with these endings are read from folders.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::documents::Problem;
+use super::problem::Problem;
 
 /// The text of a file: UTF-8, or UTF-16 with a byte order mark. The mark itself is no part of it.
 ///

@@ -38,7 +38,7 @@ mod timestamp;
 
 use serde_json::Value;
 
-use super::documents::Problem;
+use super::problem::Problem;
 
 /// The document of a text, with the line at which it begins. There is none in an empty text.
 pub(super) fn parse(text: &str) -> Result<Option<(usize, Value)>, Problem> {

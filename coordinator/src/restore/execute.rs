@@ -7,16 +7,16 @@ use std::time::Duration;
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
-use milkrun_repository::id::{AppName, RunId, VolumeName};
+use milkrun_repository::id::{AppName, RunId};
 use milkrun_repository::point::Root;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::journal::Record;
-use milkrun_repository::point::root::VolumeKind;
 use milkrun_repository::repository::{OpenPoint, PointError};
 use tokio::sync::mpsc;
 use wire::to_agent::Message as ToAgent;
 
+use super::order::Order;
 use super::progress::Progress;
 use super::targets::{Targets, assignment};
 use super::{RestoreError, Run};
@@ -25,36 +25,6 @@ use crate::inventory::Reach;
 use crate::moves::by_node;
 use crate::runs::view::Feed;
 use crate::runs::{self, Inbox, RunEvent};
-
-/// What to restore.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// Which point.
-    pub selector: Selector,
-    /// As it was written.
-    pub selector_text: String,
-    /// Where to.
-    pub targets: Vec<TargetSpec>,
-    /// Whether the manifests are wanted.
-    pub manifests: bool,
-    /// Over what is there.
-    pub force: bool,
-    /// Zero what a larger target has beyond the volume.
-    pub discard_rest: bool,
-}
-
-/// A volume and where it goes.
-#[derive(Clone, Debug)]
-pub struct TargetSpec {
-    /// The volume's name in the point.
-    pub name: VolumeName,
-    /// Where to.
-    pub path: String,
-    /// On which node; `None`: whichever agent there is.
-    pub node: Option<String>,
-    /// As a stream, in order.
-    pub stream: bool,
-}
 
 /// What a restore gives.
 pub(crate) struct Done {
@@ -84,6 +54,7 @@ pub(crate) async fn execute(
         Ok(progress) => carry_out(coordinator, &order, looked_up, run_id, feed, progress).await,
         Err(e) => Err(e),
     };
+    coordinator.restores.end(&run_id);
     coordinator.runs.end(&run_id);
     done
 }
@@ -173,7 +144,8 @@ pub(super) async fn carry_out(
         keys: tokio::sync::Mutex::default(),
         assigned: std::sync::Mutex::default(),
     });
-    let mut inbox = coordinator.runs.begin(run_id, runs::Run::Restore(run.clone()), Inbox::default());
+    coordinator.restores.begin(run_id, run.clone());
+    let mut inbox = coordinator.runs.begin(run_id, Inbox::default());
     feed.update(|v| {
         v.left_out = left_out;
         v.point = id.to_string();
@@ -289,27 +261,4 @@ async fn move_volumes(
             requests: r.requests,
         })
         .collect())
-}
-
-pub(super) fn restore_volume(
-    order: &Order,
-    run: &Run,
-    target: &TargetSpec,
-    assignment: wire::Assignment,
-) -> wire::RestoreVolume {
-    let entry = &run.point.body.volumes[run.volumes[target.name.as_str()]];
-    let stream = target.stream || entry.kind == VolumeKind::Stream;
-    let kind = if stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
-    let repository = &run.repository;
-    wire::RestoreVolume {
-        assignment: Some(assignment),
-        kind: kind.into(),
-        path: target.path.clone(),
-        repository: repository.config.id.as_bytes().to_vec().into(),
-        domain_key: repository.ring.domain(run.point.found.root.app).as_bytes().to_vec().into(),
-        length: entry.map.len,
-        force: order.force,
-        discard_rest: order.discard_rest,
-        ..Default::default()
-    }
 }

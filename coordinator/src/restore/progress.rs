@@ -17,7 +17,7 @@ use milkrun_repository::point::lease::Lease;
 use milkrun_repository::store::{CreateError, Key, Version};
 
 use super::RestoreError;
-use super::execute::Order;
+use super::order::Order;
 use crate::Coordinator;
 use crate::journal::{Journal, JournalError, Left};
 

@@ -58,6 +58,7 @@ impl LeftRestore {
                 Outcome::Failed(status::restore(&e))
             }
         };
+        coordinator.restores.end(&run);
         coordinator.runs.end(&run);
         feed.end(outcome);
     }

@@ -9,17 +9,19 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::RunId;
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::journal::restore::Work;
+use milkrun_repository::point::root::VolumeKind;
 use tokio::time::Instant;
 use wire::from_agent::Message as FromAgent;
 use wire::to_agent::Message as ToAgent;
 
-use super::execute::{Order, TargetSpec, restore_volume};
+use super::order::{Order, TargetSpec};
 use super::progress::{Progress, Reached};
 use super::{RestoreError, Run};
 use crate::Coordinator;
+use crate::assignment::Assigned;
 use crate::dispatch::Want;
+use crate::runs::RunEvent;
 use crate::runs::view::Feed;
-use crate::runs::{Assigned, RunEvent};
 
 /// How long a target waits for its node's agent.
 const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
@@ -300,4 +302,22 @@ impl Drop for Targets<'_> {
 pub(super) fn assignment(coordinator: &Coordinator, run: RunId, volume: &str, attempt: u32) -> wire::Assignment {
     let epoch = coordinator.epoch;
     wire::Assignment { run: run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch }
+}
+
+fn restore_volume(order: &Order, run: &Run, target: &TargetSpec, assignment: wire::Assignment) -> wire::RestoreVolume {
+    let entry = &run.point.body.volumes[run.volumes[target.name.as_str()]];
+    let stream = target.stream || entry.kind == VolumeKind::Stream;
+    let kind = if stream { wire::VolumeKind::Stream } else { wire::VolumeKind::Image };
+    let repository = &run.repository;
+    wire::RestoreVolume {
+        assignment: Some(assignment),
+        kind: kind.into(),
+        path: target.path.clone(),
+        repository: repository.config.id.as_bytes().to_vec().into(),
+        domain_key: repository.ring.domain(run.point.found.root.app).as_bytes().to_vec().into(),
+        length: entry.map.len,
+        force: order.force,
+        discard_rest: order.discard_rest,
+        ..Default::default()
+    }
 }

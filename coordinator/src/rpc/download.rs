@@ -35,9 +35,10 @@ impl Download for Service {
             packed: request.packed,
             grouped: request.in_order && request.grouped,
         };
-        let (run, volume) = self.0.runs.restore(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
-        // It is one, or there would be no run.
-        let place = self.1.open(&request.assignment.unwrap_or_default(), "plan")?;
+        let run = self.0.restores.find(request.assignment.as_ref()).map_err(|e| status::refused(&e))?;
+        let a = request.assignment.unwrap_or_default();
+        let volume = run.check(&a, &peer).map_err(|e| status::refused(&e))?;
+        let place = self.1.open(&a, "plan")?;
         let pages = answers(PAGES_WAITING, move |sink| async move {
             let _place = place;
             let mut pages = run.pages(volume, request.from, telling);

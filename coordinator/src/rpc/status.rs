@@ -18,11 +18,11 @@ use milkrun_repository::repository::PointError;
 use milkrun_repository::store::{CreateError, Failure, Trouble};
 use tonic::{Code, Status};
 
+use crate::assignment::RefusedCall;
 use crate::backup::BackupError;
 use crate::inventory::InventoryError;
 use crate::journal::JournalError;
 use crate::restore::RestoreError;
-use crate::runs::RefusedCall;
 
 fn of_failure(f: &Failure) -> Code {
     match f.trouble {

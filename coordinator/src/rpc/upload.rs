@@ -1,6 +1,9 @@
 //! What agents ask for while they back up.
 
+use std::sync::Arc;
+
 use futures::{TryStreamExt, stream};
+use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::upload_server::Upload;
 use milkrun_repository::id::{PackId, RunId};
@@ -13,7 +16,7 @@ use super::answers::{Answers, Streams, answers};
 use super::transport::connection::peer_of;
 use super::{convert, status};
 use crate::Coordinator;
-use crate::backup::{Answer, Detail};
+use crate::backup::{Answer, Detail, Run};
 use crate::runs::RunEvent;
 
 /// Bytes of a pack at least: header, footer and the tag of a directory.
@@ -44,6 +47,16 @@ impl Service {
     pub fn new(coordinator: Coordinator) -> Self {
         Self(coordinator, Streams::default())
     }
+
+    /// The backup of an assignment that `peer` has.
+    fn run(&self, a: Option<&wire::Assignment>, peer: &Peer) -> Result<(Arc<Run>, wire::Assignment), Status> {
+        let found = self.0.backups.find(a).and_then(|run| {
+            let a = a.cloned().unwrap_or_default();
+            run.check(&a, peer)?;
+            Ok((run, a))
+        });
+        found.map_err(|e| status::refused(&e))
+    }
 }
 
 #[tonic::async_trait]
@@ -54,7 +67,7 @@ impl Upload for Service {
     async fn parent(&self, request: Request<wire::ParentRequest>) -> Result<Response<Self::ParentStream>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let place = self.1.open(&a, "parent")?;
         let ranges = answers(PARENT_WAITING, move |sink| async move {
             let _place = place;
@@ -77,7 +90,7 @@ impl Upload for Service {
     async fn sample(&self, request: Request<wire::SampleRequest>) -> Result<Response<Self::SampleStream>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let place = self.1.open(&a, "sample")?;
         let ranges = answers(PARENT_WAITING, move |sink| async move {
             let _place = place;
@@ -101,7 +114,7 @@ impl Upload for Service {
     async fn lookup(&self, request: Request<wire::LookupRequest>) -> Result<Response<wire::LookupReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let ids = convert::ids(&request.ids).ok_or_else(|| status::nonsense("ids of another length"))?;
         let answers = if request.wait {
             let flush = |holder: &str| {
@@ -125,7 +138,7 @@ impl Upload for Service {
     async fn grant(&self, request: Request<wire::GrantRequest>) -> Result<Response<wire::GrantReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (_, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (_, a) = self.run(request.assignment.as_ref(), &peer)?;
         let pack = PackId::try_from(&request.pack[..]).map_err(|_| status::nonsense("a pack id of another length"))?;
         if request.length < PACK_BYTES_MIN {
             return Err(status::nonsense("fewer bytes than a pack has"));
@@ -137,7 +150,7 @@ impl Upload for Service {
         let of = (id, a.volume.clone());
         let admitted = self.0.admission.admit(peer.node().unwrap_or_default(), of, pack, request.length).await;
         // It may have waited for long: is it still its assignment?
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let grant = run.grant(&a.volume, pack, request.length, request.crc32).await.map_err(|e| status::backup(&e))?;
         admitted.granted();
         Ok(Response::new(wire::GrantReply { grant: Some(convert::put_grant(&grant)) }))
@@ -146,7 +159,7 @@ impl Upload for Service {
     async fn seal(&self, request: Request<wire::SealRequest>) -> Result<Response<wire::SealReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let (claim, entries) =
             convert::sealed(&request).ok_or_else(|| status::nonsense("a pack that contradicts itself"))?;
         let admission = self.0.admission.clone();
@@ -166,7 +179,7 @@ impl Upload for Service {
     ) -> Result<Response<wire::CheckpointReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let work =
             async move { run.checkpoint(&a.volume, a.attempt, request.regions).await.map_err(|e| status::backup(&e)) };
         whole(work).await?;
@@ -176,7 +189,7 @@ impl Upload for Service {
     async fn finish(&self, request: Request<wire::FinishRequest>) -> Result<Response<wire::FinishReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (run, a) = self.0.runs.backup(&request.assignment, &peer).map_err(|e| status::refused(&e))?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let runs = self.0.runs.clone();
         let work = async move {
             let id = RunId::try_from(&a.run[..]).map_err(|_| status::nonsense("a run id of another length"))?;

@@ -117,7 +117,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_at_a_time_of_each_application_in_order() {
-        let runs = Runs::new(1);
+        let runs = Runs::default();
         let (app, other): (AppName, AppName) = ("app".parse().unwrap(), "other".parse().unwrap());
         let first = runs.turn_if_free(&app).unwrap();
         assert!(runs.turn_if_free(&app).is_none());
@@ -138,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn not_too_many_wait() {
-        let runs = Runs::new(1);
+        let runs = Runs::default();
         let app: AppName = "app".parse().unwrap();
         let first = runs.turn_if_free(&app).unwrap();
         let mut waiting = Vec::new();
@@ -157,7 +157,7 @@ mod tests {
     /// A cancellation that was taken counts, also if the turn comes at that very moment.
     #[tokio::test]
     async fn a_cancellation_is_not_lost_to_the_turn() {
-        let runs = Runs::new(1);
+        let runs = Runs::default();
         let app: AppName = "app".parse().unwrap();
         let first = runs.turn_if_free(&app).unwrap();
         let second = comes(&runs, &app, 2).await;

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use super::catalog::Catalog;
 use super::placement::Placement;
 use super::root::{Root, RootBody};
-use crate::clock::Moment;
+use crate::clock::{Moment, SKEW_MAX};
 use crate::config::Config;
 use crate::id::PackId;
 use crate::index::PackInfo;
@@ -27,9 +27,6 @@ const PARALLEL: usize = 256;
 
 /// Placements that leaders of one run may have written before this one.
 const PLACEMENTS_MAX: u32 = 64;
-
-/// How much the store's clock and ours may differ.
-pub const SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// A receipt: this pack is durable, whole and locked. Only [`seal`] makes one, and [`Commit`] consumes it.
 #[derive(Debug)]

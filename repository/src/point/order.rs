@@ -7,8 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::catalog::Found;
-use super::commit::SKEW_MAX;
-use crate::clock::Moment;
+use crate::clock::{Moment, SKEW_MAX};
 use crate::id::PointId;
 use crate::keys::KeyRing;
 

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::directory::Directory;
-use super::grant::{HttpSetupError, Redeem, Redeemer};
+use super::grant::Redeem;
+use super::redeem::{HttpSetupError, Redeemer};
 use super::retry::{Patience, Retrying};
 use super::s3::{Addressing, S3, S3Options, S3SetupError};
 use super::throttle::Throttle;

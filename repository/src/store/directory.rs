@@ -10,6 +10,7 @@
 //! still delete**, and `init` says so.
 
 mod locks;
+pub mod object;
 mod root;
 
 use std::fs::{self, File, OpenOptions};
@@ -24,6 +25,8 @@ use bytes::Bytes;
 use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 
 use super::grant::{GetGrant, PutGrant, PutTerms};
+use object::LocalObject;
+
 use super::listing::{Mark, Page};
 use super::throttle::Throttle;
 use super::{
@@ -221,26 +224,6 @@ pub(super) async fn read(
     .await
 }
 
-/// An object that lies on this machine, open for reading.
-#[derive(Debug)]
-pub struct LocalObject {
-    key: Key,
-    file: File,
-}
-
-impl LocalObject {
-    /// Fills `out` from `offset` on. Blocks for as long as the disk takes.
-    ///
-    /// # Errors
-    /// [`GetError::Failed`], of an object that ends before with [`Trouble::Short`].
-    pub fn read(&self, out: &mut [u8], offset: u64) -> Result<(), GetError> {
-        self.file.read_exact_at(out, offset).map_err(|e| match e.kind() {
-            ErrorKind::UnexpectedEof => Failure::new(Operation::Get, &self.key, Trouble::Short).because(e).into(),
-            _ => failure(Operation::Get, &self.key, Happened::No, e).into(),
-        })
-    }
-}
-
 /// Opens an object for reads of parts of `range`, which the system begins to read ahead.
 pub(super) async fn open(root: Root, key: Key, range: Range<u64>) -> Result<LocalObject, GetError> {
     sound(Operation::Get, &key)?;
@@ -251,7 +234,7 @@ pub(super) async fn open(root: Root, key: Key, range: Range<u64>) -> Result<Loca
             // Advice: who can't take it reads later.
             let _ = posix_fadvise(&file, start, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
         }
-        Ok(LocalObject { key, file })
+        Ok(LocalObject::new(key, file))
     })
     .await
 }

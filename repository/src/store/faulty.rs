@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::directory::LocalObject;
+use super::directory::object::LocalObject;
 use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
 use super::listing::{Mark, Page};
 use super::{

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::directory::LocalObject;
+use super::directory::object::LocalObject;
 use super::grant::{GetGrant, PutGrant, PutTerms, Redeem};
 use super::listing::{Mark, Page};
 use super::{

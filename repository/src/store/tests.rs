@@ -5,8 +5,9 @@ use bytes::Bytes;
 
 use super::directory::Directory;
 use super::faulty::{Fault, Faulty};
-use super::grant::{PutTerms, Redeem, Redeemer};
+use super::grant::{PutTerms, Redeem};
 use super::memory::Memory;
+use super::redeem::Redeemer;
 use super::retry::{Patience, Retrying};
 use super::throttle::Throttle;
 use super::*;

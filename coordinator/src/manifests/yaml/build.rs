@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::compose::{Content, Id, Node, Tree};
 use super::number;
 use super::resolve::{self, Scalar};
-use crate::manifests::documents::Problem;
 use crate::manifests::json::{self, DEPTH_LIMIT};
+use crate::manifests::problem::Problem;
 
 /// How much aliases may repeat in a document, in bytes of text and 64 for each node.
 const REPEAT_LIMIT: usize = 32 << 20;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use libyaml_safer::{Encoding, Error, EventData, MappingStyle, Parser, ScalarStyle, SequenceStyle};
 
 use super::tags;
-use crate::manifests::documents::Problem;
 use crate::manifests::json::DEPTH_LIMIT;
+use crate::manifests::problem::Problem;
 
 /// A node's place in [`Tree::nodes`].
 pub(super) type Id = usize;

@@ -36,8 +36,9 @@ pub struct Account {
     pub in_all: u64,
 }
 
-/// Calls that one connection may have open at once (HTTP/2's `MAX_CONCURRENT_STREAMS`).
-pub const STREAMS_MAX: u32 = 256;
+/// Calls that one connection may have open at once (HTTP/2's `MAX_CONCURRENT_STREAMS`). An agent has a few for each of its volumes; grants that wait must never
+/// keep the seals out that they wait for.
+pub const STREAMS_MAX: u32 = 1024;
 /// Bytes of one call that may be on their way to us before they are read.
 pub const STREAM_WINDOW: u32 = 1 << 20;
 /// The same of all calls of one connection.

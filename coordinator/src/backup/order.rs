@@ -1,0 +1,64 @@
+//! What a backup is to do.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use milkrun_repository::id::AppName;
+
+use super::BackupError;
+use crate::inventory::SourceSpec;
+
+/// What to back up.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The application.
+    pub application: AppName,
+    /// Volumes and streams; none and no manifests: those of the inventory.
+    pub sources: Vec<SourceSpec>,
+    /// Manifests as JSON lines, and how many.
+    pub manifests: Vec<u8>,
+    /// How many objects that is.
+    pub manifest_objects: u32,
+    /// How long the point stays locked; `None`: as the repository says.
+    pub lock_for: Option<Duration>,
+    /// `auto`, `none` or an id.
+    pub parent: String,
+    /// zstd level.
+    pub level: i32,
+    /// Harder where the line to the store is what a volume waits for.
+    pub adapt_level: bool,
+    /// Who coordinates, for people.
+    pub host: String,
+    /// Read devices that are mounted read-write.
+    pub allow_mounted: bool,
+    /// Accept files that change.
+    pub allow_changing: bool,
+    /// Accept volumes and streams without a byte.
+    pub allow_empty: bool,
+    /// Store a chunk of which a page changed whole.
+    pub whole_chunks: bool,
+    /// What a clean file system says is free is left out, of all volumes.
+    pub skip_free: bool,
+    /// Of so many points in a row one at least rests on no list of changes; 0: 16.
+    pub full_every: u32,
+}
+
+/// Of so many points in a row one at least is read in full, unless an order says otherwise.
+pub(super) const FULL_EVERY: u32 = 16;
+
+impl Order {
+    /// Whether it names something, and nothing twice.
+    ///
+    /// # Errors
+    /// [`BackupError::Order`].
+    pub(super) fn check(&self) -> Result<(), BackupError> {
+        let mut names = HashSet::new();
+        if let Some(twice) = self.sources.iter().find(|s| !names.insert(&s.name)) {
+            return Err(BackupError::Order(format!("two sources are called {}", twice.name)));
+        }
+        if self.sources.is_empty() && self.manifests.is_empty() {
+            return Err(BackupError::Order("nothing to back up: name at least one volume, stream or manifest".into()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! What a journal says of a backup, done again without moving a byte; and what another leader needs for that.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use milkrun_proto::agent::v1 as wire;
+use milkrun_repository::id::VolumeName;
+use milkrun_repository::metadata::MetadataReader;
+use milkrun_repository::point::journal::{self, Record};
+
+use super::order::Order;
+use super::parent::Detail;
+use super::quota::Quota;
+use super::{BackupError, Run, lock};
+use crate::inventory::SourceSpec;
+use crate::journal::{Journal, Left};
+
+/// What another leader needs to begin this run again.
+pub(super) fn begin(order: &Order, parent: Option<milkrun_repository::id::PointId>, ordered_by: String) -> Record {
+    let source = |s: &SourceSpec| journal::Source {
+        name: s.name.clone(),
+        stream: s.stream,
+        size: s.size.unwrap_or(0),
+        reach: s.reach.iter().map(|r| (r.node.clone().unwrap_or_default(), r.path.clone())).collect(),
+    };
+    Record::Begin(journal::Begin {
+        application: order.application.clone(),
+        lock_ms: order.lock_for.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        parent,
+        level: order.level,
+        allow_mounted: order.allow_mounted,
+        allow_changing: order.allow_changing,
+        ordered_by,
+        host: order.host.clone(),
+        sources: order.sources.iter().map(source).collect(),
+        manifest_objects: order.manifest_objects,
+        manifests: order.manifests.clone(),
+    })
+}
+
+fn to_wire(r: journal::Region) -> wire::Region {
+    let extent = |run: journal::Run| match run.chunk {
+        None => wire::Extent { length: run.len, ..Default::default() },
+        // Digests of pages are not in the journal: what is new here gets them when it is read next.
+        Some((id, chunk_offset, chunk_length)) => wire::Extent {
+            length: run.len,
+            chunk: id.as_bytes().to_vec().into(),
+            chunk_offset,
+            chunk_length,
+            ..Default::default()
+        },
+    };
+    let extents = r.runs.into_iter().map(extent).collect();
+    wire::Region { offset: r.offset, length: r.len, unchanged: r.unchanged, extents }
+}
+
+impl Run {
+    /// Does what a journal says again. Returns the volumes that are done.
+    pub(super) async fn replay(self: &Arc<Self>, left: &Left) -> Result<Vec<String>, BackupError> {
+        let mut finished = Vec::new();
+        let mut readers = HashMap::new();
+        for batch in left.batches() {
+            for record in Journal::objects(&self.repository, &batch).await? {
+                finished.extend(self.do_again(record, &mut readers).await?);
+            }
+        }
+        // And this take-over.
+        lock(&self.quotas).values_mut().for_each(Quota::forgive);
+        Ok(finished)
+    }
+
+    /// Does what one record says again. Returns the volume that is done by it.
+    async fn do_again<'a>(
+        self: &'a Arc<Self>,
+        record: Record,
+        readers: &mut HashMap<VolumeName, MetadataReader<'a>>,
+    ) -> Result<Option<String>, BackupError> {
+        match record {
+            // Those of a restore are none of a backup.
+            Record::Begin(_) | Record::Wishes(_) | Record::AllowsEmpty | Record::Ended => {}
+            Record::TakeOver { .. } => lock(&self.quotas).values_mut().for_each(Quota::forgive),
+            Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
+            Record::Sealed { pack, entries } => {
+                // Nothing is believed of the store: the commit looks at each pack that the maps name.
+                self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));
+                let full = {
+                    let mut index = lock(&self.index);
+                    index.add(pack, entries);
+                    index.fresh_len() >= super::SEGMENT_ENTRIES
+                };
+                if full {
+                    self.write_segment(false).await?;
+                }
+            }
+            Record::Granted { node, volume, bytes } => {
+                let mut quotas = lock(&self.quotas);
+                let quota = quotas.entry(node).or_default();
+                quota.add(volume.as_str(), self.sizes.get(volume.as_str()).copied().flatten());
+                quota.granted = quota.granted.saturating_add(bytes);
+            }
+            Record::ByList { volume } => {
+                if let Some(build) = self.volumes.get(volume.as_str()) {
+                    build.lock().await.by_list = true;
+                }
+            }
+            Record::LeavesOut { volume } => {
+                if let Some(build) = self.volumes.get(volume.as_str()) {
+                    build.lock().await.leaves_out = true;
+                }
+            }
+            Record::Regions { volume, regions } => {
+                let reader = readers.entry(volume.clone()).or_insert_with(|| self.parent_reader());
+                self.tell_until(&volume, regions.last().map_or(0, |r| r.offset + r.len), reader).await?;
+                let regions = regions.into_iter().map(to_wire).collect();
+                self.take_regions(volume.as_str(), 0, regions, None).await?;
+            }
+            Record::Finished(f) => {
+                let volume = f.volume.to_string();
+                let done = wire::FinishRequest {
+                    assignment: Some(wire::Assignment { volume: volume.clone(), ..Default::default() }),
+                    length: f.len,
+                    sector_bytes: f.sector_bytes,
+                    read_bytes: f.read_bytes,
+                    new_bytes: f.new_bytes,
+                    stored_bytes: f.stored_bytes,
+                    notes: f.notes,
+                    // Whether it was, a record before this one says.
+                    by_list: true,
+                    sampled_bytes: 0,
+                };
+                self.take_finish(&volume, done).await?;
+                return Ok(Some(volume));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Goes through the parent as an agent that was told of it would have, up to `until`.
+    async fn tell_until(
+        &self,
+        volume: &VolumeName,
+        until: u64,
+        reader: &MetadataReader<'_>,
+    ) -> Result<(), BackupError> {
+        loop {
+            let told = match self.volumes.get(volume.as_str()) {
+                Some(build) => build.lock().await.told_to,
+                None => return Ok(()),
+            };
+            if told >= until || self.next_parent(volume.as_str(), 0, reader, Detail::Outline).await?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Using grants: HTTP for presigned URLs, files for directories.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
+
+use super::directory::object::LocalObject;
+use super::directory::{self, Root};
+use super::grant::{GetGrant, PutGrant, Redeem, trouble_of};
+use super::throttle::Throttle;
+use super::{CreateError, Failure, GetError, Key, Operation, Trouble, Version};
+
+/// The real one: HTTP for presigned URLs (HTTP/1.1, one connection per request in flight), files for directories.
+pub struct Redeemer {
+    http: reqwest::Client,
+    throttle: Throttle,
+    stalled_after: Duration,
+    files: FileGrants,
+}
+
+/// Which directories grants may name. Whoever gives grants could otherwise have any file written here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum FileGrants {
+    /// Whoever gives them is this process.
+    Any,
+    /// The one that both sides see.
+    Only(PathBuf),
+    /// None: the repository is elsewhere.
+    Refused,
+}
+
+/// A transfer that does not move for so long is dead, however long it may take in all.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// Uploads are handed to the connection in pieces of so many bytes, each of which counts as a move.
+const PIECE: usize = 128 << 10;
+
+/// The HTTP client could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpSetupError {
+    /// The file of the private CA can't be read.
+    #[error("can't read the CA file {path:?}")]
+    CaFile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It holds no certificate.
+    #[error("the CA file {path:?} holds no PEM certificate")]
+    CaContent {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// TLS could not be set up.
+    #[error("can't set up TLS")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Redeemer {
+    /// With an optional private CA (PEM) and a bandwidth bound.
+    ///
+    /// # Errors
+    /// [`HttpSetupError`] for a CA file that can't be used.
+    pub fn new(ca_file: Option<&std::path::Path>, throttle: Throttle) -> Result<Self, HttpSetupError> {
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .connect_timeout(Duration::from_secs(10))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never());
+        if let Some(path) = ca_file {
+            let pem = std::fs::read(path).map_err(|source| HttpSetupError::CaFile { path: path.to_owned(), source })?;
+            let roots = reqwest::Certificate::from_pem_bundle(&pem)
+                .ok()
+                .filter(|c| !c.is_empty())
+                .ok_or_else(|| HttpSetupError::CaContent { path: path.to_owned() })?;
+            builder = builder.tls_certs_merge(roots);
+        }
+        let http = builder.build().map_err(|e| HttpSetupError::Tls(e.into()))?;
+        Ok(Self { http, throttle, stalled_after: STALLED_AFTER, files: FileGrants::Any })
+    }
+
+    /// For grants from elsewhere: those for files count only in `directory`, a repository's own, which both sides see.
+    #[must_use]
+    pub fn files_only_in(self, directory: Option<PathBuf>) -> Self {
+        Self { files: directory.map_or(FileGrants::Refused, FileGrants::Only), ..self }
+    }
+
+    fn check_file(&self, operation: Operation, root: &std::path::Path, key: &Key) -> Result<(), Failure> {
+        let why = match &self.files {
+            FileGrants::Any => return Ok(()),
+            FileGrants::Only(directory) if directory != root => {
+                format!("a grant for {root:?}, and only {directory:?} is the repository here")
+            }
+            FileGrants::Only(_) if root.join(Key::config().as_str()).exists() => return Ok(()),
+            FileGrants::Only(_) => format!("{root:?} holds no repository here: is it mounted?"),
+            FileGrants::Refused => {
+                format!(
+                    "a grant for a file in {root:?}, which is not shared with this machine (--repository-directory)"
+                )
+            }
+        };
+        Err(Failure::new(operation, key, Trouble::Refused).because(why))
+    }
+
+    /// With another limit on how long a transfer may stand still.
+    #[must_use]
+    pub fn stalled_after(self, stalled_after: Duration) -> Self {
+        Self { stalled_after, ..self }
+    }
+
+    /// The body in pieces; `moved` hears of each.
+    fn body(&self, body: Bytes, moved: watch::Sender<()>) -> reqwest::Body {
+        let piece = self.throttle.piece().min(PIECE);
+        let pieces = futures::stream::unfold(
+            (body, moved, self.throttle.clone()),
+            move |(mut rest, moved, throttle)| async move {
+                if rest.is_empty() {
+                    return None;
+                }
+                let piece = rest.split_to(piece.min(rest.len()));
+                throttle.take(piece.len()).await;
+                moved.send_replace(());
+                Some((Ok::<_, std::io::Error>(piece), (rest, moved, throttle)))
+            },
+        );
+        reqwest::Body::wrap_stream(pieces)
+    }
+
+    /// Waits for `work`, as long as something moves.
+    async fn unless_stalled<T>(
+        &self,
+        operation: Operation,
+        url: &str,
+        mut moves: watch::Receiver<()>,
+        work: impl Future<Output = Result<T, reqwest::Error>>,
+    ) -> Result<T, Failure> {
+        let stalled = async {
+            // Without a sender nothing can move but the answer.
+            while let Ok(Ok(())) = tokio::time::timeout(self.stalled_after, moves.changed()).await {}
+            if moves.has_changed().is_err() {
+                tokio::time::sleep(self.stalled_after).await;
+            }
+        };
+        tokio::select! {
+            result = work => result.map_err(|e| transport(operation, url, e)),
+            () = stalled => {
+                let why = format!("nothing moved for {} s", self.stalled_after.as_secs());
+                Err(Failure::new(operation, shown(url), Trouble::Unreachable).because(why))
+            }
+        }
+    }
+}
+
+/// The key without the query of a presigned URL, which is a secret for as long as it is valid.
+fn shown(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
+fn transport(operation: Operation, url: &str, e: reqwest::Error) -> Failure {
+    let trouble = if e.is_body() || e.is_decode() { Trouble::Garbled } else { Trouble::Unreachable };
+    Failure::new(operation, shown(url), trouble).because(e.without_url())
+}
+
+/// The text of an S3 error answer.
+#[derive(Debug, thiserror::Error)]
+#[error("HTTP {status}: {text}")]
+struct Answer {
+    status: u16,
+    text: String,
+}
+
+async fn refused(operation: Operation, url: &str, response: reqwest::Response) -> Failure {
+    let status = response.status().as_u16();
+    let text: String = response.text().await.unwrap_or_default().chars().take(2000).collect();
+    let code = text.split_once("<Code>").and_then(|(_, r)| r.split_once("</Code>")).map_or("", |(c, _)| c);
+    let failure = Failure::new(operation, shown(url), trouble_of(status, code));
+    let failure = if status >= 500 { failure.maybe() } else { failure };
+    failure.because(Answer { status, text })
+}
+
+/// What an answer says of itself.
+struct Part {
+    /// Its first byte in the object.
+    start: Option<u64>,
+    /// Bytes of the object.
+    total: Option<u64>,
+}
+
+impl Part {
+    /// From `Content-Range: bytes 0-9/100` (RFC 9110, 14.4), or of a whole object from its length.
+    fn of(response: &reqwest::Response) -> Self {
+        let text = response.headers().get("content-range").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let (range, total) = text.trim_start_matches("bytes ").split_once('/').unwrap_or_default();
+        let start = range.split_once('-').and_then(|(start, _)| start.parse().ok());
+        let whole = (response.status().as_u16() == 200).then(|| response.content_length()).flatten();
+        Self { start, total: total.parse().ok().or(whole) }
+    }
+}
+
+/// An answer that came whole is all of the range, or the object is too short for it.
+fn exact(out: &[u8], wanted: usize, what: impl ToString) -> Result<(), GetError> {
+    if out.len() == wanted {
+        return Ok(());
+    }
+    let cause = format!("{} bytes instead of {wanted}", out.len());
+    Err(Failure::new(Operation::Get, what, Trouble::Short).because(cause).into())
+}
+
+#[async_trait]
+impl Redeem for Redeemer {
+    async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError> {
+        match grant {
+            PutGrant::Presigned { url, headers } => {
+                let length = body.len();
+                let (moved, moves) = watch::channel(());
+                let mut request = self.http.put(url).body(self.body(body, moved));
+                for (name, value) in headers {
+                    if !name.eq_ignore_ascii_case("content-length") {
+                        request = request.header(name, value);
+                    }
+                }
+                request = request.header("content-length", length);
+                Operation::Create.count();
+                let sent = self.unless_stalled(Operation::Create, url, moves, request.send()).await;
+                let response = sent.map_err(Failure::maybe)?;
+                match response.status().as_u16() {
+                    200..300 => {
+                        let version = response.headers().get("x-amz-version-id").and_then(|v| v.to_str().ok());
+                        Ok(version.map(|v| Version(v.to_owned())))
+                    }
+                    // Another conditional PUT of the same key is under way: ask again.
+                    409 => {
+                        let failure = refused(Operation::Create, url, response).await;
+                        Err(Failure { trouble: Trouble::Busy, ..failure }.into())
+                    }
+                    412 => Err(CreateError::Exists(shown(url).to_owned())),
+                    _ => Err(refused(Operation::Create, url, response).await.into()),
+                }
+            }
+            PutGrant::File { root, key, lock } => {
+                self.check_file(Operation::Create, root, key)?;
+                let root = Root::of_repository(root.clone());
+                directory::create(root, key.clone(), body, *lock, self.throttle.clone()).await.map(Some)
+            }
+        }
+    }
+
+    async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
+        let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        match grant {
+            GetGrant::Presigned { url, headers } => {
+                let mut request = self.http.get(url);
+                for (name, value) in headers {
+                    request = request.header(name, value);
+                }
+                let request = request.header("range", format!("bytes={}-{}", range.start, range.end - 1));
+                // Nothing is sent that could move: only the answer counts.
+                let still = || watch::channel(()).1;
+                Operation::Get.count();
+                let response = self.unless_stalled(Operation::Get, url, still(), request.send()).await?;
+                let status = response.status().as_u16();
+                let part = Part::of(&response);
+                match status {
+                    206 | 200 => {}
+                    404 => return Err(GetError::NotFound(shown(url).to_owned())),
+                    416 if part.total.is_none_or(|total| total < range.end) => {
+                        return Err(Failure::new(Operation::Get, shown(url), Trouble::Short).into());
+                    }
+                    _ => return Err(refused(Operation::Get, url, response).await.into()),
+                }
+                let garbled = |why: String| Failure::new(Operation::Get, shown(url), Trouble::Garbled).because(why);
+                // A server that ignores ranges sends all of it: what comes before is dropped as it arrives.
+                let whole = status == 200;
+                if !whole && part.start.is_some_and(|start| start != range.start) {
+                    return Err(garbled(format!("bytes from {:?} instead of {}", part.start, range.start)).into());
+                }
+                let mut before = if whole { usize::try_from(range.start).unwrap_or(usize::MAX) } else { 0 };
+                out.clear();
+                out.reserve_exact(wanted);
+                let mut stream = response.bytes_stream();
+                while let Some(piece) =
+                    self.unless_stalled(Operation::Get, url, still(), stream.next().map(Option::transpose)).await?
+                {
+                    let skipped = before.min(piece.len());
+                    before -= skipped;
+                    let piece = &piece[skipped..];
+                    let room = wanted - out.len();
+                    if piece.len() > room && !whole {
+                        return Err(garbled(format!("more than the {wanted} bytes that were asked for")).into());
+                    }
+                    out.extend_from_slice(&piece[..piece.len().min(room)]);
+                    if whole && out.len() == wanted {
+                        break;
+                    }
+                }
+                // Too little is damage only if the server says that there is no more of the object; else somebody on the way
+                // cut it.
+                if out.len() < wanted && part.total.is_none_or(|total| total >= range.end) {
+                    return Err(garbled(format!("{} bytes instead of {wanted}", out.len())).into());
+                }
+                exact(out, wanted, shown(url))
+            }
+            GetGrant::File { root, key } => {
+                self.check_file(Operation::Get, root, key)?;
+                let buffer = std::mem::take(out);
+                *out = directory::read(Root::of_repository(root.clone()), key.clone(), Some(range), buffer).await?;
+                exact(out, wanted, key)
+            }
+        }
+    }
+
+    async fn open(&self, grant: &GetGrant, range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
+        match grant {
+            GetGrant::Presigned { .. } => Ok(None),
+            GetGrant::File { root, key } => {
+                self.check_file(Operation::Get, root, key)?;
+                directory::open(Root::of_repository(root.clone()), key.clone(), range).await.map(Some)
+            }
+        }
+    }
+}
