@@ -8,20 +8,20 @@
 //! 6. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
 //! 7. [`checkpoint`] hands over regions in order once all their packs are sealed
 
+pub mod adaptive_level;
 pub mod checkpoint;
 pub mod claims;
+mod compare;
 pub mod cut;
-pub mod elsewhere;
-pub mod few;
-pub mod held;
 pub mod image;
-pub mod lanes;
 pub mod lookups;
-pub mod pace;
+pub mod open_packs;
 mod parent;
 mod read;
-mod same;
+pub mod region_bytes;
+pub mod remote_chunks;
 pub mod sample;
+pub mod sparse_read;
 pub mod stream;
 
 use std::sync::Arc;
@@ -55,7 +55,7 @@ pub struct Engine {
     /// Device I/O.
     pub io: Arc<Workers>,
     /// Reads of few pages here and there.
-    pub readers: few::Readers,
+    pub readers: sparse_read::Readers,
     /// Bytes in flight.
     pub budget: Budget,
     /// Buffers of one region each.
@@ -77,7 +77,7 @@ pub struct VolumeJob {
     /// The coordinator, for this assignment.
     pub coordinator: Coordinator,
     /// Open packs and claims of the run on this agent.
-    pub run: Arc<lanes::RunPacks>,
+    pub run: Arc<open_packs::RunPacks>,
     /// Identifies chunks.
     pub domain: DomainKey,
     /// For images.

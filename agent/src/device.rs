@@ -1,19 +1,19 @@
 //! Where volumes come from and go to: block devices, image files, byte streams.
 
-mod alone;
 mod block;
 pub mod changes;
 mod command;
+mod exclusive;
 pub mod free_space;
 mod partial;
 mod ring;
 #[cfg(any(test, feature = "test-util"))]
 pub mod scripted;
 mod set;
+mod single_writer;
 mod source;
 mod stream;
 mod target;
-mod turns;
 pub mod usage;
 
 pub use command::run_command;

@@ -4,10 +4,10 @@
 //! byte of it is written; at the end the target is made durable, and only then it counts.
 
 mod chunks;
+mod durable_offset;
 mod groups;
-mod reached;
 
-pub use reached::{Listener, Reached, SYNC_EVERY_BYTES};
+pub use durable_offset::{Listener, Reached, SYNC_EVERY_BYTES};
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,8 +29,8 @@ use crate::budget::Permit;
 use crate::buffer::RangeBuffers;
 use crate::device::{StreamPartial, StreamTarget, TargetError, VolumeTarget};
 use crate::rpc::{CallError, Coordinator, GrantedRange, Page};
+use durable_offset::{Number, Syncs, Windows};
 use groups::Groups;
-use reached::{Number, Syncs, Windows};
 
 /// One volume's restore.
 pub struct RestoreJob {

@@ -22,7 +22,9 @@ use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
 use wire::to_agent::Message as Down;
 
-use crate::backup::{BackupError, Engine, FEW_BYTES, IN_FLIGHT, SMALL_BYTES, VolumeJob, few::Readers, lanes::RunPacks};
+use crate::backup::{
+    BackupError, Engine, FEW_BYTES, IN_FLIGHT, SMALL_BYTES, VolumeJob, open_packs::RunPacks, sparse_read::Readers,
+};
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::{ByteSource, Source, SourceError, SourceOptions, open_source, open_stream};

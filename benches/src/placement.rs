@@ -13,7 +13,7 @@ use std::error::Error;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use milkrun_coordinator::placement::{Node, Running, Situation, Waiting, plan};
+use milkrun_coordinator::scheduler::{Node, Running, Situation, Waiting, plan};
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::RunId;
 

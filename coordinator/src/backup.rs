@@ -1,23 +1,23 @@
 //! Backup runs: what the upload service works on ([`Run`]), and the run itself, from the order to the commit
 //! (`execute`).
 
+mod assign;
 mod claims;
 mod error;
 mod execute;
 mod finish;
+mod fragmentation;
 mod layout;
-mod made;
-mod moving;
+mod map_part;
 mod order;
 mod pages;
 mod parent;
+mod parent_region;
 mod quota;
 mod replay;
 mod sets;
 mod take_over;
-mod told;
 mod volume;
-mod worn;
 
 pub use error::BackupError;
 pub(crate) use execute::execute;

@@ -8,8 +8,8 @@ use milkrun_repository::id::RunId;
 
 use crate::agents::Agents;
 use crate::inventory::Inventory;
-use crate::placement::{Node, Running, Situation, Waiting, plan};
 use crate::runs::{RunEvent, Runs};
+use crate::scheduler::{Node, Running, Situation, Waiting, plan};
 
 /// The queue.
 #[derive(Clone)]

@@ -18,12 +18,12 @@ pub mod inventory;
 mod journal;
 pub mod leader;
 pub mod manifests;
-mod moves;
-pub mod placement;
 pub mod restore;
 pub mod rpc;
 pub mod runs;
+pub mod scheduler;
 pub mod secret;
+mod volume_assignments;
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ mod answers;
 pub mod control;
 pub mod convert;
 pub mod download;
-mod seen;
+mod run_events;
 pub mod session;
 pub mod status;
 pub mod transport;

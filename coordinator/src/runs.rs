@@ -1,7 +1,7 @@
 //! What is under way, by run: agents' messages find their way to it, and people see it. The services find their run in [`working`].
 
 pub mod inbox;
-pub(crate) mod turns;
+pub(crate) mod queue;
 pub mod view;
 pub mod working;
 
@@ -45,7 +45,7 @@ const KEPT: usize = 256;
 #[derive(Clone, Default)]
 pub struct Runs {
     table: Arc<Mutex<Table>>,
-    turns: turns::Turns,
+    turns: queue::Turns,
 }
 
 #[derive(Default)]

@@ -15,7 +15,7 @@ use milkrun_tests::service::Service;
 use milkrun_tests::{noise, postgres, skip};
 use nix::sys::signal::Signal;
 
-use crate::hosts::{NODES, four_hosts};
+use crate::network_partitions::{NODES, four_hosts};
 
 /// How many seeds CI takes, and for how long each makes trouble.
 const SEEDS: [u64; 2] = [1, 2];

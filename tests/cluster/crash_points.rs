@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use milkrun_tests::cluster::{Cluster, Process, is_over, wait_for};
 use milkrun_tests::{noise, skip};
 
-use crate::together::two_nodes;
+use crate::many_nodes::two_nodes;
 
 /// The repository as it was, and a coordinator that remembers nothing newer.
 fn back(c: &Cluster) {

@@ -10,8 +10,8 @@ use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::{noise, skip};
 
 use crate::crash_points::{all_is_well, lines, order_until_crash, points};
-use crate::hosts::make_bucket;
-use crate::together::two_nodes;
+use crate::many_nodes::two_nodes;
+use crate::network_partitions::make_bucket;
 
 #[test]
 fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_goes_on() {

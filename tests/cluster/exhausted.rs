@@ -20,7 +20,7 @@ use tonic::codegen::{Bytes, Service, http};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::played::{Played, runtime};
+use crate::scripted_agent::{ScriptedAgent, runtime};
 
 /// What the coordinator may have in memory, whatever anybody does: without bounds each of these attacks took gigabytes.
 const MEMORY_MAX: u64 = 640 << 20;
@@ -185,7 +185,7 @@ fn whoever_has_a_certificate_takes_a_share_and_no_more() {
 
     // Nobody who gave up is counted any more, and the stolen one can do what it may.
     let registered = wait_for("a place", || {
-        runtime.block_on(async { Played::register(&c, "agent-node-b", "node-b", 3).await.ok() })
+        runtime.block_on(async { ScriptedAgent::register(&c, "agent-node-b", "node-b", 3).await.ok() })
     });
     drop(registered);
     let peak = coordinator.peak_memory();

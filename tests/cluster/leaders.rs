@@ -7,7 +7,7 @@ use milkrun_tests::cluster::{Cluster, free_port, is_over, wait_for};
 use milkrun_tests::noise;
 use nix::sys::signal::Signal;
 
-use crate::lost::{SIZE, shared_volume};
+use crate::agent_failover::{SIZE, shared_volume};
 
 /// The bytes of the newest point, through the repository alone.
 fn restores(c: &Cluster) {

@@ -1,21 +1,21 @@
 //! A coordinator and agents, as real processes: together, apart, and when some of them die.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod adaptive_level;
+mod agent_failover;
+mod changed_block_lists;
 mod chaos;
+mod compromised_agent;
 mod crash_points;
 mod crash_points_locked;
 mod exhausted;
-mod hosts;
 mod leaders;
-mod level;
-mod lists;
-mod lost;
-mod played;
+mod many_nodes;
+mod network_partitions;
+mod queued_backups;
 mod refused;
 mod releases;
 mod restores;
 mod revoked;
-mod stolen;
-mod stores;
-mod together;
-mod turns;
+mod scripted_agent;
+mod store_faults;

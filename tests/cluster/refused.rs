@@ -3,7 +3,7 @@
 use milkrun_tests::binary::ran;
 use milkrun_tests::cluster::Cluster;
 
-use crate::together::two_nodes;
+use crate::many_nodes::two_nodes;
 
 #[test]
 fn a_certificate_says_who_you_are_and_what_you_may() {

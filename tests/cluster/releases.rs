@@ -10,8 +10,8 @@ use milkrun_tests::cluster::Cluster;
 use milkrun_tests::noise;
 use tonic::Code;
 
-use crate::played::{Played, ROLES, order, runtime};
-use crate::together::two_nodes;
+use crate::many_nodes::two_nodes;
+use crate::scripted_agent::{ROLES, ScriptedAgent, order, runtime};
 
 #[test]
 fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
@@ -25,7 +25,7 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
         for (protocol, wanted) in
             [(0, Code::FailedPrecondition), (1, Code::Ok), (2, Code::Ok), (3, Code::Ok), (4, Code::FailedPrecondition)]
         {
-            let registered = Played::register(&c, "agent-node-a", "node-a", protocol).await;
+            let registered = ScriptedAgent::register(&c, "agent-node-a", "node-a", protocol).await;
             assert_eq!(registered.as_ref().err().map_or(Code::Ok, |e| e.code()), wanted, "protocol {protocol}");
             if let Err(e) = registered {
                 assert!(e.message().contains("update the older one"), "{e}");
@@ -33,7 +33,7 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
         }
         // One of the last release never asks to share, and is never told to wait.
         let mut order = order(&c, &ROLES);
-        let mut old = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
+        let mut old = ScriptedAgent::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
         let own = old.assignment().await.assignment;
         let lookup = wire::LookupRequest { assignment: own, ids: vec![1; 64].into(), ..Default::default() };
         let known = UploadClient::new(old.channel.clone()).lookup(lookup).await.unwrap().into_inner().known;
@@ -65,7 +65,7 @@ fn a_plan_is_told_in_the_way_that_its_agent_knows() {
     runtime().block_on(async {
         let target = format!("data=node-a:{}", at("wal.back"));
         let mut command = c.command("root", &ROLES, &["restore", "shop", "--volume", &target]);
-        let mut played = Played::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
+        let mut played = ScriptedAgent::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
         let mut order = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let own = played.restore().await.assignment;
         let mut told = Vec::new();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use milkrun_tests::cluster::{Cluster, Process, wait_for};
 
-use crate::together::two_nodes;
+use crate::many_nodes::two_nodes;
 
 /// Within so long a session is over: the coordinator looks every second or two.
 const SECONDS: Duration = Duration::from_secs(15);

@@ -10,7 +10,7 @@ use milkrun_repository::chunk::{PAGE, Piece, is_zero};
 use milkrun_repository::id::ChunkId;
 use milkrun_repository::keys::DomainKey;
 
-use super::held::Held;
+use super::region_bytes::RegionBytes;
 use super::{Extent, ParentExtent, Run};
 
 /// How regions are cut.
@@ -62,7 +62,7 @@ impl Fresh {
     }
 
     /// Its plaintext: where it lies in the region, or put together in `scratch`.
-    pub fn plaintext<'a>(&self, region: &'a Held, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    pub fn plaintext<'a>(&self, region: &'a RegionBytes, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         region.together(&self.parts, scratch)
     }
 }
@@ -78,7 +78,7 @@ struct Segment {
 
 /// Cuts a region of an image. `parent` are the extents of the parent at the same place, empty if there are none; they may
 /// cover less than the region. What of the region was not read is the parent's by somebody's word.
-pub fn cut_region(bytes: &Held, parent: &[ParentExtent], how: &Cutting) -> CutRegion {
+pub fn cut_region(bytes: &RegionBytes, parent: &[ParentExtent], how: &Cutting) -> CutRegion {
     let compared = Compared::compare(bytes, parent, how);
     let covered: usize = parent.iter().map(|p| p.extent.run.len() as usize).sum();
     let changed = compared.segments.iter().any(|s| s.same.is_none());
@@ -115,7 +115,7 @@ struct Compared {
 }
 
 impl Compared {
-    fn compare(bytes: &Held, parent: &[ParentExtent], how: &Cutting) -> Self {
+    fn compare(bytes: &RegionBytes, parent: &[ParentExtent], how: &Cutting) -> Self {
         let mut this = Self { segments: Vec::new(), starts: Vec::new(), digests: Vec::new() };
         let mut at = 0;
         for (n, p) in parent.iter().enumerate() {
@@ -140,7 +140,15 @@ impl Compared {
     }
 
     /// A part of an extent that was read.
-    fn part(&mut self, bytes: &Held, part: Range<usize>, n: usize, p: &ParentExtent, all: Range<usize>, how: &Cutting) {
+    fn part(
+        &mut self,
+        bytes: &RegionBytes,
+        part: Range<usize>,
+        n: usize,
+        p: &ParentExtent,
+        all: Range<usize>,
+        how: &Cutting,
+    ) {
         let (from, to) = (part.start, part.end);
         let here = bytes.at(part.clone());
         match p.extent.run {
@@ -199,7 +207,7 @@ impl Compared {
 
 /// What comes out.
 struct Out<'a> {
-    bytes: &'a Held,
+    bytes: &'a RegionBytes,
     how: &'a Cutting,
     extents: Vec<Extent>,
     fresh: Vec<Fresh>,

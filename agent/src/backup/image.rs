@@ -10,15 +10,15 @@ use milkrun_repository::chunk::PAGE;
 use tokio::sync::Semaphore;
 
 use super::checkpoint::{Checkpoints, Done};
+use super::compare::{UnchangedGuess, is_same};
 use super::cut::{Cutting, cut_region};
-use super::elsewhere::{Elsewhere, Pending};
-use super::few::Few;
-use super::held::Held;
 use super::lookups::Lookups;
 use super::parent::Parent;
 use super::read::{read_named, read_region};
-use super::same::{Hunch, is_same};
+use super::region_bytes::RegionBytes;
+use super::remote_chunks::{Elsewhere, Pending};
 use super::sample::{self, Verdict};
+use super::sparse_read::Few;
 use super::{BackupError, Counters, FEW_BYTES, IN_FLIGHT, Outcome, ParentExtent, SMALL_BYTES, VolumeJob};
 use crate::budget::Permit;
 use crate::device::Source;
@@ -44,9 +44,9 @@ pub async fn back_up(
     let parent = Parent::open(&job, list.as_ref()).await?;
     let learn = parent.has_pages();
     let large = Arc::new(Semaphore::new(job.engine.cpu.count() * 2 + 2));
-    let hunch = Arc::default();
-    let with = With { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, hunch, large };
-    let mut walk = Walk { with, list, parent, offset: job.resume_at };
+    let guess = Arc::default();
+    let context = RegionContext { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, guess, large };
+    let mut walk = Walk { context, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
         in_flight.push_back(task);
@@ -69,7 +69,7 @@ pub async fn back_up(
 
 /// What each region is dealt with.
 #[derive(Clone)]
-struct With {
+struct RegionContext {
     job: Arc<VolumeJob>,
     source: Arc<dyn Source>,
     elsewhere: Elsewhere,
@@ -77,7 +77,7 @@ struct With {
     /// The parent was asked for digests of pages.
     learn: bool,
     /// Whether regions are mostly unchanged.
-    hunch: Arc<Hunch>,
+    guess: Arc<UnchangedGuess>,
     /// Turns of regions of which much is read: enough for every thread to have one in hand while others are read or wait for an
     /// answer. More would only take memory.
     large: Arc<Semaphore>,
@@ -85,7 +85,7 @@ struct With {
 
 /// The way through the volume.
 struct Walk {
-    with: With,
+    context: RegionContext,
     list: Option<Changes>,
     parent: Parent,
     offset: u64,
@@ -94,8 +94,8 @@ struct Walk {
 impl Walk {
     /// Begins the next region, or passes over what need not be read; `None` at the end.
     async fn next(&mut self) -> Result<Option<Task>, BackupError> {
-        let (offset, len) = (self.offset, self.with.source.len());
-        let region_bytes = self.with.job.engine.region_bytes;
+        let (offset, len) = (self.offset, self.context.source.len());
+        let region_bytes = self.context.job.engine.region_bytes;
         if offset >= len {
             return Ok(None);
         }
@@ -103,20 +103,20 @@ impl Walk {
         self.offset = end;
         if let Some(list) = &self.list {
             let predicted = self.parent.take(offset, end).await?;
-            return Ok(Some(match named(list, offset..end, &predicted, self.with.job.whole_chunks) {
+            return Ok(Some(match named(list, offset..end, &predicted, self.context.job.whole_chunks) {
                 Some(named) if named.is_empty() => {
                     unread(Region { offset, len: end - offset, unchanged: true, extents: Vec::new() })
                 }
                 Some(named) => {
-                    self.with.clone().region(Part { offset, end, predicted, reads: Reads::Named(named) }).await
+                    self.context.clone().region(Part { offset, end, predicted, reads: Reads::Named(named) }).await
                 }
                 None => {
-                    let data = next_data(&self.with, offset).await?;
-                    self.with.clone().region(Part { offset, end, predicted, reads: Reads::All(data) }).await
+                    let data = next_data(&self.context, offset).await?;
+                    self.context.clone().region(Part { offset, end, predicted, reads: Reads::All(data) }).await
                 }
             }));
         }
-        let data = next_data(&self.with, offset).await?;
+        let data = next_data(&self.context, offset).await?;
         if data.is_none_or(|(start, _)| start >= end) {
             // Holes by the file system's word: whole regions at once, unread.
             self.offset = data.map_or(len, |(start, _)| start - start % region_bytes);
@@ -128,7 +128,7 @@ impl Walk {
             })));
         }
         let predicted = self.parent.take(offset, end).await?;
-        Ok(Some(self.with.clone().region(Part { offset, end, predicted, reads: Reads::All(data) }).await))
+        Ok(Some(self.context.clone().region(Part { offset, end, predicted, reads: Reads::All(data) }).await))
     }
 }
 
@@ -253,9 +253,9 @@ async fn collect(
     checkpoints.push(job, done).await
 }
 
-async fn next_data(with: &With, offset: u64) -> Result<Option<(u64, u64)>, BackupError> {
-    let (length, source) = (with.source.len(), with.source.clone());
-    let asked = with.job.engine.io.run(move || source.next_data(offset)).await;
+async fn next_data(context: &RegionContext, offset: u64) -> Result<Option<(u64, u64)>, BackupError> {
+    let (length, source) = (context.source.len(), context.source.clone());
+    let asked = context.job.engine.io.run(move || source.next_data(offset)).await;
     asked.map_err(|e| BackupError::Read { offset, length, source: e })
 }
 
@@ -286,7 +286,7 @@ impl Reads {
     }
 }
 
-impl With {
+impl RegionContext {
     /// Begins a region. The permit is taken here, in order, so that the first regions get it.
     async fn region(self, part: Part) -> Task {
         let engine = &self.job.engine;
@@ -301,7 +301,7 @@ impl With {
     }
 
     async fn deal_with(self, part: Part, small: bool, permit: Permit) -> Result<Done, BackupError> {
-        let Self { job, source, elsewhere, lookups, learn, hunch, .. } = self;
+        let Self { job, source, elsewhere, lookups, learn, guess, .. } = self;
         let Part { offset, end, mut predicted, reads } = part;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let length = source.len();
@@ -321,14 +321,14 @@ impl With {
         let by_list = matches!(reads, Reads::Named(_));
         // The threads that read do the comparing, and there are more of them than of those for CPU work.
         let may_look = !by_list && !predicted.is_empty() && job.engine.cpu.has_all_cores();
-        if may_look && hunch.is_good() {
+        if may_look && guess.is_good() {
             let (source, engine, how) = (source.clone(), job.engine.clone(), how.clone());
             let look =
                 move || (is_same(&*source, &engine.small, offset..end, &predicted, &how, &engine.cpu), predicted);
             let (same, told) = job.engine.io.run(look).await;
             if let Some(read) = same.map_err(failed)? {
                 counted(read);
-                hunch.note(true);
+                guess.note(true);
                 let region = Region { offset, len: end - offset, unchanged: true, extents: Vec::new() };
                 return Ok(Done { region, read, wanted: Vec::new() });
             }
@@ -353,14 +353,14 @@ impl With {
                 };
                 let (held, read) = job.engine.io.run(read).await.map_err(failed)?;
                 let held = Arc::new(held);
-                let bytes: Arc<Held> = held.clone();
+                let bytes: Arc<RegionBytes> = held.clone();
                 let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
                 (held, permit, read, cut)
             }
         };
         counted(read);
         if !by_list {
-            hunch.note(cut.unchanged);
+            guess.note(cut.unchanged);
         }
         let region = Region { offset, len: end - offset, unchanged: cut.unchanged, extents: cut.extents };
         let stored = job.run.store(&job, &lookups, held, cut.fresh).await?;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use milkrun_repository::chunk::PAGE;
 use rayon::prelude::*;
 
-use super::held::Held;
+use super::region_bytes::RegionBytes;
 use crate::buffer::Buffer;
 use crate::device::{Piece, Source};
 
@@ -24,11 +24,11 @@ pub(super) fn read_named(
     offset: u64,
     len: usize,
     named: Vec<Range<usize>>,
-) -> Result<(Held, u64), Failed> {
+) -> Result<(RegionBytes, u64), Failed> {
     let pieces = named_pieces(&mut buffer, offset, &named);
     let read = pieces.iter().map(|(_, p)| p.len() as u64).sum();
     source.read_pieces(pieces)?;
-    Ok((Held::parts(buffer, named, len), read))
+    Ok((RegionBytes::parts(buffer, named, len), read))
 }
 
 /// Where these parts of a region at `offset` go: one behind the other.
@@ -50,7 +50,7 @@ pub(super) fn read_region(
     mut buffer: Buffer,
     offset: u64,
     first: Option<(u64, u64)>,
-) -> Result<(Held, u64), Failed> {
+) -> Result<(RegionBytes, u64), Failed> {
     let mut pieces: Vec<Piece<'_>> = Vec::new();
     let mut at = 0;
     let ranges = data_ranges(source, offset, buffer.len(), first)?;
@@ -69,7 +69,7 @@ pub(super) fn read_region(
     // Of several reads that fail side by side, the first on the volume is the one that tells where it begins.
     match failed.min_by_key(|(at, _)| *at) {
         Some(first) => Err(first),
-        None => Ok((Held::whole(buffer), read)),
+        None => Ok((RegionBytes::whole(buffer), read)),
     }
 }
 

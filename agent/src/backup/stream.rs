@@ -6,8 +6,8 @@ use milkrun_repository::chunk::Piece;
 
 use super::checkpoint::{Checkpoints, Done};
 use super::cut::{Fresh, whole_chunk};
-use super::held::Held;
 use super::lookups::Lookups;
+use super::region_bytes::RegionBytes;
 use super::{BackupError, Counters, Extent, Outcome, VolumeJob};
 use crate::buffer::Buffer;
 use crate::device::ByteSource;
@@ -38,7 +38,7 @@ pub async fn back_up(job: Arc<VolumeJob>, source: Box<dyn ByteSource>) -> Result
         Counters::add(&job.counters.read, (filled - carried) as u64);
         metrics::counter!("milkrun_agent_read_bytes_total").increment((filled - carried) as u64);
         let (cutter, domain) = (job.streams, job.domain.clone());
-        let buffer = Arc::new(Held::whole(buffer));
+        let buffer = Arc::new(RegionBytes::whole(buffer));
         let bytes = buffer.clone();
         let (used, fresh) = job
             .engine

@@ -14,7 +14,7 @@ use std::time::UNIX_EPOCH;
 use milkrun_repository::crash;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::alone::{self, Alone};
+use super::exclusive::{self, Alone};
 use super::lock;
 
 /// Between a target's name and the attempt's.
@@ -69,7 +69,7 @@ impl Partial {
             let partial = name(path, made_by)?;
             match OpenOptions::new().read(true).write(true).open(&partial) {
                 Ok(file) if is_of(&attempt.before, &file)? && file.metadata()?.len() == len => {
-                    let alone = alone::take(&file)?;
+                    let alone = exclusive::take(&file)?;
                     return Ok((Self::of(partial, made_by, true, attempt, alone), file));
                 }
                 Ok(_) => {}
@@ -86,13 +86,13 @@ impl Partial {
         let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial) {
             // The same attempt, again: what it left is its own.
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                alone::remove(&partial)?;
+                exclusive::remove(&partial)?;
                 OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial)?
             }
             file => file?,
         };
         // First its own lock: of two restores that begin at once, neither takes the other's file for a left-over.
-        let alone = alone::take(&file)?;
+        let alone = exclusive::take(&file)?;
         // One that was made a moment ago could be taken for a left-over until it was locked.
         if !fs::metadata(&partial)
             .is_ok_and(|m| file.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (m.dev(), m.ino())))
@@ -113,7 +113,7 @@ impl Partial {
             let other = entry?.path();
             let is_partial = other.file_name().is_some_and(|n| n.as_bytes().starts_with(start));
             if is_partial && other.file_name() != self.path.file_name() {
-                alone::remove(&other)?;
+                exclusive::remove(&other)?;
             }
         }
         Ok(())

@@ -13,9 +13,9 @@ use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::alone::{self, Alone};
+use super::exclusive::{self, Alone};
 use super::partial::{self, Attempt, Name, Partial, put_in_place};
-use super::turns::{Ended, LEFT_MAX, Part, Turns};
+use super::single_writer::{Ended, LEFT_MAX, Part, SingleWriter};
 use super::{block, lock, usage};
 
 /// Zeroed in one call: an end is noticed in between.
@@ -137,7 +137,7 @@ pub struct VolumeTarget {
     /// All zeros until written: holes need nothing.
     fresh: bool,
     options: TargetOptions,
-    turns: Turns<(u64, io::Error)>,
+    turns: SingleWriter<(u64, io::Error)>,
     /// A new file is written here, and renamed to its name at the end.
     partial: Mutex<Option<Partial>>,
     /// What an earlier attempt wrote is there.
@@ -224,7 +224,7 @@ impl VolumeTarget {
             alone: None,
             fresh,
             options,
-            turns: Turns::new(LEFT_MAX),
+            turns: SingleWriter::new(LEFT_MAX),
             resumed,
             tag,
             partial: Mutex::new(partial),
@@ -245,7 +245,7 @@ impl VolumeTarget {
         check_use(path, options.force)?;
         if kind.is_file() {
             let file = write()?;
-            let alone = alone::take(&file).map_err(|e| busy_or(path, e))?;
+            let alone = exclusive::take(&file).map_err(|e| busy_or(path, e))?;
             let capacity = file.metadata().map_err(fail)?.len();
             // What an earlier attempt wrote need not be empty; what was put in its place meanwhile must.
             let ours = partial::is_of(&attempt.before, &file).map_err(fail)?;
@@ -261,7 +261,7 @@ impl VolumeTarget {
             return Err(TargetError::Kind { path: path.to_owned() });
         }
         let file = write()?;
-        let alone = alone::take(&file).map_err(|e| busy_or(path, e))?;
+        let alone = exclusive::take(&file).map_err(|e| busy_or(path, e))?;
         let capacity = block::whole_size(&file).map_err(fail)?;
         if capacity < len {
             return Err(TargetError::Small { path: path.to_owned(), found: capacity, wanted: len });
@@ -483,7 +483,7 @@ impl StreamTarget {
             Ok(m) if m.file_type().is_block_device() => {
                 check_use(at, options.force)?;
                 let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
-                let alone = alone::take(&file).map_err(|e| busy_or(at, e))?;
+                let alone = exclusive::take(&file).map_err(|e| busy_or(at, e))?;
                 if !options.force {
                     check_empty(at, &file, block::whole_size(&file).map_err(fail)?)?;
                 }

@@ -22,7 +22,9 @@ use wire::from_agent::Message as Up;
 
 use super::failures::{failed, kind_of_backup, kind_of_restore};
 use super::{AssignmentKey, Open, Session, Task, message};
-use crate::backup::{BackupError, Counters, Engine, VolumeJob, image, lanes::RunPacks, pace::Pace, stream};
+use crate::backup::{
+    BackupError, Counters, Engine, VolumeJob, adaptive_level::LevelControl, image, open_packs::RunPacks, stream,
+};
 use crate::device::changes::Changes;
 use crate::device::free_space;
 use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget};
@@ -73,7 +75,7 @@ impl Session {
             recipient: HybridPublic::from_bytes(b.data_key[..].try_into().ok()?),
         };
         RunId::try_from(&assignment.run[..]).ok()?;
-        let pace = Pace::new(Level::new(b.level).ok()?, b.adapt_level);
+        let pace = LevelControl::new(Level::new(b.level).ok()?, b.adapt_level);
         let pages = PageCutter {
             min_pages: c.min_pages,
             avg_pages: c.avg_pages,

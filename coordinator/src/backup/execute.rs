@@ -23,8 +23,8 @@ use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
 use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::store::{CreateError, Key, Version};
 
+use super::assign::assign_volumes;
 use super::finish::commit;
-use super::moving::move_volumes;
 use super::order::Order;
 use super::parent::{self, Choice};
 use super::replay::begin;
@@ -35,7 +35,7 @@ use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
 use crate::rpc::status;
 use crate::runs::Inbox;
-use crate::runs::turns::{NoTurn, WAITING_MAX};
+use crate::runs::queue::{NoTurn, WAITING_MAX};
 use crate::runs::view::Feed;
 
 /// Runs a backup to its end.
@@ -231,7 +231,7 @@ async fn run(
     let due = rpo.map(|rpo| parent.as_ref().map_or(root.moment, |p| p.found.root.moment.plus(rpo)));
     let parent_id = parent.as_ref().map(|p| p.found.root.id());
     let result = match prepare(order, &run, parent_id, left, feed).await {
-        Ok(done) => match move_volumes(coordinator, order, &run, due, done, &mut inbox, feed).await {
+        Ok(done) => match assign_volumes(coordinator, order, &run, due, done, &mut inbox, feed).await {
             Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
             Err(e) => Err(e),
         },

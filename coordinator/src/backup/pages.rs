@@ -12,7 +12,7 @@ use milkrun_repository::id::ChunkId;
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::volume_map::{Leaf, MapRef, MapSource, PageList, PagesAt, digests_of};
 
-use super::told::Placed;
+use super::parent_region::Placed;
 use super::{BackupError, Run};
 
 /// Lists of one leaf that are read side by side: each lies in another pack.

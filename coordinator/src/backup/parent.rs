@@ -16,10 +16,10 @@ use milkrun_repository::point::order::Ordered;
 use milkrun_repository::repository::{OpenPoint, PointError};
 use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step, digests_of};
 
+use super::fragmentation::worn;
 use super::order::FULL_EVERY;
 use super::pages::{Lists, read_lists};
-use super::told::outline;
-use super::worn::worn;
+use super::parent_region::outline;
 use super::{BackupError, Run};
 use crate::inventory::SourceSpec;
 

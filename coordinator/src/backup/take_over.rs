@@ -23,7 +23,7 @@ use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
 use crate::restore::LeftRestore;
 use crate::rpc::status;
-use crate::runs::turns::Turn;
+use crate::runs::queue::Turn;
 use crate::runs::view::{Feed, Kind as RunKind, Outcome};
 
 /// Leases that are looked at side by side: whoever may write can put thousands there.

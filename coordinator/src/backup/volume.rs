@@ -16,9 +16,9 @@ use milkrun_repository::point::root::{FREE_LEFT_OUT, Layout, MapId, VolumeEntry,
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::layout::Effort;
-use super::made::Made;
+use super::map_part::MapPart;
 use super::pages::{lists_max, sent};
-use super::told::{Placed, Told};
+use super::parent_region::{ParentRegion, Placed};
 use super::{BackupError, Run, joined, lock};
 use crate::assignment::RefusedCall;
 use crate::journal::Journal;
@@ -94,7 +94,7 @@ pub(super) struct Finished {
 /// What becomes of a region.
 enum Planned {
     /// There is nothing to make.
-    Made(Made),
+    MapPart(MapPart),
     /// A leaf is made of it, with the leaves that the parent has there.
     Changed { region: wire::Region, before: Vec<(u64, Leaf)> },
 }
@@ -158,7 +158,7 @@ impl VolumeBuild {
                 && let Some((reference, leaf)) = told.remove(&region.offset)
             {
                 let needs = needs(&leaf, &reference);
-                Planned::Made(Made::Leaf { offset: region.offset, reference, leaf, needs, unchanged: true })
+                Planned::MapPart(MapPart::Leaf { offset: region.offset, reference, leaf, needs, unchanged: true })
             } else {
                 // An unchanged hole has no leaf. What the parent was not heard to have is not unchanged, whoever says so: neither
                 // an agent, nor a journal of before the parent was damaged.
@@ -166,10 +166,10 @@ impl VolumeBuild {
                 if !hole || before.is_none_or(|(at, len)| at + len < end) {
                     return Err("an unchanged region that the parent does not have");
                 }
-                Planned::Made(Made::Hole { offset: region.offset })
+                Planned::MapPart(MapPart::Hole { offset: region.offset })
             }
         } else if hole {
-            Planned::Made(Made::Hole { offset: region.offset })
+            Planned::MapPart(MapPart::Hole { offset: region.offset })
         } else {
             Planned::Changed { region, before: told.into_iter().map(|(at, (_, leaf))| (at, leaf)).collect() }
         };
@@ -287,12 +287,12 @@ impl Run {
     }
 
     /// Makes what is planned, in order, up to the first that fails.
-    async fn make(&self, volume: &str, group: Vec<(u64, Planned)>) -> (Vec<(u64, Made)>, Result<(), BackupError>) {
+    async fn make(&self, volume: &str, group: Vec<(u64, Planned)>) -> (Vec<(u64, MapPart)>, Result<(), BackupError>) {
         let mut all = Vec::with_capacity(group.len());
         for (end, plan) in group {
             let made = match plan {
-                Planned::Made(made) => Ok(made),
-                Planned::Changed { region, before } => self.make_leaf(volume, &region, Told::of(before)).await,
+                Planned::MapPart(made) => Ok(made),
+                Planned::Changed { region, before } => self.make_leaf(volume, &region, ParentRegion::of(before)).await,
             };
             match made {
                 Ok(made) => all.push((end, made)),
@@ -302,23 +302,23 @@ impl Run {
         (all, Ok(()))
     }
 
-    async fn make_leaf(&self, volume: &str, region: &wire::Region, told: Told) -> Result<Made, BackupError> {
+    async fn make_leaf(&self, volume: &str, region: &wire::Region, told: ParentRegion) -> Result<MapPart, BackupError> {
         let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
         let placed = self.place(&told, region, nonsense)?;
         let leaf = self.keep_pages(placed, lists_max(region.offset)).await?;
         if leaf.is_hole() {
-            return Ok(Made::Hole { offset: region.offset });
+            return Ok(MapPart::Hole { offset: region.offset });
         }
         let reference = self.put_metadata(leaf.encode()).await?;
         let needs = needs(&leaf, &reference);
-        Ok(Made::Leaf { offset: region.offset, reference, leaf, needs, unchanged: false })
+        Ok(MapPart::Leaf { offset: region.offset, reference, leaf, needs, unchanged: false })
     }
 
     /// Adds the next part, up to `end`, to the map. When it fails, the map ends where `build.next` says.
-    async fn add(&self, build: &mut VolumeBuild, made: Made, end: u64) -> Result<(), BackupError> {
+    async fn add(&self, build: &mut VolumeBuild, made: MapPart, end: u64) -> Result<(), BackupError> {
         let mut put = |bytes: Vec<u8>| async move { self.put_metadata(bytes).await };
         match made {
-            Made::Leaf { offset, reference, leaf, needs, .. } => {
+            MapPart::Leaf { offset, reference, leaf, needs, .. } => {
                 lock(&self.referenced).extend(needs);
                 let child = Child { len: end - offset, chunk: Some(reference) };
                 build.builder.push(child, &mut put).await?;
@@ -326,7 +326,7 @@ impl Run {
                 build.hole_bytes += hole_bytes(&leaf);
                 build.effort.add(&leaf).await?;
             }
-            Made::Hole { .. } => {
+            MapPart::Hole { .. } => {
                 build.effort.hole().await?;
                 while build.next < end {
                     let len = (end - build.next).min(REGION_BYTES);
@@ -346,7 +346,7 @@ impl Run {
     /// Finds the place of every extent's chunk. Invariant 10: only what is known, or was sealed.
     fn place<'r>(
         &self,
-        told: &Told,
+        told: &ParentRegion,
         region: &'r wire::Region,
         nonsense: impl Fn(&'static str) -> BackupError,
     ) -> Result<Placed<'r>, BackupError> {
@@ -397,7 +397,7 @@ impl Run {
 
     /// Where the parent has a chunk at the same place, or anybody stored it. The parent's is there: that was asked before anybody was
     /// told of it; and what was sealed since may be a stolen agent's.
-    fn place_of(&self, id: &ChunkId, told: &Told) -> Option<Place> {
+    fn place_of(&self, id: &ChunkId, told: &ParentRegion) -> Option<Place> {
         told.place(id).or_else(|| lock(&self.index).find(id))
     }
 

@@ -22,9 +22,9 @@ use super::targets::{Targets, assignment};
 use super::{RestoreError, Run};
 use crate::Coordinator;
 use crate::inventory::Reach;
-use crate::moves::by_node;
 use crate::runs::view::Feed;
 use crate::runs::{self, Inbox, RunEvent};
+use crate::volume_assignments::by_node;
 
 /// What a restore gives.
 pub(crate) struct Done {
@@ -150,7 +150,7 @@ pub(super) async fn carry_out(
         v.left_out = left_out;
         v.point = id.to_string();
     });
-    let moved = move_volumes(coordinator, order, &run, run_id, &mut inbox, feed, &progress).await;
+    let moved = assign_volumes(coordinator, order, &run, run_id, &mut inbox, feed, &progress).await;
     let ended = progress.end(coordinator).await;
     let volumes = moved?;
     // Who goes on with it writes again what is said to be done here.
@@ -207,7 +207,7 @@ fn check_targets(order: &Order, names: &[String]) -> Result<HashMap<String, usiz
 /// How often a restore looks whether a target's agent is there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-async fn move_volumes(
+async fn assign_volumes(
     coordinator: &Coordinator,
     order: &Order,
     run: &Arc<Run>,

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::transport::connection::peer_of;
-use super::{seen, status};
+use super::{run_events, status};
 use crate::inventory::{Reach, SourceSpec};
 use crate::runs::RunEvent;
 use crate::runs::view::{Feed, Kind, Outcome};
@@ -181,7 +181,7 @@ impl Control for Service {
         };
         tokio::spawn(work.instrument(span));
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(seen::backup(feed.watch(), events));
+        tokio::spawn(run_events::backup(feed.watch(), events));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
@@ -214,7 +214,7 @@ impl Control for Service {
         };
         tokio::spawn(work.instrument(span));
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(seen::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
+        tokio::spawn(run_events::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
@@ -244,7 +244,7 @@ impl Control for Service {
         }
         let views = self.0.runs.feeds().into_iter().map(|f| f.now());
         let seen = views.filter(|v| peer.may(Action::View, Some(&v.application)));
-        Ok(Response::new(control::ListRunsReply { runs: seen.map(|v| seen::run(&v)).collect() }))
+        Ok(Response::new(control::ListRunsReply { runs: seen.map(|v| run_events::run(&v)).collect() }))
     }
 
     async fn watch_run(
@@ -254,7 +254,7 @@ impl Control for Service {
         let peer = peer_of(&request)?;
         let feed = self.feed(&peer, &request.into_inner().run)?;
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(seen::watch(feed.watch(), events));
+        tokio::spawn(run_events::watch(feed.watch(), events));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 

@@ -23,12 +23,12 @@ pub(in crate::backup) fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 /// A region of which all was read, or these parts.
-fn held(bytes: &[u8], read: Option<&[Range<usize>]>) -> Held {
+fn held(bytes: &[u8], read: Option<&[Range<usize>]>) -> RegionBytes {
     let mut buffer = BufferPool::new(bytes.len()).take(bytes.len());
     match read {
         None => {
             buffer.copy_from_slice(bytes);
-            Held::whole(buffer)
+            RegionBytes::whole(buffer)
         }
         Some(read) => {
             let mut at = 0;
@@ -36,7 +36,7 @@ fn held(bytes: &[u8], read: Option<&[Range<usize>]>) -> Held {
                 buffer[at..at + part.len()].copy_from_slice(&bytes[part.clone()]);
                 at += part.len();
             }
-            Held::parts(buffer, read.to_vec(), bytes.len())
+            RegionBytes::parts(buffer, read.to_vec(), bytes.len())
         }
     }
 }

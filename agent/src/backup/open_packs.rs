@@ -16,11 +16,11 @@ use milkrun_repository::store::grant::Redeem;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::adaptive_level::{LevelControl, Worked};
 use super::claims::{Claim, Claims, Settled};
 use super::cut::Fresh;
-use super::held::Held;
 use super::lookups::Lookups;
-use super::pace::{Pace, Worked};
+use super::region_bytes::RegionBytes;
 use super::{BackupError, Counters, Uploads, VolumeJob};
 use crate::budget::Permit;
 use crate::rpc::{Answer, Coordinator, SealedClaim};
@@ -41,7 +41,7 @@ struct OpenPack {
 pub struct RunPacks {
     target: PackTarget,
     redeem: Arc<dyn Redeem>,
-    pace: Pace,
+    pace: LevelControl,
     /// Who uploads what.
     pub claims: Claims,
     idle: Mutex<Vec<OpenPack>>,
@@ -61,7 +61,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Chunks of a region that are to be stored: the region's bytes and where the chunks lie in them.
 pub(super) struct Batch {
-    pub(super) bytes: Arc<Held>,
+    pub(super) bytes: Arc<RegionBytes>,
     pub(super) chunks: std::collections::VecDeque<Fresh>,
 }
 
@@ -111,7 +111,7 @@ pub struct Stored {
 
 impl RunPacks {
     /// For one run.
-    pub fn new(target: PackTarget, redeem: Arc<dyn Redeem>, pace: Pace) -> Self {
+    pub fn new(target: PackTarget, redeem: Arc<dyn Redeem>, pace: LevelControl) -> Self {
         Self {
             target,
             redeem,
@@ -153,7 +153,7 @@ impl RunPacks {
         self: &Arc<Self>,
         job: &VolumeJob,
         lookups: &Lookups,
-        bytes: Arc<Held>,
+        bytes: Arc<RegionBytes>,
         fresh: Vec<Fresh>,
     ) -> Result<Stored, BackupError> {
         let mut wanted = Vec::new();

@@ -7,7 +7,7 @@ use milkrun_tests::cluster::{Cluster, wait_for};
 use milkrun_tests::noise;
 use nix::sys::signal::Signal;
 
-use crate::lost;
+use crate::agent_failover;
 
 /// All between these changes.
 const FROM: usize = 32 << 20;
@@ -15,7 +15,7 @@ const TO: usize = 160 << 20;
 const PAGE: usize = 4096;
 /// And these before and behind: whoever goes on has regions, or comes to such, that are the parent's but for single pages.
 const BEFORE: [usize; 4] = [100, 301, 302, 5000];
-const BEHIND: [usize; 3] = [TO / PAGE + 7, 45_000, lost::SIZE / PAGE - 1];
+const BEHIND: [usize; 3] = [TO / PAGE + 7, 45_000, agent_failover::SIZE / PAGE - 1];
 
 /// A volume that both nodes reach, with a point, and changes in most of it that a list names.
 fn with_a_list() -> Cluster {
@@ -32,7 +32,7 @@ applications:
         at("data.img"),
         at("list")
     ));
-    let mut content = noise(lost::SIZE, 7);
+    let mut content = noise(agent_failover::SIZE, 7);
     fs::write(at("data.img"), &content).unwrap();
     let image = format!("data={}", at("data.img"));
     let made = c.repository().run(["backup", "shop", "--volume", &image, "--json"]).ok().json();
@@ -51,7 +51,7 @@ applications:
 
 /// Starts a backup and waits until one node has made some way by the list; then the list is gone.
 fn begin(c: &Cluster) -> (Child, String) {
-    let begun = lost::begin(c, 80 << 20);
+    let begun = agent_failover::begin(c, 80 << 20);
     fs::remove_file(c.folder().join("list")).unwrap();
     begun
 }

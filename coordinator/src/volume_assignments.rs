@@ -22,7 +22,7 @@ const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 const FAILURES_MAX: u32 = 5;
 
 /// The volumes of one run.
-pub(crate) struct Moves<'a> {
+pub(crate) struct VolumeAssignments<'a> {
     coordinator: &'a Coordinator,
     run: RunId,
     application: String,
@@ -68,7 +68,7 @@ pub(crate) enum Verdict {
     Final,
 }
 
-impl<'a> Moves<'a> {
+impl<'a> VolumeAssignments<'a> {
     /// All of these wait from now on.
     pub(crate) fn begin(
         coordinator: &'a Coordinator,
@@ -211,7 +211,7 @@ fn nodes_for(coordinator: &Coordinator, m: &Move) -> Option<Vec<String>> {
     Some(if elsewhere { others } else { nodes })
 }
 
-impl Drop for Moves<'_> {
+impl Drop for VolumeAssignments<'_> {
     fn drop(&mut self) {
         self.coordinator.dispatcher.forget(&self.run);
         self.coordinator.admission.ended(&self.run);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::buffer::Buffer;
 
 /// A region in memory.
-pub struct Held {
+pub struct RegionBytes {
     buffer: Buffer,
     /// What is there: where in the region, in order, and where in the buffer. `None`: all of it.
     parts: Option<Vec<(Range<usize>, usize)>>,
@@ -13,7 +13,7 @@ pub struct Held {
     len: usize,
 }
 
-impl Held {
+impl RegionBytes {
     /// All of a region.
     pub fn whole(buffer: Buffer) -> Self {
         Self { len: buffer.len(), buffer, parts: None }
@@ -106,7 +106,7 @@ mod tests {
         let mut buffer = BufferPool::new(60).take(60);
         (0..60).for_each(|n| buffer[n] = n as u8);
         // 10..30 of the region is bytes 0..20 of the buffer, 50..60 bytes 20..30, 90..100 bytes 30..40.
-        let held = Held::parts(buffer, vec![10..30, 50..60, 90..100], 100);
+        let held = RegionBytes::parts(buffer, vec![10..30, 50..60, 90..100], 100);
         let together = |parts: &[(usize, usize)]| {
             let mut scratch = Vec::new();
             let bytes = held.together(parts, &mut scratch).to_vec();

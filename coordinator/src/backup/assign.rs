@@ -15,9 +15,9 @@ use super::order::Order;
 use super::{BackupError, Run};
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
-use crate::moves::{Moves, Verdict, by_node};
 use crate::runs::view::Feed;
 use crate::runs::{self, RunEvent};
+use crate::volume_assignments::{Verdict, VolumeAssignments, by_node};
 
 /// How long writing down that a run ended may hold up its end.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Moves the volumes to their end, or until one fails.
-pub(super) async fn move_volumes(
+pub(super) async fn assign_volumes(
     coordinator: &Coordinator,
     order: &Order,
     run: &Arc<Run>,
@@ -41,7 +41,8 @@ pub(super) async fn move_volumes(
     }
     let open = order.sources.iter().filter(|s| !done.iter().any(|d| d == s.name.as_str()));
     let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
-    let mut moves = Moves::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
+    let mut moves =
+        VolumeAssignments::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
     let mut look = tokio::time::interval(LOOK_EVERY);
     let result = loop {
         if moves.all_done() {
@@ -91,7 +92,7 @@ async fn apply(
     order: &Order,
     run: &Arc<Run>,
     sources: &HashMap<&str, &SourceSpec>,
-    moves: &mut Moves<'_>,
+    moves: &mut VolumeAssignments<'_>,
     feed: &Feed,
     event: RunEvent,
 ) -> Result<(), BackupError> {
@@ -181,7 +182,7 @@ async fn show_whole(run: &Run, volume: &str, feed: &Feed) {
 /// A volume lost its node: it waits for another. A stream that was begun can't be read again.
 fn give_back(
     run: &Run,
-    moves: &mut Moves<'_>,
+    moves: &mut VolumeAssignments<'_>,
     volume: &str,
     sources: &HashMap<&str, &SourceSpec>,
 ) -> Result<(), BackupError> {

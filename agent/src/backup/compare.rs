@@ -19,9 +19,9 @@ const AT_ONCE: usize = 512 << 10;
 
 /// Whether it is worth to look: where regions changed, all that is read before that is found is read twice.
 #[derive(Debug, Default)]
-pub(super) struct Hunch(AtomicI32);
+pub(super) struct UnchangedGuess(AtomicI32);
 
-impl Hunch {
+impl UnchangedGuess {
     /// What a region that changed weighs against one that did not, and how far it goes either way.
     const CHANGED: i32 = 3;
     const MOST: i32 = 8;
@@ -182,7 +182,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::cut::{cut_region, tests::noise};
-    use super::super::held::Held;
+    use super::super::region_bytes::RegionBytes;
     use super::super::{Extent, ParentExtent};
     use super::*;
     use crate::device::scripted::{Mishap, Scripted};
@@ -201,10 +201,10 @@ mod tests {
         bytes
     }
 
-    fn held(bytes: &[u8]) -> Held {
+    fn held(bytes: &[u8]) -> RegionBytes {
         let mut buffer = BufferPool::new(bytes.len()).take(bytes.len());
         buffer.copy_from_slice(bytes);
-        Held::whole(buffer)
+        RegionBytes::whole(buffer)
     }
 
     fn scripted(bytes: &[u8]) -> Scripted {
@@ -259,20 +259,20 @@ mod tests {
 
     #[test]
     fn a_hunch_follows_what_happens() {
-        let hunch = Hunch::default();
-        assert!(hunch.is_good());
-        hunch.note(false);
-        assert!(!hunch.is_good());
-        hunch.note(true);
-        assert!(hunch.is_good());
-        (0..100).for_each(|_| hunch.note(true));
-        (0..3).for_each(|_| hunch.note(false));
-        assert!(hunch.is_good());
-        (0..100).for_each(|_| hunch.note(false));
-        (0..5).for_each(|_| hunch.note(true));
-        assert!(!hunch.is_good());
-        hunch.note(true);
-        assert!(hunch.is_good());
+        let guess = UnchangedGuess::default();
+        assert!(guess.is_good());
+        guess.note(false);
+        assert!(!guess.is_good());
+        guess.note(true);
+        assert!(guess.is_good());
+        (0..100).for_each(|_| guess.note(true));
+        (0..3).for_each(|_| guess.note(false));
+        assert!(guess.is_good());
+        (0..100).for_each(|_| guess.note(false));
+        (0..5).for_each(|_| guess.note(true));
+        assert!(!guess.is_good());
+        guess.note(true);
+        assert!(guess.is_good());
     }
 
     proptest! {

@@ -15,7 +15,7 @@ use milkrun_repository::volume_map::{Extent, Leaf, LeafBuilder, PagesAt, Renumbe
 const NEAR: usize = 8;
 
 /// The leaves of the parent that begin in a region.
-pub(super) struct Told {
+pub(super) struct ParentRegion {
     leaves: Vec<Leaf>,
     /// Where each extent begins on the volume, in order, and how long it is; of which leaf it is, and its number in it.
     extents: Vec<(u64, u32, usize, usize)>,
@@ -58,7 +58,7 @@ impl<'r> Placed<'r> {
     }
 }
 
-impl Told {
+impl ParentRegion {
     /// Of leaves, each with where it begins, in order.
     pub(super) fn of(leaves: impl IntoIterator<Item = (u64, Leaf)>) -> Self {
         let mut told = Self { leaves: Vec::new(), extents: Vec::new(), chunks: OnceLock::new() };
@@ -184,12 +184,12 @@ mod tests {
     }
 
     /// Two leaves beside each other, and one behind a gap.
-    fn told() -> Told {
+    fn told() -> ParentRegion {
         let first = leaf([data(1, 4, Some(10)), Extent::Hole { len: 2 * P }]);
         let second = leaf([data(2, 3, None), data(3, 1, Some(0))]);
         let third = leaf([data(4, 5, None)]);
         let page = u64::from(P);
-        Told::of([(0, first), (6 * page, second), (11 * page, third)])
+        ParentRegion::of([(0, first), (6 * page, second), (11 * page, third)])
     }
 
     fn kept(from: u32, to: u32) -> Option<Vec<Extent>> {
@@ -221,7 +221,7 @@ mod tests {
         for (from, to) in [(9 * P, 11 * P), (10 * P, 11 * P), (15 * P, 17 * P), (16 * P, 17 * P), (10 * P, 12 * P)] {
             assert_eq!(kept(from, to), None, "{from}..{to}");
         }
-        assert!(Told::of([]).keep(0..1, &mut Placed::with_capacity(0)).is_err());
+        assert!(ParentRegion::of([]).keep(0..1, &mut Placed::with_capacity(0)).is_err());
     }
 
     #[test]

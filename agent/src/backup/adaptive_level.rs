@@ -18,7 +18,7 @@ const EASIER_FROM: u128 = 90;
 
 /// The level of a run's chunks.
 #[derive(Debug)]
-pub struct Pace {
+pub struct LevelControl {
     ordered: Level,
     adapts: bool,
     state: Mutex<State>,
@@ -42,7 +42,7 @@ pub struct Worked {
     pub threads: usize,
 }
 
-impl Pace {
+impl LevelControl {
     /// The level that was ordered, or one at least as hard if it `adapts`.
     pub fn new(ordered: Level, adapts: bool) -> Self {
         Self { ordered, adapts, state: Mutex::new(State { level: ordered, since: None, waited: false }) }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     /// A second after the other, of two cores that were busy for so many percent.
-    struct Seconds<'a>(&'a Pace, Instant, Duration);
+    struct Seconds<'a>(&'a LevelControl, Instant, Duration);
 
     impl Seconds<'_> {
         fn pass(&mut self, waited: bool, busy: u32) -> i32 {
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_waited_for_makes_it_harder_as_long_as_cores_are_idle() {
-        let pace = Pace::new(level(3), true);
+        let pace = LevelControl::new(level(3), true);
         let mut seconds = Seconds(&pace, Instant::now(), Duration::from_secs(77));
         assert_eq!(seconds.pass(true, 1), 3, "nothing to compare with");
         let up: Vec<i32> = (0..5).map(|_| seconds.pass(true, 20)).collect();
@@ -113,12 +113,12 @@ mod tests {
     #[test]
     fn what_was_ordered_stays_unless_it_may_change() {
         for (ordered, adapts) in [(-1, false), (3, false), (19, true)] {
-            let pace = Pace::new(level(ordered), adapts);
+            let pace = LevelControl::new(level(ordered), adapts);
             let mut seconds = Seconds(&pace, Instant::now(), Duration::ZERO);
             assert!((0..9).all(|_| seconds.pass(true, 10) == ordered));
         }
         // One that stands on no step goes back to where it came from.
-        let pace = Pace::new(level(1), true);
+        let pace = LevelControl::new(level(1), true);
         let mut seconds = Seconds(&pace, Instant::now(), Duration::ZERO);
         seconds.pass(true, 10);
         assert_eq!((seconds.pass(true, 10), seconds.pass(false, 10)), (2, 1));

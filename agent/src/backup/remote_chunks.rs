@@ -8,8 +8,8 @@ use milkrun_repository::id::ChunkId;
 use tokio::sync::mpsc;
 
 use super::cut::Fresh;
-use super::held::Held;
-use super::lanes::Batch;
+use super::open_packs::Batch;
+use super::region_bytes::RegionBytes;
 use super::{BackupError, VolumeJob};
 use crate::device::Source;
 use crate::rpc::Answer;
@@ -135,7 +135,7 @@ async fn store_again(
         let buffer = buffer.map_err(|(offset, e)| BackupError::Read { offset, length, source: e })?;
         let chunks = placed.into_iter().map(|(at, p)| Fresh { parts: vec![(at, p.chunk.len())], id: p.chunk.id });
         let chunks = chunks.collect();
-        job.run.fill(job, Batch { bytes: Arc::new(Held::whole(buffer)), chunks }).await?;
+        job.run.fill(job, Batch { bytes: Arc::new(RegionBytes::whole(buffer)), chunks }).await?;
         drop(permit);
     }
     Ok(())

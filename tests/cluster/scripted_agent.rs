@@ -26,13 +26,13 @@ use wire::to_agent::Message as Down;
 pub(crate) const ROLES: [&str; 4] = ["view", "backup", "restore", "operate"];
 
 /// An agent that does what the test says.
-pub(crate) struct Played {
+pub(crate) struct ScriptedAgent {
     pub(crate) channel: Channel,
     pub(crate) up: mpsc::Sender<wire::FromAgent>,
     down: tonic::Streaming<wire::ToAgent>,
 }
 
-impl Played {
+impl ScriptedAgent {
     pub(crate) async fn register(
         c: &Cluster,
         certificate: &str,

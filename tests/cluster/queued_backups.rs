@@ -4,15 +4,15 @@ use std::process::Stdio;
 
 use milkrun_tests::cluster::wait_for;
 
-use crate::lost;
+use crate::agent_failover;
 
 #[test]
 fn a_second_backup_of_an_application_waits_for_the_first_and_stores_nothing_twice() {
-    let c = lost::shared_volume();
+    let c = agent_failover::shared_volume();
     let _coordinator = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let (first, _) = lost::begin(&c, 16 << 20);
+    let (first, _) = agent_failover::begin(&c, 16 << 20);
     let another = |waiting: usize| {
         let mut command = c.command("root", &[], &["backup", "shop", "--json"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

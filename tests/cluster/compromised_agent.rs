@@ -11,8 +11,8 @@ use milkrun_tests::cluster::{Cluster, Process, wait_for};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use crate::played::{Played, ROLES, chunks_of, code, ended, nonsense, order, runtime, seal_rubbish};
-use crate::together::two_nodes;
+use crate::many_nodes::two_nodes;
+use crate::scripted_agent::{ROLES, ScriptedAgent, chunks_of, code, ended, nonsense, order, runtime, seal_rubbish};
 
 /// Whoever comes in its name afterwards has its volume.
 fn a_point_and_then_node_a_is_gone(c: &Cluster) -> [Process; 2] {
@@ -52,9 +52,9 @@ fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
 
 async fn tries(c: &Cluster) {
     // Another node's name.
-    let other = Played::register(c, "agent-node-a", "node-b", 2).await;
+    let other = ScriptedAgent::register(c, "agent-node-a", "node-b", 2).await;
     assert_eq!(code(other), Code::PermissionDenied);
-    let mut agent = Played::register(c, "agent-node-a", "node-a", 2).await.unwrap();
+    let mut agent = ScriptedAgent::register(c, "agent-node-a", "node-a", 2).await.unwrap();
     let backup = agent.assignment().await;
     let own = backup.assignment.clone().unwrap();
     let mut upload = UploadClient::new(agent.channel.clone());
@@ -174,7 +174,7 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
     let order = order(&c, &[]);
     let runtime = runtime();
     let lied = runtime.block_on(async {
-        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let own = agent.assignment().await.assignment;
         let mut upload = UploadClient::new(agent.channel.clone());
         let request = wire::ParentRequest { assignment: own.clone(), pages: true, outline: false };
@@ -223,7 +223,7 @@ fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
     let order = order(&c, &[]);
     let runtime = runtime();
     runtime.block_on(async {
-        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let backup = agent.assignment().await;
         assert!(backup.may_keep, "the coordinator knows what is kept");
         let own = backup.assignment;
@@ -291,7 +291,7 @@ fn a_quota_outlives_the_coordinator() {
         crc32: 0,
     };
     runtime.block_on(async {
-        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let own = agent.assignment().await.assignment;
         let mut upload = UploadClient::new(agent.channel.clone());
         let mut n = 0;
@@ -311,7 +311,7 @@ fn a_quota_outlives_the_coordinator() {
     let next = c.coordinator_with("next", &[]);
     next.wait_for_log("a run that another coordinator left goes on");
     runtime.block_on(async {
-        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let own = agent.assignment().await.assignment;
         // A copy of the volume more, since what was on its way may have to be stored again; not all of a quota anew.
         let mut upload = UploadClient::new(agent.channel.clone());
@@ -338,7 +338,7 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
     let order = order(&c, &ROLES);
     let runtime = runtime();
     let victim = runtime.block_on(async {
-        let mut agent = Played::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
+        let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let backup = agent.assignment().await;
         let own = backup.assignment.clone();
         // The other node's content is no secret to it, let us say.

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::cut::{CutRegion, Cutting, cut_region};
-use super::held::Held;
 use super::read::{Failed, named_pieces, read_named};
+use super::region_bytes::RegionBytes;
 use super::{IN_FLIGHT, ParentExtent};
 use crate::budget::Permit;
 use crate::buffer::Buffer;
@@ -40,7 +40,7 @@ pub(super) struct Few {
 /// What became of it.
 pub(super) struct Seen {
     pub(super) cut: CutRegion,
-    pub(super) held: Held,
+    pub(super) held: RegionBytes,
     pub(super) permit: Permit,
     /// Bytes that were read.
     pub(super) read: u64,
@@ -104,7 +104,7 @@ fn read_together(io: &Workers, source: &dyn Source, mut batch: Vec<(Few, Answer)
         let Few { offset, len, named, buffer, permit, predicted, how, .. } = few;
         let read = if all_read {
             let read = named.iter().map(|r| r.len() as u64).sum();
-            Ok((Held::parts(buffer, named, len), read))
+            Ok((RegionBytes::parts(buffer, named, len), read))
         } else {
             // Each by itself: whoever can be read does not fail for another, and who fails says where.
             io.install(|| read_named(source, buffer, offset, len, named))

@@ -9,7 +9,7 @@ use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::troublemaker::{Trouble, Troublemaker};
 use milkrun_tests::{is_root, noise, skip};
 
-use crate::hosts::make_bucket;
+use crate::network_partitions::make_bucket;
 
 const SIZE: usize = 64 << 20;
 

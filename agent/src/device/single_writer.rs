@@ -15,7 +15,7 @@ pub(super) struct Ended;
 
 /// The turns of one target; `E` is why a write failed.
 #[derive(Debug)]
-pub(super) struct Turns<E> {
+pub(super) struct SingleWriter<E> {
     state: Mutex<State<E>>,
     changed: Condvar,
     left_max: usize,
@@ -49,7 +49,7 @@ struct Piece {
     parts: Vec<Part>,
 }
 
-impl<E> Turns<E> {
+impl<E> SingleWriter<E> {
     /// With at most about `left_max` bytes (one buffer more) left to whoever writes.
     pub(super) fn new(left_max: usize) -> Self {
         let state = State {
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     fn fill(
-        turns: &Turns<u64>,
+        turns: &SingleWriter<u64>,
         image: &Mutex<Vec<u8>>,
         inside: &AtomicUsize,
         thread: usize,
@@ -226,9 +226,9 @@ mod tests {
         })
     }
 
-    fn run(fail_at: Option<u64>) -> (Vec<bool>, Arc<Turns<u64>>, Vec<u8>) {
+    fn run(fail_at: Option<u64>) -> (Vec<bool>, Arc<SingleWriter<u64>>, Vec<u8>) {
         // Room for hardly more than two buffers: they wait for each other.
-        let turns = Arc::new(Turns::new(250));
+        let turns = Arc::new(SingleWriter::new(250));
         let image = Arc::new(Mutex::new(vec![0; 80_000]));
         let inside = Arc::new(AtomicUsize::new(0));
         let threads: Vec<_> = (0..4)
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_after_the_end() {
-        let turns = Arc::new(Turns::<()>::new(20));
+        let turns = Arc::new(SingleWriter::<()>::new(20));
         let (ended, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let writers: Vec<_> = (0..3)
             .map(|_| {

@@ -5,14 +5,14 @@ use milkrun_repository::point::journal;
 use milkrun_repository::volume_map::{Extent, Leaf, MapRef};
 
 /// The next part of a map.
-pub(super) enum Made {
+pub(super) enum MapPart {
     /// A leaf that is stored: the parent's, or a new one.
     Leaf { offset: u64, reference: MapRef, leaf: Leaf, needs: Vec<PackId>, unchanged: bool },
     /// A hole, however long.
     Hole { offset: u64 },
 }
 
-impl Made {
+impl MapPart {
     /// As it stands in the journal, up to `end`.
     pub(super) fn noted(&self, end: u64) -> journal::Region {
         let (offset, unchanged, runs) = match self {
