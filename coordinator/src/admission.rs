@@ -1,5 +1,6 @@
 //! How much may be on its way to the store, from all nodes together: so many bytes at once, and so many bytes per second. A pack
-//! is admitted before its grant is signed, so that no grant grows old while it waits. First come, first served.
+//! is admitted before its grant is signed, so that no grant grows old while it waits. Of each node: first come, first served. Where there are several,
+//! one has at most half of the bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +30,8 @@ pub(crate) struct Admission {
 struct Shared {
     state: Mutex<State>,
     changed: Notify,
-    /// Who waits, one behind the other.
-    queue: tokio::sync::Mutex<()>,
+    /// Who waits, one behind the other, for each node.
+    queues: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Default)]
@@ -40,6 +41,8 @@ struct State {
     next: Option<Instant>,
     /// What the inventory said last.
     limits: StoreLimits,
+    /// Whether it has more than one node.
+    several: bool,
 }
 
 struct UnderWay {
@@ -57,6 +60,10 @@ impl State {
     fn bytes(&mut self, now: Instant) -> u64 {
         self.under_way.retain(|_, u| now - u.since < FORGET_AFTER);
         self.under_way.values().fold(0, |sum, u| sum.saturating_add(u.bytes))
+    }
+
+    fn bytes_of(&self, node: &str) -> u64 {
+        self.under_way.values().filter(|u| u.node == node).fold(0, |sum, u| sum.saturating_add(u.bytes))
     }
 }
 
@@ -90,30 +97,50 @@ impl Admission {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the inventory says now; while it can't be read, what it said last.
-    fn limits(&self) -> StoreLimits {
+    /// What the inventory says now, and whether there is one node alone; while it can't be read, what it said last.
+    fn limits(&self) -> (StoreLimits, bool) {
         let loads = self.inventory.loads();
         let mut state = self.state();
         match loads {
-            Ok(loads) => state.limits = loads.store,
+            Ok(loads) => {
+                state.limits = loads.store;
+                state.several = loads.nodes.is_some_and(|nodes| nodes.len() > 1);
+            }
             Err(e) => tracing::warn!(error = %e, "uploads are bounded as before"),
         }
-        state.limits.clone()
+        (state.limits.clone(), !state.several)
+    }
+
+    fn queue(&self, node: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those in which nobody is.
+        queues.retain(|_, queue| Arc::strong_count(queue) > 1);
+        queues.entry(node.to_owned()).or_default().clone()
+    }
+
+    /// Whether a pack is on its way for another run, or from another node.
+    pub(crate) fn is_of_another(&self, pack: &PackId, node: &str, run: &RunId) -> bool {
+        self.state().under_way.get(pack).is_some_and(|u| u.node != node || u.of.0 != *run)
     }
 
     /// Waits until a pack may leave.
     pub(crate) async fn admit(&self, node: &str, of: Of, pack: PackId, bytes: u64) -> Admitted<'_> {
-        // The lock is fair: whoever came first is let through first.
-        let _turn = self.shared.queue.lock().await;
+        // The lock is fair: of a node's, whoever came first is let through first. Nodes don't stand behind each other.
+        let queue = self.queue(node);
+        let _turn = queue.lock().await;
         loop {
             let changed = self.shared.changed.notified();
             // Anew each time: what is edited counts for those who wait, too.
-            let limits = self.limits();
+            let (limits, alone) = self.limits();
             let wait = {
                 let (mut state, now) = (self.state(), Instant::now());
-                let others = state.bytes(now);
+                let (others, own) = (state.bytes(now), state.bytes_of(node));
                 // One larger than the limit goes alone.
-                let fits = others == 0 || limits.bytes_in_flight.is_none_or(|max| others.saturating_add(bytes) <= max);
+                let fits = limits.bytes_in_flight.is_none_or(|max| {
+                    let all = others == 0 || others.saturating_add(bytes) <= max;
+                    // What a node has leave to store and never stores must leave room for the others.
+                    all && (alone || own == 0 || own.saturating_add(bytes) <= max / 2)
+                });
                 let rate = limits.bandwidth.at(Moment::now());
                 let starts = rate.and(state.next).unwrap_or(now);
                 if fits && starts <= now {
@@ -177,8 +204,12 @@ mod tests {
     use crate::inventory::file::InventoryFile;
 
     fn admission(store: &str) -> (Admission, tempfile::NamedTempFile) {
+        admission_of(store, "")
+    }
+
+    fn admission_of(store: &str, nodes: &str) -> (Admission, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), format!("store: {{ {store} }}")).unwrap();
+        std::fs::write(file.path(), format!("store: {{ {store} }}\n{nodes}")).unwrap();
         let inventory = InventoryFile::open(file.path()).unwrap();
         assert!(inventory.application(&"shop".parse::<AppName>().unwrap()).is_err());
         (Admission::new(Arc::new(inventory)), file)
@@ -223,6 +254,23 @@ mod tests {
         let began = Instant::now();
         admission.admit("a", of(1), pack(7), 500).await.granted();
         assert!(began.elapsed() >= FORGET_AFTER - Duration::from_secs(61));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_stores_nothing_of_what_it_may_keeps_no_other_from_storing() {
+        let (admission, _file) = admission_of("bytes_in_flight: 100", "nodes: { a: , b: }");
+        admission.admit("b", of(1), pack(1), 40).await.granted();
+        admission.admit("b", of(1), pack(2), 10).await.granted();
+        let (greedy, waits) = (admission.clone(), Duration::from_secs(60));
+        let third = tokio::spawn(async move { greedy.admit("b", of(1), pack(3), 10).await.granted() });
+        tokio::time::sleep(waits).await;
+        assert!(!third.is_finished(), "more than half, and it waits");
+        // Nobody stands behind it.
+        admission.admit("a", of(2), pack(4), 50).await.granted();
+        assert!(admission.is_of_another(&pack(4), "b", &of(2).0) && admission.is_of_another(&pack(4), "a", &of(1).0));
+        assert!(!admission.is_of_another(&pack(4), "a", &of(2).0));
+        admission.done(&pack(1));
+        third.await.unwrap();
     }
 
     #[test]

@@ -35,6 +35,7 @@ use futures::StreamExt;
 use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
+use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{ChunkId, PackId, PointId, SegmentId};
 use milkrun_repository::index::{ChunkIndex, IndexCache, PackInfo};
 use milkrun_repository::keys::envelope::{self, Kind};
@@ -60,6 +61,9 @@ const SEGMENT_ENTRIES: usize = 512 * 1024;
 /// Bytes that may be granted before it is written down how many.
 const GRANTED_UNWRITTEN: u64 = 256 << 20;
 
+/// HEADs have seconds.
+const STORE_TICK: Duration = Duration::from_secs(1);
+
 /// How often a node is told that others wait for what it is storing: each time it sends packs that are not full.
 const HURRY_EVERY: Duration = Duration::from_secs(5);
 
@@ -68,6 +72,8 @@ pub struct Run {
     repository: Arc<Repository>,
     cache: IndexCache,
     root: Root,
+    /// When it began, by the store's clock.
+    since: Moment,
     /// Where the repository was when this run began.
     began_in: String,
     locks: Locks,
@@ -298,6 +304,7 @@ impl Run {
             }
             quota.granted = granted;
         }
+        self.is_free(&node, &pack).await?;
         self.note_granted(&node, volume, length);
         // Checkpoints mostly write it down before it comes to that.
         if self.granted_unwritten.load(Ordering::Relaxed) >= GRANTED_UNWRITTEN {
@@ -307,6 +314,26 @@ impl Run {
         metrics::counter!("milkrun_grants_total").increment(1);
         let terms = PutTerms { key: Key::pack(&pack), length, crc32, lock: self.locks.packs };
         Ok(self.repository.store.grant_put(&terms).await?)
+    }
+
+    /// Whether a pack's name is this agent's to take. An agent in the wrong hands could else report a pack of another application as its
+    /// own, and what it says of it would stand beside the truth. What this run stored itself may be there: an answer was lost.
+    async fn is_free(&self, node: &str, pack: &PackId) -> Result<(), BackupError> {
+        // In the embedded mode agent and coordinator are one.
+        if self.journal.is_none() {
+            return Ok(());
+        }
+        match lock(&self.granted).get(pack) {
+            Some(granted) if granted.node == node => return Ok(()),
+            Some(_) => return Err(BackupError::Foreign(*pack)),
+            None => {}
+        }
+        match self.repository.store.head(&Key::pack(pack), None).await {
+            // A listing and a HEAD may differ by the fraction of a second.
+            Ok(head) if head.modified.plus(STORE_TICK) < self.since => Err(BackupError::Foreign(*pack)),
+            Ok(_) | Err(GetError::NotFound(_)) => Ok(()),
+            Err(GetError::Failed(f)) => Err(f.into()),
+        }
     }
 
     /// For the next leader's count of quotas. Written down with whatever comes next, or when it has come to [`GRANTED_UNWRITTEN`].

@@ -18,6 +18,7 @@ pub mod inventory;
 mod journal;
 pub mod leader;
 pub mod manifests;
+mod one_line;
 pub mod restore;
 pub mod rpc;
 pub mod runs;

@@ -80,12 +80,12 @@ pub enum RestoreError {
         node: String,
     },
     /// Whoever ordered may not restore this application.
-    #[error("{who} has no role to restore {application}")]
+    #[error("{who} has no role to restore the application of {selector}")]
     Role {
         /// Who ordered.
         who: String,
-        /// Which application.
-        application: String,
+        /// What was asked for: whose point it is, is none of theirs to know.
+        selector: String,
     },
     /// Another coordinator goes on with it.
     #[error("{0} was written by somebody else: another coordinator leads, and goes on with the restore")]

@@ -33,18 +33,23 @@ fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
     let c = Cluster::in_directory();
     // A point of before, so that there is something to read.
     let [coordinator, b] = a_point_and_then_node_a_is_gone(&c);
+    // Older than the run, by the seconds that stores have.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
     // node-b is gone as well: its volume waits, so that the run stays open while we try.
     drop(b);
     coordinator.wait_for_log("an agent is gone node=\"node-b\"");
-    let mut order = order(&c, &[]);
+    let order = order(&c, &[]);
     let run_id = wait_for("the run", || {
         let run = c.runs().into_iter().find(|r| r["state"] == "running")?;
         Some(run["run"].as_str().unwrap().to_owned())
     });
     let runtime = runtime();
     runtime.block_on(tries(&c));
-    c.run(&["cancel", &run_id]).ok();
-    assert_eq!(order.wait().unwrap().code(), Some(1));
+    // It may have failed of what the agent said last.
+    c.run(&["cancel", &run_id]);
+    let ended = milkrun_tests::binary::ran(order.wait_with_output());
+    assert_eq!(ended.code, Some(1));
+    assert!(!ended.err.lines().any(|l| l.starts_with("rp-2030")), "{}", ended.err);
     let points = c.repository().run(["points", "--json"]).ok().json();
     assert_eq!(points["points"].as_array().unwrap().len(), 1, "nothing of it is listed");
     c.repository().run(["verify", "--data"]).ok();
@@ -118,6 +123,15 @@ async fn tries(c: &Cluster) {
         assert!(granted < 1 << 30, "no quota");
     }
     assert!(granted >= 24 << 20, "a quota that an honest agent could not keep: {granted}");
+    // A pack of before, whoever stored it: what it said of it would stand beside the truth.
+    let packs = c.folder().join("repository/packs");
+    let one = fs::read_dir(fs::read_dir(&packs).unwrap().next().unwrap().unwrap().path()).unwrap().next().unwrap();
+    let name = one.unwrap().file_name().into_string().unwrap();
+    let byte = |at: usize| u8::from_str_radix(&name[at..at + 2], 16).unwrap();
+    let foreign: Vec<u8> = (0..name.len()).step_by(2).map(byte).collect();
+    let theirs = wire::GrantRequest { pack: foreign.into(), ..grant(1 << 20, 0) };
+    let refused = upload.grant(theirs).await;
+    assert!(refused.as_ref().is_err_and(|e| e.message().contains("not this run's to store")), "{refused:?}");
     // A pack that it never stored.
     let seal = wire::SealRequest {
         assignment: Some(own.clone()),
@@ -161,6 +175,10 @@ async fn tries(c: &Cluster) {
     assert_eq!(code(control.drain(drain).await), Code::PermissionDenied);
     let restore = control::RestoreRequest { selector: "shop".into(), manifests: true, ..Default::default() };
     assert_eq!(code(control.restore(restore).await), Code::PermissionDenied);
+    // What it says for people is one line of theirs.
+    let reason = "broken\nrp-20300101t000000z-0000000000000000  shop  ok".to_owned();
+    let failed = wire::Failed { assignment: Some(own), reason, kind: wire::failed::Kind::Source.into() };
+    agent.up.send(wire::FromAgent { message: Some(wire::from_agent::Message::Failed(failed)) }).await.unwrap();
     drop(agent.up);
 }
 

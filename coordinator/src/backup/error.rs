@@ -71,6 +71,9 @@ pub enum BackupError {
     /// An agent seals what it was not granted.
     #[error("pack {0} was not granted to this node, or is sealed already")]
     Ungranted(PackId),
+    /// An agent asks for a pack that somebody else stored, or is storing.
+    #[error("pack {0} is not this run's to store")]
+    Foreign(PackId),
     /// An agent wants to store more than its volumes can need.
     #[error("the agent of {node} wants to store more than {most} bytes, which its volumes can't need")]
     Quota {

@@ -80,7 +80,7 @@ pub(crate) async fn execute(
         lock_until: locks.point.map(|l| l.until),
     };
     let lease = take_lease(coordinator, &root, &order.host).await?;
-    let plan = Plan { root, choice, locks, rpo, left: None, inbox };
+    let plan = Plan { root, since: lease.made, choice, locks, rpo, left: None, inbox };
     execute_plan(coordinator, &order, plan, feed, lease).await
 }
 
@@ -93,7 +93,7 @@ pub(super) async fn execute_plan(
     order: &Order,
     plan: Plan,
     feed: &Feed,
-    (lease_key, lease_version): (Key, Version),
+    lease: Taken,
 ) -> Result<control::BackupDone, BackupError> {
     let began = tokio::time::Instant::now();
     let (repository, id) = (&coordinator.repository, plan.root.run);
@@ -128,13 +128,13 @@ pub(super) async fn execute_plan(
         }
         Journal::delete(repository, &id).await;
     }
-    if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {
+    if let Err(e) = repository.store.delete(&lease.key, &lease.version).await {
         tracing::debug!(error = %e, "the lease stays for the collector");
     }
     result
 }
 
-async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<(Key, Version), BackupError> {
+async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<Taken, BackupError> {
     let repository = &coordinator.repository;
     let key = Key::lease(&root.run);
     let body = Lease::of(root, coordinator.epoch, host).encode();
@@ -144,13 +144,23 @@ async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Resul
         Err(CreateError::Failed(f)) => return Err(f.into()),
         Err(e) => return Err(BackupError::Create(key, e)),
     };
-    check_store_clock(&*repository.store, &key).await?;
-    Ok((key, version))
+    let made = check_store_clock(&*repository.store, &key).await?;
+    Ok(Taken { key, version, made })
+}
+
+/// A lease that this coordinator holds.
+pub(super) struct Taken {
+    pub(super) key: Key,
+    pub(super) version: Version,
+    /// When it was made, by the store's clock.
+    pub(super) made: Moment,
 }
 
 /// What is settled before anything moves.
 pub(super) struct Plan {
     pub(super) root: Root,
+    /// When it began, by the store's clock.
+    pub(super) since: Moment,
     pub(super) choice: Choice,
     pub(super) locks: Locks,
     pub(super) rpo: Option<Duration>,
@@ -168,7 +178,7 @@ async fn run(
     began: tokio::time::Instant,
 ) -> Result<control::BackupDone, BackupError> {
     let repository = &coordinator.repository;
-    let Plan { root, choice, locks, rpo, left, inbox } = plan;
+    let Plan { root, since, choice, locks, rpo, left, inbox } = plan;
     let began_in = repository.store.identity().await?;
     let witness = coordinator.cache.witness();
     witness.stands_at(&repository.store.address())?;
@@ -194,6 +204,7 @@ async fn run(
         repository: repository.clone(),
         cache: coordinator.cache.clone(),
         root,
+        since,
         began_in,
         locks,
         index: Mutex::new(index),

@@ -13,9 +13,9 @@ use milkrun_repository::point::ended;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::Root;
-use milkrun_repository::store::{Failure, GetError, Key, Listed, Trouble, Version, read_listed};
+use milkrun_repository::store::{Failure, GetError, Listed, Trouble, read_listed};
 
-use super::execute::{self, Plan};
+use super::execute::{self, Plan, Taken};
 use super::order::Order;
 use super::parent::Choice;
 use crate::Coordinator;
@@ -32,8 +32,7 @@ const LOOKS: usize = 16;
 /// A run that was left.
 struct Found {
     lease: Lease,
-    lease_key: Key,
-    lease_version: Version,
+    taken: Taken,
     left: Left,
 }
 
@@ -58,7 +57,7 @@ impl Found {
                 restore,
                 began: self.lease.moment,
                 left: self.left,
-                lease: (self.lease_key, self.lease_version),
+                lease: (self.taken.key, self.taken.version),
             }),
             _ => Err(Box::new(self)),
         }
@@ -158,15 +157,16 @@ async fn find(coordinator: &Coordinator, run: RunId, listed: &Listed) -> Result<
         return Ok(None);
     }
     let left = Journal::read(repository, &run).await.map_err(|e| chain(&e))?;
-    Ok(left.map(|left| Found { lease, lease_key, lease_version, left }))
+    let taken = Taken { key: lease_key, version: lease_version, made: listed.modified };
+    Ok(left.map(|left| Found { lease, taken, left }))
 }
 
 async fn go_on(coordinator: &Coordinator, found: Found) {
-    let Found { lease, lease_key, lease_version, left } = found;
+    let Found { lease, taken, left } = found;
     if left.told.contains(&Record::Ended) {
         tracing::info!(run = %lease.run, "a run had ended; what is left of it goes");
         Journal::delete(&coordinator.repository, &lease.run).await;
-        let _ = coordinator.repository.store.delete(&lease_key, &lease_version).await;
+        let _ = coordinator.repository.store.delete(&taken.key, &taken.version).await;
         return;
     }
     let begun = left.told.iter().find_map(|r| match r {
@@ -198,10 +198,17 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     };
     let rpo = coordinator.inventory.application(&begin.application).ok().and_then(|a| a.rpo);
     let (inbox, _announced) = coordinator.runs.announce(lease.run);
-    let plan =
-        Plan { root, choice: begin.parent.map_or(Choice::None, Choice::Point), locks, rpo, left: Some(left), inbox };
+    let plan = Plan {
+        root,
+        since: taken.made,
+        choice: begin.parent.map_or(Choice::None, Choice::Point),
+        locks,
+        rpo,
+        left: Some(left),
+        inbox,
+    };
     let order = Order { allow_empty, ..order_of(begin, wishes) };
-    let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, (lease_key, lease_version)).await {
+    let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, taken).await {
         Ok(done) => Outcome::BackedUp(done),
         Err(e) => {
             tracing::error!(run = %lease.run, reason = milkrun_repository::point::catalog::chain(&e), "a run failed");

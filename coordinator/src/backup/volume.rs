@@ -22,10 +22,11 @@ use super::parent_region::{ParentRegion, Placed};
 use super::{BackupError, Run, joined, lock};
 use crate::assignment::RefusedCall;
 use crate::journal::Journal;
+use crate::one_line::one_line;
 
-/// Notes of a volume, and bytes of each.
+/// Notes of a volume, and characters of each.
 const NOTES_MAX: usize = 64;
-const NOTE_MAX: usize = 1024;
+const NOTE_MAX: usize = 256;
 
 /// Extents of a region beyond one for each page: the last of a stream may be short.
 const EXTENTS_SPARE: u64 = 16;
@@ -451,9 +452,7 @@ impl Run {
         // They stand in the root, and an agent in the wrong hands could fill it with them.
         notes.truncate(NOTES_MAX);
         for note in &mut notes {
-            if note.len() > NOTE_MAX {
-                *note = note.chars().take(NOTE_MAX / 4).collect();
-            }
+            *note = one_line(note, NOTE_MAX);
         }
         if build.leaves_out && build.resumed_at > 0 && !notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)) {
             // What an earlier attempt handed over stays.

@@ -95,7 +95,7 @@ pub(super) async fn look_up(
     if let Some(by) = by
         && !by.may(Action::Restore, Some(application.as_str()))
     {
-        return Err(RestoreError::Role { who: by.to_string(), application: application.to_string() });
+        return Err(RestoreError::Role { who: by.to_string(), selector: order.selector_text.clone() });
     }
     let names: Vec<String> = point.body.volumes.iter().map(|v| v.name.to_string()).collect();
     let wanted = check_targets(order, &names)?;

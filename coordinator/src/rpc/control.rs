@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::transport::connection::peer_of;
+use super::transport::gate::Kept;
 use super::{run_events, status};
 use crate::inventory::{Reach, SourceSpec};
 use crate::runs::RunEvent;
@@ -146,6 +147,7 @@ impl Control for Service {
         request: Request<Streaming<control::BackupRequest>>,
     ) -> Result<Response<Self::BackupStream>, Status> {
         let peer = peer_of(&request)?;
+        let kept = request.extensions().get::<Kept>().cloned();
         let mut incoming = request.into_inner();
         let first = incoming.message().await?.and_then(|m| m.message);
         let Some(control::backup_request::Message::Order(order)) = first else {
@@ -178,6 +180,8 @@ impl Control for Service {
                 }
             };
             shown.end(outcome);
+            // The run has the manifests until here, whether anybody waits for it or not.
+            drop(kept);
         };
         tokio::spawn(work.instrument(span));
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);

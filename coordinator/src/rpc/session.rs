@@ -15,6 +15,7 @@ use super::status;
 use super::transport::connection::caller_of;
 use crate::Coordinator;
 use crate::agents::{Link, Registration};
+use crate::one_line::one_line;
 use crate::runs::inbox::Rooms;
 use crate::runs::{RunEvent, run_of};
 
@@ -28,6 +29,10 @@ const HEARTBEATS_MISSED: u32 = 4;
 
 /// How often it is looked whether the inventory still has an agent's node.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Characters of why a volume failed, and of an agent's release.
+const REASON_MAX: usize = 4096;
+const VERSION_MAX: usize = 64;
 
 /// The service.
 pub struct Service(pub Coordinator);
@@ -58,7 +63,7 @@ impl Session for Service {
         let coordinator = self.0.clone();
         let registration = Registration {
             node: node.clone(),
-            version: register.version.clone(),
+            version: one_line(&register.version, VERSION_MAX),
             protocol: register.protocol,
             volumes_max: usize::try_from(register.volumes).ok().filter(|&n| n > 0),
             instance: register.instance.to_vec(),
@@ -163,8 +168,11 @@ impl Listening {
         }
     }
 
-    async fn take(&self, message: wire::from_agent::Message, rooms: &mut Rooms) {
+    async fn take(&self, mut message: wire::from_agent::Message, rooms: &mut Rooms) {
         use wire::from_agent::Message as M;
+        if let M::Failed(failed) = &mut message {
+            failed.reason = one_line(&failed.reason, REASON_MAX);
+        }
         let (coordinator, node) = (&self.coordinator, &self.node);
         if let M::Draining(_) = message {
             coordinator.agents.leaving(node);
@@ -198,7 +206,7 @@ impl Service {
             return Err(Status::failed_precondition(format!(
                 "the agent (release {}) speaks protocol {}; this coordinator (release {}) speaks {} to {}: \
                  update the older one",
-                register.version,
+                one_line(&register.version, VERSION_MAX),
                 register.protocol,
                 env!("CARGO_PKG_VERSION"),
                 PROTOCOLS.start(),

@@ -75,6 +75,7 @@ pub fn backup(e: &BackupError) -> Status {
         | BackupError::NoNode { .. }
         | BackupError::Refused(_)
         | BackupError::Ungranted(_)
+        | BackupError::Foreign(_)
         | BackupError::Journal(_)
         | BackupError::Inventory(_)
         | BackupError::Commit(_)

@@ -16,13 +16,13 @@ use super::answers::{Answers, Streams, answers};
 use super::transport::connection::peer_of;
 use super::{convert, status};
 use crate::Coordinator;
-use crate::backup::{Answer, Detail, Run};
+use crate::backup::{Answer, BackupError, Detail, Run};
 use crate::runs::RunEvent;
 
 /// Bytes of a pack at least: header, footer and the tag of a directory.
 const PACK_BYTES_MIN: u64 = (HEADER_LEN + FOOTER_LEN + TAG_LEN) as u64;
-/// Bytes of a pack at most: places in it have 32 bits.
-const PACK_BYTES_MAX: u64 = u32::MAX as u64;
+/// Bytes of a pack at most. Agents fill them to 32 MiB; a longer one would only keep others from the line.
+const PACK_BYTES_MAX: u64 = 64 << 20;
 /// Leaves that one sample has at most.
 const SAMPLES_MAX: u32 = 256;
 /// Of which so many are read side by side.
@@ -148,6 +148,9 @@ impl Upload for Service {
         }
         let id = RunId::try_from(&a.run[..]).map_err(|_| status::nonsense("a run id of another length"))?;
         let of = (id, a.volume.clone());
+        if self.0.admission.is_of_another(&pack, peer.node().unwrap_or_default(), &id) {
+            return Err(status::backup(&BackupError::Foreign(pack)));
+        }
         let admitted = self.0.admission.admit(peer.node().unwrap_or_default(), of, pack, request.length).await;
         // It may have waited for long: is it still its assignment?
         let (run, a) = self.run(request.assignment.as_ref(), &peer)?;

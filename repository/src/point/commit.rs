@@ -402,9 +402,9 @@ pub fn check_clock(modified: Moment, ours: Moment) -> Result<(), CommitError> {
 ///
 /// # Errors
 /// [`CommitError`].
-pub async fn check_store_clock(store: &dyn Store, key: &Key) -> Result<(), CommitError> {
+pub async fn check_store_clock(store: &dyn Store, key: &Key) -> Result<Moment, CommitError> {
     match store.head(key, None).await {
-        Ok(head) => check_clock(head.modified, Moment::now()),
+        Ok(head) => check_clock(head.modified, Moment::now()).map(|()| head.modified),
         Err(GetError::NotFound(_)) => Err(CommitError::Vanished(key.clone())),
         Err(GetError::Failed(f)) => Err(f.into()),
     }

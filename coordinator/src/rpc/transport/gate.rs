@@ -37,6 +37,10 @@ const ORDER: &str = "/milkrun.control.v1.Control/Backup";
 /// What is counted of a call, until neither its request nor its answer is needed any more.
 type Counted = Arc<(Call, Mutex<Option<Charge>>)>;
 
+/// What a call brought is counted as long as this lives: for a service that keeps it beyond the call.
+#[derive(Clone)]
+pub(crate) struct Kept(#[expect(dead_code, reason = "dropped, not read")] Counted);
+
 impl<S> Service<Request<Body>> for Gate<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
@@ -64,10 +68,11 @@ where
         let charge = of.and_then(|of| call.charge(of));
         let time = of.and_then(|of| call.time(of));
         let counted: Counted = Arc::new((call, Mutex::new(charge)));
-        let request = request.map(|inner| {
+        let mut request = request.map(|inner| {
             let deadline = time.map(|t| Box::pin(tokio::time::sleep(t)));
             Body::new(Arriving { inner, deadline, counted: counted.clone() })
         });
+        request.extensions_mut().insert(Kept(counted.clone()));
         let answer = self.0.call(request);
         Box::pin(async move {
             let answer = answer.await?;
