@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use crate::id::{AppHash, NoteId, PackId};
 use crate::keys::envelope::{self, Kind};
 use crate::repository::Repository;
-use crate::store::{CreateError, Failure, GetError, Key, Trouble, list, read};
+use crate::store::{CreateError, Failure, GetError, Key, Trouble, list, read_listed};
 use crate::wire::{Decoder, Encoder, Malformed};
 
 /// The body's bytes.
@@ -52,8 +52,8 @@ pub async fn load(repository: &Repository, app: &AppHash) -> Result<BTreeSet<Pac
     let (store, id) = (&*repository.store, &repository.config.id);
     let mut packs = BTreeSet::new();
     for listed in list(store, &Key::all_damaged(app)).await? {
-        let key = listed.key;
-        let object = match read(store, &key, None).await {
+        let key = listed.key.clone();
+        let object = match read_listed(store, &listed).await {
             Ok(object) => object,
             Err(GetError::NotFound(_)) => continue,
             Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {

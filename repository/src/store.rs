@@ -387,8 +387,20 @@ pub async fn read_listed(store: &dyn Store, listed: &Listed) -> Result<Bytes, Ge
     if listed.length > max {
         return Err(too_long(&listed.key, max).into());
     }
+    // A sparse file costs whoever plants it nothing, and whoever reads it as much as it seems to have.
+    if listed.length > LOOKED_AT {
+        let begin = store.get(&listed.key, Some(&listed.version), Some(0..BEGIN)).await?;
+        if begin.iter().all(|b| *b == 0) {
+            let why = "it begins with zeros, and no object of ours does";
+            return Err(Failure::new(Operation::Get, &listed.key, Trouble::Foreign).because(why).into());
+        }
+    }
     read(store, &listed.key, Some(&listed.version)).await
 }
+
+/// Bytes of a listed object beyond which its beginning is looked at first, and how much of it.
+const LOOKED_AT: u64 = 4 << 20;
+const BEGIN: u64 = 16;
 
 fn too_long(key: &Key, max: u64) -> Failure {
     let why = format!("it is longer than {max} bytes, and no such object is");

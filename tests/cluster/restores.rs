@@ -216,10 +216,14 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     for (i, of_run) in of_run.iter().enumerate() {
         copy(&repository.join(of_run), &saved.join(i.to_string()));
     }
-    // Nor does it help to take the key at which its end would stand.
+    // Nor does it help to take keys at which its end could stand, or what the next leader would write in its journal.
     let end = repository.join("ended").join(&run);
     fs::create_dir_all(&end).unwrap();
-    fs::write(end.join("00000000"), "rubbish").unwrap();
+    for n in 0..100 {
+        fs::write(end.join(format!("{n:08}")), "rubbish").unwrap();
+        fs::write(end.join(format!("{n:016x}")), "rubbish").unwrap();
+        fs::write(repository.join(format!("journal/{run}/{:016x}-{:08x}", 2, n + 1)), "rubbish").unwrap();
+    }
     let mut next = c.coordinator_with("next", &[]);
     let _b = c.agent("node-b");
     wait_for("the restore's end", || {

@@ -212,13 +212,14 @@ impl Progress {
 
     async fn try_end(&self) -> bool {
         let Some(journal) = &self.journal else { return true };
-        journal.note(Record::Ended);
-        if !matches!(tokio::time::timeout(NOTE_LIMIT, journal.write()).await, Ok(Ok(()))) {
-            return false;
-        }
+        // First of all, and whatever becomes of the journal: somebody may hold its next key.
         let ended = ended::write(&self.repository, &self.run);
         if !matches!(tokio::time::timeout(NOTE_LIMIT, ended).await, Ok(Ok(()))) {
             return false;
+        }
+        journal.note(Record::Ended);
+        if let Ok(Err(e)) = tokio::time::timeout(NOTE_LIMIT, journal.write()).await {
+            tracing::warn!(run = %self.run, error = %e, "the end of a restore is not in its journal, only beside it");
         }
         // The lease first: it is what others look for.
         if let Some((key, version)) = &self.lease

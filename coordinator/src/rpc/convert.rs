@@ -23,7 +23,7 @@ pub fn put_grant(g: &PutGrant) -> wire::Grant {
         PutGrant::Presigned { url, headers } => presigned(url, headers),
         PutGrant::File { root, key, lock: l } => wire::grant::Kind::File(wire::grant::File {
             root: root.display().to_string(),
-            key: key.to_string(),
+            key: key.as_str().to_owned(),
             lock: l.map(lock),
         }),
     };
@@ -36,7 +36,7 @@ pub fn get_grant(g: &GetGrant) -> wire::Grant {
         GetGrant::Presigned { url, headers } => presigned(url, headers),
         GetGrant::File { root, key } => wire::grant::Kind::File(wire::grant::File {
             root: root.display().to_string(),
-            key: key.to_string(),
+            key: key.as_str().to_owned(),
             lock: None,
         }),
     };

@@ -10,7 +10,7 @@ use crate::id::{AppHash, ChunkId, PackId, RepositoryId, SegmentId};
 use crate::keys::KeyRing;
 use crate::keys::envelope::{self, Kind};
 use crate::pack::Place;
-use crate::store::{Failure, GetError, Key, Store, Trouble, list, read};
+use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, list, read_listed};
 
 /// Everything that is known of one domain.
 #[derive(Default)]
@@ -41,19 +41,19 @@ impl ChunkIndex {
         cache: &IndexCache,
     ) -> Result<Self, Failure> {
         let listed = list(store, &Key::segments(domain)).await?;
-        let named: Vec<(SegmentId, Key, u64)> =
-            listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?.1, l.key, l.length))).collect();
+        let named: Vec<(SegmentId, Listed)> =
+            listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?.1, l))).collect();
         // Whoever may write can put long rubbish there: it is not all in memory at once.
         let room = &Semaphore::new(LOAD_MIB);
-        let loads = named.into_iter().map(|(id, key, length)| async move {
-            let key = &key;
-            let wanted = usize::try_from(length >> 20).unwrap_or(LOAD_MIB).clamp(1, LOAD_MIB);
+        let loads = named.into_iter().map(|(id, listed)| async move {
+            let key = &listed.key;
+            let wanted = usize::try_from(listed.length >> 20).unwrap_or(LOAD_MIB).clamp(1, LOAD_MIB);
             // Nobody closes it.
             let _room = room.acquire_many(u32::try_from(wanted).unwrap_or(1)).await;
             if let Some(mapped) = cache.open(&id) {
                 return Ok(Some((id, mapped)));
             }
-            let object = match read(store, key, None).await {
+            let object = match read_listed(store, &listed).await {
                 Ok(object) => object,
                 Err(GetError::NotFound(_)) => return Ok(None),
                 Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {

@@ -1,4 +1,4 @@
-//! `ended/<run>/<n>`: a run is over, well or not, and nobody goes on with it. It stays when the run's journal and lease are gone: who
+//! `ended/<run>/<random>`: a run is over, well or not, and nobody goes on with it. It stays when the run's journal and lease are gone: who
 //! may write to the bucket could put those back, and an old restore would write over what is there since. Sealed in an
 //! [envelope]; locked, where the repository locks, for as long as a run may be gone on with.
 //!
@@ -8,11 +8,13 @@
 
 use std::time::Duration;
 
-use crate::clock::Moment;
+use futures::StreamExt;
+
+use crate::clock::{Moment, entropy};
 use crate::id::RunId;
 use crate::keys::envelope::{self, Kind};
 use crate::repository::Repository;
-use crate::store::{CreateError, Failure, GetError, Key, Lock, Operation, Trouble, read_listed};
+use crate::store::{CreateError, Failure, GetError, Key, Listed, Lock, Operation, Trouble, read_listed};
 use crate::wire::{Decoder, Encoder, Malformed};
 
 /// No run is gone on with that began longer ago.
@@ -36,31 +38,24 @@ pub fn decode(body: &[u8]) -> Result<(RunId, Moment), Malformed> {
     Ok(ended)
 }
 
-/// Keys that are tried for an end where somebody took one.
-const KEYS_TRIED: u32 = 64;
+/// Objects of a run that are looked at side by side: whoever may write can put thousands there.
+const LOOKS: usize = 16;
 
-/// Writes down that a run is over. A key that somebody took with something else is passed over.
+/// Writes down that a run is over, at a key that nobody could take before: it is drawn now. (One that follows from the run can be taken as
+/// soon as its lease is seen.)
 ///
 /// # Errors
-/// [`Failure`]; [`Trouble::Foreign`] if all keys are taken.
+/// [`Failure`].
 pub async fn write(repository: &Repository, run: &RunId) -> Result<(), Failure> {
     let now = Moment::now();
     let lock = repository.config.lock.mode.firmness().map(|firmness| Lock { firmness, until: now.plus(KEPT) });
-    for n in 0..KEYS_TRIED {
-        let key = Key::ended(run, n);
-        let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Ended, &encode(run, now));
-        match repository.store.create(&key, object.into(), lock).await {
-            Ok(_) => return Ok(()),
-            // Written before, or taken by somebody who wants the run to come back to life.
-            Err(CreateError::Exists(_)) if is_ended(repository, run).await? => return Ok(()),
-            Err(CreateError::Exists(_)) => {
-                tracing::warn!(object = %key, "is no end of a run: not by a holder of the secret")
-            }
-            Err(CreateError::Failed(f)) => return Err(f),
-        }
+    let key = Key::ended(run, u64::from_le_bytes(entropy()));
+    let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Ended, &encode(run, now));
+    match repository.store.create(&key, object.into(), lock).await {
+        Ok(_) => Ok(()),
+        Err(CreateError::Exists(_)) => Err(Failure::new(Operation::Create, key, Trouble::Foreign)),
+        Err(CreateError::Failed(f)) => Err(f),
     }
-    let why = "somebody takes all keys at which the end of a run could stand";
-    Err(Failure::new(Operation::Create, Key::ended(run, 0), Trouble::Foreign).because(why))
 }
 
 /// Whether a run is over. Every object of it and every version counts: a delete marker or rubbish on top hides nothing.
@@ -69,17 +64,23 @@ pub async fn write(repository: &Repository, run: &RunId) -> Result<(), Failure> 
 /// [`Failure`] when the store can't be asked.
 pub async fn is_ended(repository: &Repository, run: &RunId) -> Result<bool, Failure> {
     let listed = repository.store.versions(&Key::ends(run)).await?;
-    for version in listed.into_iter().filter(|l| !l.delete_marker) {
-        let object = match read_listed(&*repository.store, &version).await {
-            Ok(object) => object,
-            Err(GetError::NotFound(_)) => continue,
-            Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => continue,
-            Err(GetError::Failed(f)) => return Err(f),
-        };
-        let body = envelope::open(&repository.ring, &repository.config.id, &version.key, Kind::Ended, &object);
-        if body.is_ok_and(|body| decode(&body).is_ok_and(|(of, _)| of == *run)) {
+    let looks = listed.into_iter().filter(|l| !l.delete_marker).map(|version| is_end(repository, run, version));
+    let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS);
+    while let Some(look) = looks.next().await {
+        if look? {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+async fn is_end(repository: &Repository, run: &RunId, version: Listed) -> Result<bool, Failure> {
+    let object = match read_listed(&*repository.store, &version).await {
+        Ok(object) => object,
+        Err(GetError::NotFound(_)) => return Ok(false),
+        Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => return Ok(false),
+        Err(GetError::Failed(f)) => return Err(f),
+    };
+    let body = envelope::open(&repository.ring, &repository.config.id, &version.key, Kind::Ended, &object);
+    Ok(body.is_ok_and(|body| decode(&body).is_ok_and(|(of, _)| of == *run)))
 }

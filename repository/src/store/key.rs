@@ -1,6 +1,6 @@
 //! Object keys: the names of design section 5, made in one place.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use crate::id::{AppHash, KeyId, NoteId, PackId, PointId, RunId, SegmentId};
 
@@ -158,9 +158,9 @@ impl Key {
         format!("ended/{run}/")
     }
 
-    /// `ended/<run>/<n>`
-    pub fn ended(run: &RunId, n: u32) -> Self {
-        Self(format!("ended/{run}/{n:08}"))
+    /// `ended/<run>/<random>`
+    pub fn ended(run: &RunId, random: u64) -> Self {
+        Self(format!("ended/{run}/{random:016x}"))
     }
 
     /// `journal/<run>/`
@@ -191,9 +191,12 @@ fn series(text: &str) -> Option<(u64, u32)> {
     (text == format!("{e:016x}-{n:08x}")).then_some((e, n))
 }
 
+/// For people: names that somebody else chose may hold what a terminal obeys, or a line break.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        self.0
+            .chars()
+            .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
     }
 }
 
