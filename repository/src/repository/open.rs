@@ -152,3 +152,27 @@ pub async fn open(store: SharedStore, password: &[u8]) -> Result<Repository, Ope
     }
     Err(OpenError::Password { tried: keys.len(), last })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::memory::Memory;
+
+    /// Each key file that is tried costs a password's hash: what was planted later is tried later, whatever its name.
+    #[tokio::test]
+    async fn the_oldest_is_tried_first() {
+        let memory = Memory::new();
+        memory.set_clock(Moment::from_millis(1_000_000));
+        memory.overwrite(&Key::new("keys/ffff"), "ours", None);
+        for n in 0..200 {
+            memory.advance(Duration::from_secs(1));
+            memory.overwrite(&Key::new(format!("keys/{n:04}")), format!("planted {n}"), None);
+        }
+        memory.overwrite(&Key::new("keys/ffff"), "on top", None);
+        let found = versions_of(&memory, "keys/").await.unwrap();
+        assert_eq!(found.len(), 202);
+        assert_eq!((&found[0].1[..], &found[1].1[..]), (&b"ours"[..], &b"on top"[..]));
+    }
+}

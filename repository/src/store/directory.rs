@@ -64,7 +64,7 @@ fn failure(operation: Operation, key: impl ToString, happened: Happened, e: std:
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Trouble::Full,
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Trouble::Denied,
         // What lies there is nothing that we wrote: trying again helps nobody.
-        ErrorKind::InvalidData => Trouble::Foreign,
+        ErrorKind::InvalidData | ErrorKind::NotADirectory => Trouble::Foreign,
         // A disk that gives I/O errors, a mount that went away: nothing is known.
         _ => Trouble::Unreachable,
     };
