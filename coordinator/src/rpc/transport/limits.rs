@@ -43,8 +43,9 @@ pub const STREAMS_MAX: u32 = 1024;
 pub const STREAM_WINDOW: u32 = 1 << 20;
 /// The same of all calls of one connection.
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
-/// Bytes of one request at most: the regions of a checkpoint and the slots of a pack are the longest.
-pub const REQUEST_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one request at most. The longest tells of a pack that is full of what compresses to next to nothing: 335,000 slots of 45 bytes in
+/// 32 MiB. An agent has eight packs on their way.
+pub const REQUEST_BYTES_MAX: usize = 20 << 20;
 /// Bytes of one message of an agent's session.
 pub const SESSION_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Open files that are kept for the store, the inventory and the like.
@@ -57,7 +58,7 @@ impl Default for Limits {
             connections: 4096,
             connections_of_agent: 8,
             connections_of_user: 64,
-            requests: Account { of_connection: 32 << 20, of_peer: 64 << 20, in_all: 512 << 20 },
+            requests: Account { of_connection: 160 << 20, of_peer: 160 << 20, in_all: 768 << 20 },
             orders: Account { of_connection: 257 << 20, of_peer: 257 << 20, in_all: 512 << 20 },
             request_time: Duration::from_secs(60),
             order_time: Duration::from_secs(10 * 60),
