@@ -1,4 +1,4 @@
-//! What an agent is told.
+//! The command line of `milkrun-agent`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -2,10 +2,10 @@
 //!
 //! 1. [`image`] walks the regions of a device or image, several at once, in order at the end; [`stream`] walks a stream
 //! 2. [`sample`] checks a list of changes, if there is one, before anything rests on it
-//! 3. `same` tells what is unchanged while it is read; [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
+//! 3. `compare` tells what is unchanged while it is read; [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
 //! 4. [`claims`] lets one run upload a chunk once; the coordinator says what is known ([`lookups`])
-//! 5. [`elsewhere`] waits for what other nodes are storing
-//! 6. [`lanes`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
+//! 5. [`remote_chunks`] waits for what other nodes are storing
+//! 6. [`open_packs`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
 //! 7. [`checkpoint`] hands over regions in order once all their packs are sealed
 
 pub mod adaptive_level;

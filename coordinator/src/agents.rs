@@ -1,4 +1,4 @@
-//! Who is connected, and the way down to them.
+//! The connected agents, and the channel to each.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

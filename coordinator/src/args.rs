@@ -1,4 +1,4 @@
-//! What a coordinator is told.
+//! The command line of `milkrun-coordinator`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,5 +1,4 @@
-//! Who works on what: a volume of a run is given to the agent of a node, under an attempt, by a leader. Calls that come under another
-//! assignment count nowhere.
+//! Assignments: a leader gives a volume of a run to the agent of a node, under an attempt. Calls under another assignment are refused.
 
 use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;

@@ -1,5 +1,4 @@
-//! The queue of volumes in front of the nodes: what waits and what runs, for all runs together. Whenever something changes,
-//! [`placement`](crate::placement) plans, and each run hears where its volumes go.
+//! The queue of volumes of all runs. Whenever something changes, [`scheduler`](crate::scheduler) plans, and each run hears where its volumes go.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

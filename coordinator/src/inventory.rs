@@ -1,5 +1,5 @@
-//! What there is: nodes, applications, their volumes and where each can be read. A file says it today ([`mod@file`]); a cluster
-//! will say it behind the same trait. In the embedded mode ([`Embedded`]) whoever orders says it.
+//! Nodes, applications, their volumes, and where each can be read. A file lists them today ([`mod@file`]); a cluster will answer behind the same
+//! trait. In the embedded mode ([`Embedded`]) the order lists them.
 
 mod bandwidth;
 pub mod file;

@@ -1,5 +1,5 @@
-//! The volumes of one run on their way: which wait for a node, which are where under which attempt, which are done. An agent
-//! that dies, is drained, or can't reach the store loses its volumes; they wait again, and go on under a higher attempt.
+//! The volumes of one run: waiting for a node, assigned under an attempt, or done. An agent that dies, is drained, or can't reach the store loses its
+//! volumes; they wait again, and go on under a higher attempt.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! How hard chunks are compressed: as ordered; or, where the line to the store is what a backup waits for, as hard as the idle cores
-//! allow. Harder compression is then faster, too.
+//! The compression level: as ordered, or, with `--level auto`, as hard as idle cores allow while the backup waits for the line to the store. Harder
+//! compression is then faster, too.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Telling that a region is as its parent has it while it is read: each piece is compared as long as it lies in the core's own cache,
-//! and nobody needs it afterwards. A region that is read whole before it is compared goes through memory three times.
+//! Compares a region with its parent while it is read. Each piece is compared as long as it lies in the core's cache, and is not needed afterwards.
+//! A region that is read whole before it is compared goes through memory three times.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};

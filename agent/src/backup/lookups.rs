@@ -1,5 +1,5 @@
-//! Asking the coordinator which chunks are known: what is asked while an answer is on its way goes together in the next
-//! question. An incremental has a chunk or two in each region, and a question costs the same for one id and for a thousand.
+//! Asks the coordinator which chunks are known. Questions that come up while an answer is on its way go together in the next call: an incremental
+//! has a chunk or two in each region, and a call costs the same for one id and for a thousand.
 
 use std::sync::Arc;
 

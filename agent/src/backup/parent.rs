@@ -1,4 +1,4 @@
-//! What the parent has, region by region, as it is told.
+//! The stream of the parent's regions, as the coordinator sends them.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! What was read of a region: all of it, or some parts, side by side in a buffer that need not hold more.
+//! The bytes of a region that were read: all of it, or some parts side by side in a smaller buffer.
 
 use std::ops::Range;
 

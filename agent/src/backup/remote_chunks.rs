@@ -1,5 +1,5 @@
-//! Chunks that other nodes are storing. Their bytes are not kept: when a chunk turns up in the index, it is settled; when its
-//! uploader is gone, it falls to us, and is read again (a snapshot does not change).
+//! Chunks in flight on other nodes. Their bytes are not kept. A chunk that turns up in the index is settled; a chunk whose uploader is gone is
+//! read again and uploaded here (a snapshot does not change).
 
 use std::sync::Arc;
 

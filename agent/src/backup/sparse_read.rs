@@ -1,5 +1,5 @@
-//! Reading the few pages that a list of changes names in a region: those of several regions together, so that the device has many reads
-//! in hand and fewer threads are woken. What is asked for while others are read goes with the next ones.
+//! Reads the dirty ranges of several regions together, so that the device has many reads in hand and fewer threads are woken. What is asked for
+//! while others are read goes with the next ones.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};

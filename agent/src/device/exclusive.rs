@@ -1,5 +1,5 @@
-//! Having a target for oneself: a lock (flock(2)) that other processes respect. A second restore to the same place is refused,
-//! and does not take an unfinished file for a left-over.
+//! A lock on a target (flock(2)) that other processes respect: a second restore to the same place is refused, and does not take an unfinished file
+//! for a left-over.
 //!
 //! Within this process the lock is shared: an attempt that was given up may still hang in a write or a sync, and the next one of
 //! the same restore must not wait for it. Which restore has which target is the coordinator's to decide.

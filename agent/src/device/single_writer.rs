@@ -1,7 +1,7 @@
-//! Who writes to a target. The kernel lets one writer at a time into a file, and those who wait for it spin: on two cores
-//! that cost a seventh of a restore's CPU time (measured on tmpfs), and a lock of our own left a core idle instead. So whoever
-//! comes while another writes leaves its bytes with that one and goes on; only when too much lies there, it waits. Block
-//! devices have no such lock: what is written there is written [beside](Turns::beside).
+//! One writer for each target. The kernel lets one writer at a time into a file, and those that wait for it spin: on two cores that cost a seventh
+//! of a restore's CPU time (measured on tmpfs), and a lock of our own left a core idle. So a thread that finds another one writing leaves its bytes
+//! with that one and goes on; it waits only when too many bytes lie there. Block devices have no such lock: they are written
+//! [beside](SingleWriter::beside).
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

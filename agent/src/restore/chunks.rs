@@ -1,5 +1,5 @@
-//! The chunks of one range: fetched, opened and checked. What has to travel is fetched whole. What lies on this machine is
-//! read chunk by chunk by whoever opens it: it is then opened, checked and written while it is in that core's cache.
+//! The chunks of one range: fetched, opened and checked. A range of a bucket is fetched whole. A range of a local directory is read chunk by chunk by
+//! the thread that opens it, so that it is opened, checked and written while it is in that core's cache.
 
 use std::cell::RefCell;
 use std::sync::Arc;

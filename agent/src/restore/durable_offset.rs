@@ -1,4 +1,4 @@
-//! How far a target is: what lies before is written, and after a sync durable, so that another attempt goes on from there.
+//! How far a target is durable: all before this offset is written and synced, so that another attempt goes on from there.
 //!
 //! A plan comes in windows of the volume; within one, ranges are written in any order. The target is as far as the first
 //! window that is not whole.

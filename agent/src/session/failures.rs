@@ -1,4 +1,4 @@
-//! What the coordinator hears of a failure: its kind decides whether the volume goes on elsewhere.
+//! The kind of a failure, as it is reported to the coordinator: it decides whether the volume goes on at another node.
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::store::{CreateError, GetError, Trouble};

@@ -1,4 +1,4 @@
-//! Moving a run's volumes: to the nodes that reach them, again when an agent is lost, until all are done or one failed.
+//! Assigns a run's volumes to nodes that reach them, again when an agent is lost, until all are done or one has failed.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
-//! Who is uploading which chunk of a run, among all its agents. A lookup of an unknown chunk claims it; others are told that it
-//! is on its way, and wait. An entry lives until its pack is sealed, or the attempt that claimed it is over; then whoever waits
-//! may have it.
+//! Chunks in flight, among all agents of a run. A lookup of an unknown chunk claims it; other agents hear that it is in flight, and wait. A claim
+//! lives until its pack is sealed, or until the attempt that made it is over; then an agent that waits may upload the chunk.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

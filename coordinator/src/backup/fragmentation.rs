@@ -1,5 +1,5 @@
-//! Which chunks of a leaf have worn: of which little is in use, or which lie so scattered that a restore asks for them one by one.
-//! Whoever changes the region stores their pages anew. Pure.
+//! Which chunks of a leaf are fragmented: little of them is in use, or they lie so scattered that a restore asks for them one by one. A backup that
+//! changes the region stores their pages anew. Pure.
 //!
 //! When single pages change, the new point keeps the rest of the old chunk by reference. So chunks wear, generation by
 //! generation, and two budgets bound what that costs: plaintext that a restore opens for each byte that it writes, and packs that

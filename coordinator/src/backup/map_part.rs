@@ -1,4 +1,4 @@
-//! The parts of a map that were made, and how they stand in the journal. Pure.
+//! Parts of a map, and their records in the journal. Pure.
 
 use milkrun_repository::id::PackId;
 use milkrun_repository::point::journal;

@@ -1,4 +1,4 @@
-//! The parent restore point: choosing it, and telling the agent what a volume was.
+//! The parent restore point: choosing it, and sending its extents to agents.
 
 use std::collections::{HashMap, HashSet};
 

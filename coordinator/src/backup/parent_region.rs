@@ -1,4 +1,4 @@
-//! What an agent was told of the parent for one region, and what it kept of it. Pure.
+//! The parent's extents of one region that an agent was sent, and what the agent kept of them. Pure.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;

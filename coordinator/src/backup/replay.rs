@@ -1,4 +1,4 @@
-//! What a journal says of a backup, done again without moving a byte; and what another leader needs for that.
+//! Replays the journal of a backup without moving a byte, and writes the record that another leader begins with.
 
 use std::collections::HashMap;
 use std::sync::Arc;

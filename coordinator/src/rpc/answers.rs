@@ -1,5 +1,5 @@
-//! Answers that come one after the other, made in a task of their own. Their end is told, and not guessed from silence: of whoever made
-//! them and died, the rest of a plan would look like a hole, and the rest of a sample like agreement.
+//! Streams of answers, each made in a task of its own. The end of a stream is said explicitly. If a task that died looked like the end, the rest of a
+//! plan would look like a hole, and the rest of a sample like agreement.
 
 use std::collections::HashMap;
 use std::pin::Pin;

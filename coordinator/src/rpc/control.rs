@@ -1,4 +1,4 @@
-//! Who drives: orders come in, progress and results go out. A run goes on whether anybody watches or not.
+//! The service for clients that order: orders come in, progress and results go out. A run goes on whether anybody watches or not.
 
 use std::pin::Pin;
 use std::time::Duration;

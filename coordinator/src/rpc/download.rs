@@ -1,4 +1,4 @@
-//! What agents ask for while they restore.
+//! The service for restores: plans.
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_server::Download;

@@ -1,4 +1,4 @@
-//! What is seen of a run, as events for whoever ordered it and whoever watches. A slow watcher misses moments, never the end.
+//! Progress and result of a run, as streams for the client that ordered it and for those that watch. A slow watcher misses moments, never the end.
 
 use std::collections::BTreeMap;
 

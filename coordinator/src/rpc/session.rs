@@ -1,4 +1,4 @@
-//! Agents connect here and stay.
+//! The service of the agents' standing connections.
 
 use std::pin::Pin;
 use std::time::Duration;

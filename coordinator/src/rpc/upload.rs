@@ -1,4 +1,4 @@
-//! What agents ask for while they back up.
+//! The service for backups: the parent, lookups, grants, seals, checkpoints.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Where a run hears what happens to it. What agents say waits there only as far as there is room for each: a run that is busy must not
-//! gather without end what one of them sends.
+//! The events of a run. An agent's messages wait here up to a bound for each agent, so that a busy run does not gather what one of them sends
+//! without end.
 
 use std::collections::HashMap;
 use std::sync::Arc;

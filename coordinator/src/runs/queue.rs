@@ -1,5 +1,5 @@
-//! One backup of an application at a time: two would read the same devices, disturb the same databases, and each store what the
-//! other is storing. Who comes later waits, and then has the earlier one's point as its parent.
+//! One backup of an application at a time. Two would read the same devices, disturb the same databases, and store what the other one is storing. A
+//! second backup waits, and then has the point of the first as its parent.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
