@@ -5,6 +5,7 @@
 
 mod chunks;
 mod durable_offset;
+pub(crate) mod finished;
 mod groups;
 
 pub use durable_offset::{Listener, Reached, SYNC_EVERY_BYTES};

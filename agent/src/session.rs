@@ -28,6 +28,7 @@ use crate::backup::{
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
 use crate::device::{ByteSource, Source, SourceError, SourceOptions, open_source, open_stream};
+use crate::restore::finished::Finished;
 use crate::rpc::{self, CallError};
 use crate::workers::{StartError, Workers};
 use failures::failed;
@@ -95,6 +96,8 @@ pub struct Agent {
     options: AgentOptions,
     engine: Arc<Engine>,
     connected: watch::Sender<bool>,
+    /// What it restored.
+    finished: Finished,
     /// Tells this process from another agent of its node.
     instance: [u8; 16],
 }
@@ -127,7 +130,13 @@ impl Agent {
             budget,
             region_bytes,
         };
-        Ok(Self { options, engine: Arc::new(engine), connected: watch::Sender::new(false), instance: entropy() })
+        Ok(Self {
+            options,
+            engine: Arc::new(engine),
+            connected: watch::Sender::new(false),
+            finished: Finished::default(),
+            instance: entropy(),
+        })
     }
 
     /// Whether a coordinator takes this agent now.

@@ -225,7 +225,7 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
         fs::write(repository.join(format!("journal/{run}/{:016x}-{:08x}", 2, n + 1)), "rubbish").unwrap();
     }
     let mut next = c.coordinator_with("next", &[]);
-    let _b = c.agent("node-b");
+    let b = c.agent("node-b");
     wait_for("the restore's end", || {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;
@@ -241,13 +241,28 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     for (i, of_run) in of_run.iter().enumerate() {
         copy(&saved.join(i.to_string()), &repository.join(of_run));
     }
-    let third = c.coordinator_with("third", &[]);
+    let mut third = c.coordinator_with("third", &[]);
     third.wait_for_log("nobody goes on with it");
     third.wait_for_log("an agent is connected");
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(!third.log().contains("a run that another coordinator left goes on"), "{}", third.log());
-    let mut kept = vec![0; live.len()];
-    fs::File::open(target(&c)).unwrap().read_exact_at(&mut kept, 4096).unwrap();
-    assert!(kept == live, "old bytes are in the target");
+    let stays = |c: &Cluster| {
+        let mut kept = vec![0; live.len()];
+        fs::File::open(target(c)).unwrap().read_exact_at(&mut kept, 4096).unwrap();
+        assert!(kept == live, "old bytes are in the target");
+    };
+    stays(&c);
     assert!(of_run.iter().all(|o| !repository.join(o).is_file()), "they stay");
+
+    // Nothing is locked here, so that even the end can be deleted: then the agent remembers that it was done.
+    third.signal(Signal::SIGTERM);
+    third.wait();
+    fs::remove_dir_all(&end).unwrap();
+    for (i, of_run) in of_run.iter().enumerate() {
+        copy(&saved.join(i.to_string()), &repository.join(of_run));
+    }
+    let fourth = c.coordinator_with("fourth", &[]);
+    fourth.wait_for_log("a run that another coordinator left goes on");
+    b.wait_for_log("it is left as it is");
+    stays(&c);
 }

@@ -131,8 +131,16 @@ impl Session {
         };
         let (task_key, attempt) = (key.clone(), assignment.attempt);
         let span = span_of("restore", &assignment);
+        let finished = self.agent.finished.clone();
         let work = async move {
-            let result = restore(restoring, &r, gone).await;
+            let result = if finished.contains(&assignment.run, &assignment.volume) {
+                finished_before(restoring, &r, gone).await
+            } else {
+                restore(restoring, &r, gone).await
+            };
+            if result.is_ok() {
+                finished.add(&assignment.run, &assignment.volume);
+            }
             let report = match result {
                 Ok(tally) => Up::Restored(wire::Restored {
                     assignment: Some(assignment),
@@ -209,6 +217,19 @@ enum Opened {
 }
 
 /// Returns what was done.
+/// Says once more that a volume is restored, and touches nothing: what is in the target by now may be newer.
+async fn finished_before(
+    with: Restoring,
+    r: &wire::RestoreVolume,
+    go: oneshot::Receiver<()>,
+) -> Result<Arc<Tally>, RestoreError> {
+    tracing::warn!(path = r.path, "is restored again, though this agent finished it: it is left as it is");
+    let (tag, from) = (r.resume_tag.clone(), r.resume_at);
+    let _ = with.up.send(message(Up::Ready(wire::Ready { assignment: Some(with.assignment), tag, from }))).await;
+    go.await.map_err(|_| RestoreError::Call(CallError::Nonsense("to go")))?;
+    Ok(Arc::default())
+}
+
 async fn restore(
     with: Restoring,
     r: &wire::RestoreVolume,

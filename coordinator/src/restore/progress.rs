@@ -186,7 +186,7 @@ impl Progress {
     /// for as long as this coordinator leads.
     ///
     /// # Errors
-    /// [`RestoreError::Followed`] if somebody else leads since, and goes on with it.
+    /// [`RestoreError::Followed`] if somebody else leads since, and goes on with it; [`RestoreError::Unended`] if somebody else could.
     pub(super) async fn end(self, coordinator: &Coordinator) -> Result<(), RestoreError> {
         let Some(leadership) = coordinator.leadership.clone().filter(|_| self.journal.is_some()) else {
             return Ok(());
@@ -198,16 +198,21 @@ impl Progress {
             return Ok(());
         }
         tracing::warn!(run = %self.run, "can't write down that this restore ended: trying on, as long as this coordinator leads");
-        let epoch = coordinator.epoch;
+        let (epoch, has_lease) = (coordinator.epoch, self.lease.is_some());
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(END_EVERY).await;
-                if !leadership.is_newest(epoch).await || self.try_end().await {
+                if !leadership.is_newest(epoch).await {
+                    return;
+                }
+                if self.try_end().await {
+                    tracing::info!(run = %self.run, "the end of the restore is written");
                     return;
                 }
             }
         });
-        Ok(())
+        // Without a lease nobody looks for it.
+        if has_lease { Err(RestoreError::Unended) } else { Ok(()) }
     }
 
     async fn try_end(&self) -> bool {
