@@ -93,12 +93,15 @@ pub enum RestoreError {
     /// Another coordinator leads, and may go on with what ended here.
     #[error("another coordinator leads since, and may write the targets again: `milkrun runs` tells")]
     Followed,
-    /// It is done, and its journal still says that it is not.
+    /// It is over, and its journal still says that it is not.
     #[error(
-        "every byte is in its place, but the repository takes no writes, so that the end of the restore could not be written down. \
-         A coordinator that starts before it is would go on with the restore: keep this one running until its log says that the end is written"
+        "{how}; but the repository takes no writes, so that the end of the restore could not be written down. A coordinator that starts \
+         before it is would go on with the restore: keep this one running until its log says that the end is written"
     )]
-    Unended,
+    Unended {
+        /// How it ended.
+        how: String,
+    },
     /// Nobody went on with it for too long.
     #[error("nobody went on with it for more than an hour; the targets are not complete: order it again")]
     Old,

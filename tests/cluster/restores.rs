@@ -216,6 +216,13 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     for (i, of_run) in of_run.iter().enumerate() {
         copy(&repository.join(of_run), &saved.join(i.to_string()));
     }
+    let put_back = || {
+        for (i, of_run) in of_run.iter().enumerate() {
+            // What is left of the folder.
+            let _ = fs::remove_dir_all(repository.join(of_run));
+            copy(&saved.join(i.to_string()), &repository.join(of_run));
+        }
+    };
     // Nor does it help to take keys at which its end could stand, or what the next leader would write in its journal.
     let end = repository.join("ended").join(&run);
     fs::create_dir_all(&end).unwrap();
@@ -238,9 +245,7 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     fs::File::options().write(true).open(target(&c)).unwrap().write_all_at(&live, 4096).unwrap();
     next.signal(Signal::SIGTERM);
     next.wait();
-    for (i, of_run) in of_run.iter().enumerate() {
-        copy(&saved.join(i.to_string()), &repository.join(of_run));
-    }
+    put_back();
     let mut third = c.coordinator_with("third", &[]);
     third.wait_for_log("nobody goes on with it");
     third.wait_for_log("an agent is connected");
@@ -258,11 +263,27 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     third.signal(Signal::SIGTERM);
     third.wait();
     fs::remove_dir_all(&end).unwrap();
-    for (i, of_run) in of_run.iter().enumerate() {
-        copy(&saved.join(i.to_string()), &repository.join(of_run));
-    }
+    put_back();
     let fourth = c.coordinator_with("fourth", &[]);
     fourth.wait_for_log("a run that another coordinator left goes on");
     b.wait_for_log("it is left as it is");
     stays(&c);
+}
+
+/// A restore whose end can't be written down is not called done: the next coordinator would go on with it.
+#[test]
+fn a_restore_whose_end_can_t_be_written_says_so() {
+    let (c, coordinator, _a) = backed_up();
+    let _b = c.agent("node-b");
+    c.wait_for_agents(&["node-a", "node-b"]);
+    let ends = c.folder().join("repository/ended");
+    let aside = c.folder().join("ended");
+    fs::rename(&ends, &aside).unwrap();
+    fs::write(&ends, "a file in the way").unwrap();
+    let volume = format!("data=node-b:{}", target(&c).display());
+    c.run(&["restore", "shop", "--volume", &volume]).fails(1, "the end of the restore could not be written down");
+    came_back(&c);
+    fs::remove_file(&ends).unwrap();
+    fs::rename(&aside, &ends).unwrap();
+    coordinator.wait_for_log("the end of the restore is written");
 }

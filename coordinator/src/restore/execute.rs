@@ -10,7 +10,7 @@ use milkrun_proto::control::v1 as control;
 use milkrun_repository::id::{AppName, RunId};
 use milkrun_repository::point::Root;
 use milkrun_repository::point::Selector;
-use milkrun_repository::point::catalog::FindError;
+use milkrun_repository::point::catalog::{FindError, chain};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::repository::{OpenPoint, PointError};
 use tokio::sync::mpsc;
@@ -152,9 +152,15 @@ pub(super) async fn carry_out(
     });
     let moved = assign_volumes(coordinator, order, &run, run_id, &mut inbox, feed, &progress).await;
     let ended = progress.end(coordinator).await;
-    let volumes = moved?;
-    // Who goes on with it writes again what is said to be done here.
-    ended?;
+    // Who goes on with it writes again what is said to be done, or to be over, here.
+    let volumes = match (moved, ended) {
+        (Err(e), Err(RestoreError::Unended { .. })) => return Err(RestoreError::Unended { how: chain(&e) }),
+        (moved, ended) => {
+            let volumes = moved?;
+            ended?;
+            volumes
+        }
+    };
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Done { report: control::RestoreDone { volumes, point: id.to_string(), duration_ms }, manifests })
 }

@@ -51,6 +51,9 @@ pub(crate) struct Progress {
     reached: HashMap<String, Reached>,
 }
 
+/// How a restore ended that brought all bytes.
+const DONE: &str = "every byte is in its place";
+
 impl Progress {
     /// Of a restore that begins.
     ///
@@ -212,7 +215,7 @@ impl Progress {
             }
         });
         // Without a lease nobody looks for it.
-        if has_lease { Err(RestoreError::Unended) } else { Ok(()) }
+        if has_lease { Err(RestoreError::Unended { how: DONE.into() }) } else { Ok(()) }
     }
 
     async fn try_end(&self) -> bool {

@@ -107,7 +107,7 @@ pub fn restore(e: &RestoreError) -> Status {
         | RestoreError::Taken { .. }
         | RestoreError::Old
         | RestoreError::Inventory(_) => Code::FailedPrecondition,
-        RestoreError::Superseded(_) | RestoreError::Followed | RestoreError::Unended => Code::Aborted,
+        RestoreError::Superseded(_) | RestoreError::Followed | RestoreError::Unended { .. } => Code::Aborted,
     };
     Status::new(code, chain(e))
 }
