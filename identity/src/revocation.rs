@@ -36,6 +36,17 @@ impl RevocationLists {
         self.serials.contains(serial)
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lists.is_empty()
+    }
+
+    /// Takes what another reading of the lists names as well. What was revoked stays so.
+    pub fn extend(&mut self, other: &Self) {
+        self.serials.extend(other.serials.iter().cloned());
+        self.lists.clone_from(&other.lists);
+    }
+
     /// What they name.
     pub(crate) fn serials(&self) -> &HashSet<Serial> {
         &self.serials

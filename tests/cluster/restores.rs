@@ -224,11 +224,11 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
         }
     };
     // Nor does it help to take keys at which its end could stand, or what the next leader would write in its journal.
-    let end = repository.join("ended").join(&run);
-    fs::create_dir_all(&end).unwrap();
+    let ends = repository.join("ended");
+    fs::create_dir_all(&ends).unwrap();
+    fs::write(ends.join(&run), "rubbish").unwrap();
     for n in 0..100 {
-        fs::write(end.join(format!("{n:08}")), "rubbish").unwrap();
-        fs::write(end.join(format!("{n:016x}")), "rubbish").unwrap();
+        fs::write(ends.join(format!("{run}-{n:016x}")), "rubbish").unwrap();
         fs::write(repository.join(format!("journal/{run}/{:016x}-{:08x}", 2, n + 1)), "rubbish").unwrap();
     }
     let mut next = c.coordinator_with("next", &[]);
@@ -262,7 +262,7 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     // Nothing is locked here, so that even the end can be deleted: then the agent remembers that it was done.
     third.signal(Signal::SIGTERM);
     third.wait();
-    fs::remove_dir_all(&end).unwrap();
+    fs::remove_dir_all(&ends).unwrap();
     put_back();
     let fourth = c.coordinator_with("fourth", &[]);
     fourth.wait_for_log("a run that another coordinator left goes on");

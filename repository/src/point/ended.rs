@@ -1,4 +1,4 @@
-//! `ended/<run>/<random>`: a run is over, well or not, and nobody goes on with it. It stays when the run's journal and lease are gone: who
+//! `ended/<run>-<random>`: a run is over, well or not, and nobody goes on with it. It stays when the run's journal and lease are gone: who
 //! may write to the bucket could put those back, and an old restore would write over what is there since. Sealed in an
 //! [envelope]; locked, where the repository locks, for as long as a run may be gone on with.
 //!

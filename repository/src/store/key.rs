@@ -153,14 +153,14 @@ impl Key {
         self.0.strip_prefix("leases/")?.parse().ok()
     }
 
-    /// `ended/<run>/`
+    /// `ended/<run>`: what all ends of a run begin with.
     pub fn ends(run: &RunId) -> String {
-        format!("ended/{run}/")
+        format!("ended/{run}")
     }
 
-    /// `ended/<run>/<random>`
+    /// `ended/<run>-<random>`. No folder of the run's: where an object and a folder exclude each other, somebody could take its name.
     pub fn ended(run: &RunId, random: u64) -> Self {
-        Self(format!("ended/{run}/{random:016x}"))
+        Self(format!("ended/{run}-{random:016x}"))
     }
 
     /// `journal/<run>/`

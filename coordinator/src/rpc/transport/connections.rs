@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use milkrun_identity::revocation::RevocationLists;
 use milkrun_identity::tls::Credentials;
-use milkrun_identity::{Certificate, Peer};
+use milkrun_identity::{Certificate, Peer, Serial};
 use milkrun_repository::clock::Moment;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ struct Shared {
     limits: Limits,
     table: Mutex<Table>,
     all: Load,
+    /// Whatever was ever named as revoked: a list that is lost by accident brings nobody back.
+    revoked: Mutex<RevocationLists>,
 }
 
 #[derive(Default)]
@@ -103,6 +106,9 @@ pub enum RefusedConnection {
     /// Too many in all.
     #[error("{0} connections are open: no more are taken")]
     Full(usize),
+    /// Its certificate was revoked, whatever the list says now.
+    #[error("the certificate {0} was revoked")]
+    Revoked(Serial),
     /// Too many of this peer.
     #[error("{peer} has {open} connections open, and gets no more")]
     PeerFull {
@@ -144,7 +150,7 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Connections {
     /// None yet.
     pub fn new(limits: Limits) -> Self {
-        Self(Arc::new(Shared { limits, table: Mutex::default(), all: Load::default() }))
+        Self(Arc::new(Shared { limits, table: Mutex::default(), all: Load::default(), revoked: Mutex::default() }))
     }
 
     /// The bounds.
@@ -158,6 +164,10 @@ impl Connections {
     /// [`RefusedConnection`] when there are too many.
     pub(super) fn admit(&self, certificate: Certificate, from: SocketAddr) -> Result<Entry, RefusedConnection> {
         let limits = &self.0.limits;
+        if held(&self.0.revoked).contains(&certificate.serial) {
+            count_refused("certificates");
+            return Err(RefusedConnection::Revoked(certificate.serial));
+        }
         let name = certificate.peer.to_string();
         let mut table = held(&self.0.table);
         if table.open.len() >= limits.connections {
@@ -196,10 +206,18 @@ impl Connections {
 
     /// Ends connections whose certificate ended or was revoked, and those that nobody uses, for as long as anybody serves.
     pub(super) async fn watch(self, credentials: Credentials) {
-        let mut revoked = Err(());
+        let mut there = false;
         loop {
             match credentials.revoked() {
-                Ok(lists) => revoked = Ok(lists),
+                Ok(lists) => {
+                    if there && lists.is_empty() {
+                        tracing::error!(
+                            "the list of revoked certificates is gone; what it named stays revoked while this process lives"
+                        );
+                    }
+                    there = !lists.is_empty();
+                    held(&self.0.revoked).extend(&lists);
+                }
                 // New connections are refused for it, with the reason; those that are open stay bound by the list before.
                 Err(e) => {
                     tracing::error!(reason = milkrun_repository::point::catalog::chain(&e), "revoked certificates")
@@ -210,7 +228,7 @@ impl Connections {
                 if certificate.until.millis() < Moment::now().millis() {
                     return Some(format!("the certificate {} ended at {}", certificate.serial, certificate.until));
                 }
-                if revoked.as_ref().is_ok_and(|lists| lists.contains(&certificate.serial)) {
+                if held(&self.0.revoked).contains(&certificate.serial) {
                     return Some(format!("the certificate {} was revoked", certificate.serial));
                 }
                 let calls = held(&open.calls);
@@ -457,6 +475,11 @@ mod tests {
         Authority::open(folder.path()).unwrap().revoke("agent-revoked").unwrap();
         assert!(entries[2].caller().ended().await.message().contains("was revoked"));
         assert!(began.elapsed() < Duration::from_secs(5));
+        // A list that is lost brings nobody back.
+        std::fs::remove_file(folder.path().join("coordinator-c/ca.crl")).unwrap();
+        tokio::time::sleep(LOOK_EVERY * 2).await;
+        let again = connections.admit(revoked, HERE.into());
+        assert!(matches!(again, Err(RefusedConnection::Revoked(_))));
         assert!(idle.caller().ended().await.message().contains("nothing was called"));
         assert!(began.elapsed() >= limits().idle);
         assert!(!entries[1].0.ending.is_cancelled(), "it has a call open");
