@@ -44,7 +44,6 @@ impl RevocationLists {
     /// Takes what another reading of the lists names as well. What was revoked stays so.
     pub fn extend(&mut self, other: &Self) {
         self.serials.extend(other.serials.iter().cloned());
-        self.lists.clone_from(&other.lists);
     }
 
     /// What they name.

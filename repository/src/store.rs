@@ -351,15 +351,6 @@ pub trait Store: Send + Sync + 'static {
 /// A store behind a pointer.
 pub type SharedStore = Arc<dyn Store>;
 
-/// As [`Store::versions`], compared with the plain listing of keys: what a store leaves out of one of the two is found all the same. For
-/// where something that is not listed is taken for missing.
-///
-/// # Errors
-/// As [`Store::versions`].
-pub async fn versions_checked(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failure> {
-    listing::versions_checked(store, prefix).await
-}
-
 /// The newest visible object of each key under `prefix` (delete markers hide).
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::index::PackInfo;
 use milkrun_repository::point::RootBody;
 use milkrun_repository::point::commit::{Commit, CommitError, Committed};
-use milkrun_repository::point::root::{ManifestEntry, MapId, VolumeEntry};
+use milkrun_repository::point::root::{ManifestEntry, MapId};
 use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::volume_map::{Child, Extent, LeafBuilder, MapBuilder, MapCursor, MapRef, MapRoot, Step};
 use tokio::sync::mpsc;
@@ -37,11 +37,7 @@ pub(super) async fn commit(
     if let Some(empty) = finished.iter().find(|f| f.map.len == 0 && !order.allow_empty) {
         return Err(BackupError::Empty(empty.entry.name.clone()));
     }
-    let mut volumes: Vec<VolumeEntry> = finished.iter().map(|f| f.entry.clone()).collect();
-    note_incomplete(&mut volumes);
-    for (finished, noted) in finished.iter_mut().zip(&volumes) {
-        finished.entry = noted.clone();
-    }
+    note_incomplete(&mut finished.iter_mut().map(|f| &mut f.entry).collect::<Vec<_>>());
     let mut maps: Vec<MapRoot> = finished.iter().map(|f| f.map).collect();
     let mut manifests = None;
     if order.manifest_objects > 0 {
@@ -72,7 +68,7 @@ pub(super) async fn commit(
         parent: parent.map(|p| p.found.root.id()),
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         stored_bytes: run.stored_bytes(),
-        volumes,
+        volumes: finished.iter().map(|f| f.entry.clone()).collect(),
         manifests,
     };
     let committed: Committed = Commit {

@@ -12,9 +12,9 @@ fn set_of(volume: &VolumeEntry) -> Option<(u64, &str)> {
 }
 
 /// Notes beside each volume whose set is not whole.
-pub(super) fn note_incomplete(volumes: &mut [VolumeEntry]) {
+pub(super) fn note_incomplete(volumes: &mut [&mut VolumeEntry]) {
     let mut members: HashMap<String, u64> = HashMap::new();
-    for (_, set) in volumes.iter().filter_map(set_of) {
+    for (_, set) in volumes.iter().filter_map(|v| set_of(v)) {
         *members.entry(set.to_owned()).or_default() += 1;
     }
     for volume in volumes {
@@ -53,7 +53,7 @@ mod tests {
             volume("c", &format!("{SET_MEMBER}3 devices: RAID (md) b")),
             volume("d", "something else"),
         ];
-        note_incomplete(&mut volumes);
+        note_incomplete(&mut volumes.each_mut());
         assert!(volumes.each_ref().map(|v| v.notes.len()) == [1, 1, 2, 1]);
         assert!(volumes[2].notes[1].contains("HAS 1 OF THE 3"));
     }

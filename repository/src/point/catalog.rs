@@ -11,7 +11,8 @@ use super::placement::{Placement, PlacementError};
 use super::root::{Root, RootBody, RootError};
 use crate::id::{AppHash, PointId, RepositoryId};
 use crate::keys::{KeyRing, VerifyingKey};
-use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, Version, read_listed, versions_checked};
+use crate::store::listing::versions_checked;
+use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, Version, read_listed};
 
 /// Reads roots and placements; needs only the public key.
 pub struct Catalog<'a> {

@@ -63,7 +63,12 @@ async fn keys(store: &dyn Store, prefix: &str) -> Result<HashSet<Key>, Failure> 
     }
 }
 
-pub(super) async fn versions_checked(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failure> {
+/// As [`Store::versions`], compared with the plain listing of keys: what a store leaves out of one of the two is found all the same. For
+/// where something that is not listed is taken for missing.
+///
+/// # Errors
+/// As [`Store::versions`].
+pub async fn versions_checked(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failure> {
     let mut listed = store.versions(prefix).await?;
     let mut left_out = keys(store, prefix).await?;
     for l in &listed {
