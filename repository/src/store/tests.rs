@@ -146,6 +146,21 @@ async fn what_is_no_plain_file_is_no_object() {
     assert!(matches!(&got, Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign), "{got:?}");
 }
 
+/// A sparse file costs whoever plants it nothing: its beginning is looked at before it is read.
+#[tokio::test]
+async fn what_begins_with_zeros_is_not_read() {
+    let folder = repository_folder();
+    let store = Directory::new(folder.path(), Throttle::none());
+    std::fs::create_dir_all(folder.path().join("placements/a")).unwrap();
+    std::fs::File::create(folder.path().join("placements/a/sparse")).unwrap().set_len(500 << 20).unwrap();
+    std::fs::write(folder.path().join("placements/a/long"), vec![1; 5 << 20]).unwrap();
+    let listed = store.versions("placements/").await.unwrap();
+    let [long, sparse] = &listed[..] else { panic!("{listed:?}") };
+    assert_eq!(read_listed(&store, long).await.unwrap().len(), 5 << 20);
+    let got = read_listed(&store, sparse).await;
+    assert!(matches!(&got, Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign), "{:?}", got.err());
+}
+
 #[tokio::test]
 async fn rubbish_in_place_of_a_lock_locks_nothing_and_is_replaced() {
     let folder = repository_folder();
