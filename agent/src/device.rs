@@ -13,6 +13,7 @@ mod set;
 mod single_writer;
 mod source;
 mod stream;
+mod superblock;
 mod target;
 pub mod usage;
 
@@ -23,6 +24,8 @@ pub(crate) use ring::has_ring;
 pub use source::{SourceError, SourceOptions, open_source};
 pub use stream::{ByteSource, open_stream};
 pub use target::{StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget};
+
+use milkrun_repository::point::root::FileSystem;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,6 +38,11 @@ pub trait Source: Send + Sync {
     /// Whether it has none.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Which file system its superblock says that it holds.
+    fn file_system(&self) -> FileSystem {
+        FileSystem::default()
     }
 
     /// Its logical sector size; 0 for files.

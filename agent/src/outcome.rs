@@ -1,5 +1,7 @@
 //! What an agent says of a volume at its end.
 
+use milkrun_repository::point::root::FileSystem;
+
 /// What is known of a volume when all of it was read.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -13,4 +15,6 @@ pub struct Outcome {
     pub by_list: bool,
     /// But for these bytes.
     pub sampled_bytes: u64,
+    /// What its superblock says.
+    pub file_system: FileSystem,
 }

@@ -249,6 +249,8 @@ impl Coordinator {
             notes: outcome.notes.clone(),
             by_list: outcome.by_list,
             sampled_bytes: outcome.sampled_bytes,
+            file_system: outcome.file_system.kind.clone(),
+            file_system_label: outcome.file_system.label.clone(),
         };
         self.upload.clone().finish(request).await?;
         Ok(())

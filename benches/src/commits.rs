@@ -20,11 +20,12 @@ use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::config::{Config, LockMode, LockPolicy};
-use milkrun_repository::id::{PackId, RepositoryId, RunId};
+use milkrun_repository::id::{AppId, DomainId, PackId, RepositoryId, RunId};
 use milkrun_repository::index::PackInfo;
-use milkrun_repository::keys::{KeyRing, Secret};
+use milkrun_repository::keys::{Domain, KeyRing, Secret};
 use milkrun_repository::pack::{PackKind, SealedKey};
 use milkrun_repository::point::commit::{Commit, Locks};
+use milkrun_repository::point::root::Class;
 use milkrun_repository::point::{Root, RootBody};
 use milkrun_repository::store::grant::{GetGrant, PutGrant, PutTerms};
 use milkrun_repository::store::listing::{Mark, Page};
@@ -154,6 +155,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         lock: LockPolicy { mode: LockMode::Compliance, period: PERIOD },
         keys: ring.public(),
     };
+    let application = AppId::local("shop".parse()?);
+    let id = DomainId { app: ring.app_hash(&application), number: 0 };
+    let domain = Domain::generate(id, &config.id, &ring).0;
     let moment = Moment::now();
     let locks = Locks::of(&config, moment, PERIOD);
     for (what, held) in [("locks that last", locks.packs), ("locks that are too short", None)] {
@@ -167,18 +171,23 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let root = Root {
             tombstone: false,
             repository: config.id,
-            app: ring.app_hash(&"shop".parse()?),
+            app: domain.id().app,
+            domain: 0,
+            class: Class::None,
             run: RunId::from_bytes([3; 8]),
             moment,
             lock_until: locks.point.map(|l| l.until),
         };
         let body = RootBody {
-            application: "shop".parse()?,
+            application: application.clone(),
+            namespace_uid: String::new(),
             host: String::new(),
             writer: String::new(),
             parent: None,
             duration_ms: 0,
             stored_bytes: 0,
+            lock_ms: 0,
+            skipped: Vec::new(),
             volumes: Vec::new(),
             manifests: None,
         };
@@ -190,6 +199,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             store: &store,
             config: &config,
             ring: &ring,
+            domain: &domain,
             root,
             body,
             maps: Vec::new(),

@@ -21,15 +21,15 @@ use milkrun_repository::chunk::is_zero;
 use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
 use milkrun_repository::config::REGION_BYTES;
-use milkrun_repository::id::{ChunkId, PackId, RepositoryId, SegmentId};
+use milkrun_repository::id::{AppId, ChunkId, DomainId, PackId, RepositoryId, SegmentId};
 use milkrun_repository::index::{IndexCache, PackInfo, Segment};
-use milkrun_repository::keys::{KeyRing, Secret};
+use milkrun_repository::keys::{Domain, KeyRing, Secret};
 use milkrun_repository::pack::{
     PackBuilder, PackKind, PackTarget, Place, SealedKey, SealedPack, SlotKey, SlotOpener, slot_key,
 };
 use milkrun_repository::store::Version;
 
-type Outcome = Result<(), Box<dyn Error>>;
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 const TOTAL: usize = 1 << 30;
 /// The average chunk.
@@ -152,8 +152,8 @@ fn reading(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
         }
         format!("{count} pieces")
     })?;
-    let ring = ring();
-    let domain = ring.domain(ring.app_hash(&"bench".parse()?));
+    let keys = domain()?;
+    let domain = keys.chunks();
     bench.stage("identify (keyed BLAKE3)", entropy, || {
         for chunk in bytes.chunks(CHUNK) {
             black_box(domain.identify(black_box(chunk)));
@@ -191,10 +191,10 @@ fn packing(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
     if !bench.wants(open_stage) && !levels.iter().any(|&l| bench.wants(&append_stage(l))) {
         return Ok(());
     }
-    let ring = ring();
-    let domain = ring.domain(ring.app_hash(&"bench".parse()?));
-    let repository = RepositoryId::from_bytes([9; 16]);
-    let target = PackTarget { repository, kind: PackKind::Data, recipient: ring.public().data };
+    let keys = domain()?;
+    let domain = keys.chunks();
+    let repository = REPOSITORY;
+    let target = PackTarget { repository, kind: PackKind::Data, recipient: keys.recipient(PackKind::Data) };
     let chunks: Vec<(ChunkId, &[u8])> = bytes.chunks(CHUNK).map(|c| (domain.identify(c), c)).collect();
     let fill_packs = |level, done: &mut dyn FnMut(SealedPack, Vec<(ChunkId, Place)>) -> Vec<u8>| -> Outcome {
         let mut compressor = Compressor::new(Level::new(level)?)?;
@@ -232,7 +232,7 @@ fn packing(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
     })?;
     let mut sealed_chunks: Vec<(ChunkId, Place, SlotKey, &[u8])> = Vec::new();
     for (pack, places) in &packs {
-        let key = pack.key.open(ring.data(), &repository, &pack.id, PackKind::Data)?;
+        let key = pack.key.open(keys.secret(PackKind::Data), &repository, &pack.id, PackKind::Data)?;
         for (id, place) in places {
             let sealed = &pack.bytes[place.offset as usize..][..place.sealed_len as usize];
             sealed_chunks.push((*id, *place, slot_key(&key, place.slot), sealed));
@@ -299,6 +299,10 @@ fn index(bench: &Bench) -> Outcome {
     Ok(())
 }
 
-fn ring() -> KeyRing {
-    KeyRing::from_secret(&Secret::from_bytes([1; 32]))
+const REPOSITORY: RepositoryId = RepositoryId::from_bytes([9; 16]);
+
+fn domain() -> Outcome<Domain> {
+    let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));
+    let id = DomainId { app: ring.app_hash(&AppId::local("bench".parse()?)), number: 0 };
+    Ok(Domain::generate(id, &REPOSITORY, &ring).0)
 }

@@ -17,8 +17,8 @@ use std::time::Instant;
 
 use milkrun_repository::chunk::codec::{Compressor, Level};
 use milkrun_repository::chunk::is_zero;
-use milkrun_repository::id::{ChunkId, RepositoryId};
-use milkrun_repository::keys::{DomainKey, KeyRing, Secret};
+use milkrun_repository::id::{AppId, ChunkId, DomainId, RepositoryId};
+use milkrun_repository::keys::{Domain, DomainKey, KeyRing, Secret};
 use milkrun_repository::pack::{PackBuilder, PackKind, PackTarget, Place, SealedPack, SlotKey, SlotOpener, slot_key};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -49,11 +49,16 @@ fn main() -> Outcome {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(Into::into).collect();
     let [image, folder] = &args[..] else { return Err("restore_floor IMAGE FOLDER".into()) };
     let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));
-    let domain = ring.domain(ring.app_hash(&"bench".parse()?));
     let repository = RepositoryId::from_bytes([9; 16]);
-    let target = PackTarget { repository, kind: PackKind::Data, recipient: ring.public().data };
+    let domain = Domain::generate(
+        DomainId { app: ring.app_hash(&AppId::local("bench".parse()?)), number: 0 },
+        &repository,
+        &ring,
+    )
+    .0;
+    let target = PackTarget { repository, kind: PackKind::Data, recipient: domain.recipient(PackKind::Data) };
     let path = folder.join("sealed");
-    let chunks = seal(image, &path, &ring, &domain, target)?;
+    let chunks = seal(image, &path, &domain, target)?;
     let mut lines = std::io::stdin().lock().lines();
     for (name, part) in [("opening", Part::Opening), ("writing", Part::Writing)] {
         say(name)?;
@@ -62,7 +67,7 @@ fn main() -> Outcome {
         let threads = std::thread::available_parallelism()?.get();
         let next = AtomicUsize::new(0);
         let files: Vec<PathBuf> = (0..threads).map(|n| folder.join(format!("out-{n}"))).collect();
-        let work = |file: &PathBuf| run(part, &path, file, &chunks, &next, &domain, repository);
+        let work = |file: &PathBuf| run(part, &path, file, &chunks, &next, domain.chunks(), repository);
         std::thread::scope(|scope| -> Outcome {
             let running: Vec<_> = files.iter().map(|f| scope.spawn(|| work(f))).collect();
             running.into_iter().try_for_each(|r| r.join().map_err(|_| "a thread panicked")?)
@@ -81,12 +86,12 @@ fn say(line: &str) -> Outcome {
 }
 
 /// Seals all of the image that is not zero, into a file.
-fn seal(image: &Path, out: &Path, ring: &KeyRing, domain: &DomainKey, target: PackTarget) -> Outcome<Vec<Sealed>> {
+fn seal(image: &Path, out: &Path, domain: &Domain, target: PackTarget) -> Outcome<Vec<Sealed>> {
     let (image, out) = (File::open(image)?, File::create_new(out)?);
     let mut compressor = Compressor::new(Level::new(3)?)?;
     let (mut chunks, mut written) = (Vec::new(), 0);
     let mut put = |pack: SealedPack, places: Vec<(u64, ChunkId, Place)>| -> Outcome {
-        let key = pack.key.open(ring.data(), &target.repository, &pack.id, PackKind::Data)?;
+        let key = pack.key.open(domain.secret(PackKind::Data), &target.repository, &pack.id, PackKind::Data)?;
         out.write_all_at(&pack.bytes, written)?;
         let sealed = |(target, id, place): (u64, ChunkId, Place)| {
             let source = written + u64::from(place.offset);
@@ -110,7 +115,7 @@ fn seal(image: &Path, out: &Path, ring: &KeyRing, domain: &DomainKey, target: Pa
             let full = std::mem::replace(&mut builder, PackBuilder::new(target, vec![0; PACK_BYTES]));
             put(full.finish()?, std::mem::take(&mut places))?;
         }
-        let id = domain.identify(chunk);
+        let id = domain.chunks().identify(chunk);
         places.push((at, id, builder.append(&id, chunk, &mut compressor)));
     }
     put(builder.finish()?, places)?;

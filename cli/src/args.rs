@@ -7,7 +7,10 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use milkrun_identity::channel::CoordinatorUrl;
 use milkrun_identity::{NodeName, Role};
 use milkrun_repository::chunk::codec;
-use milkrun_repository::id::{AppName, RunId, VolumeName};
+use milkrun_repository::clock::Moment;
+use milkrun_repository::id::{AppId, AppName, ClusterId, Namespace, RunId, VolumeName};
+use milkrun_repository::point::Selector;
+use milkrun_repository::point::root::Class;
 use milkrun_repository::store::StoreUrl;
 
 use crate::output::CliError;
@@ -49,6 +52,9 @@ pub(crate) struct Global {
     /// How an S3 bucket is addressed: by path when an endpoint is set, else by host
     #[arg(long, global = true, value_enum, default_value_t = Addressing::Auto)]
     pub(crate) s3_addressing: Addressing,
+    /// Open the repository with its recovery key, as `init` printed it, from this file
+    #[arg(long, global = true, value_name = "FILE", env = "MILKRUN_RECOVERY_KEY_FILE")]
+    pub(crate) recovery_key_file: Option<PathBuf>,
     /// Where opened index segments are cached [default: $XDG_CACHE_HOME/milkrun or ~/.cache/milkrun]
     #[arg(long, global = true, value_name = "DIR", env = "MILKRUN_CACHE")]
     pub(crate) cache: Option<PathBuf>,
@@ -80,6 +86,39 @@ impl Repository {
         let missing =
             || CliError::usage("which repository? -r URL (or MILKRUN_REPOSITORY): file:///path or s3://bucket/prefix");
         self.repository.as_ref().ok_or_else(missing)
+    }
+}
+
+/// Whose application is meant. Several clusters may share a repository.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(crate) struct Whose {
+    /// The cluster that the application belongs to [default: local; with --coordinator: the coordinator's own]
+    #[arg(long, value_name = "ID", env = "MILKRUN_CLUSTER_ID")]
+    pub(crate) cluster_id: Option<ClusterId>,
+    /// The namespace that the application belongs to [default: none]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Option<Namespace>,
+}
+
+impl Whose {
+    /// The application of this name.
+    pub(crate) fn named(&self, name: &AppName) -> AppId {
+        let (cluster, namespace) = (self.cluster_id.clone().unwrap_or_default(), self.namespace.clone());
+        AppId { cluster, namespace, name: name.clone() }
+    }
+
+    /// The point that is meant.
+    pub(crate) fn select(&self, selector: Selector) -> Selector {
+        selector.within(self.cluster_id.clone().unwrap_or_default(), self.namespace.clone())
+    }
+
+    /// As the wire has it.
+    pub(crate) fn to_wire(&self) -> (String, String) {
+        let text = |text: Option<String>| text.unwrap_or_default();
+        (
+            text(self.cluster_id.as_ref().map(ToString::to_string)),
+            text(self.namespace.as_ref().map(ToString::to_string)),
+        )
     }
 }
 
@@ -260,6 +299,9 @@ pub(crate) struct Init {
     /// Write the public key to this file; keep it outside of the bucket
     #[arg(long, value_name = "FILE")]
     pub(crate) write_public_key: Option<PathBuf>,
+    /// Write the recovery key to this file instead of printing it; keep it where neither the repository nor its password is
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_recovery_key: Option<PathBuf>,
     /// Accept a lock beyond a year without asking
     #[arg(long)]
     pub(crate) yes: bool,
@@ -278,6 +320,20 @@ fn named(text: &str) -> Result<Named, String> {
         return Err("the path is missing; write NAME=PATH".into());
     }
     Ok(Named { name: name.parse().map_err(|e: milkrun_repository::id::NameError| e.to_string())?, path: path.into() })
+}
+
+/// `NAME=TIME`
+#[derive(Clone, Debug)]
+pub(crate) struct Taken {
+    pub(crate) name: VolumeName,
+    pub(crate) moment: Moment,
+}
+
+fn taken(text: &str) -> Result<Taken, String> {
+    let Named { name, path } = named(text).map_err(|e| e.replace("PATH", "TIME"))?;
+    let moment =
+        Moment::parse(&path).map_err(|_| format!("{path:?} is no time: write it like 2026-11-22T14:30:00Z"))?;
+    Ok(Taken { name, moment })
 }
 
 /// How hard to compress.
@@ -302,6 +358,8 @@ fn level(text: &str) -> Result<Level, String> {
 pub(crate) struct Backup {
     #[command(flatten)]
     pub(crate) repository: Repository,
+    #[command(flatten)]
+    pub(crate) whose: Whose,
     /// The application's name
     #[arg(value_name = "APP")]
     pub(crate) application: AppName,
@@ -320,6 +378,15 @@ pub(crate) struct Backup {
     /// How long the point stays locked [default: as the repository says]
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub(crate) lock_for: Option<Duration>,
+    /// What retention will count the point as: hourly, daily, weekly, monthly, yearly or none
+    #[arg(long, value_name = "CLASS", default_value = "none")]
+    pub(crate) class: Class,
+    /// When the snapshot of a volume was taken (RFC 3339) [default: when the backup began]
+    #[arg(long, value_name = "NAME=TIME", value_parser = taken)]
+    pub(crate) taken: Vec<Taken>,
+    /// A volume of the application that is left out, and why: the point says so
+    #[arg(long, value_name = "NAME=REASON", value_parser = named)]
+    pub(crate) skip: Vec<Named>,
     /// Which point predicts what is unchanged: auto, none, or a point's id
     #[arg(long, value_name = "auto|none|POINT", default_value = "auto")]
     pub(crate) parent: String,
@@ -356,6 +423,8 @@ pub(crate) struct Backup {
 pub(crate) struct Points {
     #[command(flatten)]
     pub(crate) repository: Repository,
+    #[command(flatten)]
+    pub(crate) whose: Whose,
     /// Only of this application
     #[arg(value_name = "APP")]
     pub(crate) application: Option<AppName>,
@@ -365,6 +434,8 @@ pub(crate) struct Points {
 pub(crate) struct Show {
     #[command(flatten)]
     pub(crate) repository: Repository,
+    #[command(flatten)]
+    pub(crate) whose: Whose,
     /// POINT, APP, APP@latest or APP@TIME
     #[arg(value_name = "POINT")]
     pub(crate) point: String,
@@ -374,6 +445,8 @@ pub(crate) struct Show {
 pub(crate) struct Restore {
     #[command(flatten)]
     pub(crate) repository: Repository,
+    #[command(flatten)]
+    pub(crate) whose: Whose,
     /// POINT, APP, APP@latest or APP@TIME (the last point at or before it)
     #[arg(value_name = "POINT|APP[@TIME]")]
     pub(crate) point: String,
@@ -398,6 +471,8 @@ pub(crate) struct Restore {
 pub(crate) struct Verify {
     #[command(flatten)]
     pub(crate) repository: Repository,
+    #[command(flatten)]
+    pub(crate) whose: Whose,
     /// Only these points or applications
     #[arg(value_name = "POINT|APP")]
     pub(crate) which: Vec<String>,

@@ -115,12 +115,21 @@ impl From<OpenError> for CliError {
             OpenError::Password { last: UnwrapError::WrongPassword, .. } => {
                 Some("Give the right secret by MILKRUN_PASSWORD_FILE, MILKRUN_PASSWORD, or at the prompt.")
             }
-            OpenError::Config(_) | OpenError::Password { .. } | OpenError::NoKeys | OpenError::Tampered => Some(
+            OpenError::Config(milkrun_repository::config::ConfigError::Older { .. }) => None,
+            OpenError::OtherRecoveryKey => {
+                Some("Compare the public key that `init` printed with each of your recovery keys.")
+            }
+            OpenError::NoKeys | OpenError::ForeignKeys(_) => Some("Give the recovery key: --recovery-key-file FILE."),
+            OpenError::Config(_) | OpenError::Password { .. } | OpenError::Tampered => Some(
                 "On a versioned bucket an older version may be sound: look at the object's versions before anything else.",
             ),
         };
         let exit = match &e {
-            OpenError::Config(milkrun_repository::config::ConfigError::Newer { .. })
+            OpenError::Config(
+                milkrun_repository::config::ConfigError::Newer { .. }
+                | milkrun_repository::config::ConfigError::Older { .. },
+            )
+            | OpenError::OtherRecoveryKey
             | OpenError::None(_)
             | OpenError::Password { last: UnwrapError::WrongPassword | UnwrapError::Newer(_), .. } => Exit::Failed,
             _ => Exit::Damage,

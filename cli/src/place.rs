@@ -2,6 +2,7 @@
 
 use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
+use milkrun_repository::repository::{self, Credential};
 use milkrun_repository::store::StoreUrl;
 pub(crate) use milkrun_repository::store::connect::Place;
 use milkrun_repository::store::connect::Way;
@@ -25,8 +26,16 @@ pub(crate) async fn connect(url: &StoreUrl, global: &Global) -> Result<Place, Cl
 /// Connects and opens the repository with the secret.
 pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository, Place), CliError> {
     let place = connect(url, global).await?;
-    let password = secret::password(false)?;
-    let repository = milkrun_repository::repository::open(place.store.clone(), &password).await?;
+    let repository = match &global.recovery_key_file {
+        Some(file) => {
+            let secret = secret::recovery_key(file)?;
+            repository::open(place.store.clone(), Credential::Recovery(&secret)).await?
+        }
+        None => {
+            let password = secret::password(false)?;
+            repository::open(place.store.clone(), Credential::Password(&password)).await?
+        }
+    };
     Ok((repository, place))
 }
 

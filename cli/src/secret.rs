@@ -1,11 +1,20 @@
 //! Where the secret comes from: a file, the environment, or a prompt.
 
 use std::io::IsTerminal;
+use std::path::Path;
 
 use milkrun_coordinator::secret::{Password, SecretError, from_environment};
+use milkrun_repository::keys::{Secret, recovery};
 use zeroize::Zeroizing;
 
 use crate::output::CliError;
+
+/// The recovery key in a file.
+pub(crate) fn recovery_key(path: &Path) -> Result<Secret, CliError> {
+    let text = std::fs::read_to_string(path).map(Zeroizing::new);
+    let text = text.map_err(|e| CliError::failed(format!("can't read the recovery key {path:?}: {e}")))?;
+    recovery::parse(&text).map_err(|e| CliError::usage(format!("{path:?}: {e}")))
+}
 
 /// Asks for the secret; twice for a new one.
 pub(crate) fn password(new: bool) -> Result<Password, CliError> {

@@ -38,6 +38,7 @@ use milkrun_repository::Repository;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{ChunkId, PackId, PointId, SegmentId};
 use milkrun_repository::index::{ChunkIndex, IndexCache, PackInfo};
+use milkrun_repository::keys::Domain;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::{FinishedMetadata, MetadataWriter, OpenedKeys, Prepared, Preparer};
 use milkrun_repository::pack::{PackKind, Place};
@@ -80,6 +81,8 @@ pub struct Run {
     index: Mutex<ChunkIndex>,
     preparer: Preparer,
     metadata: tokio::sync::Mutex<MetadataWriter>,
+    /// The application's keys.
+    domain: Arc<Domain>,
     volumes: HashMap<String, tokio::sync::Mutex<VolumeBuild>>,
     /// Packs that this run stored.
     stored: Mutex<HashMap<PackId, StoredPack>>,
@@ -392,7 +395,7 @@ impl Run {
     async fn write_segment(&self, merge: bool) -> Result<(), BackupError> {
         let Some(segment) = lock(&self.index).unwritten(merge) else { return Ok(()) };
         let id = SegmentId::random();
-        let (repository, key) = (&self.repository, Key::segment(&self.root.app, &id));
+        let (repository, key) = (&self.repository, Key::segment(&self.root.domain(), &id));
         let body = segment.encode();
         let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::IndexSegment, &body);
         let size = object.len();

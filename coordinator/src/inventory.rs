@@ -8,6 +8,7 @@ pub use bandwidth::Bandwidth;
 
 use std::time::Duration;
 
+use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppName, VolumeName};
 
 /// A place where a volume can be read or written.
@@ -34,6 +35,10 @@ pub struct SourceSpec {
     pub changed_from: Option<String>,
     /// What a clean file system says is free is left out.
     pub skip_free: bool,
+    /// When its snapshot was taken; `None`: when the run began.
+    pub moment: Option<Moment>,
+    /// Facts of its claim and its persistent volume: a JSON object in one line; empty outside of Kubernetes.
+    pub claim: String,
 }
 
 /// What a node takes.

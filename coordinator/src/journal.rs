@@ -300,6 +300,7 @@ mod tests {
     use milkrun_repository::config::LockPolicy;
     use milkrun_repository::keys::wrapped::Cost;
     use milkrun_repository::point::journal::{Region, Run};
+    use milkrun_repository::point::root::FileSystem;
     use milkrun_repository::repository::{InitOptions, init};
     use milkrun_repository::store::faulty::{Fault, Faulty};
     use milkrun_repository::store::memory::Memory;
@@ -333,7 +334,7 @@ mod tests {
                 (journal && calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1).then_some(fault)
             };
             let store = Arc::new(Faulty::new(sound.store.clone(), Arc::new(script)));
-            let shaky = Arc::new(Repository { store, ..sound.clone() });
+            let shaky = Arc::new(sound.over(store));
             let run = RunId::from_bytes([5; 8]);
             let journal = Journal::new(shaky, run, 3);
             journal.note(record(1));
@@ -359,7 +360,7 @@ mod tests {
             (journal && first()).then_some(Fault::Before(Trouble::Unreachable))
         };
         let store = Arc::new(Faulty::new(sound.store.clone(), Arc::new(script)));
-        let shaky = Arc::new(Repository { store, ..sound.clone() });
+        let shaky = Arc::new(sound.over(store));
         let run = RunId::from_bytes([5; 8]);
         let journal = Journal::new(shaky, run, 3);
         let regions = |n: u64, runs: usize| Record::Regions {
@@ -397,6 +398,7 @@ mod tests {
                 new_bytes: 0,
                 stored_bytes: 0,
                 notes: Vec::new(),
+                file_system: FileSystem::default(),
             })
         };
         let old = Journal::new(repository.clone(), run, 1);

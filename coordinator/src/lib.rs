@@ -24,11 +24,13 @@ pub mod rpc;
 pub mod runs;
 pub mod scheduler;
 pub mod secret;
+mod skipped;
 mod volume_assignments;
 
 use std::sync::Arc;
 
 use milkrun_repository::Repository;
+use milkrun_repository::id::{AppId, AppName, ClusterId};
 use milkrun_repository::index::IndexCache;
 
 use admission::Admission;
@@ -61,6 +63,8 @@ pub struct Coordinator {
     pub dispatcher: Dispatcher,
     /// What may be on its way to the store.
     pub(crate) admission: Admission,
+    /// The cluster whose applications the inventory lists.
+    pub cluster: ClusterId,
     /// The epoch under which it leads.
     pub epoch: u64,
     /// Whether it leads, and keeps journals so that another can go on; nobody goes on from an embedded one.
@@ -96,7 +100,32 @@ impl Coordinator {
         let inventory: Arc<dyn Inventory> = Arc::new(inventory);
         let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
         let admission = Admission::new(inventory.clone());
-        Self { repository, cache, agents, runs, backups, restores, inventory, dispatcher, admission, epoch, leadership }
+        let cluster = ClusterId::default();
+        Self {
+            repository,
+            cache,
+            agents,
+            runs,
+            backups,
+            restores,
+            inventory,
+            dispatcher,
+            admission,
+            cluster,
+            epoch,
+            leadership,
+        }
+    }
+
+    /// Of this cluster.
+    #[must_use]
+    pub fn of_cluster(self, cluster: ClusterId) -> Self {
+        Self { cluster, ..self }
+    }
+
+    /// How roles name an application; `None`: only roles for all applications cover it.
+    pub(crate) fn role_name<'a>(&self, application: &'a AppId) -> Option<&'a str> {
+        application.name_in(&self.cluster).map(AppName::as_str)
     }
 
     /// Goes on with every run that an earlier leader left unfinished.

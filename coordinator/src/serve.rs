@@ -18,7 +18,7 @@ use milkrun_observe::http::{self, HttpError};
 use milkrun_observe::signals::{SignalError, Stop};
 use milkrun_repository::index::IndexCache;
 use milkrun_repository::point::catalog::chain;
-use milkrun_repository::repository::OpenError;
+use milkrun_repository::repository::{Credential, OpenError};
 use milkrun_repository::store::Failure;
 use milkrun_repository::store::connect::{ConnectError, Way};
 use tokio::net::TcpListener;
@@ -84,7 +84,8 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let password = secret::from_environment()?.ok_or(ServeError::NoSecret)?;
     let way = Way { ca_file: args.ca_file, limit_upload: args.limit_upload, addressing: args.s3_addressing.into() };
     let place = way.with_ca_of_environment().connect(&args.repository).await?;
-    let repository = Arc::new(milkrun_repository::repository::open(place.store, &password).await?);
+    let repository =
+        Arc::new(milkrun_repository::repository::open(place.store, Credential::Password(&password)).await?);
     drop(password);
     let cache = IndexCache::new(IndexCache::folder(args.cache).as_deref(), &repository.config.id, &repository.ring);
     if let Err(e) = cache.witness().stands_at(&repository.store.address()) {

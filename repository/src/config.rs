@@ -8,12 +8,11 @@ use crate::chunk::page_cutter::PageCutter;
 use crate::chunk::stream_cutter::StreamCutter;
 use crate::clock::Moment;
 use crate::id::RepositoryId;
-use crate::keys::hybrid::HybridPublic;
 use crate::keys::{BadSignature, KeyRing, Label, PublicKeys, VerifyingKey};
 use crate::store::Firmness;
 
-/// The format that this release writes, and the latest that it reads.
-pub const VERSION: u16 = 1;
+/// The format that this release writes, and the only one that it reads: version 1 was given up.
+pub const VERSION: u16 = 2;
 
 /// Bytes of a volume that one leaf of its map covers, and one region of the pipeline.
 pub const REGION_BYTES: u64 = 16 << 20;
@@ -100,6 +99,15 @@ pub enum ConfigError {
         /// Its version.
         found: u16,
     },
+    /// Of a release before the first that is supported.
+    #[error(
+        "the repository has format version {found}; this release reads version {VERSION} alone. \
+         Restore from it with the release that made it, and begin a new repository"
+    )]
+    Older {
+        /// Its version.
+        found: u16,
+    },
     /// Not signed by the key that it names.
     #[error("repository.json: {0}")]
     Signature(#[from] BadSignature),
@@ -148,8 +156,6 @@ struct Lock {
 #[serde(deny_unknown_fields)]
 struct Keys {
     signing: String,
-    data: String,
-    metadata: String,
 }
 
 fn suites() -> Suites {
@@ -179,11 +185,7 @@ impl Config {
             chunking: Chunking { region_bytes: REGION_BYTES, page: self.pages, stream: self.streams },
             suites: suites(),
             lock: Lock { mode: self.lock.mode, period_seconds: self.lock.period.as_secs() },
-            keys: Keys {
-                signing: hex::encode(self.keys.signing.as_bytes()),
-                data: hex::encode(self.keys.data.as_bytes()),
-                metadata: hex::encode(self.keys.metadata.as_bytes()),
-            },
+            keys: Keys { signing: hex::encode(self.keys.signing.as_bytes()) },
             signature: String::new(),
         }
     }
@@ -207,6 +209,9 @@ impl Config {
         if head.version > VERSION {
             return Err(ConfigError::Newer { found: head.version });
         }
+        if head.version < VERSION {
+            return Err(ConfigError::Older { found: head.version });
+        }
         let file: File = serde_json::from_slice(bytes).map_err(|e| ConfigError::Malformed(e.to_string()))?;
         if file.suites != suites() || file.chunking.region_bytes != REGION_BYTES {
             return Err(bad("unknown suites"));
@@ -217,11 +222,7 @@ impl Config {
             pages: file.chunking.page,
             streams: file.chunking.stream,
             lock: LockPolicy { mode: file.lock.mode, period: Duration::from_secs(file.lock.period_seconds) },
-            keys: PublicKeys {
-                signing: VerifyingKey::from_bytes(key(&file.keys.signing).ok_or_else(|| bad("keys"))?),
-                data: HybridPublic::from_bytes(key(&file.keys.data).ok_or_else(|| bad("keys"))?),
-                metadata: HybridPublic::from_bytes(key(&file.keys.metadata).ok_or_else(|| bad("keys"))?),
-            },
+            keys: PublicKeys { signing: VerifyingKey::from_bytes(key(&file.keys.signing).ok_or_else(|| bad("keys"))?) },
         };
         config.pages.check().map_err(|_| bad("chunking"))?;
         config.streams.check().map_err(|_| bad("chunking"))?;
@@ -276,10 +277,15 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_named_as_such() {
+    fn another_format_is_named_as_such() {
         let (ring, config) = sample();
         let text = String::from_utf8(config.encode(&ring)).unwrap();
-        let newer = text.replace("\"version\":1", "\"version\":2").replace("\"chunking\"", "\"cutting\"");
-        assert!(matches!(Config::decode(newer.as_bytes()), Err(ConfigError::Newer { found: 2 })));
+        let other = |version: u16| {
+            text.replace("\"version\":2", &format!("\"version\":{version}")).replace("\"chunking\"", "\"cutting\"")
+        };
+        assert!(matches!(Config::decode(other(3).as_bytes()), Err(ConfigError::Newer { found: 3 })));
+        let older = Config::decode(other(1).as_bytes()).unwrap_err();
+        assert!(matches!(older, ConfigError::Older { found: 1 }));
+        assert!(older.to_string().contains("reads version 2 alone"), "{older}");
     }
 }

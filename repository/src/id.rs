@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::clock::{Moment, entropy};
+use crate::wire::{Decoder, Encoder, Malformed};
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident: $len:literal;)*) => {$(
@@ -165,13 +166,13 @@ pub enum NameError {
     /// Nothing in it.
     #[error("a {kind} needs a name of at least one character")]
     Empty {
-        /// Application or volume.
+        /// Application, volume, cluster or namespace.
         kind: &'static str,
     },
     /// Too long.
     #[error("the {kind} name has {bytes} bytes; the most is {most}")]
     Long {
-        /// Application or volume.
+        /// Application, volume, cluster or namespace.
         kind: &'static str,
         /// Its length.
         bytes: usize,
@@ -181,7 +182,7 @@ pub enum NameError {
     /// A character that has a meaning elsewhere.
     #[error("the {kind} name {name:?} contains {found:?}, which is not allowed in names")]
     Character {
-        /// Application or volume.
+        /// Application, volume, cluster or namespace.
         kind: &'static str,
         /// The name.
         name: String,
@@ -233,6 +234,11 @@ macro_rules! names {
 }
 
 names! {
+    /// The cluster that an application belongs to: in Kubernetes the UID of `kube-system`, elsewhere a name that people choose.
+    /// Several clusters may share a repository.
+    ClusterId("cluster", &['@', '/']);
+    /// The namespace that an application belongs to.
+    Namespace("namespace", &['@', '/']);
     /// What is protected as one thing. Up to 1024 bytes of any Unicode but control characters and `@`; slashes
     /// and dots are fine, since object keys carry only a keyed hash of it.
     AppName("application", &['@']);
@@ -248,6 +254,102 @@ impl FromStr for AppName {
             return Err(NameError::PointShape { name: s.to_owned() });
         }
         Ok(Self(s.to_owned()))
+    }
+}
+
+impl FromStr for ClusterId {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        check_name("cluster", s, &['@', '/'])?;
+        Ok(Self(s.to_owned()))
+    }
+}
+
+impl ClusterId {
+    /// The cluster of applications that belong to none: what the command line uses unless told otherwise.
+    pub const LOCAL: &str = "local";
+}
+
+impl Default for ClusterId {
+    fn default() -> Self {
+        Self(Self::LOCAL.to_owned())
+    }
+}
+
+impl FromStr for Namespace {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        check_name("namespace", s, &['@', '/'])?;
+        Ok(Self(s.to_owned()))
+    }
+}
+
+/// The identity of an application among all that share a repository.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AppId {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its namespace; `None` outside of Kubernetes, and for what belongs to a cluster as a whole.
+    pub namespace: Option<Namespace>,
+    /// Its name.
+    pub name: AppName,
+}
+
+impl AppId {
+    /// One of no cluster and no namespace.
+    pub fn local(name: AppName) -> Self {
+        Self { cluster: ClusterId::default(), namespace: None, name }
+    }
+
+    /// Its name, if it belongs to this cluster and to no namespace: then the name alone says which one it is.
+    pub fn name_in(&self, cluster: &ClusterId) -> Option<&AppName> {
+        (self.cluster == *cluster && self.namespace.is_none()).then_some(&self.name)
+    }
+
+    pub(crate) fn encode(&self, e: &mut Encoder) {
+        let namespace = self.namespace.as_ref().map_or("", Namespace::as_str);
+        e.text(self.cluster.as_str()).text(namespace).text(self.name.as_str());
+    }
+
+    pub(crate) fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let cluster = d.text("cluster")?.parse().map_err(|_| d.bad("cluster"))?;
+        let namespace = Some(d.text("namespace")?).filter(|n| !n.is_empty());
+        let namespace = namespace.map(|n| n.parse()).transpose().map_err(|_| d.bad("namespace"))?;
+        Ok(Self { cluster, namespace, name: d.text("application")?.parse().map_err(|_| d.bad("application"))? })
+    }
+}
+
+impl From<AppName> for AppId {
+    fn from(name: AppName) -> Self {
+        Self::local(name)
+    }
+}
+
+/// For people: its name, and what tells it from others of that name.
+impl fmt::Display for AppId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)?;
+        match (&self.namespace, self.cluster.as_str()) {
+            (None, ClusterId::LOCAL) => Ok(()),
+            (None, cluster) => write!(f, " (cluster {cluster})"),
+            (Some(namespace), ClusterId::LOCAL) => write!(f, " (namespace {namespace})"),
+            (Some(namespace), cluster) => write!(f, " (namespace {namespace}, cluster {cluster})"),
+        }
+    }
+}
+
+/// A dedup domain: the points of one application that were made under the same keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainId {
+    /// The application.
+    pub app: AppHash,
+    /// Which keys of it: 0 the first, a higher one after those before were erased or lost.
+    pub number: u32,
+}
+
+impl fmt::Display for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:08}", self.app, self.number)
     }
 }
 

@@ -1,27 +1,34 @@
 //! Keys: what each is for, how it comes from the one secret, and who may hold it.
 //!
 //! ```text
-//! secret (32 random bytes; wrapped in keys/<id>)
-//!   ├─ signing    Ed25519 seed: roots, placements, repository.json
+//! secret (32 random bytes; wrapped in keys/<id>, and printed by `init` as the recovery key)
+//!   ├─ signing    Ed25519 seed: roots, placements, repository.json, keys/, domains/
+//!   ├─ names      keyed hash of applications in object keys
+//!   ├─ envelope   seals unlocked objects (index, leases)
+//!   └─ domains    two keys that seal the keys of dedup domains, in domains/<application>/<n>
+//!
+//! a domain's keys (random; one domain for each application)
+//!   ├─ chunk ids  names chunks
 //!   ├─ metadata   X25519: opens metadata packs and the sealed part of roots
-//!   ├─ data       X25519: opens data packs; only who restores needs it
-//!   ├─ names      keyed hash of application names in object keys
-//!   ├─ domains    parent of the dedup domains' chunk-id keys
-//!   └─ envelope   seals unlocked objects (index, leases)
+//!   └─ data       X25519: opens data packs; only a restore needs it
 //! ```
-//! A node gets a [`DomainKey`] and the public keys, nothing else: it can write and cannot read.
+//! A node gets a [`DomainKey`] and the public data key, nothing else: it can write and cannot read.
 
+pub mod domain;
 pub mod envelope;
 pub mod hybrid;
+pub mod recovery;
 pub mod wrapped;
+
+pub use domain::Domain;
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use zeroize::Zeroizing;
 
 use crate::chunk::pages::{PageDigest, PageHasher};
 use crate::clock::entropy;
-use crate::id::{AppHash, AppName, ChunkId};
-use hybrid::{HybridPublic, HybridSecret};
+use crate::id::{AppHash, AppId, ChunkId};
+use crate::wire::Encoder;
 
 /// Length of an Ed25519 signature.
 pub const SIGNATURE_LEN: usize = 64;
@@ -53,22 +60,17 @@ impl Secret {
 /// The public halves, as they stand in `repository.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKeys {
-    /// Checks roots and placements. This is what an auditor keeps outside the bucket.
+    /// Checks roots, placements and domains. This is what an auditor keeps outside the bucket.
     pub signing: VerifyingKey,
-    /// Data packs are sealed to it.
-    pub data: HybridPublic,
-    /// Metadata packs are sealed to it.
-    pub metadata: HybridPublic,
 }
 
 /// Everything that follows from the secret.
 pub struct KeyRing {
     signing: Ed25519KeyPair,
-    metadata: HybridSecret,
-    data: HybridSecret,
     names: Zeroizing<[u8; 32]>,
-    domains: Zeroizing<[u8; 32]>,
     envelope: Zeroizing<[u8; 32]>,
+    domain_metadata: Zeroizing<[u8; 32]>,
+    domain_data: Zeroizing<[u8; 32]>,
 }
 
 impl KeyRing {
@@ -78,11 +80,10 @@ impl KeyRing {
         let seed = secret.derive("milkrun v1 signing ed25519 seed");
         Self {
             signing: Ed25519KeyPair::from_seed_unchecked(seed.as_slice()).expect("32 bytes are a seed"),
-            metadata: HybridSecret::derive(&secret.derive("milkrun v1 metadata x25519")),
-            data: HybridSecret::derive(&secret.derive("milkrun v1 data x25519")),
-            names: secret.derive("milkrun v1 application names"),
-            domains: secret.derive("milkrun v1 dedup domains"),
+            names: secret.derive("milkrun v2 application names"),
             envelope: secret.derive("milkrun v1 unlocked objects"),
+            domain_metadata: secret.derive("milkrun v2 domain keys, metadata"),
+            domain_data: secret.derive("milkrun v2 domain keys, data"),
         }
     }
 
@@ -90,30 +91,17 @@ impl KeyRing {
     pub fn public(&self) -> PublicKeys {
         let mut signing = [0; 32];
         signing.copy_from_slice(self.signing.public_key().as_ref());
-        PublicKeys { signing: VerifyingKey(signing), data: self.data.public(), metadata: self.metadata.public() }
+        PublicKeys { signing: VerifyingKey(signing) }
     }
 
     /// The hash that stands for an application in object keys.
-    pub fn app_hash(&self, app: &AppName) -> AppHash {
-        let full = blake3::keyed_hash(&self.names, app.as_str().as_bytes());
+    pub fn app_hash(&self, app: &AppId) -> AppHash {
+        let mut e = Encoder::new();
+        app.encode(&mut e);
+        let full = blake3::keyed_hash(&self.names, e.as_slice());
         let mut out = [0; AppHash::LEN];
         out.copy_from_slice(&full.as_bytes()[..AppHash::LEN]);
         AppHash::from_bytes(out)
-    }
-
-    /// The dedup domain of an application: its own.
-    pub fn domain(&self, app: AppHash) -> DomainKey {
-        DomainKey(Zeroizing::new(*blake3::keyed_hash(&self.domains, app.as_bytes()).as_bytes()))
-    }
-
-    /// Opens what was sealed to the metadata key.
-    pub fn metadata(&self) -> &HybridSecret {
-        &self.metadata
-    }
-
-    /// Opens what was sealed to the data key.
-    pub fn data(&self) -> &HybridSecret {
-        &self.data
     }
 
     /// Authenticates files of the local index cache.
@@ -138,6 +126,10 @@ impl KeyRing {
 pub enum Label {
     /// `repository.json`
     Config,
+    /// A wrapped secret.
+    KeyFile,
+    /// The keys of a domain.
+    Domain,
     /// A root or a tombstone.
     Root,
     /// A placement.
@@ -149,7 +141,9 @@ impl Label {
     fn message(self, body: &[u8]) -> [u8; 64] {
         let label = match self {
             Self::Config => "milkrun v1 signature repository.json",
-            Self::Root => "milkrun v1 signature root",
+            Self::KeyFile => "milkrun v2 signature key",
+            Self::Domain => "milkrun v2 signature domain",
+            Self::Root => "milkrun v2 signature root",
             Self::Placement => "milkrun v1 signature placement",
         };
         let mut out = [0; 64];
@@ -245,12 +239,23 @@ mod tests {
         assert!(other.verify(Label::Root, b"x", &sig).is_err());
     }
 
+    /// A name that reads like a namespace and a name is neither.
     #[test]
-    fn domains_give_different_ids_for_the_same_bytes() {
+    fn applications_are_told_apart_by_cluster_namespace_and_name() {
         let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));
-        let a = ring.domain(ring.app_hash(&"a".parse().unwrap()));
-        let b = ring.domain(ring.app_hash(&"b".parse().unwrap()));
-        assert_ne!(a.identify(b"same"), b.identify(b"same"));
-        assert_ne!(a.cut_seed(), b.cut_seed());
+        let app = |cluster: &str, namespace: &str, name: &str| AppId {
+            cluster: cluster.parse().unwrap(),
+            namespace: namespace.parse().ok(),
+            name: name.parse().unwrap(),
+        };
+        let all = [
+            app("a", "", "shop"),
+            app("b", "", "shop"),
+            app("a", "b", "shop"),
+            app("a", "", "b/shop"),
+            app("ab", "", "shop"),
+        ];
+        let hashes: std::collections::HashSet<_> = all.iter().map(|a| ring.app_hash(a)).collect();
+        assert_eq!(hashes.len(), all.len());
     }
 }

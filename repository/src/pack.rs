@@ -1,7 +1,7 @@
 //! A pack: an object of many sealed chunks with its own directory.
 //!
 //! ```text
-//!   0   64  header    magic "milkrun pack\0\0\0\0", version u16, kind u8, 5 reserved, repository id 16, pack id 16, 8 reserved
+//!   0   64  header    magic "milkrun pack\0\0\0\0", version u16, kind u8, 5 reserved, repository id 16, pack id 16, recipient 8
 //!  64    n  slots     sealed chunks back to back: ciphertext + 16 bytes of tag each
 //!   …    d  directory sealed as slot 0xffff_ffff: per slot chunk id 32, plain length u32, sealed length u32, codec u8, 3 reserved
 //!  -112 112 footer    directory length u32, slots u32, encapsulated key 32, sealed pack key 48, 8 reserved, magic "milkrun pack end"
@@ -11,13 +11,14 @@
 //!
 //! Slot key = BLAKE3-keyed(pack key, slot number); each key seals once, so the nonce is zero.
 //! AAD of a slot: repository id, pack id, slot, chunk id, codec, plain length. The pack key is sealed by HPKE to the
-//! repository's data or metadata key with AAD: repository id, pack id, kind, slots, directory length.
+//! domain's data or metadata key with AAD: repository id, pack id, kind, slots, directory length. The recipient in the header is
+//! [that key's tag](crate::keys::hybrid::HybridPublic::tag): it tells whose pack it is where no index and no placement does.
 
 mod builder;
 mod reader;
 
 pub use builder::{PackBuilder, PackTarget, SealedPack};
-pub use reader::{Directory, OpenError, PackError, SlotOpener};
+pub use reader::{Directory, Header, OpenError, PackError, SlotOpener};
 
 use zeroize::Zeroizing;
 
@@ -28,7 +29,7 @@ use crate::wire::{Decoder, Encoder, Malformed};
 
 const MAGIC: &[u8; 16] = b"milkrun pack\0\0\0\0";
 const END_MAGIC: &[u8; 16] = b"milkrun pack end";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Bytes before the first slot.
 pub const HEADER_LEN: usize = 64;
 /// Bytes of the footer.
@@ -120,7 +121,7 @@ pub fn slot_key(pack_key: &[u8; 32], slot: u32) -> SlotKey {
     Zeroizing::new(*blake3::keyed_hash(pack_key, &slot.to_le_bytes()).as_bytes())
 }
 
-/// A pack key sealed to the repository's public key, as it stands in footers, index segments and placements.
+/// A pack key sealed to the domain's public key, as it stands in footers, index segments and placements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedKey {
     /// The ephemeral public key.
@@ -174,9 +175,10 @@ fn key_aad(repository: &RepositoryId, pack: &PackId, kind: PackKind, slots: u32,
     e.finish()
 }
 
-fn header(repository: &RepositoryId, pack: &PackId, kind: PackKind) -> Vec<u8> {
+fn header(target: &PackTarget, pack: &PackId) -> Vec<u8> {
     let mut e = Encoder::new();
-    e.raw(MAGIC).u16(VERSION).u8(kind as u8).raw(&[0; 5]).raw(repository.as_bytes()).raw(pack.as_bytes()).u64(0);
+    e.raw(MAGIC).u16(VERSION).u8(target.kind as u8).raw(&[0; 5]).raw(target.repository.as_bytes()).raw(pack.as_bytes());
+    e.raw(&target.recipient.tag());
     e.finish()
 }
 

@@ -9,6 +9,7 @@ pub mod lease;
 pub mod order;
 pub mod placement;
 pub mod root;
+mod root_body;
 pub mod select;
 
 pub use catalog::{Catalog, Found};

@@ -1,10 +1,14 @@
 //! A repository: making one, opening one, and the handle that everything else takes.
 
+mod domains;
 mod init;
 mod open;
+mod renew;
 
+pub use domains::NoDomain;
 pub use init::{InitError, InitOptions, Initialised, init, role_policies};
-pub use open::{OpenError, open, public_config};
+pub use open::{Credential, OpenError, open, public_config};
+pub use renew::{Renewed, rolling};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,9 +16,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::config::Config;
-use crate::id::{AppHash, PackId};
+use crate::id::PackId;
 use crate::index::PackInfo;
-use crate::keys::KeyRing;
+use crate::keys::{Domain, KeyRing};
 use crate::metadata::{MetadataError, MetadataReader, metadata_packs};
 use crate::pack::{PackKind, PackTarget};
 use crate::point::RootBody;
@@ -33,8 +37,10 @@ pub struct Repository {
     pub config: Config,
     /// The version of `repository.json` that was opened.
     pub config_version: Version,
-    /// All keys.
+    /// All keys that follow from the secret.
     pub ring: Arc<KeyRing>,
+    /// Keys of domains that were opened.
+    opened: Arc<domains::Opened>,
 }
 
 /// A point with everything that is needed to read it.
@@ -45,6 +51,8 @@ pub struct OpenPoint {
     pub body: RootBody,
     /// Where its packs are.
     pub placement: Placed,
+    /// The keys that open its packs.
+    pub domain: Arc<Domain>,
 }
 
 /// Why a point can't be read.
@@ -59,6 +67,15 @@ pub enum PointError {
         #[source]
         source: crate::point::root::RootError,
     },
+    /// The keys that open it can't be had.
+    #[error("the restore point {point} can't be opened")]
+    Keys {
+        /// Which point.
+        point: crate::id::PointId,
+        /// Why.
+        #[source]
+        source: NoDomain,
+    },
     /// No usable placement.
     #[error(transparent)]
     Placement(#[from] PlaceError),
@@ -68,18 +85,34 @@ pub enum PointError {
 }
 
 impl Repository {
+    fn new(store: SharedStore, config: Config, config_version: Version, ring: KeyRing) -> Self {
+        Self { store, config, config_version, ring: Arc::new(ring), opened: Arc::default() }
+    }
+
+    /// The same repository, reached another way.
+    #[must_use]
+    pub fn over(&self, store: SharedStore) -> Self {
+        Self { store, opened: Arc::default(), ..self.clone() }
+    }
+
     /// Finds points.
     pub fn catalog(&self) -> Catalog<'_> {
         Catalog { store: &*self.store, repository: self.config.id, signer: self.config.keys.signing }
     }
 
     /// Whom packs of a kind are sealed to.
-    pub fn target(&self, kind: PackKind) -> PackTarget {
-        let recipient = match kind {
-            PackKind::Data => self.config.keys.data,
-            PackKind::Metadata => self.config.keys.metadata,
-        };
-        PackTarget { repository: self.config.id, kind, recipient }
+    pub fn target(&self, domain: &Domain, kind: PackKind) -> PackTarget {
+        PackTarget { repository: self.config.id, kind, recipient: domain.recipient(kind) }
+    }
+
+    /// The sealed part of a root that was found.
+    ///
+    /// # Errors
+    /// [`PointError`].
+    pub async fn body(&self, found: &Found) -> Result<RootBody, PointError> {
+        let point = found.root.id();
+        let domain = self.domain(found.root.domain()).await.map_err(|source| PointError::Keys { point, source })?;
+        found.open(&domain).map_err(|source| PointError::Root { point, source })
     }
 
     /// Opens a point that was found.
@@ -88,22 +121,23 @@ impl Repository {
     /// [`PointError`].
     pub async fn open_point(&self, found: Found) -> Result<OpenPoint, PointError> {
         let point = found.root.id();
-        let body = found.open(&self.ring).map_err(|source| PointError::Root { point, source })?;
+        let domain = self.domain(found.root.domain()).await.map_err(|source| PointError::Keys { point, source })?;
+        let body = found.open(&domain).map_err(|source| PointError::Root { point, source })?;
         let placement = self.catalog().placement(&found).await?;
         let maps = body.volumes.iter().map(|v| v.map).chain(body.manifests.map(|m| m.map));
         let fits = maps.clone().count() == placement.maps.len()
             && maps.zip(&placement.maps).all(|(map, place)| map.chunk.is_some() == place.is_some());
-        if fits { Ok(OpenPoint { found, body, placement }) } else { Err(PointError::Contradiction(point)) }
+        if fits { Ok(OpenPoint { found, body, placement, domain }) } else { Err(PointError::Contradiction(point)) }
     }
 
     /// Reads a point's maps and manifests.
-    pub fn reader<'a>(&'a self, app: AppHash, packs: impl IntoIterator<Item = PackInfo>) -> MetadataReader<'a> {
-        self.reader_of(app, metadata_packs(packs))
+    pub fn reader(&self, domain: &Arc<Domain>, packs: impl IntoIterator<Item = PackInfo>) -> MetadataReader<'_> {
+        self.reader_of(domain, metadata_packs(packs))
     }
 
     /// As [`Self::reader`], of packs that several readers share.
-    pub fn reader_of(&self, app: AppHash, packs: Arc<HashMap<PackId, PackInfo>>) -> MetadataReader<'_> {
-        MetadataReader::new(&*self.store, &self.ring, self.config.id, self.ring.domain(app), packs)
+    pub fn reader_of(&self, domain: &Arc<Domain>, packs: Arc<HashMap<PackId, PackInfo>>) -> MetadataReader<'_> {
+        MetadataReader::new(&*self.store, self.config.id, domain.clone(), packs)
     }
 
     /// The manifests of a point: JSON lines, one object each.
@@ -112,7 +146,7 @@ impl Repository {
     /// [`MetadataError`].
     pub async fn manifests(&self, point: &OpenPoint) -> Result<Vec<u8>, MetadataError> {
         let Some((i, entry)) = point.manifests() else { return Ok(Vec::new()) };
-        let reader = self.reader(point.found.root.app, point.placement.packs.iter().cloned());
+        let reader = self.reader(&point.domain, point.placement.packs.iter().cloned());
         let mut cursor = MapCursor::new(point.map(i, &entry.map));
         let mut out = Vec::new();
         while let Some(step) = cursor.next(&reader).await? {
@@ -190,7 +224,7 @@ impl OpenPoint {
 
 /// Whether an error of a point is damage, or only that nothing could be asked.
 pub fn is_unreachable(e: &PointError) -> bool {
-    matches!(e, PointError::Placement(PlaceError::Store(_)))
+    matches!(e, PointError::Placement(PlaceError::Store(_)) | PointError::Keys { source: NoDomain::Store(_), .. })
 }
 
 /// A point error in one line.

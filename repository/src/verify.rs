@@ -6,6 +6,7 @@
 //! key alone*, every stored byte read and compared with what the placements sign. A finding names the object and each
 //! restore point that it touches. That the store can't be asked is an error, never a finding.
 
+mod keys;
 mod locks;
 mod maps;
 mod needed;
@@ -22,7 +23,7 @@ use crate::index::IndexCache;
 use crate::metadata::MetadataError;
 use crate::point::Root;
 use crate::point::catalog::{Found, Listing, PlaceError, Placed, chain};
-use crate::repository::{OpenPoint, PointError, Repository};
+use crate::repository::{NoDomain, OpenPoint, PointError, Repository};
 use crate::store::{Failure, Firmness, Key, Store, Trouble, Version};
 use locks::{Promise, Used};
 use needed::NeededPacks;
@@ -168,17 +169,19 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
                 points.push(point);
             }
             Err(PointError::Placement(e)) => unplaced(e, root.id(), &mut findings)?,
+            Err(PointError::Keys { source, .. }) => without_keys(source, root.id(), &mut findings)?,
             Err(e) => findings.add(key, chain(&e), [root.id()]),
         }
     }
     let roots: Vec<&Root> = points.iter().map(|p| &p.found.root).collect();
     check_config(&*repository.store, &repository.config_version, firm, &roots, &mut findings).await?;
+    keys::check(&*repository.store, &repository.config, &roots, &mut findings).await?;
     let chosen = packs::choose(&needed, options.data_percent);
     let expected = maps::check(repository, &points, &chosen, &mut report, &mut findings).await?;
     packs::check(repository, cache, &needed, expected, (&chosen, options.parallel), &mut report, &mut findings).await?;
     for id in &findings.damaged {
         for needed in needed.of(id) {
-            report.damaged.entry(needed.app).or_default().insert(*id);
+            report.damaged.entry(needed.domain.app).or_default().insert(*id);
         }
     }
     report.findings = findings.finish();
@@ -186,6 +189,17 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
 }
 
 /// A point without a usable placement is a finding, unless nothing could be asked.
+fn without_keys(e: NoDomain, point: PointId, findings: &mut Findings) -> Result<(), Failure> {
+    match e {
+        NoDomain::Store(f) => return Err(f),
+        NoDomain::Refused { key, reason } => findings.add(key, chain(&reason), [point]),
+        NoDomain::Missing(key) => {
+            findings.add(key, "missing: without it nothing opens the points of the application", [point])
+        }
+    }
+    Ok(())
+}
+
 fn unplaced(e: PlaceError, point: PointId, findings: &mut Findings) -> Result<(), Failure> {
     match e {
         PlaceError::Store(f) if f.trouble != Trouble::Foreign => return Err(f),

@@ -158,16 +158,12 @@ pub struct MapRoot {
     pub chunk: Option<MapRef>,
 }
 
-/// Which version it is; none above `newest` is known.
-fn head(d: &mut Decoder<'_>, tag: [u8; 4], newest: u8) -> Result<u8, Malformed> {
+/// The tag and the version that an object begins with.
+fn head(d: &mut Decoder<'_>, tag: [u8; 4], version: u8) -> Result<(), Malformed> {
     if d.array::<4>("tag")? != tag {
         return Err(d.bad("tag"));
     }
-    let version = d.u8("version")?;
-    if !(1..=newest).contains(&version) {
-        return Err(d.bad("version"));
-    }
-    Ok(version)
+    if d.u8("version")? == version { Ok(()) } else { Err(d.bad("version")) }
 }
 
 #[cfg(test)]

@@ -170,7 +170,7 @@ impl World {
         let redeem = Faulty::new(self.redeem.clone(), script).counting_with(&store);
         let store: SharedStore = Arc::new(Retrying::new(store, Patience::TEST));
         let redeem: Arc<dyn Redeem> = Arc::new(Retrying::new(redeem, Patience::TEST));
-        let repository = Repository { store, ..self.repository.clone() };
+        let repository = self.repository.over(store);
         let coordinator = Coordinator::new(repository, self.cache(), inventory::Embedded);
         let mut options = AgentOptions::new("test", redeem);
         options.threads = 2;

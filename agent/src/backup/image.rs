@@ -64,7 +64,7 @@ pub async fn back_up(
     job.run.flush(&job).await;
     checkpoints.finish().await?;
     outcome.notes.extend(source.finish()?);
-    Ok(Outcome { len, sector_bytes: source.sector_bytes(), ..outcome })
+    Ok(Outcome { len, sector_bytes: source.sector_bytes(), file_system: source.file_system(), ..outcome })
 }
 
 /// What each region is dealt with.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use milkrun_repository::chunk::PAGE;
-use milkrun_repository::point::root::FREE_LEFT_OUT;
+use milkrun_repository::point::root::{FREE_LEFT_OUT, FileSystem};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Piece, Source, SourceError};
@@ -165,6 +165,10 @@ impl Source for WithoutFree {
 
     fn sector_bytes(&self) -> u32 {
         self.inner.sector_bytes()
+    }
+
+    fn file_system(&self) -> FileSystem {
+        self.inner.file_system()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

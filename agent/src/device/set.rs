@@ -2,13 +2,8 @@
 //! near their end: btrfs (its on-disk format, `struct btrfs_super_block`), LVM2 (`lib/format_text/layout.h`), Linux RAID (md(4),
 //! version-1 superblock).
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use super::superblock::Ends;
 
-/// What is looked at of a device's beginning: more than all of them need.
-const HEAD: u64 = 1 << 20;
 /// Sectors of all these formats.
 const SECTOR: usize = 512;
 
@@ -22,20 +17,8 @@ pub(super) struct Member {
 }
 
 /// What a device or image is a member of, if it has others beside it.
-///
-/// # Errors
-/// What the system says.
-pub(super) fn member_of(path: &Path, len: u64) -> io::Result<Option<Member>> {
-    let file = File::open(path)?;
-    let mut head = vec![0; usize::try_from(len.min(HEAD)).unwrap_or(0)];
-    file.read_exact_at(&mut head, 0)?;
-    // Where version 1.0 has it: 8 KiB before the end, rounded down to 4 KiB.
-    let mut tail = vec![0; 256];
-    let at = (len / SECTOR as u64).saturating_sub(16) / 8 * 8 * SECTOR as u64;
-    if at + 256 <= len {
-        file.read_exact_at(&mut tail, at)?;
-    }
-    Ok(find(&head, &tail).filter(|m| m.devices > 1))
+pub(super) fn member_of(ends: &Ends) -> Option<Member> {
+    find(&ends.head, &ends.tail).filter(|m| m.devices > 1)
 }
 
 fn find(head: &[u8], tail: &[u8]) -> Option<Member> {
@@ -125,7 +108,7 @@ mod tests {
             let from = usize::try_from(at).unwrap();
             image[from..from + 256].copy_from_slice(&superblock);
             std::fs::write(&path, image).unwrap();
-            let member = member_of(&path, len).unwrap().unwrap();
+            let member = member_of(&Ends::read(&path, len).unwrap()).unwrap();
             assert_eq!(member.set, "RAID (md) abababab-abab-abab-abab-abababababab");
             assert_eq!(member.devices, 3);
         }

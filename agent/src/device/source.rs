@@ -8,11 +8,12 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use milkrun_repository::point::root::SET_MEMBER;
+use milkrun_repository::point::root::{FileSystem, SET_MEMBER};
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
 use rayon::prelude::*;
 
+use super::superblock::Ends;
 use super::{Piece, Source, block, ring, set, usage};
 
 /// Where a file has data, so much of it is taken for data until it is asked again.
@@ -99,6 +100,7 @@ struct FileSource {
     len: u64,
     sector: u32,
     device: bool,
+    file_system: FileSystem,
     options: SourceOptions,
     notes: Vec<String>,
     /// Modification and change time and size of a file when it was opened.
@@ -147,13 +149,17 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
         (file, len, 0)
     };
     let stamp = stamp(&file.metadata().map_err(fail)?);
-    match set::member_of(path, len) {
-        Ok(Some(member)) => notes.push(format!("{SET_MEMBER}{} devices: {}", member.devices, member.set)),
-        Ok(None) => {}
+    let mut file_system = FileSystem::default();
+    match Ends::read(path, len) {
+        Ok(ends) => {
+            file_system = ends.file_system();
+            let member = set::member_of(&ends);
+            notes.extend(member.map(|m| format!("{SET_MEMBER}{} devices: {}", m.devices, m.set)));
+        }
         // It will be read in a moment, and then the error counts.
-        Err(e) => tracing::debug!(?path, error = %e, "can't tell whether it is a member of a set"),
+        Err(e) => tracing::debug!(?path, error = %e, "can't tell what it holds"),
     }
-    Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, options, notes, stamp }))
+    Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, file_system, options, notes, stamp }))
 }
 
 /// What a point says of a source that others may write to; an error, unless that is allowed.
@@ -177,6 +183,10 @@ impl Source for FileSource {
 
     fn sector_bytes(&self) -> u32 {
         self.sector
+    }
+
+    fn file_system(&self) -> FileSystem {
+        self.file_system.clone()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

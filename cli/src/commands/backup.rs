@@ -55,7 +55,10 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
         path: n.path.clone(),
         stream,
         changed_from: list(n),
+        moment_ms: a.taken.iter().find(|t| t.name == n.name).map_or(0, |t| t.moment.millis()),
+        claim: String::new(),
     };
+    let (cluster, namespace) = a.whose.to_wire();
     let volumes = a.volume.iter().map(|n| source(n, false));
     let commands: Vec<Named> =
         a.stream_command.iter().map(|n| Named { path: embedded::path_of(n), ..n.clone() }).collect();
@@ -74,17 +77,31 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
         whole_chunks: a.whole_chunks,
         full_every: a.full_every,
         skip_free: a.skip_free,
+        cluster,
+        namespace,
+        namespace_uid: String::new(),
+        class: a.class.to_string(),
+        skipped: a.skip.iter().map(|n| control::Skipped { name: n.name.to_string(), reason: n.path.clone() }).collect(),
     }
 }
 
 /// Names and paths that can't be meant: one name twice, one device under two names, standard input twice.
 fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
     if global.coordinator.is_some() {
-        return match a.volume.iter().chain(&a.stream).chain(&a.stream_command).chain(&a.changed_from).next() {
+        return match a
+            .volume
+            .iter()
+            .chain(&a.stream)
+            .chain(&a.stream_command)
+            .chain(&a.changed_from)
+            .map(|n| &n.name)
+            .chain(a.taken.iter().map(|t| &t.name))
+            .next()
+        {
             None => Ok(()),
-            Some(named) => Err(CliError::usage(format!(
-                "which volumes {} has, and where, is said by the coordinator's inventory: leave out {}",
-                a.application, named.name
+            Some(name) => Err(CliError::usage(format!(
+                "which volumes {} has, and where, is said by the coordinator's inventory: leave out {name}",
+                a.application
             ))),
         };
     }
@@ -103,6 +120,12 @@ fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
         if names.insert(&named.name, &named.path).is_some() {
             return Err(CliError::usage(format!("{} is named twice", named.name)));
         }
+    }
+    if let Some(t) = a.taken.iter().find(|t| !names.contains_key(&t.name)) {
+        return Err(CliError::usage(format!(
+            "--taken says when {} was, and nothing that is backed up is called so",
+            t.name
+        )));
     }
     let mut lists = HashSet::new();
     for list in &a.changed_from {
@@ -188,6 +211,9 @@ pub(crate) fn volumes_json(done: &control::BackupDone) -> Vec<Value> {
             "restore_requests": v.restore_ranges,
             "restore_opened_bytes": v.restore_opened_bytes,
             "notes": v.notes,
+            "time": Moment::from_millis(v.moment_ms).to_string(),
+            "file_system": v.file_system,
+            "file_system_label": v.file_system_label,
         })
     };
     done.volumes.iter().map(volume).collect()
@@ -201,6 +227,9 @@ fn report(a: &args::Backup, done: &control::BackupDone, global: &Global) {
         print_json(json!({
             "point": done.point,
             "application": a.application.as_str(),
+            "class": a.class.as_str(),
+            "moments_differ": done.moments_differ,
+            "skipped": done.skipped.iter().map(|s| json!({ "name": s.name, "reason": s.reason })).collect::<Vec<_>>(),
             "time": Moment::from_millis(done.moment_ms).to_string(),
             "seconds": seconds,
             "stored_bytes": done.stored_bytes,
@@ -219,6 +248,12 @@ fn report(a: &args::Backup, done: &control::BackupDone, global: &Global) {
     }
     print(&format!("{}  {} in {}\n", done.point, a.application, units::time(Duration::from_millis(done.duration_ms))));
     print(&volume_table(done));
+    if done.moments_differ {
+        note("milkrun: the volumes are of different moments: no snapshot shows all of them at once");
+    }
+    for s in &done.skipped {
+        note(&format!("milkrun: {} was left out: {}", s.name, s.reason));
+    }
     if done.manifest_objects > 0 {
         print(&format!("{} manifests\n", done.manifest_objects));
     }

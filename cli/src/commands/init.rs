@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::check_lock_for;
 use crate::args::{self, Global, Lock};
-use crate::output::{CliError, Exit, print, print_json};
+use crate::output::{CliError, Exit, note, print, print_json};
 use crate::{place, secret, units};
 
 pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError> {
@@ -33,6 +33,11 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     {
         return Err(CliError::usage(format!("{path:?} exists already; the public key is not written over it")));
     }
+    if let Some(path) = &a.write_recovery_key
+        && path.exists()
+    {
+        return Err(CliError::usage(format!("{path:?} exists already; the recovery key is not written over it")));
+    }
     let url = a.repository.url()?;
     let place = place::connect(url, global).await?;
     let password = secret::password(true)?;
@@ -42,8 +47,15 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     place::cache(&made.repository, global).witness().is_made_at(&made.repository.store.address());
     let config = &made.repository.config;
     let public_key = hex::encode(config.keys.signing.as_bytes());
+    if let Some(path) = &a.write_recovery_key
+        && let Err(e) = write_key(path, &made.recovery_key, 0o600)
+    {
+        // Printed after all: it is nowhere else.
+        note(&format!("milkrun: can't write {path:?}: {e}; the recovery key is {}", *made.recovery_key));
+        return Err(CliError::failed("the repository is made, and its recovery key could not be written to the file"));
+    }
     if let Some(path) = &a.write_public_key {
-        write_key(path, &public_key).map_err(|e| {
+        write_key(path, &public_key, 0o644).map_err(|e| {
             CliError::failed(format!(
                 "the repository is made; can't write {path:?}: {e}; its public key is {public_key}"
             ))
@@ -62,6 +74,7 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
             "repository": config.id.hex(),
             "url": url.to_string(),
             "public_key": public_key,
+            "recovery_key": a.write_recovery_key.is_none().then(|| made.recovery_key.as_str()),
             "lock": mode.to_string(),
             "lock_seconds": if mode == LockMode::None { 0 } else { lock.period.as_secs() },
             "lock_enforced": made.enforced && mode != LockMode::None,
@@ -92,7 +105,17 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     for (role, policy) in policies {
         print(&format!("\nPolicy of the {role}:\n{policy}\n"));
     }
-    print("\nWithout the password nothing can be restored. Keep it where this repository is not.\n");
+    match &a.write_recovery_key {
+        None => print(&format!("\nRecovery key: {}\n", *made.recovery_key)),
+        Some(path) => print(&format!("\nThe recovery key is in {}.\n", path.display())),
+    }
+    print(
+        "  It opens everything, also when the password or the keys in the repository are lost (--recovery-key-file FILE).\n  \
+         Write it down; it is shown only now, and stored nowhere.\n",
+    );
+    print(
+        "\nWithout the password or the recovery key nothing can be restored. Keep both where this repository is not.\n",
+    );
     Ok(Exit::Done)
 }
 
@@ -103,8 +126,8 @@ fn explain(e: InitError) -> CliError {
     }
 }
 
-fn write_key(path: &Path, key: &str) -> std::io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+fn write_key(path: &Path, key: &str, mode: u32) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     writeln!(file, "{key}")?;
     file.sync_all()
 }

@@ -1,29 +1,38 @@
 //! `milkrun points`
 
 use milkrun_repository::clock::Moment;
+use milkrun_repository::id::AppId;
 use milkrun_repository::point::catalog::chain;
-use milkrun_repository::point::order::Ordered;
+use milkrun_repository::repository::{NoDomain, PointError};
 use serde_json::json;
 
-use crate::args::{self, Global};
+use crate::args::{self, Global, Whose};
 use crate::output::{CliError, Exit, note, print, print_json, table};
 use crate::{place, units};
+
+/// Whether it is of the cluster and the namespace that were asked for, if any were.
+fn is_meant(whose: &Whose, app: &AppId) -> bool {
+    let cluster = whose.cluster_id.as_ref().is_none_or(|c| *c == app.cluster);
+    cluster && (whose.namespace.is_none() || whose.namespace == app.namespace)
+}
 
 pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliError> {
     let (repository, _) = place::open(a.repository.url()?, global).await?;
     place::check_address(&repository, false, global)?;
-    let app = a.application.as_ref().map(|app| repository.ring.app_hash(app));
+    let app = a.application.as_ref().map(|app| repository.ring.app_hash(&a.whose.named(app)));
     let listing = repository.catalog().list(app.as_ref()).await?;
     let mut documents = Vec::new();
     let mut rows = vec![
         ["POINT", "APPLICATION", "TIME", "VOLUMES", "SIZE", "GREW BY", "LOCKED UNTIL"].map(str::to_owned).to_vec(),
     ];
     let mut damaged = Vec::new();
-    let ordered = Ordered::new(listing.points, &repository.ring);
+    let ordered = repository.order(listing.points).await?;
     for found in ordered.points().iter().filter(|f| !f.root.tombstone) {
         let id = found.root.id();
-        let body = match found.open(&repository.ring) {
+        let body = match repository.body(found).await {
+            Ok(body) if !is_meant(&a.whose, &body.application) => continue,
             Ok(body) => body,
+            Err(PointError::Keys { source: NoDomain::Store(f), .. }) => return Err(f.into()),
             Err(e) => {
                 damaged.push((found.root.key().to_string(), chain(&e)));
                 continue;
@@ -33,7 +42,12 @@ pub(crate) async fn run(a: args::Points, global: &Global) -> Result<Exit, CliErr
         let locked = found.root.lock_until.map(|l| l.to_string());
         documents.push(json!({
             "point": id.to_string(),
-            "application": body.application.as_str(),
+            "application": body.application.name.as_str(),
+            "cluster": body.application.cluster.as_str(),
+            "namespace": body.application.namespace.as_ref().map(|n| n.as_str()),
+            "class": found.root.class.as_str(),
+            "moments_differ": body.moments_differ(),
+            "skipped": body.skipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
             "time": found.root.moment.to_string(),
             "locked_until": locked,
             "size_bytes": size,

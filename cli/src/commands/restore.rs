@@ -66,12 +66,15 @@ fn request(a: &args::Restore, remote: bool) -> Result<control::RestoreRequest, C
         Ok(control::Target { name: n.name.to_string(), path, stream, node })
     };
     let volumes = a.volume.iter().map(|n| (n, false));
+    let (cluster, namespace) = a.whose.to_wire();
     Ok(control::RestoreRequest {
         selector: a.point.clone(),
         targets: volumes.chain(a.stream.iter().map(|n| (n, true))).map(target).collect::<Result<_, _>>()?,
         manifests: a.manifests.is_some(),
         force: a.force,
         discard_rest: a.discard_rest,
+        cluster,
+        namespace,
     })
 }
 
@@ -134,6 +137,14 @@ pub(crate) async fn drive(
                 control::restore_event::Event::Started(s) => {
                     started.send_replace(s.run.to_vec());
                     left_out = s.left_out;
+                    if s.moments_differ {
+                        note(
+                            "milkrun: the point's volumes are of different moments: no snapshot shows all of them at once",
+                        );
+                    }
+                    for s in s.skipped {
+                        note(&format!("milkrun: the point has no {}: it was left out ({})", s.name, s.reason));
+                    }
                 }
                 control::restore_event::Event::Progress(p) => progress.update(&p),
                 control::restore_event::Event::Manifests(piece) => manifests.extend_from_slice(&piece),

@@ -6,8 +6,8 @@ use milkrun_coordinator::manifests;
 use milkrun_repository::metadata::MetadataError;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::{FindError, PlaceError, chain};
-use milkrun_repository::point::root::{Layout, VolumeKind};
-use milkrun_repository::repository::PointError;
+use milkrun_repository::point::root::{Class, FileSystem, Layout, VolumeKind};
+use milkrun_repository::repository::{NoDomain, PointError};
 use serde_json::json;
 
 use crate::args::{self, Global};
@@ -22,7 +22,7 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
         a.point.parse().map_err(|e: milkrun_repository::point::select::BadSelector| CliError::usage(e.to_string()))?;
     let (repository, _) = place::open(a.repository.url()?, global).await?;
     place::check_address(&repository, false, global)?;
-    let found = repository.catalog().select(&selector, &repository.ring).await.map_err(|e| find_error(&a.point, e))?;
+    let found = repository.select(&a.whose.select(selector)).await.map_err(|e| find_error(&a.point, e))?;
     let point = repository.open_point(found).await.map_err(point_error)?;
     let lines = repository.manifests(&point).await.map_err(metadata_error)?;
     let objects = manifests::decode(&lines)
@@ -43,10 +43,14 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
                     "new_bytes": v.new_bytes,
                     "stored_bytes": v.stored_bytes,
                     "sector_bytes": v.sector_bytes,
-                    "lists_in_a_row": v.layout.map(|l| l.by_lists),
-                    "sampled_bytes": v.layout.map(|l| l.sampled_bytes),
-                    "restore_requests": v.layout.map(|l| l.ranges),
-                    "restore_opened_bytes": v.layout.map(|l| l.opened_bytes),
+                    "lists_in_a_row": v.layout.by_lists,
+                    "sampled_bytes": v.layout.sampled_bytes,
+                    "restore_requests": v.layout.ranges,
+                    "restore_opened_bytes": v.layout.opened_bytes,
+                    "time": v.moment.to_string(),
+                    "file_system": text(&v.file_system.kind),
+                    "file_system_label": text(&v.file_system.label),
+                    "claim": serde_json::from_str::<serde_json::Value>(&v.claim).ok(),
                     "notes": v.notes,
                 })
             })
@@ -60,7 +64,14 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
             .collect();
         print_json(json!({
             "point": root.id().to_string(),
-            "application": body.application.as_str(),
+            "application": body.application.name.as_str(),
+            "cluster": body.application.cluster.as_str(),
+            "namespace": body.application.namespace.as_ref().map(|n| n.as_str()),
+            "namespace_uid": text(&body.namespace_uid),
+            "class": root.class.as_str(),
+            "wished_lock_seconds": body.lock_ms / 1000,
+            "moments_differ": body.moments_differ(),
+            "skipped": body.skipped.iter().map(|s| json!({ "name": s.name.as_str(), "reason": s.reason })).collect::<Vec<_>>(),
             "time": root.moment.to_string(),
             "locked_until": root.lock_until.map(|l| l.to_string()),
             "host": body.host,
@@ -87,21 +98,32 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
         ("grew by", units::bytes(body.stored_bytes)),
         ("needs", format!("{} packs of {} in all", packs.len(), units::bytes(pack_bytes))),
     ];
+    facts.extend((root.class != Class::None).then(|| ("class", root.class.to_string())));
     facts.extend(body.parent.map(|p| ("parent", p.to_string())));
     for (name, value) in facts {
         print(&format!("  {name:<13} {value}\n"));
     }
     if !body.volumes.is_empty() {
-        let mut rows = vec![["VOLUME", "KIND", "SIZE", "HOLES", "NEW", "STORED"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["VOLUME", "KIND", "SIZE", "HOLES", "NEW", "STORED", "HOLDS"].map(str::to_owned).to_vec()];
         for v in &body.volumes {
             let sizes = [v.map.len, v.hole_bytes, v.new_bytes, v.stored_bytes].map(units::bytes);
-            rows.push([v.name.to_string(), kind(v.kind).into()].into_iter().chain(sizes).collect());
+            let first = [v.name.to_string(), kind(v.kind).into()];
+            rows.push(first.into_iter().chain(sizes).chain([holds(&v.file_system)]).collect());
         }
         print(&format!("\n{}", table(&rows)));
     }
+    if body.moments_differ() {
+        print("  The volumes are of different moments: no snapshot shows all of them at once.\n");
+        for v in &body.volumes {
+            print(&format!("  {}: of {}\n", v.name, v.moment));
+        }
+    }
+    for s in &body.skipped {
+        print(&format!("  {} was left out: {}\n", s.name, s.reason));
+    }
     for v in &body.volumes {
-        if let Some(layout) = v.layout {
-            print(&format!("  {}: {}\n", v.name, describe(&layout, v.map.len - v.hole_bytes)));
+        if v.kind == VolumeKind::Image {
+            print(&format!("  {}: {}\n", v.name, describe(&v.layout, v.map.len - v.hole_bytes)));
         }
         for n in &v.notes {
             print(&format!("  note on {}: {n}\n", v.name));
@@ -114,6 +136,19 @@ pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError
         }
     }
     Ok(Exit::Done)
+}
+
+/// What is known, or nothing.
+fn text(text: &str) -> Option<&str> {
+    Some(text).filter(|t| !t.is_empty())
+}
+
+fn holds(f: &FileSystem) -> String {
+    match (f.kind.as_str(), f.label.as_str()) {
+        ("", _) => "-".to_owned(),
+        (kind, "") => kind.to_owned(),
+        (kind, label) => format!("{kind} {label:?}"),
+    }
 }
 
 /// How a volume was read, and what it takes to restore it.
@@ -149,6 +184,9 @@ fn damage(message: String) -> CliError {
 pub(crate) fn find_error(what: &str, e: FindError) -> CliError {
     match e {
         FindError::Store(f) => f.into(),
+        e @ FindError::Namesakes(_) => {
+            CliError::failed(format!("{what}: {e}")).with("Say which one is meant: --cluster-id ID, --namespace NAME.")
+        }
         FindError::None => CliError::failed(format!("{what}: there is no such restore point"))
             .with("`milkrun points` lists what there is."),
         e @ (FindError::Refused { .. } | FindError::NewestRefused { .. }) => damage(format!("{what}: {}", chain(&e))),
@@ -157,7 +195,7 @@ pub(crate) fn find_error(what: &str, e: FindError) -> CliError {
 
 fn point_error(e: PointError) -> CliError {
     match e {
-        PointError::Placement(PlaceError::Store(f)) => f.into(),
+        PointError::Placement(PlaceError::Store(f)) | PointError::Keys { source: NoDomain::Store(f), .. } => f.into(),
         e => damage(chain(&e)),
     }
 }

@@ -253,7 +253,7 @@ async fn back_up(
         name: v.name.clone(),
         path: v.path.display().to_string(),
         stream: false,
-        changed_from: String::new(),
+        ..Default::default()
     });
     let objects = manifests.iter().filter(|&&b| b == b'\n').count();
     let order = control::BackupOrder {
@@ -291,8 +291,7 @@ async fn restore_all(
             })
             .collect(),
         manifests,
-        force: false,
-        discard_rest: false,
+        ..Default::default()
     };
     let restored = restore::drive(driver, request, global).await?;
     if manifests {

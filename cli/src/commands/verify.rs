@@ -39,10 +39,10 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
                 match text.parse() {
                     Ok(Selector::Point(id)) => options.points.push(id),
                     Ok(Selector::Latest(app)) if !text.contains('@') => {
-                        options.apps.push(repository.ring.app_hash(&app))
+                        options.apps.push(repository.ring.app_hash(&a.whose.named(&app.name)))
                     }
                     Ok(selector) => {
-                        let found = repository.catalog().select(&selector, &repository.ring).await;
+                        let found = repository.select(&a.whose.select(selector)).await;
                         options.points.push(found.map_err(|e| super::show::find_error(text, e))?.root.id());
                     }
                     Err(e) => return Err(CliError::usage(e.to_string())),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::clock::Moment;
+use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::journal::Record;
 use tokio::sync::mpsc;
 use wire::from_agent::Message as FromAgent;
@@ -216,8 +217,8 @@ fn backup_volume(
         kind: kind.into(),
         path,
         repository: config.id.as_bytes().to_vec().into(),
-        domain_key: run.repository.ring.domain(run.root.app).as_bytes().to_vec().into(),
-        data_key: config.keys.data.as_bytes().to_vec().into(),
+        domain_key: run.domain.chunks().as_bytes().to_vec().into(),
+        data_key: run.domain.recipient(PackKind::Data).as_bytes().to_vec().into(),
         cutters: Some(wire::Cutters {
             min_pages: config.pages.min_pages,
             avg_pages: config.pages.avg_pages,

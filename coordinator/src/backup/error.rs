@@ -6,7 +6,7 @@ use milkrun_repository::index::CacheError;
 use milkrun_repository::keys::hybrid::HybridError;
 use milkrun_repository::metadata::MetadataError;
 use milkrun_repository::point::commit::CommitError;
-use milkrun_repository::repository::PointError;
+use milkrun_repository::repository::{NoDomain, PointError};
 use milkrun_repository::store::{CreateError, Failure, Key};
 use milkrun_repository::witness::Changed;
 
@@ -20,6 +20,9 @@ pub enum BackupError {
     /// The repository is not what this machine remembers.
     #[error(transparent)]
     Changed(#[from] Changed),
+    /// The application's keys can't be had.
+    #[error(transparent)]
+    Keys(#[from] NoDomain),
     /// A source without a byte is mostly one that failed.
     #[error("{0} has no bytes at all: if that is meant, pass --allow-empty")]
     Empty(VolumeName),

@@ -17,7 +17,7 @@ use milkrun_repository::point::Root;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
 use milkrun_repository::point::ended;
-use milkrun_repository::point::journal::{Record, Wishes};
+use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
 use milkrun_repository::repository::OpenPoint;
@@ -28,7 +28,7 @@ use super::finish::commit;
 use super::order::Order;
 use super::parent::{self, Choice};
 use super::replay::begin;
-use super::volume::{Before, VolumeBuild};
+use super::volume::{Before, Facts, VolumeBuild};
 use super::{BackupError, Run};
 use crate::Coordinator;
 use crate::inventory::SourceSpec;
@@ -51,7 +51,7 @@ pub(crate) async fn execute(
     let choice: Choice = order.parent.parse()?;
     let listed = || match coordinator.inventory.trusts_orders() {
         true => Ok(None),
-        false => coordinator.inventory.application(&order.application).map(Some),
+        false => coordinator.inventory.application(&order.application.name).map(Some),
     };
     // An application that is not there need not wait to be told so.
     listed()?;
@@ -69,12 +69,17 @@ pub(crate) async fn execute(
     order.check()?;
     let repository = &coordinator.repository;
     let app = repository.ring.app_hash(&order.application);
+    let period = order.lock_for.unwrap_or(repository.config.lock.period);
+    let domain = repository.domain_to_write(&app, period).await?.id();
+    repository.renew_if_due(domain, period).await?;
     let moment = Moment::now();
-    let locks = Locks::of(&repository.config, moment, order.lock_for.unwrap_or(repository.config.lock.period));
+    let locks = Locks::of(&repository.config, moment, period);
     let root = Root {
         tombstone: false,
         repository: repository.config.id,
         app,
+        domain: domain.number,
+        class: order.class,
         run: id,
         moment,
         lock_until: locks.point.map(|l| l.until),
@@ -187,9 +192,10 @@ async fn run(
     {
         return Err(seen.missing().into());
     }
-    let parent = parent::open(repository, root.app, choice).await?;
+    let domain = repository.domain(root.domain()).await?;
+    let parent = parent::open(repository, root.domain(), choice).await?;
     let (ring, config) = (&repository.ring, &repository.config);
-    let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.app, &coordinator.cache).await?;
+    let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.domain(), &coordinator.cache).await?;
     let set_aside = damaged::load(repository, &root.app).await?;
     if !set_aside.is_empty() {
         tracing::warn!(run = %root.run, packs = set_aside.len(), "packs were set aside; what the source still has of them is stored again");
@@ -198,8 +204,8 @@ async fn run(
     if let Some(parent) = &parent {
         parent::complete_index(repository, parent, &mut index).await?;
     }
-    let preparer = Preparer::new(ring.domain(root.app)).map_err(BackupError::Setup)?;
-    let volumes = order.sources.iter().map(|s| (s.name.to_string(), build(s, parent.as_ref()))).collect();
+    let preparer = Preparer::new(domain.chunks().clone()).map_err(BackupError::Setup)?;
+    let volumes = order.sources.iter().map(|s| (s.name.to_string(), build(s, root.moment, parent.as_ref()))).collect();
     let run = Arc::new(Run {
         repository: repository.clone(),
         cache: coordinator.cache.clone(),
@@ -209,7 +215,8 @@ async fn run(
         locks,
         index: Mutex::new(index),
         preparer,
-        metadata: tokio::sync::Mutex::new(MetadataWriter::new(repository.target(PackKind::Metadata))),
+        metadata: tokio::sync::Mutex::new(MetadataWriter::new(repository.target(&domain, PackKind::Metadata))),
+        domain,
         volumes,
         stored: Mutex::default(),
         referenced: Mutex::default(),
@@ -266,12 +273,7 @@ async fn prepare(
 ) -> Result<Vec<String>, BackupError> {
     let Some(journal) = &run.journal else { return Ok(Vec::new()) };
     let Some(left) = left else {
-        journal.note(begin(order, parent, feed.now().ordered_by));
-        let wishes = Wishes { whole_chunks: order.whole_chunks, adapt_level: order.adapt_level };
-        journal.note(Record::Wishes(wishes));
-        if order.allow_empty {
-            journal.note(Record::AllowsEmpty);
-        }
+        journal.note(begin(order, &run.root, parent, feed.now().ordered_by));
         journal.write().await?;
         return Ok(Vec::new());
     };
@@ -280,7 +282,7 @@ async fn prepare(
     run.replay(&left).await
 }
 
-fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {
+fn build(source: &SourceSpec, began: Moment, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {
     let kind = if source.stream { VolumeKind::Stream } else { VolumeKind::Image };
     // Only images are predicted: a stream's bytes shift.
     let before = parent.and_then(|p| {
@@ -288,10 +290,11 @@ fn build(source: &SourceSpec, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<
         let volume = &p.body.volumes[i];
         let before = Before {
             map: p.map(i, &volume.map),
-            by_lists: volume.layout.map_or(0, |l| l.by_lists),
+            by_lists: volume.layout.by_lists,
             left_out: volume.notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)),
         };
         Some(before)
     });
-    tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, before))
+    let facts = Facts { moment: source.moment.unwrap_or(began), claim: source.claim.clone() };
+    tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, facts, before))
 }

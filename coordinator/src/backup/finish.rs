@@ -18,6 +18,7 @@ use super::sets::note_incomplete;
 use super::volume::Finished;
 use super::{BackupError, Run, lock};
 use crate::runs::RunEvent;
+use crate::skipped::to_wire;
 
 /// Bytes of manifests that one leaf covers.
 const MANIFEST_LEAF: usize = 16 << 20;
@@ -63,18 +64,23 @@ pub(super) async fn commit(
     let packs_reused = reused.len() as u64;
     let body = RootBody {
         application: order.application.clone(),
+        namespace_uid: order.namespace_uid.clone(),
         host: order.host.clone(),
         writer: format!("milkrun {}", env!("CARGO_PKG_VERSION")),
         parent: parent.map(|p| p.found.root.id()),
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         stored_bytes: run.stored_bytes(),
+        lock_ms: order.lock_for.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        skipped: order.skipped.clone(),
         volumes: finished.iter().map(|f| f.entry.clone()).collect(),
         manifests,
     };
+    let moments_differ = body.moments_differ();
     let committed: Committed = Commit {
         store: &*repository.store,
         config: &repository.config,
         ring: &repository.ring,
+        domain: &run.domain,
         root: run.root,
         body,
         maps: maps.iter().map(|m| m.chunk.map(|c| c.place)).collect(),
@@ -100,11 +106,13 @@ pub(super) async fn commit(
         manifest_objects: order.manifest_objects,
         packs_reused,
         locks_extended: committed.locks_extended,
+        moments_differ,
+        skipped: order.skipped.iter().map(to_wire).collect(),
     })
 }
 
 fn result(f: Finished) -> control::VolumeResult {
-    let layout = f.entry.layout.unwrap_or_default();
+    let layout = f.entry.layout;
     control::VolumeResult {
         name: f.entry.name.to_string(),
         size_bytes: f.entry.map.len,
@@ -117,6 +125,9 @@ fn result(f: Finished) -> control::VolumeResult {
         sampled_bytes: layout.sampled_bytes,
         restore_ranges: layout.ranges,
         restore_opened_bytes: layout.opened_bytes,
+        moment_ms: f.entry.moment.millis(),
+        file_system: f.entry.file_system.kind,
+        file_system_label: f.entry.file_system.label,
     }
 }
 
@@ -147,7 +158,7 @@ impl Run {
     /// Stores the manifests as a stream in metadata packs.
     async fn put_manifests(self: &Arc<Self>, bytes: &[u8]) -> Result<MapRoot, BackupError> {
         let cutter = self.repository.config.streams;
-        let seed = self.repository.ring.domain(self.root.app).cut_seed();
+        let seed = self.domain.chunks().cut_seed();
         let mut pieces = Vec::new();
         cutter.cut(seed, bytes, true, &mut pieces);
         let mut builder = MapBuilder::new();

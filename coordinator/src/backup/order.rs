@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use milkrun_repository::id::AppName;
+use milkrun_repository::id::AppId;
+use milkrun_repository::point::root::{Class, Skipped};
 
 use super::BackupError;
 use crate::inventory::SourceSpec;
@@ -12,9 +13,15 @@ use crate::inventory::SourceSpec;
 #[derive(Clone, Debug)]
 pub struct Order {
     /// The application.
-    pub application: AppName,
+    pub application: AppId,
+    /// The UID of its namespace; empty outside of Kubernetes.
+    pub namespace_uid: String,
+    /// What retention counts the point as.
+    pub class: Class,
     /// Volumes and streams; none and no manifests: those of the inventory.
     pub sources: Vec<SourceSpec>,
+    /// Volumes that the application has and this run leaves out.
+    pub skipped: Vec<Skipped>,
     /// Manifests as JSON lines, and how many.
     pub manifests: Vec<u8>,
     /// How many objects that is.
@@ -55,6 +62,9 @@ impl Order {
         let mut names = HashSet::new();
         if let Some(twice) = self.sources.iter().find(|s| !names.insert(&s.name)) {
             return Err(BackupError::Order(format!("two sources are called {}", twice.name)));
+        }
+        if let Some(both) = self.skipped.iter().find(|s| names.contains(&s.name)) {
+            return Err(BackupError::Order(format!("{} is to be backed up, and to be left out", both.name)));
         }
         if self.sources.is_empty() && self.manifests.is_empty() {
             return Err(BackupError::Order("nothing to back up: name at least one volume, stream or manifest".into()));

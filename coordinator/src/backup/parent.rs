@@ -6,14 +6,13 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::Repository;
 use milkrun_repository::clock::entropy;
 use milkrun_repository::config::REGION_BYTES;
-use milkrun_repository::id::{AppHash, PackId};
+use milkrun_repository::id::{DomainId, PackId};
 use milkrun_repository::index::{ChunkIndex, PackInfo};
 use milkrun_repository::metadata::MetadataReader;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::journal::Record;
-use milkrun_repository::point::order::Ordered;
-use milkrun_repository::repository::{OpenPoint, PointError};
+use milkrun_repository::repository::{NoDomain, OpenPoint, PointError};
 use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step, digests_of};
 
 use super::fragmentation::worn;
@@ -54,24 +53,28 @@ impl std::str::FromStr for Choice {
 /// Finds and opens the parent.
 pub(super) async fn open(
     repository: &Repository,
-    app: AppHash,
+    domain: DomainId,
     choice: Choice,
 ) -> Result<Option<OpenPoint>, BackupError> {
     let catalog = repository.catalog();
     let found = match choice {
         Choice::None => return Ok(None),
         Choice::Point(id) => match catalog.point(&id).await {
-            Ok(found) if found.root.app == app => found,
+            Ok(found) if found.root.domain() == domain => found,
+            Ok(found) if found.root.app == domain.app => {
+                return Err(BackupError::Order(format!("{id} was made under earlier keys of the application")));
+            }
             Ok(_) => return Err(BackupError::Order(format!("{id} is a restore point of another application"))),
             Err(FindError::Store(f)) => return Err(f.into()),
             Err(e) => return Err(BackupError::Order(format!("the parent {id}: {e}"))),
         },
         Choice::Auto => {
-            let listing = catalog.list(Some(&app)).await?;
+            let listing = catalog.list(Some(&domain.app)).await?;
             for refused in &listing.refused {
                 tracing::warn!(object = %refused.key, reason = refused.reason, "not used as a parent");
             }
-            match Ordered::new(listing.points, &repository.ring).last(|_| true) {
+            let points = listing.points.into_iter().filter(|f| f.root.domain() == domain).collect();
+            match repository.order(points).await?.last(|_| true) {
                 Some(found) => found.clone(),
                 None => return Ok(None),
             }
@@ -84,7 +87,8 @@ pub(super) async fn open(
             tracing::warn!(reason = milkrun_repository::repository::describe(&e), "the parent is not used");
             Ok(None)
         }
-        (Err(PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f))), _) => Err(f.into()),
+        (Err(PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f))), _)
+        | (Err(PointError::Keys { source: NoDomain::Store(f), .. }), _) => Err(f.into()),
         (Err(e), _) => Err(BackupError::Parent(e)),
     }
 }
@@ -101,7 +105,7 @@ pub(super) async fn complete_index(
     let mut entries: HashMap<PackId, Vec<_>> = HashMap::new();
     if !lost.is_empty() {
         tracing::warn!(packs = lost.len(), "the index is incomplete; it is rebuilt from the parent's maps");
-        let reader = repository.reader(parent.found.root.app, packs.iter().cloned());
+        let reader = repository.reader(&parent.domain, packs.iter().cloned());
         for (_, map) in parent.maps() {
             let mut cursor = MapCursor::new(map);
             loop {
@@ -318,7 +322,7 @@ impl Run {
 
     /// Reads the parent's maps.
     pub fn parent_reader(&self) -> MetadataReader<'_> {
-        let reader = self.repository.reader_of(self.root.app, self.parent_packs.clone());
+        let reader = self.repository.reader_of(&self.domain, self.parent_packs.clone());
         reader.sharing(self.parent_keys.clone())
     }
 }

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use milkrun_proto::agent::v1 as wire;
-use milkrun_repository::id::VolumeName;
+use milkrun_repository::id::{PointId, VolumeName};
 use milkrun_repository::metadata::MetadataReader;
+use milkrun_repository::point::Root;
 use milkrun_repository::point::journal::{self, Record};
 
 use super::order::Order;
@@ -16,23 +17,32 @@ use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
 
 /// What another leader needs to begin this run again.
-pub(super) fn begin(order: &Order, parent: Option<milkrun_repository::id::PointId>, ordered_by: String) -> Record {
+pub(super) fn begin(order: &Order, root: &Root, parent: Option<PointId>, ordered_by: String) -> Record {
     let source = |s: &SourceSpec| journal::Source {
         name: s.name.clone(),
         stream: s.stream,
         size: s.size.unwrap_or(0),
+        moment: s.moment,
+        claim: s.claim.clone(),
         reach: s.reach.iter().map(|r| (r.node.clone().unwrap_or_default(), r.path.clone())).collect(),
     };
     Record::Begin(journal::Begin {
         application: order.application.clone(),
+        namespace_uid: order.namespace_uid.clone(),
+        domain: root.domain,
+        class: root.class,
         lock_ms: order.lock_for.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
         parent,
         level: order.level,
+        adapt_level: order.adapt_level,
+        whole_chunks: order.whole_chunks,
         allow_mounted: order.allow_mounted,
         allow_changing: order.allow_changing,
+        allow_empty: order.allow_empty,
         ordered_by,
         host: order.host.clone(),
         sources: order.sources.iter().map(source).collect(),
+        skipped: order.skipped.clone(),
         manifest_objects: order.manifest_objects,
         manifests: order.manifests.clone(),
     })
@@ -77,7 +87,7 @@ impl Run {
     ) -> Result<Option<String>, BackupError> {
         match record {
             // Those of a restore are none of a backup.
-            Record::Begin(_) | Record::Wishes(_) | Record::AllowsEmpty | Record::Ended => {}
+            Record::Begin(_) | Record::Ended => {}
             Record::TakeOver { .. } => lock(&self.quotas).values_mut().for_each(Quota::forgive),
             Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
             Record::Sealed { pack, entries } => {
@@ -127,6 +137,8 @@ impl Run {
                     // Whether it was, a record before this one says.
                     by_list: true,
                     sampled_bytes: 0,
+                    file_system: f.file_system.kind,
+                    file_system_label: f.file_system.label,
                 };
                 self.take_finish(&volume, done).await?;
                 return Ok(Some(volume));

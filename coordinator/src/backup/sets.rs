@@ -29,7 +29,8 @@ pub(super) fn note_incomplete(volumes: &mut [&mut VolumeEntry]) {
 
 #[cfg(test)]
 mod tests {
-    use milkrun_repository::point::root::{MapId, VolumeKind};
+    use milkrun_repository::clock::Moment;
+    use milkrun_repository::point::root::{FileSystem, Layout, MapId, VolumeKind};
 
     use super::*;
 
@@ -44,7 +45,10 @@ mod tests {
             new_bytes: 0,
             stored_bytes: 0,
             notes: vec![note.into()],
-            layout: None,
+            layout: Layout::default(),
+            moment: Moment::from_millis(0),
+            file_system: FileSystem::default(),
+            claim: String::new(),
         };
         let btrfs = format!("{SET_MEMBER}2 devices: btrfs a");
         let mut volumes = [

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{AppName, RunId};
+use milkrun_repository::id::{AppId, RunId};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::point::commit::Locks;
 use milkrun_repository::point::ended;
@@ -38,7 +38,7 @@ struct Found {
 
 impl Found {
     /// What it is a backup of.
-    fn application(&self) -> Option<&AppName> {
+    fn application(&self) -> Option<&AppId> {
         self.left.told.iter().find_map(|r| match r {
             Record::Begin(begin) => Some(&begin.application),
             _ => None,
@@ -73,7 +73,7 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
     let versions = repository.store.versions("leases/").await?;
     let mut restores = Vec::new();
     // All that were left go on at once, also several of one application; new orders wait for the last of them.
-    let mut turns: HashMap<AppName, Option<Arc<Turn>>> = HashMap::new();
+    let mut turns: HashMap<AppId, Option<Arc<Turn>>> = HashMap::new();
     // Of each lease every version: what somebody put on top of it hides no run.
     let mut leases: BTreeMap<RunId, Vec<Listed>> = BTreeMap::new();
     for v in versions.into_iter().filter(|v| !v.delete_marker) {
@@ -177,13 +177,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         tracing::error!(run = %lease.run, "a journal does not say what its run is; it stays unfinished");
         return;
     };
-    let wished = left.told.iter().find_map(|r| match r {
-        Record::Wishes(wishes) => Some(*wishes),
-        _ => None,
-    });
-    let wishes = wished.unwrap_or_default();
-    let allow_empty = left.told.contains(&Record::AllowsEmpty);
-    let feed = Feed::new(lease.run, RunKind::Backup, begin.application.to_string(), begin.ordered_by.clone());
+    let feed = Feed::new(lease.run, RunKind::Backup, Some(begin.application.clone()), begin.ordered_by.clone());
     coordinator.runs.show(feed.clone());
     let config = &coordinator.repository.config;
     let lock_for = (begin.lock_ms > 0).then(|| Duration::from_millis(begin.lock_ms));
@@ -192,11 +186,16 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         tombstone: false,
         repository: config.id,
         app: lease.app,
+        domain: begin.domain,
+        class: begin.class,
         run: lease.run,
         moment: lease.moment,
         lock_until: locks.point.map(|l| l.until),
     };
-    let rpo = coordinator.inventory.application(&begin.application).ok().and_then(|a| a.rpo);
+    let rpo = begin
+        .application
+        .name_in(&coordinator.cluster)
+        .and_then(|name| coordinator.inventory.application(name).ok()?.rpo);
     let (inbox, _announced) = coordinator.runs.announce(lease.run);
     let plan = Plan {
         root,
@@ -207,7 +206,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         left: Some(left),
         inbox,
     };
-    let order = Order { allow_empty, ..order_of(begin, wishes) };
+    let order = order_of(begin);
     let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, taken).await {
         Ok(done) => Outcome::BackedUp(done),
         Err(e) => {
@@ -218,7 +217,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     feed.end(outcome);
 }
 
-fn order_of(begin: journal::Begin, wishes: journal::Wishes) -> Order {
+fn order_of(begin: journal::Begin) -> Order {
     let source = |s: journal::Source| SourceSpec {
         name: s.name,
         stream: s.stream,
@@ -227,21 +226,26 @@ fn order_of(begin: journal::Begin, wishes: journal::Wishes) -> Order {
         // What is left to read is read in full.
         changed_from: None,
         skip_free: false,
+        moment: s.moment,
+        claim: s.claim,
     };
     Order {
         application: begin.application,
+        namespace_uid: begin.namespace_uid,
+        class: begin.class,
         sources: begin.sources.into_iter().map(source).collect(),
+        skipped: begin.skipped,
         manifests: begin.manifests,
         manifest_objects: begin.manifest_objects,
-        lock_for: None,
+        lock_for: (begin.lock_ms > 0).then(|| Duration::from_millis(begin.lock_ms)),
         parent: String::new(),
         level: begin.level,
-        adapt_level: wishes.adapt_level,
+        adapt_level: begin.adapt_level,
         host: begin.host,
         allow_mounted: begin.allow_mounted,
         allow_changing: begin.allow_changing,
-        allow_empty: false,
-        whole_chunks: wishes.whole_chunks,
+        allow_empty: begin.allow_empty,
+        whole_chunks: begin.whole_chunks,
         skip_free: false,
         full_every: 0,
     }

@@ -8,11 +8,12 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::PAGE;
+use milkrun_repository::clock::Moment;
 use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::id::{ChunkId, PackId, VolumeName};
 use milkrun_repository::pack::Place;
 use milkrun_repository::point::journal::{self, Record};
-use milkrun_repository::point::root::{FREE_LEFT_OUT, Layout, MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::point::root::{FREE_LEFT_OUT, FileSystem, Layout, MapId, VolumeEntry, VolumeKind};
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::layout::Effort;
@@ -27,6 +28,8 @@ use crate::one_line::one_line;
 /// Notes of a volume, and characters of each.
 const NOTES_MAX: usize = 64;
 const NOTE_MAX: usize = 256;
+/// Characters of a file system's kind, and of its label: btrfs has the longest.
+const FILE_SYSTEM_TEXT_MAX: usize = 256;
 
 /// Extents of a region beyond one for each page: the last of a stream may be short.
 const EXTENTS_SPARE: u64 = 16;
@@ -73,6 +76,7 @@ pub(super) struct VolumeBuild {
     /// Leaves of the parent that the agent was told of and did not report on yet.
     pub(super) told: BTreeMap<u64, (MapRef, Leaf)>,
     pub(super) finished: Option<Finished>,
+    facts: Facts,
 }
 
 /// What the parent says of a volume.
@@ -82,6 +86,21 @@ pub(super) struct Before {
     pub(super) by_lists: u32,
     /// What was free was left out.
     pub(super) left_out: bool,
+}
+
+/// What the order says of a volume, for the root.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    /// When its snapshot was taken.
+    pub(super) moment: Moment,
+    /// Facts of its claim, in JSON.
+    pub(super) claim: String,
+}
+
+/// What an agent says of a volume's file system. It stands in the root.
+fn file_system(done: &wire::FinishRequest) -> FileSystem {
+    let text = |text: &str| one_line(text, FILE_SYSTEM_TEXT_MAX);
+    FileSystem { kind: text(&done.file_system), label: text(&done.file_system_label) }
 }
 
 /// A volume whose map is complete.
@@ -101,13 +120,14 @@ enum Planned {
 }
 
 impl VolumeBuild {
-    pub(super) fn new(name: VolumeName, kind: VolumeKind, before: Option<Before>) -> Self {
+    pub(super) fn new(name: VolumeName, kind: VolumeKind, facts: Facts, before: Option<Before>) -> Self {
         let lists_before = before.as_ref().map_or(0, |p| p.by_lists);
         let left_out_before = before.as_ref().is_some_and(|p| p.left_out);
         let parent = before.map(|p| p.map);
         Self {
             name,
             kind,
+            facts,
             builder: MapBuilder::new(),
             next: 0,
             hole_bytes: 0,
@@ -415,6 +435,7 @@ impl Run {
             new_bytes: done.new_bytes,
             stored_bytes: done.stored_bytes,
             notes: done.notes.clone(),
+            file_system: file_system(&done),
         });
         self.take_finish(volume, done).await?;
         match noted {
@@ -448,7 +469,7 @@ impl Run {
         build.by_list &= done.by_list || build.resumed_at > 0;
         let by_lists = if build.by_list { build.lists_before.saturating_add(1) } else { 0 };
         let sampled_bytes = if build.by_list { done.sampled_bytes } else { 0 };
-        let mut notes = done.notes;
+        let mut notes = done.notes.clone();
         // They stand in the root, and an agent in the wrong hands could fill it with them.
         notes.truncate(NOTES_MAX);
         for note in &mut notes {
@@ -475,7 +496,10 @@ impl Run {
             new_bytes,
             stored_bytes,
             notes,
-            layout: Some(layout),
+            layout,
+            moment: build.facts.moment,
+            file_system: file_system(&done),
+            claim: build.facts.claim.clone(),
         };
         build.finished = Some(Finished { entry, read_bytes, map });
         Ok(())

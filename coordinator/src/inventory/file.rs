@@ -240,7 +240,16 @@ fn parse(text: &str) -> Result<Checked, String> {
                     "changed_from and skip_free exclude each other: what is free need not be on a list of changes";
                 return Err(format!("applications.{name}.volumes.{source_name}: {what}"));
             }
-            sources.push(SourceSpec { name: source_name, stream: v.stream, size, reach, changed_from, skip_free });
+            sources.push(SourceSpec {
+                name: source_name,
+                stream: v.stream,
+                size,
+                reach,
+                changed_from,
+                skip_free,
+                moment: None,
+                claim: String::new(),
+            });
         }
         let mut targets = Vec::new();
         for t in app.targets {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
-use milkrun_repository::id::{AppName, RunId};
+use milkrun_repository::id::{AppId, RunId};
 use milkrun_repository::point::Root;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::{FindError, chain};
 use milkrun_repository::point::journal::Record;
-use milkrun_repository::repository::{OpenPoint, PointError};
+use milkrun_repository::repository::{NoDomain, OpenPoint, PointError};
 use tokio::sync::mpsc;
 use wire::to_agent::Message as ToAgent;
 
@@ -20,11 +20,11 @@ use super::order::Order;
 use super::progress::Progress;
 use super::targets::{Targets, assignment};
 use super::{RestoreError, Run};
-use crate::Coordinator;
 use crate::inventory::Reach;
 use crate::runs::view::Feed;
 use crate::runs::{self, Inbox, RunEvent};
 use crate::volume_assignments::by_node;
+use crate::{Coordinator, skipped};
 
 /// What a restore gives.
 pub(crate) struct Done {
@@ -81,19 +81,24 @@ pub(super) async fn look_up(
 ) -> Result<LookedUp, RestoreError> {
     let began = tokio::time::Instant::now();
     let repository = &coordinator.repository;
-    let found = repository.catalog().select(&order.selector, &repository.ring).await.map_err(|e| match e {
+    let found = repository.select(&order.selector).await.map_err(|e| match e {
         FindError::Store(f) => RestoreError::Store(f),
         source => RestoreError::Find { selector: order.selector_text.clone(), source },
     })?;
     remember(coordinator, order, &found.root).await?;
     let point = repository.open_point(found).await.map_err(|e| match e {
-        PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f)) => RestoreError::Store(f),
+        PointError::Placement(milkrun_repository::point::catalog::PlaceError::Store(f))
+        | PointError::Keys { source: NoDomain::Store(f), .. } => RestoreError::Store(f),
         e => RestoreError::Point(e),
     })?;
     let application = point.body.application.clone();
-    feed.update(|v| v.application = application.to_string());
+    feed.update(|v| {
+        v.application = Some(application.clone());
+        v.moments_differ = point.body.moments_differ();
+        v.skipped = point.body.skipped.iter().map(skipped::to_wire).collect();
+    });
     if let Some(by) = by
-        && !by.may(Action::Restore, Some(application.as_str()))
+        && !by.may(Action::Restore, coordinator.role_name(&application))
     {
         return Err(RestoreError::Role { who: by.to_string(), selector: order.selector_text.clone() });
     }
@@ -166,11 +171,11 @@ pub(super) async fn carry_out(
 }
 
 /// Only where the inventory lets an application's restores write, may they: agents write to devices as root.
-fn check_places(coordinator: &Coordinator, order: &Order, application: &AppName) -> Result<(), RestoreError> {
+fn check_places(coordinator: &Coordinator, order: &Order, application: &AppId) -> Result<(), RestoreError> {
     if coordinator.inventory.trusts_orders() || order.targets.is_empty() {
         return Ok(());
     }
-    let known = coordinator.inventory.application(application)?;
+    let known = coordinator.inventory.application(&application.name)?;
     let places: Vec<&Reach> = known.sources.iter().flat_map(|s| &s.reach).chain(&known.targets).collect();
     for t in &order.targets {
         let Some(node) = &t.node else {

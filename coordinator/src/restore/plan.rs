@@ -55,7 +55,7 @@ impl Run {
     /// The plan of a volume, without what ends before `from`.
     pub fn pages(self: &Arc<Self>, volume: usize, from: u64, telling: Telling) -> PageStream<'_> {
         let entry = &self.point.body.volumes[volume];
-        let reader = self.repository.reader(self.point.found.root.app, self.point.placement.packs.iter().cloned());
+        let reader = self.repository.reader(&self.point.domain, self.point.placement.packs.iter().cloned());
         let cursor = MapCursor::starting_at(self.point.map(volume, &entry.map), from);
         PageStream { run: self, reader, cursor, telling, window: None, ended: false }
     }
@@ -67,7 +67,7 @@ impl Run {
         }
         let info = self.point.placement.pack(pack).ok_or_else(|| RestoreError::Unplaced(Key::pack(pack)))?;
         let id = &self.repository.config.id;
-        let opened = info.key.open(self.repository.ring.data(), id, pack, info.kind);
+        let opened = info.key.open(self.point.domain.secret(info.kind), id, pack, info.kind);
         let key = opened.map_err(|e| RestoreError::PackKey(Key::pack(pack), e))?;
         keys.insert(*pack, key.clone());
         Ok(key)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use milkrun_repository::Repository;
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{AppName, PointId, RunId, VolumeName};
+use milkrun_repository::id::{AppId, PointId, RunId, VolumeName};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::point::ended;
@@ -64,7 +64,7 @@ impl Progress {
         run: RunId,
         order: &Order,
         point: PointId,
-        application: &AppName,
+        application: &AppId,
         ordered_by: String,
     ) -> Result<Self, RestoreError> {
         // Nobody follows an embedded coordinator, and without targets there is nothing to go on with.

@@ -49,7 +49,8 @@ impl LeftRestore {
     /// Goes on. The manifests went to whoever ordered, or did not: nobody waits for them here.
     pub(crate) async fn go_on(self, coordinator: &Coordinator) {
         let run = self.run;
-        let feed = Feed::new(run, Kind::Restore, self.restore.application.to_string(), self.restore.ordered_by.clone());
+        let feed =
+            Feed::new(run, Kind::Restore, Some(self.restore.application.clone()), self.restore.ordered_by.clone());
         coordinator.runs.show(feed.clone());
         let outcome = match self.try_on(coordinator, &feed).await {
             Ok(done) => Outcome::Restored(done),
@@ -101,7 +102,8 @@ impl LeftRestore {
     /// Ends it, since another restore has one of its targets.
     pub(crate) async fn give_up(self, coordinator: &Coordinator, path: String, other: RunId) {
         let run = self.run;
-        let feed = Feed::new(run, Kind::Restore, self.restore.application.to_string(), self.restore.ordered_by.clone());
+        let feed =
+            Feed::new(run, Kind::Restore, Some(self.restore.application.clone()), self.restore.ordered_by.clone());
         coordinator.runs.show(feed.clone());
         let taken = RestoreError::Taken { path, run: other };
         tracing::error!(%run, reason = chain(&taken), "a restore that was left is over");

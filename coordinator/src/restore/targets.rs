@@ -314,7 +314,7 @@ fn restore_volume(order: &Order, run: &Run, target: &TargetSpec, assignment: wir
         kind: kind.into(),
         path: target.path.clone(),
         repository: repository.config.id.as_bytes().to_vec().into(),
-        domain_key: repository.ring.domain(run.point.found.root.app).as_bytes().to_vec().into(),
+        domain_key: run.point.domain.chunks().as_bytes().to_vec().into(),
         length: entry.map.len,
         force: order.force,
         discard_rest: order.discard_rest,

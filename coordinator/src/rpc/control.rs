@@ -7,7 +7,10 @@ use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_server::Control;
 use milkrun_repository::chunk::codec::Level;
-use milkrun_repository::id::RunId;
+use milkrun_repository::clock::Moment;
+use milkrun_repository::id::{AppId, ClusterId, RunId};
+use milkrun_repository::point::Selector;
+use milkrun_repository::point::root::Class;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,8 +22,8 @@ use super::transport::gate::Kept;
 use super::{run_events, status};
 use crate::inventory::{Reach, SourceSpec};
 use crate::runs::RunEvent;
-use crate::runs::view::{Feed, Kind, Outcome};
-use crate::{Coordinator, backup, manifests, restore};
+use crate::runs::view::{Feed, Kind, Outcome, View};
+use crate::{Coordinator, backup, manifests, restore, skipped};
 
 /// Events that wait in the channel.
 const EVENTS_WAITING: usize = 64;
@@ -61,11 +64,20 @@ impl Service {
                 "which volumes an application has, and where, is said by the coordinator's inventory: name none",
             ));
         }
+        let application = self.application(&o.application, &o.cluster, &o.namespace)?;
+        if !trusted && application.name_in(&self.0.cluster).is_none() {
+            let what =
+                format!("the inventory lists applications of cluster {} alone, without namespaces", self.0.cluster);
+            return Err(Status::invalid_argument(what));
+        }
+        let skipped = o.skipped.iter().map(|s| skipped::from_wire(s).map_err(|e| bad(&e)));
         let sources = o.sources.into_iter().map(|s| {
             let name = s.name.parse().map_err(|e| bad(&e))?;
             let reach = vec![Reach { node: None, path: s.path }];
             let changed_from = Some(s.changed_from).filter(|p| !p.is_empty());
-            Ok(SourceSpec { name, stream: s.stream, size: None, reach, changed_from, skip_free: false })
+            let moment = (s.moment_ms != 0).then(|| Moment::from_millis(s.moment_ms));
+            let (stream, claim) = (s.stream, s.claim);
+            Ok(SourceSpec { name, stream, size: None, reach, changed_from, skip_free: false, moment, claim })
         });
         Level::new(o.level).map_err(|e| bad(&e))?;
         let most = LOCK_MAX.max(self.0.repository.config.lock.period);
@@ -78,7 +90,10 @@ impl Service {
             return Err(status::nonsense("the host's name is too long, or no text"));
         }
         Ok(backup::Order {
-            application: o.application.parse().map_err(|e| bad(&e))?,
+            application,
+            namespace_uid: o.namespace_uid,
+            class: if o.class.is_empty() { Class::None } else { o.class.parse().map_err(|e| bad(&e))? },
+            skipped: skipped.collect::<Result<_, Status>>()?,
             sources: sources.collect::<Result<_, Status>>()?,
             manifests: Vec::new(),
             manifest_objects: o.manifest_objects,
@@ -96,27 +111,44 @@ impl Service {
         })
     }
 
+    /// The application that is meant.
+    fn application(&self, name: &str, cluster: &str, namespace: &str) -> Result<AppId, Status> {
+        let cluster = if cluster.is_empty() { self.0.cluster.clone() } else { cluster.parse().map_err(|e| bad(&e))? };
+        let namespace = Some(namespace).filter(|n| !n.is_empty());
+        let namespace = namespace.map(str::parse).transpose().map_err(|e| bad(&e))?;
+        Ok(AppId { cluster, namespace, name: name.parse().map_err(|e| bad(&e))? })
+    }
+
     fn run_id(bytes: &[u8]) -> Result<RunId, Status> {
         RunId::try_from(bytes).map_err(|e| bad(&e))
+    }
+
+    /// Whether a caller may do this to a run.
+    fn may_for(&self, peer: &Peer, action: Action, view: &View) -> Result<(), Status> {
+        may(peer, action, view.application.as_ref().and_then(|a| self.0.role_name(a)))
     }
 
     /// A run that the caller may see.
     fn feed(&self, peer: &Peer, run: &[u8]) -> Result<Feed, Status> {
         let id = Self::run_id(run)?;
         let feed = self.0.runs.feed(&id).ok_or_else(|| Status::not_found("there is no such run"))?;
-        may(peer, Action::View, Some(&feed.now().application))?;
+        self.may_for(peer, Action::View, &feed.now())?;
         Ok(feed)
     }
 }
 
-fn restore_order(r: control::RestoreRequest) -> Result<restore::Order, Status> {
+fn restore_order(r: control::RestoreRequest, own: &ClusterId) -> Result<restore::Order, Status> {
+    let cluster = if r.cluster.is_empty() { own.clone() } else { r.cluster.parse().map_err(|e| bad(&e))? };
+    let namespace = Some(r.namespace.as_str()).filter(|n| !n.is_empty());
+    let namespace = namespace.map(str::parse).transpose().map_err(|e| bad(&e))?;
+    let selector: Selector = r.selector.parse().map_err(|e| bad(&e))?;
     let targets = r.targets.into_iter().map(|t| {
         let name = t.name.parse().map_err(|e| bad(&e))?;
         let node = Some(t.node).filter(|n| !n.is_empty());
         Ok(restore::TargetSpec { name, path: t.path, node, stream: t.stream })
     });
     Ok(restore::Order {
-        selector: r.selector.parse().map_err(|e| bad(&e))?,
+        selector: selector.within(cluster, namespace),
         targets: targets.collect::<Result<_, Status>>()?,
         selector_text: r.selector,
         manifests: r.manifests,
@@ -153,7 +185,8 @@ impl Control for Service {
         let Some(control::backup_request::Message::Order(order)) = first else {
             return Err(status::nonsense("the order comes first"));
         };
-        may(&peer, Action::Backup, Some(&order.application))?;
+        let application = self.application(&order.application, &order.cluster, &order.namespace)?;
+        may(&peer, Action::Backup, self.0.role_name(&application))?;
         let mut order = self.backup_order(order)?;
         while let Some(message) = incoming.message().await? {
             match message.message {
@@ -167,7 +200,7 @@ impl Control for Service {
         let order = tokio::task::spawn_blocking(move || check_manifests(&order).map(|()| order));
         let order = order.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
         let id = RunId::random();
-        let feed = Feed::new(id, Kind::Backup, order.application.to_string(), peer.to_string());
+        let feed = Feed::new(id, Kind::Backup, Some(order.application.clone()), peer.to_string());
         self.0.runs.show(feed.clone());
         let (coordinator, shown) = (self.0.clone(), feed.clone());
         let span = tracing::info_span!("backup", run = %id, application = %order.application, epoch = self.0.epoch);
@@ -198,9 +231,9 @@ impl Control for Service {
         if !peer.may_some(Action::Restore) {
             may(&peer, Action::Restore, None)?;
         }
-        let order = restore_order(request.into_inner())?;
+        let order = restore_order(request.into_inner(), &self.0.cluster)?;
         let id = RunId::random();
-        let feed = Feed::new(id, Kind::Restore, String::new(), peer.to_string());
+        let feed = Feed::new(id, Kind::Restore, None, peer.to_string());
         self.0.runs.show(feed.clone());
         let (coordinator, shown) = (self.0.clone(), feed.clone());
         let (manifests, wanted) = oneshot::channel();
@@ -230,7 +263,7 @@ impl Control for Service {
             Kind::Backup => Action::Backup,
             Kind::Restore => Action::Restore,
         };
-        may(&peer, action, Some(&view.application))?;
+        self.may_for(&peer, action, &view)?;
         if self.0.runs.tell(&view.run, RunEvent::Cancel) {
             Ok(Response::new(control::CancelReply {}))
         } else {
@@ -247,7 +280,8 @@ impl Control for Service {
             may(&peer, Action::View, None)?;
         }
         let views = self.0.runs.feeds().into_iter().map(|f| f.now());
-        let seen = views.filter(|v| peer.may(Action::View, Some(&v.application)));
+        let named = |v: &View| v.application.clone();
+        let seen = views.filter(|v| peer.may(Action::View, named(v).as_ref().and_then(|a| self.0.role_name(a))));
         Ok(Response::new(control::ListRunsReply { runs: seen.map(|v| run_events::run(&v)).collect() }))
     }
 

@@ -41,7 +41,14 @@ pub(super) fn run(v: &View) -> control::Run {
         run: v.run.as_bytes().to_vec().into(),
         kind: kind.into(),
         state: state.into(),
-        application: v.application.clone(),
+        application: v.application.as_ref().map(|a| a.name.to_string()).unwrap_or_default(),
+        cluster: v.application.as_ref().map(|a| a.cluster.to_string()).unwrap_or_default(),
+        namespace: v
+            .application
+            .as_ref()
+            .and_then(|a| a.namespace.as_ref())
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         point: v.point.clone(),
         parent: v.parent.clone(),
         began_ms: v.began.millis(),
@@ -136,6 +143,8 @@ pub(super) async fn restore(
                 run: view.run.as_bytes().to_vec().into(),
                 point: view.point.clone(),
                 left_out: view.left_out.clone(),
+                moments_differ: view.moments_differ,
+                skipped: view.skipped.clone(),
             })));
         }
         out.extend(moved.since(view).into_iter().map(|p| event(Event::Progress(p))));

@@ -14,7 +14,7 @@ use milkrun_proto::agent::v1::failed::Kind;
 use milkrun_repository::metadata::MetadataError;
 use milkrun_repository::point::catalog::{FindError, PlaceError, chain};
 use milkrun_repository::point::commit::CommitError;
-use milkrun_repository::repository::PointError;
+use milkrun_repository::repository::{NoDomain, PointError};
 use milkrun_repository::store::{CreateError, Failure, Trouble};
 use tonic::{Code, Status};
 
@@ -42,7 +42,15 @@ fn of_metadata(e: &MetadataError) -> Code {
 fn of_point(e: &PointError) -> Code {
     match e {
         PointError::Placement(PlaceError::Store(f)) => of_failure(f),
+        PointError::Keys { source, .. } => of_keys(source),
         _ => Code::DataLoss,
+    }
+}
+
+fn of_keys(e: &NoDomain) -> Code {
+    match e {
+        NoDomain::Store(f) => of_failure(f),
+        NoDomain::Missing(_) | NoDomain::Refused { .. } => Code::DataLoss,
     }
 }
 
@@ -64,6 +72,7 @@ pub fn backup(e: &BackupError) -> Status {
         BackupError::Cancelled => Code::Cancelled,
         BackupError::Changed(_) => Code::DataLoss,
         BackupError::Parent(e) => of_point(e),
+        BackupError::Keys(e) => of_keys(e),
         BackupError::Map(e) => of_metadata(e),
         BackupError::Commit(CommitError::Store(f) | CommitError::Unknowable(f)) | BackupError::Store(f) => {
             of_failure(f)

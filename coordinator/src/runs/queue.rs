@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use milkrun_repository::id::{AppName, RunId};
+use milkrun_repository::id::{AppId, RunId};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{Inbox, RunEvent, Runs};
@@ -15,7 +15,7 @@ pub(crate) const WAITING_MAX: usize = 8;
 
 /// Whose turn it is, by application.
 #[derive(Clone, Default)]
-pub(super) struct Turns(Arc<Mutex<HashMap<AppName, Arc<tokio::sync::Mutex<()>>>>>);
+pub(super) struct Turns(Arc<Mutex<HashMap<AppId, Arc<tokio::sync::Mutex<()>>>>>);
 
 /// A turn; it ends when dropped.
 pub(crate) struct Turn(#[expect(dead_code, reason = "dropped, not read")] OwnedMutexGuard<()>);
@@ -42,7 +42,7 @@ impl Drop for Announced {
 }
 
 impl Turns {
-    fn of(&self, application: &AppName) -> Arc<tokio::sync::Mutex<()>> {
+    fn of(&self, application: &AppId) -> Arc<tokio::sync::Mutex<()>> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those whose turn nobody has or waits for.
         table.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -59,12 +59,12 @@ impl Runs {
     }
 
     /// The turn, if nobody has it.
-    pub(crate) fn turn_if_free(&self, application: &AppName) -> Option<Turn> {
+    pub(crate) fn turn_if_free(&self, application: &AppId) -> Option<Turn> {
         self.turns.of(application).try_lock_owned().ok().map(Turn)
     }
 
     /// Waits until no other backup of the application is under way: first come, first served.
-    pub(crate) async fn turn(&self, application: &AppName, inbox: &mut Inbox, feed: &Feed) -> Result<Turn, NoTurn> {
+    pub(crate) async fn turn(&self, application: &AppId, inbox: &mut Inbox, feed: &Feed) -> Result<Turn, NoTurn> {
         if let Some(turn) = self.turn_if_free(application) {
             return Ok(turn);
         }
@@ -104,8 +104,12 @@ mod tests {
     }
 
     /// Comes for its turn, in a task of its own, and waits until it waits.
-    async fn comes(runs: &Runs, app: &AppName, n: u8) -> tokio::task::JoinHandle<Result<Turn, NoTurn>> {
-        let feed = Feed::new(id(n), Kind::Backup, String::new(), String::new());
+    fn app(name: &str) -> AppId {
+        AppId::local(name.parse().unwrap())
+    }
+
+    async fn comes(runs: &Runs, app: &AppId, n: u8) -> tokio::task::JoinHandle<Result<Turn, NoTurn>> {
+        let feed = Feed::new(id(n), Kind::Backup, None, String::new());
         let (runs, app, mut seen) = (runs.clone(), app.clone(), feed.watch());
         let task = tokio::spawn(async move {
             let (mut inbox, _announced) = runs.announce(id(n));
@@ -118,7 +122,7 @@ mod tests {
     #[tokio::test]
     async fn one_at_a_time_of_each_application_in_order() {
         let runs = Runs::default();
-        let (app, other): (AppName, AppName) = ("app".parse().unwrap(), "other".parse().unwrap());
+        let (app, other) = (app("app"), app("other"));
         let first = runs.turn_if_free(&app).unwrap();
         assert!(runs.turn_if_free(&app).is_none());
         assert!(runs.turn_if_free(&other).is_some(), "another application does not wait");
@@ -139,13 +143,13 @@ mod tests {
     #[tokio::test]
     async fn not_too_many_wait() {
         let runs = Runs::default();
-        let app: AppName = "app".parse().unwrap();
+        let app = app("app");
         let first = runs.turn_if_free(&app).unwrap();
         let mut waiting = Vec::new();
         for n in 0..WAITING_MAX {
             waiting.push(comes(&runs, &app, u8::try_from(n).unwrap()).await);
         }
-        let feed = Feed::new(id(99), Kind::Backup, String::new(), String::new());
+        let feed = Feed::new(id(99), Kind::Backup, None, String::new());
         let (mut inbox, _announced) = runs.announce(id(99));
         assert_eq!(runs.turn(&app, &mut inbox, &feed).await.err(), Some(NoTurn::Full));
         drop(first);
@@ -158,7 +162,7 @@ mod tests {
     #[tokio::test]
     async fn a_cancellation_is_not_lost_to_the_turn() {
         let runs = Runs::default();
-        let app: AppName = "app".parse().unwrap();
+        let app = app("app");
         let first = runs.turn_if_free(&app).unwrap();
         let second = comes(&runs, &app, 2).await;
         assert!(runs.tell(&id(2), RunEvent::Cancel));

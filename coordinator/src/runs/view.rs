@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::RunId;
+use milkrun_repository::id::{AppId, RunId};
 use tokio::sync::watch;
 
 /// What a run is.
@@ -51,13 +51,17 @@ pub struct View {
     /// Another backup of the same application is under way: it waits for its turn.
     pub waiting: bool,
     /// Whose application; of a restore known once its point was found.
-    pub application: String,
+    pub application: Option<AppId>,
     /// The point that it makes or reads; empty until that is known.
     pub point: String,
     /// The point that predicts.
     pub parent: String,
     /// Volumes of the point that no target names.
     pub left_out: Vec<String>,
+    /// Of a restore: the point's volumes are of different moments.
+    pub moments_differ: bool,
+    /// Of a restore: volumes that the application has and the point has not.
+    pub skipped: Vec<control::Skipped>,
     /// Who wanted it.
     pub ordered_by: String,
     /// When.
@@ -78,7 +82,7 @@ pub struct Feed {
 
 impl Feed {
     /// Of a run that begins.
-    pub fn new(run: RunId, kind: Kind, application: String, ordered_by: String) -> Self {
+    pub fn new(run: RunId, kind: Kind, application: Option<AppId>, ordered_by: String) -> Self {
         let view = View {
             run,
             kind,
@@ -87,6 +91,8 @@ impl Feed {
             point: String::new(),
             parent: String::new(),
             left_out: Vec::new(),
+            moments_differ: false,
+            skipped: Vec::new(),
             ordered_by,
             began: Moment::now(),
             ended: None,

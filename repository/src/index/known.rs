@@ -6,7 +6,7 @@ use futures::StreamExt;
 use tokio::sync::Semaphore;
 
 use super::{IndexCache, MappedSegment, PackInfo, Segment};
-use crate::id::{AppHash, ChunkId, PackId, RepositoryId, SegmentId};
+use crate::id::{ChunkId, DomainId, PackId, RepositoryId, SegmentId};
 use crate::keys::KeyRing;
 use crate::keys::envelope::{self, Kind};
 use crate::pack::Place;
@@ -37,12 +37,12 @@ impl ChunkIndex {
         store: &dyn Store,
         ring: &KeyRing,
         repository: &RepositoryId,
-        domain: &AppHash,
+        domain: &DomainId,
         cache: &IndexCache,
     ) -> Result<Self, Failure> {
         let listed = list(store, &Key::segments(domain)).await?;
         let named: Vec<(SegmentId, Listed)> =
-            listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?.1, l))).collect();
+            listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?, l))).collect();
         // Whoever may write can put long rubbish there: it is not all in memory at once.
         let room = &Semaphore::new(LOAD_MIB);
         let loads = named.into_iter().map(|(id, listed)| async move {

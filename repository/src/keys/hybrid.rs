@@ -56,6 +56,13 @@ impl HybridPublic {
         &self.0
     }
 
+    /// Eight bytes that tell it from others, for the headers of packs: the first of its BLAKE3.
+    pub fn tag(&self) -> [u8; 8] {
+        let full = blake3::hash(&self.0);
+        let b = full.as_bytes();
+        [b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]
+    }
+
     /// Seals `plain`, bound to `aad`.
     ///
     /// # Errors

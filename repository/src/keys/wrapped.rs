@@ -1,5 +1,6 @@
 //! `keys/<id>`: the secret wrapped for one password. Canonical JSON; create-only, so that keys can be added and
-//! retired. The wrap is bound to the bytes of `repository.json`: a swapped configuration doesn't open.
+//! retired. The wrap is bound to the bytes of `repository.json`: a swapped configuration doesn't open. It is signed, so that one
+//! that somebody else put there is told without the cost of a password's hash.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -8,9 +9,9 @@ use zeroize::Zeroizing;
 
 use crate::clock::entropy;
 use crate::id::KeyId;
-use crate::keys::Secret;
+use crate::keys::{KeyRing, Label, Secret, VerifyingKey};
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// More than this is refused: whoever may write can plant a key file, and it must not cost much to find that it does not
 /// open. Four times the memory of [`Cost::RECOMMENDED`], and its passes over that.
 const MEMORY_KIB_MAX: u32 = 4 * Cost::RECOMMENDED.memory_kib;
@@ -29,6 +30,7 @@ struct KeyFile {
     lanes: u32,
     salt: String,
     wrapped: String,
+    signature: String,
 }
 
 /// What Argon2id costs: memory in KiB, passes, lanes.
@@ -58,13 +60,16 @@ pub enum UnwrapError {
     /// Of a later release.
     #[error("the key file has format version {0}, which this release does not know")]
     Newer(u16),
+    /// Not signed by this repository.
+    #[error("the key file is not signed by this repository's key")]
+    Stranger,
     /// It parses, and still does not open.
     #[error("wrong password (or repository.json was replaced)")]
     WrongPassword,
 }
 
 /// Wraps `secret` under `password`, bound to the bytes of the configuration. Returns the id and the object.
-#[expect(clippy::expect_used, reason = "parameters are ours and JSON of plain fields cannot fail")]
+#[expect(clippy::expect_used, reason = "parameters are ours")]
 pub fn wrap(secret: &Secret, password: &[u8], config: &[u8], cost: Cost) -> (KeyId, Vec<u8>) {
     let id = KeyId::random();
     let salt = entropy::<32>();
@@ -84,50 +89,85 @@ pub fn wrap(secret: &Secret, password: &[u8], config: &[u8], cost: Cost) -> (Key
         lanes: cost.lanes,
         salt: hex::encode(salt),
         wrapped: hex::encode(&wrapped),
+        signature: String::new(),
     };
-    (id, serde_json::to_vec(&file).expect("plain JSON"))
+    let signature = hex::encode(KeyRing::from_secret(secret).sign(Label::KeyFile, &json(&file)));
+    (id, json(&KeyFile { signature, ..file }))
 }
 
-/// Opens a key file.
-///
-/// # Errors
-/// [`UnwrapError::WrongPassword`] when it is sound and the password isn't its own.
-pub fn unwrap(object: &[u8], password: &[u8], config: &[u8]) -> Result<Secret, UnwrapError> {
-    #[derive(Deserialize)]
-    struct Head {
-        version: u16,
+#[expect(clippy::expect_used, reason = "JSON of plain fields cannot fail")]
+fn json(file: &KeyFile) -> Vec<u8> {
+    serde_json::to_vec(file).expect("plain JSON")
+}
+
+/// A key file that is sound and that this repository signed.
+pub struct Authentic {
+    id: KeyId,
+    cost: Cost,
+    salt: Vec<u8>,
+    wrapped: Vec<u8>,
+}
+
+impl Authentic {
+    /// Parses a key file and checks its signature, at next to no cost.
+    ///
+    /// # Errors
+    /// [`UnwrapError`].
+    pub fn decode(object: &[u8], signer: &VerifyingKey) -> Result<Self, UnwrapError> {
+        #[derive(Deserialize)]
+        struct Head {
+            version: u16,
+        }
+        let malformed = || UnwrapError::Malformed;
+        let head: Head = serde_json::from_slice(object).map_err(|_| malformed())?;
+        if head.version > VERSION {
+            return Err(UnwrapError::Newer(head.version));
+        }
+        let file: KeyFile = serde_json::from_slice(object).map_err(|_| malformed())?;
+        let cost = Cost { memory_kib: file.memory_kib, passes: file.passes, lanes: file.lanes };
+        if cost.memory_kib > MEMORY_KIB_MAX || cost.passes > PASSES_MAX || cost.lanes > LANES_MAX {
+            return Err(malformed());
+        }
+        let salt = hex::decode(&file.salt).map_err(|_| malformed())?;
+        let wrapped = hex::decode(&file.wrapped).map_err(|_| malformed())?;
+        let signature = hex::decode(&file.signature).map_err(|_| malformed())?;
+        let id: KeyId = file.id.parse().map_err(|_| malformed())?;
+        // One encoding only, as for every stored object: what we would not write so is not ours.
+        let unsigned = KeyFile {
+            milkrun: "key".into(),
+            version: VERSION,
+            id: id.hex(),
+            kdf: "argon2id".into(),
+            salt: hex::encode(&salt),
+            wrapped: hex::encode(&wrapped),
+            signature: String::new(),
+            ..file
+        };
+        signer.verify(Label::KeyFile, &json(&unsigned), &signature).map_err(|_| UnwrapError::Stranger)?;
+        if json(&KeyFile { signature: hex::encode(&signature), ..unsigned }) != object {
+            return Err(malformed());
+        }
+        Ok(Self { id, cost, salt, wrapped })
     }
-    let head: Head = serde_json::from_slice(object).map_err(|_| UnwrapError::Malformed)?;
-    if head.version > VERSION {
-        return Err(UnwrapError::Newer(head.version));
+
+    /// Its id.
+    pub fn id(&self) -> KeyId {
+        self.id
     }
-    let file: KeyFile = serde_json::from_slice(object).map_err(|_| UnwrapError::Malformed)?;
-    let cost = Cost { memory_kib: file.memory_kib, passes: file.passes, lanes: file.lanes };
-    if cost.memory_kib > MEMORY_KIB_MAX || cost.passes > PASSES_MAX || cost.lanes > LANES_MAX {
-        return Err(UnwrapError::Malformed);
+
+    /// Opens it. Takes the time and the memory that its cost says.
+    ///
+    /// # Errors
+    /// [`UnwrapError::WrongPassword`] when the password isn't its own.
+    pub fn unwrap(&self, password: &[u8], config: &[u8]) -> Result<Secret, UnwrapError> {
+        let mut wrapped = Zeroizing::new(self.wrapped.clone());
+        let key = stretch(password, &self.salt, self.cost).ok_or(UnwrapError::Malformed)?;
+        let plain = cipher(&key)
+            .open_in_place(nonce(), Aad::from(aad(&self.id, config)), &mut wrapped)
+            .map_err(|_| UnwrapError::WrongPassword)?;
+        let bytes: [u8; 32] = (&*plain).try_into().map_err(|_| UnwrapError::Malformed)?;
+        Ok(Secret::from_bytes(bytes))
     }
-    let salt = hex::decode(&file.salt).map_err(|_| UnwrapError::Malformed)?;
-    let mut wrapped = Zeroizing::new(hex::decode(&file.wrapped).map_err(|_| UnwrapError::Malformed)?);
-    let id: KeyId = file.id.parse().map_err(|_| UnwrapError::Malformed)?;
-    // One encoding only, as for every stored object: what we would not write so is not ours.
-    let again = KeyFile {
-        milkrun: "key".into(),
-        version: VERSION,
-        id: id.hex(),
-        kdf: "argon2id".into(),
-        salt: hex::encode(&salt),
-        wrapped: hex::encode(&*wrapped),
-        ..file
-    };
-    if serde_json::to_vec(&again).ok().as_deref() != Some(object) {
-        return Err(UnwrapError::Malformed);
-    }
-    let key = stretch(password, &salt, cost).ok_or(UnwrapError::Malformed)?;
-    let plain = cipher(&key)
-        .open_in_place(nonce(), Aad::from(aad(&id, config)), &mut wrapped)
-        .map_err(|_| UnwrapError::WrongPassword)?;
-    let bytes: [u8; 32] = (&*plain).try_into().map_err(|_| UnwrapError::Malformed)?;
-    Ok(Secret::from_bytes(bytes))
 }
 
 fn stretch(password: &[u8], salt: &[u8], cost: Cost) -> Option<Zeroizing<[u8; 32]>> {
@@ -157,6 +197,11 @@ fn cipher(key: &[u8; 32]) -> LessSafeKey {
 mod tests {
     use super::*;
 
+    fn unwrap(object: &[u8], password: &[u8], config: &[u8]) -> Result<Secret, UnwrapError> {
+        let signer = KeyRing::from_secret(&Secret::from_bytes([5; 32])).public().signing;
+        Authentic::decode(object, &signer)?.unwrap(password, config)
+    }
+
     #[test]
     fn opens_with_its_password_and_configuration_only() {
         let secret = Secret::from_bytes([5; 32]);
@@ -165,16 +210,21 @@ mod tests {
         assert!(matches!(unwrap(&object, b"wrong", b"config"), Err(UnwrapError::WrongPassword)));
         assert!(matches!(unwrap(&object, b"correct horse", b"other"), Err(UnwrapError::WrongPassword)));
         assert!(matches!(unwrap(b"{}", b"x", b"config"), Err(UnwrapError::Malformed)));
+        // One that somebody planted costs no hash of a password.
+        let (_, planted) = wrap(&Secret::from_bytes([6; 32]), b"correct horse", b"config", Cost::RECOMMENDED);
+        assert!(matches!(unwrap(&planted, b"correct horse", b"config"), Err(UnwrapError::Stranger)));
         let text = String::from_utf8(object.clone()).unwrap();
         for (from, to) in [
-            ("\"version\":1", "\"version\":0"),
+            ("\"version\":2", "\"version\":1"),
             ("{", "{ "),
             ("\"lanes\":1", "\"lanes\":1,\"more\":2"),
             ("argon2id", "argon2d"),
+            ("\"lanes\":1", "\"lanes\":2"),
         ] {
             let other = text.replacen(from, to, 1);
             assert_ne!(other, text);
-            assert!(matches!(unwrap(other.as_bytes(), b"correct horse", b"config"), Err(UnwrapError::Malformed)));
+            let refused = unwrap(other.as_bytes(), b"correct horse", b"config");
+            assert!(matches!(refused, Err(UnwrapError::Malformed | UnwrapError::Stranger)), "{other}");
         }
         for greedy in [4 << 20, MEMORY_KIB_MAX + 1] {
             let greedy = text.replace("\"memory_kib\":8", &format!("\"memory_kib\":{greedy}"));

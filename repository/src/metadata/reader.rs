@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::id::{PackId, RepositoryId};
 use crate::index::PackInfo;
-use crate::keys::{DomainKey, KeyRing};
+use crate::keys::Domain;
 use crate::pack::{PackKey, PackKind, Place, SlotOpener, slot_key};
 use crate::point::catalog::chain;
 use crate::store::{Failure, GetError, Key, Store};
@@ -71,9 +71,8 @@ impl MetadataError {
 /// Reads metadata chunks of one point: a small cache of windows, pack keys opened once.
 pub struct MetadataReader<'a> {
     store: &'a dyn Store,
-    ring: &'a KeyRing,
     repository: RepositoryId,
-    domain: DomainKey,
+    domain: Arc<Domain>,
     packs: Arc<HashMap<PackId, PackInfo>>,
     keys: Arc<OpenedKeys>,
     window: u64,
@@ -120,12 +119,11 @@ impl<'a> MetadataReader<'a> {
     /// Reads with these packs known.
     pub fn new(
         store: &'a dyn Store,
-        ring: &'a KeyRing,
         repository: RepositoryId,
-        domain: DomainKey,
+        domain: Arc<Domain>,
         packs: Arc<HashMap<PackId, PackInfo>>,
     ) -> Self {
-        Self { store, ring, repository, domain, packs, keys: Arc::default(), window: WINDOW, state: Mutex::default() }
+        Self { store, repository, domain, packs, keys: Arc::default(), window: WINDOW, state: Mutex::default() }
     }
 
     /// Shares what it opens with others that read packs of the same ring.
@@ -180,7 +178,7 @@ impl MapSource for MetadataReader<'_> {
         let info = self.packs.get(&r.place.pack).ok_or(MetadataError::Unplaced(r.place.pack))?;
         let damaged = |reason: String| MetadataError::Damaged { key: Key::pack(&info.id), slot: r.place.slot, reason };
         let mut sealed = self.sealed(info, &r.place).await?;
-        let open = || info.key.open(self.ring.metadata(), &self.repository, &info.id, info.kind);
+        let open = || info.key.open(self.domain.secret(PackKind::Metadata), &self.repository, &info.id, info.kind);
         let key = self.keys.get_or_open(&info.id, open).map_err(|e| damaged(chain(&e)))?;
         let idle = self.state.lock().await.opener.take();
         let mut opener = match idle {
@@ -189,7 +187,7 @@ impl MapSource for MetadataReader<'_> {
         };
         let mut out = vec![0; r.place.plain_len as usize];
         let key = slot_key(&key, r.place.slot);
-        let opened = opener.open(&r.id, &r.place, &key, &mut sealed, &mut out, |b| self.domain.identify(b));
+        let opened = opener.open(&r.id, &r.place, &key, &mut sealed, &mut out, |b| self.domain.chunks().identify(b));
         self.state.lock().await.opener = Some(opener);
         opened.map_err(|e| damaged(chain(&e)))?;
         Ok(out.into())

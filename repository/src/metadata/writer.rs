@@ -179,14 +179,14 @@ fn finished(open: PackBuilder) -> Result<FinishedMetadata, HybridError> {
 mod tests {
     use super::*;
     use crate::id::RepositoryId;
-    use crate::keys::{KeyRing, Secret};
+    use crate::keys::hybrid::HybridSecret;
     use crate::pack::PackKind;
 
     #[test]
     fn packs_that_are_given_back_come_first_and_what_they_hold_stays_known() {
-        let ring = KeyRing::from_secret(&Secret::from_bytes([3; 32]));
         let repository = RepositoryId::from_bytes([1; 16]);
-        let target = PackTarget { repository, kind: PackKind::Metadata, recipient: ring.public().metadata };
+        let target =
+            PackTarget { repository, kind: PackKind::Metadata, recipient: HybridSecret::derive(&[3; 32]).public() };
         let preparer = Preparer::new(DomainKey::from_bytes([2; 32])).unwrap();
         let mut writer = MetadataWriter::new(target);
         let large = |n: u8| {

@@ -64,7 +64,7 @@ impl PackBuilder {
     /// Buffers are reused, so that their memory is touched by the system only once.
     pub fn new(target: PackTarget, mut buffer: Vec<u8>) -> Self {
         let id = PackId::random();
-        let head = header(&target.repository, &id, target.kind);
+        let head = header(&target, &id);
         if buffer.len() < HEADER_LEN {
             buffer.resize(HEADER_LEN, 0);
         }

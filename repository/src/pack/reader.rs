@@ -49,6 +49,15 @@ pub enum OpenError {
     Identity,
 }
 
+/// What a pack's header says, besides its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What it holds.
+    pub kind: PackKind,
+    /// The [tag](crate::keys::hybrid::HybridPublic::tag) of the key that it is sealed to.
+    pub recipient: [u8; 8],
+}
+
 /// A pack's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
@@ -61,18 +70,18 @@ impl Directory {
     ///
     /// # Errors
     /// [`PackError`] unless it is the header of pack `pack` of `repository`.
-    pub fn check_header(head: &[u8], repository: &RepositoryId, pack: &PackId) -> Result<PackKind, PackError> {
+    pub fn check_header(head: &[u8], repository: &RepositoryId, pack: &PackId) -> Result<Header, PackError> {
         let mut d = Decoder::new(head);
         wire::header(&mut d, MAGIC, VERSION)?;
         let kind = PackKind::from_u8(d.u8("kind")?).ok_or_else(|| d.bad("kind"))?;
         d.reserved(5, "reserved")?;
         let found_repository: [u8; 16] = d.array("repository")?;
         let found_pack: [u8; 16] = d.array("pack")?;
-        d.reserved(8, "reserved")?;
+        let recipient: [u8; 8] = d.array("recipient")?;
         if &found_repository != repository.as_bytes() || &found_pack != pack.as_bytes() {
             return Err(PackError::Misplaced);
         }
-        Ok(kind)
+        Ok(Header { kind, recipient })
     }
 
     /// Parses the footer: the last [`FOOTER_LEN`] bytes of a pack.

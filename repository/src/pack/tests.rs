@@ -2,53 +2,61 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::chunk::codec::{Codec, Compressor, Level};
-use crate::keys::{KeyRing, Secret};
+use crate::id::{AppHash, DomainId};
+use crate::keys::{Domain, KeyRing, Secret};
 
-fn ring() -> KeyRing {
-    KeyRing::from_secret(&Secret::from_bytes([1; 32]))
+fn domain() -> Domain {
+    let id = DomainId { app: AppHash::from_bytes([5; 16]), number: 0 };
+    let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));
+    Domain::sample(id, &RepositoryId::from_bytes([9; 16]), &ring).0
 }
 
-fn build(chunks: &[Vec<u8>]) -> (KeyRing, SealedPack, Vec<(ChunkId, Place)>) {
-    let ring = ring();
+fn build(chunks: &[Vec<u8>]) -> (Domain, SealedPack, Vec<(ChunkId, Place)>) {
+    let domain = domain();
     let target = PackTarget {
         repository: RepositoryId::from_bytes([9; 16]),
         kind: PackKind::Data,
-        recipient: ring.public().data,
+        recipient: domain.recipient(PackKind::Data),
     };
-    let domain = ring.domain(ring.app_hash(&"shop".parse().unwrap()));
     let mut compressor = Compressor::new(Level::DEFAULT).unwrap();
     let mut builder = PackBuilder::new(target, vec![0xaa; 4 << 20]);
     let mut places = Vec::new();
     for chunk in chunks {
-        let id = domain.identify(chunk);
+        let id = domain.chunks().identify(chunk);
         places.push((id, builder.append(&id, chunk, &mut compressor)));
     }
-    (ring, builder.finish().unwrap(), places)
+    (domain, builder.finish().unwrap(), places)
 }
 
-fn directory(ring: &KeyRing, pack: &SealedPack) -> Result<Directory, PackError> {
+fn directory(domain: &Domain, pack: &SealedPack) -> Result<Directory, PackError> {
     let repository = RepositoryId::from_bytes([9; 16]);
-    let kind = Directory::check_header(&pack.bytes, &repository, &pack.id)?;
+    let head = Directory::check_header(&pack.bytes, &repository, &pack.id)?;
+    if head.recipient != domain.recipient(head.kind).tag() {
+        return Err(PackError::Misplaced);
+    }
     let key = Directory::footer(&pack.bytes)?;
-    let pack_key = key.open(ring.data(), &repository, &pack.id, kind)?;
+    let pack_key = key.open(domain.secret(head.kind), &repository, &pack.id, head.kind)?;
     Directory::open(&pack.bytes, pack.bytes.len() as u64, &repository, &pack.id, &pack_key, &key)
 }
 
 #[test]
 fn every_flipped_byte_is_noticed_somewhere() {
-    let (ring, mut pack, _) = build(&[b"hello".to_vec(), vec![7; 5000]]);
-    let domain = ring.domain(ring.app_hash(&"shop".parse().unwrap()));
+    let (domain, mut pack, _) = build(&[b"hello".to_vec(), vec![7; 5000]]);
     let repository = RepositoryId::from_bytes([9; 16]);
     let open_all = |pack: &SealedPack| -> Result<(), String> {
-        let directory = directory(&ring, pack).map_err(|e| e.to_string())?;
+        let directory = directory(&domain, pack).map_err(|e| e.to_string())?;
         let key = Directory::footer(&pack.bytes).map_err(|e| e.to_string())?;
-        let pack_key = key.open(ring.data(), &repository, &pack.id, PackKind::Data).map_err(|e| e.to_string())?;
+        let pack_key = key
+            .open(domain.secret(PackKind::Data), &repository, &pack.id, PackKind::Data)
+            .map_err(|e| e.to_string())?;
         let mut opener = SlotOpener::new(repository).unwrap();
         for (id, place) in &directory.slots {
             let mut sealed = pack.bytes[place.offset as usize..place.end() as usize].to_vec();
             let mut out = vec![0; place.plain_len as usize];
             opener
-                .open(id, place, &slot_key(&pack_key, place.slot), &mut sealed, &mut out, |b| domain.identify(b))
+                .open(id, place, &slot_key(&pack_key, place.slot), &mut sealed, &mut out, |b| {
+                    domain.chunks().identify(b)
+                })
                 .map_err(|e| e.to_string())?;
         }
         Ok(())
@@ -69,23 +77,27 @@ fn every_flipped_byte_is_noticed_somewhere() {
 
 #[test]
 fn only_the_data_key_opens_a_data_pack() {
-    let (ring, pack, _) = build(&[b"x".to_vec()]);
+    let (domain, pack, _) = build(&[b"x".to_vec()]);
     let repository = RepositoryId::from_bytes([9; 16]);
-    assert!(pack.key.open(ring.data(), &repository, &pack.id, PackKind::Data).is_ok());
-    assert!(pack.key.open(ring.metadata(), &repository, &pack.id, PackKind::Data).is_err());
-    assert!(pack.key.open(ring.data(), &repository, &PackId::from_bytes([0; 16]), PackKind::Data).is_err());
-    assert!(pack.key.open(ring.data(), &repository, &pack.id, PackKind::Metadata).is_err());
+    assert!(pack.key.open(domain.secret(PackKind::Data), &repository, &pack.id, PackKind::Data).is_ok());
+    assert!(pack.key.open(domain.secret(PackKind::Metadata), &repository, &pack.id, PackKind::Data).is_err());
+    assert!(
+        pack.key
+            .open(domain.secret(PackKind::Data), &repository, &PackId::from_bytes([0; 16]), PackKind::Data)
+            .is_err()
+    );
+    assert!(pack.key.open(domain.secret(PackKind::Data), &repository, &pack.id, PackKind::Metadata).is_err());
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn what_goes_in_comes_out(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..3000), 0..40)) {
-        let (ring, pack, places) = build(&chunks);
-        let directory = directory(&ring, &pack).unwrap();
+        let (domain, pack, places) = build(&chunks);
+        let directory = directory(&domain, &pack).unwrap();
         prop_assert_eq!(&directory.slots, &places);
         let repository = RepositoryId::from_bytes([9; 16]);
-        let pack_key = pack.key.open(ring.data(), &repository, &pack.id, PackKind::Data).unwrap();
+        let pack_key = pack.key.open(domain.secret(PackKind::Data), &repository, &pack.id, PackKind::Data).unwrap();
         let mut opener = SlotOpener::new(repository).unwrap();
         for (chunk, (id, place)) in chunks.iter().zip(&places) {
             let mut sealed = pack.bytes[place.offset as usize..place.end() as usize].to_vec();

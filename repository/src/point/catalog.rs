@@ -9,8 +9,9 @@ use futures::StreamExt;
 
 use super::placement::{Placement, PlacementError};
 use super::root::{Root, RootBody, RootError};
-use crate::id::{AppHash, PointId, RepositoryId};
-use crate::keys::{KeyRing, VerifyingKey};
+use crate::id::{AppHash, AppId, PointId, RepositoryId};
+use crate::keys::{Domain, VerifyingKey};
+use crate::pack::PackKind;
 use crate::store::listing::versions_checked;
 use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, Version, read_listed};
 
@@ -84,6 +85,9 @@ pub enum FindError {
     /// There is none.
     #[error("there is no such restore point")]
     None,
+    /// There is none of this application, and there are of others of its name.
+    #[error("there is no such restore point; there are some of {}", listed(.0))]
+    Namesakes(Vec<AppId>),
     /// There is something in its place that is not it.
     #[error("{key} is refused: {reason}")]
     Refused {
@@ -103,6 +107,10 @@ pub enum FindError {
     /// The store can't be asked.
     #[error(transparent)]
     Store(#[from] Failure),
+}
+
+fn listed(applications: &[AppId]) -> String {
+    applications.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Why a point has no usable placement.
@@ -268,8 +276,8 @@ impl Found {
     ///
     /// # Errors
     /// [`RootError`].
-    pub fn open(&self, ring: &KeyRing) -> Result<RootBody, RootError> {
-        Root::open(&self.bytes, ring.metadata())
+    pub fn open(&self, domain: &Domain) -> Result<RootBody, RootError> {
+        Root::open(&self.bytes, domain.secret(PackKind::Metadata))
     }
 }
 

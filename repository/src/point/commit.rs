@@ -17,9 +17,9 @@ use crate::clock::{Moment, SKEW_MAX};
 use crate::config::Config;
 use crate::id::PackId;
 use crate::index::PackInfo;
-use crate::keys::KeyRing;
 use crate::keys::hybrid::HybridError;
-use crate::pack::{Place, SealedKey};
+use crate::keys::{Domain, KeyRing};
+use crate::pack::{PackKind, Place, SealedKey};
 use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, Store, Version};
 
 /// Calls in flight while packs are looked at and extended.
@@ -227,8 +227,10 @@ pub struct Commit<'a> {
     pub store: &'a dyn Store,
     /// The configuration.
     pub config: &'a Config,
-    /// The keys.
+    /// Signs.
     pub ring: &'a KeyRing,
+    /// The root is sealed to its metadata key.
+    pub domain: &'a Domain,
     /// The readable part; its key was fixed when the run started.
     pub root: Root,
     /// The sealed part.
@@ -261,7 +263,7 @@ impl Commit<'_> {
     /// [`CommitError`]. The point then does not exist, but for two cases that say so: [`CommitError::Unknowable`], and an
     /// error about the root's own key, which the store took and did not keep as asked; `verify` names such a point.
     pub async fn run(self) -> Result<Committed, CommitError> {
-        let Self { store, config, ring, root, body, maps, locks, stored, reused } = self;
+        let Self { store, config, ring, domain, root, body, maps, locks, stored, reused } = self;
         let mut packs: BTreeMap<PackId, PackInfo> = BTreeMap::new();
         let fresh: HashSet<PackId> = stored.iter().map(|s| s.info.id).collect();
         packs.extend(stored.into_iter().map(|s| (s.info.id, s.info)));
@@ -277,7 +279,7 @@ impl Commit<'_> {
         }
         drop(checks);
 
-        let root_bytes = Bytes::from(root.encode(&body, ring, &config.keys.metadata)?);
+        let root_bytes = Bytes::from(root.encode(&body, ring, &domain.recipient(PackKind::Metadata))?);
         let (length, max) = (root_bytes.len() as u64, root.key().length_max());
         if length > max {
             return Err(CommitError::Long { length, max });
@@ -327,8 +329,13 @@ async fn taken(store: &dyn Store, config: &Config, root: &Root, key: Key) -> Res
     Ok(CommitError::Squatted(key, if read { "rubbish" } else { "a delete marker" }))
 }
 
-/// Creates an object and looks whether it is really there, whole and locked.
-async fn create_checked(store: &dyn Store, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<(), CommitError> {
+/// Creates an object and looks whether it is really there, whole and locked. [`CommitError::Ended`]: its key is taken.
+pub(crate) async fn create_checked(
+    store: &dyn Store,
+    key: &Key,
+    body: Bytes,
+    lock: Option<Lock>,
+) -> Result<(), CommitError> {
     let length = body.len() as u64;
     let version = match store.create(key, body, lock).await {
         Ok(version) => version,

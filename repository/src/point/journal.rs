@@ -4,12 +4,16 @@
 //! An object holds records, in the order in which things happened. A leader that takes a run over begins its own series with
 //! [`Record::TakeOver`], which says up to where it read the series before: what an older leader writes after that does not count.
 
+mod begin;
 pub mod restore;
 
+pub use begin::{Begin, Source};
+
 use crate::clock::Moment;
-use crate::id::{AppName, ChunkId, PointId, VolumeName};
+use crate::id::{ChunkId, VolumeName};
 use crate::index::PackInfo;
 use crate::pack::Place;
+use crate::point::root::FileSystem;
 use crate::wire::{Decoder, Encoder, Malformed};
 use restore::{Restore, Work};
 
@@ -77,10 +81,6 @@ pub enum Record {
         /// The bytes of one pack; 0: the volume was given to it.
         bytes: u64,
     },
-    /// What else was wished of the run, right after it began; nothing of it unless said.
-    Wishes(Wishes),
-    /// Volumes and streams without a byte are accepted; right after it began.
-    AllowsEmpty,
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
@@ -88,55 +88,6 @@ pub enum Record {
         /// What was done for that.
         work: Work,
     },
-}
-
-/// What a run is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Begin {
-    /// The application.
-    pub application: AppName,
-    /// How long the point stays locked, in ms; 0: as the repository says.
-    pub lock_ms: u64,
-    /// The point that predicts.
-    pub parent: Option<PointId>,
-    /// zstd level.
-    pub level: i32,
-    /// Read devices that are mounted read-write.
-    pub allow_mounted: bool,
-    /// Accept files that change.
-    pub allow_changing: bool,
-    /// Who ordered it, for people.
-    pub ordered_by: String,
-    /// The host that coordinates, for people.
-    pub host: String,
-    /// Volumes and streams.
-    pub sources: Vec<Source>,
-    /// How many manifests.
-    pub manifest_objects: u32,
-    /// The manifests as JSON lines.
-    pub manifests: Vec<u8>,
-}
-
-/// What may be wished of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
-    /// A chunk of which a page changed is stored whole.
-    pub whole_chunks: bool,
-    /// Compress harder where the line to the store is what a volume waits for.
-    pub adapt_level: bool,
-}
-
-/// A volume or stream of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// Its name.
-    pub name: VolumeName,
-    /// Whether it is a stream.
-    pub stream: bool,
-    /// Its bytes; 0: not known.
-    pub size: u64,
-    /// Where it can be read: node and path.
-    pub reach: Vec<(String, String)>,
 }
 
 /// A region of a volume.
@@ -178,6 +129,8 @@ pub struct Finished {
     pub stored_bytes: u64,
     /// What was reported and did not fail it.
     pub notes: Vec<String>,
+    /// What its superblock says.
+    pub file_system: FileSystem,
 }
 
 const ENTRY_LEN: usize = 32 + Place::ENCODED_LEN;
@@ -220,12 +173,6 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
             }
             Record::LeavesOut { volume } => {
                 e.u8(11).text(volume.as_str());
-            }
-            Record::Wishes(w) => {
-                e.u8(13).u8(u8::from(w.whole_chunks)).u8(u8::from(w.adapt_level));
-            }
-            Record::AllowsEmpty => {
-                e.u8(14);
             }
             Record::Granted { node, volume, bytes } => {
                 e.u8(12).text(node).text(volume.as_str()).u64(*bytes);
@@ -272,11 +219,6 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
             10 => Record::ByList { volume: volume(&mut d)? },
             11 => Record::LeavesOut { volume: volume(&mut d)? },
             12 => Record::Granted { node: d.text("node")?, volume: volume(&mut d)?, bytes: d.u64("granted bytes")? },
-            13 => Record::Wishes(Wishes {
-                whole_chunks: flag(&mut d, "whole chunks")?,
-                adapt_level: flag(&mut d, "adapt level")?,
-            }),
-            14 => Record::AllowsEmpty,
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -293,55 +235,6 @@ fn flag(d: &mut Decoder<'_>, what: &'static str) -> Result<bool, Malformed> {
         0 => Ok(false),
         1 => Ok(true),
         _ => Err(d.bad(what)),
-    }
-}
-
-impl Begin {
-    fn encode(&self, e: &mut Encoder) {
-        e.text(self.application.as_str()).u64(self.lock_ms);
-        e.text(&self.parent.map(|p| p.to_string()).unwrap_or_default()).i64(self.level.into());
-        e.u8(u8::from(self.allow_mounted)).u8(u8::from(self.allow_changing));
-        e.text(&self.ordered_by).text(&self.host).count(self.sources.len());
-        for s in &self.sources {
-            e.text(s.name.as_str()).u8(u8::from(s.stream)).u64(s.size).count(s.reach.len());
-            for (node, path) in &s.reach {
-                e.text(node).text(path);
-            }
-        }
-        e.u32(self.manifest_objects).bytes(&self.manifests);
-    }
-
-    fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        let application = d.text("application")?.parse().map_err(|_| d.bad("application"))?;
-        let lock_ms = d.u64("lock period")?;
-        let parent = Some(d.text("parent")?).filter(|p| !p.is_empty());
-        let parent = parent.map(|p| p.parse()).transpose().map_err(|_| d.bad("parent"))?;
-        let level = i32::try_from(d.i64("level")?).map_err(|_| d.bad("level"))?;
-        let (allow_mounted, allow_changing) = (flag(d, "allow mounted")?, flag(d, "allow changing")?);
-        let (ordered_by, host) = (d.text("ordered by")?, d.text("host")?);
-        let n = d.count(4 + 1 + 8 + 4, "source count")?;
-        let mut sources = Vec::with_capacity(n);
-        for _ in 0..n {
-            let name = d.text("source")?.parse().map_err(|_| d.bad("source"))?;
-            let (stream, size) = (flag(d, "stream")?, d.u64("size")?);
-            let n = d.count(8, "place count")?;
-            let reach = (0..n).map(|_| Ok((d.text("node")?, d.text("path")?))).collect::<Result<_, Malformed>>()?;
-            sources.push(Source { name, stream, size, reach });
-        }
-        let (manifest_objects, manifests) = (d.u32("object count")?, d.bytes("manifests")?.to_vec());
-        Ok(Self {
-            application,
-            lock_ms,
-            parent,
-            level,
-            allow_mounted,
-            allow_changing,
-            ordered_by,
-            host,
-            sources,
-            manifest_objects,
-            manifests,
-        })
     }
 }
 
@@ -381,6 +274,7 @@ impl Finished {
         for note in &self.notes {
             e.text(note);
         }
+        self.file_system.encode(e);
     }
 
     fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
@@ -389,7 +283,8 @@ impl Finished {
         let (read_bytes, new_bytes, stored_bytes) = (d.u64("read bytes")?, d.u64("new bytes")?, d.u64("stored bytes")?);
         let n = d.count(4, "note count")?;
         let notes = (0..n).map(|_| d.text("note")).collect::<Result<_, _>>()?;
-        Ok(Self { volume, len, sector_bytes, read_bytes, new_bytes, stored_bytes, notes })
+        let file_system = FileSystem::decode(d)?;
+        Ok(Self { volume, len, sector_bytes, read_bytes, new_bytes, stored_bytes, notes, file_system })
     }
 }
 
@@ -398,6 +293,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::id::AppId;
 
     fn region(seed: u8, runs: Vec<(u32, bool)>) -> Region {
         let run = |(len, hole): (u32, bool)| Run {
@@ -419,9 +315,9 @@ mod tests {
             let records = vec![
                 Record::TakeOver { epoch: 7, number: seed.into() },
                 Record::Regions { volume: volume.clone(), regions: vec![region(seed, runs.clone()), region(seed.wrapping_add(1), runs)] },
-                Record::Finished(Finished { volume: volume.clone(), len: 1, sector_bytes: 512, read_bytes: 2, new_bytes: 3, stored_bytes: 4, notes: vec![note.clone()] }),
+                Record::Finished(Finished { volume: volume.clone(), len: 1, sector_bytes: 512, read_bytes: 2, new_bytes: 3, stored_bytes: 4, notes: vec![note.clone()], file_system: FileSystem { kind: "ext4".into(), label: note.clone() } }),
                 Record::Restore(restore::Restore {
-                    application: "shop".parse().unwrap(),
+                    application: AppId::local("shop".parse().unwrap()),
                     point: "rp-20260101t000000z-0102030405060708".parse().unwrap(),
                     ordered_by: note.clone(),
                     force: seed.is_multiple_of(2),
@@ -431,9 +327,7 @@ mod tests {
                 Record::Reached { moment: Moment::from_millis(seed.into()), volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },
                 Record::ByList { volume: volume.clone() },
                 Record::LeavesOut { volume: volume.clone() },
-                Record::Wishes(Wishes { whole_chunks: seed.is_multiple_of(2), adapt_level: seed.is_multiple_of(3) }),
                 Record::Granted { node: "node-a".into(), volume: volume.clone(), bytes: seed.into() },
-                Record::AllowsEmpty,
                 Record::Restored { volume, work: Work::default() },
             ];
             let bytes = encode(&records);

@@ -9,7 +9,6 @@ use std::collections::{HashMap, HashSet};
 use super::catalog::Found;
 use crate::clock::{Moment, SKEW_MAX};
 use crate::id::PointId;
-use crate::keys::KeyRing;
 
 /// Points of one or more applications, oldest first.
 #[derive(Debug, Default)]
@@ -19,17 +18,9 @@ pub struct Ordered {
 }
 
 impl Ordered {
-    /// Orders points. One whose sealed part can't be opened goes by its date alone.
-    pub fn new(points: Vec<Found>, ring: &KeyRing) -> Self {
-        let parents = points
-            .iter()
-            .filter(|f| !f.root.tombstone)
-            .filter_map(|f| Some((f.root.id(), f.open(ring).ok()?.parent?)))
-            .collect();
-        Self::by(points, parents)
-    }
-
-    fn by(mut points: Vec<Found>, parents: HashMap<PointId, PointId>) -> Self {
+    /// Orders points. `parents` says what is known of which point follows from which; a point of which nothing is known goes by
+    /// its date alone.
+    pub fn new(mut points: Vec<Found>, parents: HashMap<PointId, PointId>) -> Self {
         let dates: HashMap<PointId, Moment> = points.iter().map(|f| (f.root.id(), f.root.moment)).collect();
         let mut ranks: HashMap<PointId, (Moment, u64)> = HashMap::new();
         for id in dates.keys() {
@@ -121,6 +112,7 @@ mod tests {
     use super::*;
     use crate::id::{AppHash, RepositoryId, RunId};
     use crate::point::Root;
+    use crate::point::root::Class;
     use crate::store::Version;
 
     fn found(run: u8, minute: i64) -> Found {
@@ -128,6 +120,8 @@ mod tests {
             tombstone: false,
             repository: RepositoryId::from_bytes([1; 16]),
             app: AppHash::from_bytes([2; 16]),
+            domain: 0,
+            class: Class::None,
             run: RunId::from_bytes([run; 8]),
             moment: Moment::from_millis(1_800_000_000_000 + minute * 60_000),
             lock_until: None,
@@ -139,7 +133,7 @@ mod tests {
         let all: Vec<Found> = points.iter().map(|&(run, minute)| found(run, minute)).collect();
         let id = |run: u8| all.iter().find(|f| f.root.run == RunId::from_bytes([run; 8])).unwrap().root.id();
         let parents = parents.iter().map(|&(child, parent)| (id(child), id(parent))).collect();
-        Ordered::by(all.clone(), parents)
+        Ordered::new(all.clone(), parents)
     }
 
     fn runs(o: &Ordered) -> Vec<u8> {

@@ -1,13 +1,14 @@
 //! Which point a person means: by id, as the newest of an application, or by time.
 
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::catalog::{Catalog, FindError, Found, Listing, Refused};
+use super::catalog::{FindError, Found, Listing, Refused};
 use super::order::Ordered;
 use crate::clock::Moment;
-use crate::id::{AppName, PointId};
-use crate::keys::KeyRing;
-use crate::store::Key;
+use crate::id::{AppId, AppName, ClusterId, Namespace, PointId};
+use crate::repository::{NoDomain, PointError, Repository};
+use crate::store::{Failure, Key};
 
 /// Which point a person means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +16,9 @@ pub enum Selector {
     /// That very point.
     Point(PointId),
     /// The newest of an application.
-    Latest(AppName),
+    Latest(AppId),
     /// The last of an application at or before a time.
-    At(AppName, Moment),
+    At(AppId, Moment),
 }
 
 /// Text that selects nothing.
@@ -34,7 +35,7 @@ impl std::str::FromStr for Selector {
         }
         let bad = || BadSelector(s.to_owned());
         let (app, time) = s.split_once('@').map_or((s, None), |(app, time)| (app, Some(time)));
-        let app: AppName = app.parse().map_err(|_| bad())?;
+        let app = AppId::local(app.parse::<AppName>().map_err(|_| bad())?);
         match time {
             None | Some("latest") => Ok(Self::Latest(app)),
             // A time without a fraction means all of its second: so do the ids, which show no more.
@@ -46,22 +47,36 @@ impl std::str::FromStr for Selector {
     }
 }
 
-impl Catalog<'_> {
-    /// The point that a selector means. `ring` hashes the application's name.
+impl Selector {
+    /// The same of an application of this cluster and namespace.
+    #[must_use]
+    pub fn within(self, cluster: ClusterId, namespace: Option<Namespace>) -> Self {
+        let of = |app: AppId| AppId { cluster, namespace, name: app.name };
+        match self {
+            Self::Point(id) => Self::Point(id),
+            Self::Latest(app) => Self::Latest(of(app)),
+            Self::At(app, moment) => Self::At(of(app), moment),
+        }
+    }
+}
+
+impl Repository {
+    /// Finds the point that is meant.
     ///
     /// # Errors
     /// [`FindError`].
-    pub async fn select(&self, selector: &Selector, ring: &KeyRing) -> Result<Found, FindError> {
+    pub async fn select(&self, selector: &Selector) -> Result<Found, FindError> {
+        let catalog = self.catalog();
         let (app, at) = match selector {
-            Selector::Point(id) => return self.point(id).await,
+            Selector::Point(id) => return catalog.point(id).await,
             Selector::Latest(app) => (app, None),
             Selector::At(app, at) => (app, Some(*at)),
         };
-        let Listing { points, mut refused } = self.list(Some(&ring.app_hash(app))).await?;
+        let Listing { points, mut refused } = catalog.list(Some(&self.ring.app_hash(app))).await?;
         let meant = |moment: Moment| at.is_none_or(|at| moment <= at);
         // What stands beside an authentic root hides none.
         refused.retain(|r| !points.iter().any(|f| Key::point(&f.root.app, &f.root.id()) == r.key));
-        let ordered = Ordered::new(points, ring);
+        let ordered = self.order(points).await?;
         let last = ordered.last(|f| meant(f.root.moment));
         if let Some((last, other)) = last.and_then(|last| Some((last, ordered.doubt(last)?))) {
             tracing::warn!(taken = %last.root.id(), %other, "neither follows from the other, and they are dated within minutes: \
@@ -75,7 +90,44 @@ impl Catalog<'_> {
         });
         match (newer, last) {
             (Some(Refused { key, reason, .. }), _) => Err(FindError::NewestRefused { key, reason }),
-            (None, last) => last.ok_or(FindError::None),
+            (None, Some(last)) => Ok(last),
+            (None, None) if ordered.points().is_empty() => match self.namesakes(&app.name).await? {
+                others if others.is_empty() => Err(FindError::None),
+                others => Err(FindError::Namesakes(others)),
+            },
+            (None, None) => Err(FindError::None),
         }
+    }
+
+    /// Orders points: what follows from what is told by their sealed parts.
+    ///
+    /// # Errors
+    /// [`Failure`] when the store can't be asked for the keys of an application.
+    pub async fn order(&self, points: Vec<Found>) -> Result<Ordered, Failure> {
+        let mut parents = HashMap::new();
+        for found in points.iter().filter(|f| !f.root.tombstone) {
+            match self.body(found).await {
+                Ok(body) => parents.extend(body.parent.map(|parent| (found.root.id(), parent))),
+                Err(PointError::Keys { source: NoDomain::Store(f), .. }) => return Err(f),
+                // One that can't be opened goes by its date alone.
+                Err(_) => {}
+            }
+        }
+        Ok(Ordered::new(points, parents))
+    }
+
+    /// Applications of this name, of whatever cluster and namespace, that have points.
+    async fn namesakes(&self, name: &AppName) -> Result<Vec<AppId>, Failure> {
+        let mut found = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        for point in self.catalog().list(None).await?.points.iter().filter(|f| !f.root.tombstone) {
+            if seen.insert(point.root.app)
+                && let Ok(body) = self.body(point).await
+                && body.application.name == *name
+            {
+                found.insert(body.application);
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 }

@@ -1,18 +1,18 @@
 //! Making a repository: first prove that the store does what we rely on.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use zeroize::Zeroizing;
 
-use super::Repository;
+use super::{Repository, rolling};
 use crate::chunk::page_cutter::PageCutter;
 use crate::chunk::stream_cutter::StreamCutter;
 use crate::clock::Moment;
 use crate::config::{Config, LockMode, LockPolicy};
 use crate::id::{KeyId, RepositoryId};
 use crate::keys::wrapped::{self, Cost};
-use crate::keys::{KeyRing, Secret};
+use crate::keys::{KeyRing, Secret, recovery};
 use crate::point::commit::{CommitError, Locks, check_clock};
 use crate::store::Version;
 use crate::store::{CreateError, DeleteError, Failure, GetError, Key, Listed, Lock, SharedStore, Store, Trouble};
@@ -39,6 +39,8 @@ pub struct Initialised {
     pub repository: Repository,
     /// Whether a server enforces the locks.
     pub enforced: bool,
+    /// The secret as text. It opens the repository without any key file, and is stored nowhere.
+    pub recovery_key: Zeroizing<String>,
 }
 
 /// Why no repository was made.
@@ -151,12 +153,14 @@ pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> 
     };
     let bytes = Bytes::from(config.encode(&ring));
     let (key_id, key_file) = wrapped::wrap(&secret, password, &bytes, options.cost);
-    create(&*store, &Key::secret(&key_id), key_file.into(), None).await?;
+    let firmness = config.lock.mode.firmness();
+    let key_lock = firmness.map(|firmness| Lock { firmness, until: now.plus(rolling(config.lock.period)) });
+    create(&*store, &Key::secret(&key_id), key_file.into(), key_lock).await?;
     // Last: a repository exists from the moment its configuration does.
     let locks = Locks::of(&config, now, options.lock.period);
     let config_version = create(&*store, &Key::config(), bytes, locks.packs).await?;
-    let repository = Repository { store, config, config_version, ring: Arc::new(ring) };
-    Ok(Initialised { repository, enforced: capabilities.enforced })
+    let repository = Repository::new(store, config, config_version, ring);
+    Ok(Initialised { repository, enforced: capabilities.enforced, recovery_key: recovery::to_text(&secret) })
 }
 
 async fn create(store: &dyn Store, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, InitError> {

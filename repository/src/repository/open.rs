@@ -1,15 +1,15 @@
 //! Opening a repository with a password.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::StreamExt;
 
 use super::Repository;
 use crate::clock::Moment;
 use crate::config::{Config, ConfigError};
-use crate::keys::KeyRing;
-use crate::keys::wrapped::{self, UnwrapError};
+use crate::keys::wrapped::{Authentic, UnwrapError};
+use crate::keys::{KeyRing, Secret};
 use crate::point::catalog::chain;
 use crate::store::{Failure, GetError, Key, SharedStore, Store, Trouble, Version, read_listed};
 
@@ -23,8 +23,16 @@ pub enum OpenError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// No key file is there.
-    #[error("the repository has no key file under keys/: without one nothing can be opened")]
+    #[error("the repository has no key file under keys/: only the recovery key that `init` printed opens it")]
     NoKeys,
+    /// Key files are there, and this repository signed none of them.
+    #[error(
+        "none of the objects under keys/ is a key file of this repository: only the recovery key that `init` printed opens it"
+    )]
+    ForeignKeys(#[source] UnwrapError),
+    /// The recovery key of another repository.
+    #[error("the recovery key is the one of another repository")]
+    OtherRecoveryKey,
     /// None of the key files opens.
     #[error("none of the repository's {tried} key files opens: {last}")]
     Password {
@@ -52,7 +60,7 @@ const READS: usize = 16;
 /// All versions of objects, the oldest first: the one that was locked is older than what somebody put beside it, and each that is tried
 /// before it costs a password's hash. What can't be one of ours is named and left out. Of one key the listing's order tells age, since
 /// a store may change the date of an object whose lock grew; between keys nothing else but the date does.
-async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, bytes::Bytes)>, Failure> {
+async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, Bytes)>, Failure> {
     let mut listed = store.versions(prefix).await?;
     listed.retain(|l| !l.delete_marker);
     listed.reverse();
@@ -62,8 +70,8 @@ async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, by
         *date = l.modified.min(*date);
     }
     listed.sort_by(|a, b| oldest.get(&a.key).cmp(&oldest.get(&b.key)).then_with(|| a.key.cmp(&b.key)));
-    let mut seen: HashSet<bytes::Bytes> = HashSet::new();
-    let mut out: Vec<(Version, bytes::Bytes)> = Vec::new();
+    let mut seen: HashSet<Bytes> = HashSet::new();
+    let mut out: Vec<(Version, Bytes)> = Vec::new();
     let reads = listed.into_iter().map(|l| async move {
         let read = read_listed(store, &l).await;
         (l, read)
@@ -107,11 +115,20 @@ pub async fn public_config(store: &dyn Store) -> Result<Vec<(Version, Config)>, 
     }
 }
 
+/// What opens a repository.
+#[derive(Clone, Copy)]
+pub enum Credential<'a> {
+    /// A password of one of its key files.
+    Password(&'a [u8]),
+    /// The secret itself, from the [recovery key](crate::keys::recovery).
+    Recovery(&'a Secret),
+}
+
 /// Opens the repository in `store`.
 ///
 /// # Errors
 /// [`OpenError`].
-pub async fn open(store: SharedStore, password: &[u8]) -> Result<Repository, OpenError> {
+pub async fn open(store: SharedStore, credential: Credential<'_>) -> Result<Repository, OpenError> {
     let configs = versions_of(&*store, Key::config().as_str()).await?;
     if configs.is_empty() {
         return Err(OpenError::None(store.describe()));
@@ -129,28 +146,52 @@ pub async fn open(store: SharedStore, password: &[u8]) -> Result<Repository, Ope
     {
         return Err(e.into());
     }
-    let keys = versions_of(&*store, "keys/").await?;
-    if keys.is_empty() {
-        return Err(OpenError::NoKeys);
+    match credential {
+        Credential::Password(password) => with_password(store, password, decoded).await,
+        Credential::Recovery(secret) => {
+            let ring = KeyRing::from_secret(secret);
+            let ours = decoded.into_iter().find(|(config, ..)| config.keys == ring.public());
+            let (config, version, _) = ours.ok_or(OpenError::OtherRecoveryKey)?;
+            Ok(Repository::new(store, config, version, ring))
+        }
     }
-    let mut last = UnwrapError::Malformed;
-    for (config, version, bytes) in &decoded {
+}
+
+/// Only key files that the configuration's own key signed are tried: each costs a password's hash.
+async fn with_password(
+    store: SharedStore,
+    password: &[u8],
+    configs: Vec<(Config, Version, Bytes)>,
+) -> Result<Repository, OpenError> {
+    let keys = versions_of(&*store, Key::secrets()).await?;
+    let (mut tried, mut last, mut refused) = (0, None, None);
+    for (config, version, bytes) in configs {
         for (_, object) in &keys {
-            match wrapped::unwrap(object, password, bytes) {
+            let file = match Authentic::decode(object, &config.keys.signing) {
+                Ok(file) => file,
+                Err(e) => {
+                    refused = Some(e);
+                    continue;
+                }
+            };
+            tried += 1;
+            match file.unwrap(password, &bytes) {
                 Ok(secret) => {
                     let ring = KeyRing::from_secret(&secret);
                     if ring.public() != config.keys {
                         return Err(OpenError::Tampered);
                     }
-                    let (config, config_version) = (config.clone(), version.clone());
-                    return Ok(Repository { store, config, config_version, ring: Arc::new(ring) });
+                    return Ok(Repository::new(store, config, version, ring));
                 }
-                Err(UnwrapError::Malformed) => {}
-                Err(e) => last = e,
+                Err(e) => last = Some(e),
             }
         }
     }
-    Err(OpenError::Password { tried: keys.len(), last })
+    match (last, refused) {
+        (Some(last), _) => Err(OpenError::Password { tried, last }),
+        (None, Some(e)) => Err(OpenError::ForeignKeys(e)),
+        (None, None) => Err(OpenError::NoKeys),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::id::{AppHash, KeyId, NoteId, PackId, PointId, RunId, SegmentId};
+use crate::id::{AppHash, DomainId, KeyId, NoteId, PackId, PointId, RunId, SegmentId};
 
 /// A key within a repository; slash-separated, no empty, `.` or `..` part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +64,28 @@ impl Key {
         Self(format!("keys/{id}"))
     }
 
+    /// `keys/`
+    pub fn secrets() -> &'static str {
+        "keys/"
+    }
+
+    /// `domains/<application hash>/<n>`
+    pub fn domain(id: &DomainId) -> Self {
+        Self(format!("domains/{id}"))
+    }
+
+    /// `domains/` or `domains/<application hash>/`
+    pub fn domains(app: Option<&AppHash>) -> String {
+        app.map_or_else(|| "domains/".into(), |a| format!("domains/{a}/"))
+    }
+
+    /// The domain from the key.
+    pub fn parse_domain(&self) -> Option<DomainId> {
+        let (app, number) = self.0.strip_prefix("domains/")?.split_once('/')?;
+        let id = DomainId { app: app.parse().ok()?, number: number.parse().ok()? };
+        (Self::domain(&id) == *self).then_some(id)
+    }
+
     /// `packs/<xx>/<id>`
     pub fn pack(id: &PackId) -> Self {
         let hex = id.hex();
@@ -102,20 +124,19 @@ impl Key {
         format!("placements/{}/", point.key_part())
     }
 
-    /// `index/<domain>/<id>`
-    pub fn segment(domain: &AppHash, id: &SegmentId) -> Self {
+    /// `index/<application hash>/<n>/<id>`
+    pub fn segment(domain: &DomainId, id: &SegmentId) -> Self {
         Self(format!("index/{domain}/{id}"))
     }
 
-    /// `index/<domain>/`
-    pub fn segments(domain: &AppHash) -> String {
+    /// `index/<application hash>/<n>/`
+    pub fn segments(domain: &DomainId) -> String {
         format!("index/{domain}/")
     }
 
     /// The id of an index segment from its key.
-    pub fn parse_segment(&self) -> Option<(AppHash, SegmentId)> {
-        let (domain, id) = self.0.strip_prefix("index/")?.split_once('/')?;
-        Some((domain.parse().ok()?, id.parse().ok()?))
+    pub fn parse_segment(&self) -> Option<SegmentId> {
+        self.0.strip_prefix("index/")?.rsplit_once('/')?.1.parse().ok()
     }
 
     /// `damaged/<application hash>/<id>`

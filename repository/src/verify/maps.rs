@@ -43,7 +43,7 @@ pub(super) async fn check(
     for point in points {
         let id = point.found.root.id();
         let placed: BTreeSet<PackId> = point.placement.packs.iter().map(|p| p.id).collect();
-        let reader = repository.reader(point.found.root.app, point.placement.packs.iter().cloned());
+        let reader = repository.reader(&point.domain, point.placement.packs.iter().cloned());
         for (what, map) in point.maps() {
             let mut cursor = MapCursor::new(map);
             loop {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Findings;
 use super::locks::Promise;
-use crate::id::{AppHash, PackId, PointId};
+use crate::id::{DomainId, PackId, PointId};
 use crate::index::PackInfo;
 use crate::point::{Placement, Root};
 use crate::store::{Firmness, Key};
@@ -15,7 +15,7 @@ pub(super) struct Needed {
     pub(super) info: PackInfo,
     pub(super) promise: Promise,
     pub(super) points: BTreeSet<PointId>,
-    pub(super) app: AppHash,
+    pub(super) domain: DomainId,
 }
 
 /// All statements about all packs.
@@ -49,7 +49,7 @@ impl NeededPacks {
                     findings.add(Key::pack(&info.id), format!("placements disagree about {what}"), points);
                 }
             }
-            match statements.iter_mut().find(|n| n.app == root.app && differs(info, &n.info).is_none()) {
+            match statements.iter_mut().find(|n| n.domain == root.domain() && differs(info, &n.info).is_none()) {
                 Some(needed) => {
                     needed.promise.until = needed.promise.until.max(root.lock_until);
                     needed.points.insert(id);
@@ -58,7 +58,7 @@ impl NeededPacks {
                     info: info.clone(),
                     promise: Promise { until: root.lock_until, firm },
                     points: [id].into(),
-                    app: root.app,
+                    domain: root.domain(),
                 }),
             }
         }

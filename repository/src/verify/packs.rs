@@ -1,6 +1,7 @@
 //! Looking at every pack: there, locked, its directory as maps and index say; and, for a share, every byte and chunk.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use futures::StreamExt;
 
@@ -9,12 +10,12 @@ use super::needed::{Needed, NeededPacks};
 use super::pages::Kept;
 use super::{Findings, Report};
 use crate::clock::entropy;
-use crate::id::{AppHash, PackId};
+use crate::id::{DomainId, PackId};
 use crate::index::{ChunkIndex, IndexCache};
-use crate::keys::hybrid::HybridSecret;
+use crate::keys::Domain;
 use crate::pack::{Directory, PackKind, SlotOpener, slot_key};
 use crate::point::catalog::chain;
-use crate::repository::Repository;
+use crate::repository::{NoDomain, Repository};
 use crate::store::{Failure, GetError, Key};
 
 #[derive(Default)]
@@ -79,10 +80,11 @@ async fn index_expectations(
     cache: &IndexCache,
     needed: &NeededPacks,
 ) -> Result<Slots, Failure> {
-    let apps: BTreeSet<AppHash> = needed.all().map(|n| n.app).collect();
+    let domains: BTreeSet<DomainId> = needed.all().map(|n| n.domain).collect();
     let mut out = Slots::new();
-    for app in apps {
-        let index = ChunkIndex::load(&*repository.store, &repository.ring, &repository.config.id, &app, cache).await?;
+    for domain in domains {
+        let (ring, id) = (&repository.ring, &repository.config.id);
+        let index = ChunkIndex::load(&*repository.store, ring, id, &domain, cache).await?;
         for (id, place) in index.entries().filter(|(_, p)| needed.contains(&p.pack)) {
             out.entry(place.pack).or_default().push((place.slot, fingerprint(&id, &place)));
         }
@@ -132,11 +134,12 @@ async fn look(
         Err(GetError::NotFound(_)) => return Ok(looked.and_damaged("missing".into())),
         Err(GetError::Failed(f)) => return Err(f),
     };
-    let secret = match info.kind {
-        PackKind::Data => repository.ring.data(),
-        PackKind::Metadata => repository.ring.metadata(),
+    let domain = match repository.domain(needed.domain).await {
+        Ok(domain) => domain,
+        Err(NoDomain::Store(f)) => return Err(f),
+        Err(e) => return Ok(looked.and_damaged(chain(&e))),
     };
-    let directory = match directory(repository, needed, &bytes, secret) {
+    let directory = match directory(repository, needed, &bytes, &domain) {
         Ok(directory) => directory,
         Err(reason) => return Ok(looked.and_damaged(reason)),
     };
@@ -154,7 +157,7 @@ async fn look(
     looked.index_entries = index.map_or(0, |i| i.len() as u64);
     if let Some(pages) = pages {
         looked.bytes_read = info.length;
-        let opened = open_all(repository, needed, bytes, directory, secret, pages).await;
+        let opened = open_all(repository, needed, bytes, directory, domain, pages).await;
         (looked.chunks_opened, looked.extents_compared) = (opened.chunks, opened.extents_compared);
         looked.damaged |= !opened.reasons.is_empty();
         looked.findings.extend(opened.reasons);
@@ -170,18 +173,13 @@ async fn look(
     Ok(looked)
 }
 
-fn directory(
-    repository: &Repository,
-    needed: &Needed,
-    bytes: &[u8],
-    secret: &HybridSecret,
-) -> Result<Directory, String> {
+fn directory(repository: &Repository, needed: &Needed, bytes: &[u8], domain: &Domain) -> Result<Directory, String> {
     let (info, id) = (&needed.info, &repository.config.id);
     let footer = Directory::footer(bytes).map_err(|e| format!("footer: {}", chain(&e)))?;
     if footer != info.key {
         return Err("its footer is another than the placement signs".into());
     }
-    let pack_key = footer.open(secret, id, &info.id, info.kind).map_err(|e| chain(&e))?;
+    let pack_key = footer.open(domain.secret(info.kind), id, &info.id, info.kind).map_err(|e| chain(&e))?;
     Directory::open(bytes, info.length, id, &info.id, &pack_key, &footer).map_err(|e| chain(&e))
 }
 
@@ -204,12 +202,12 @@ async fn open_all(
     needed: &Needed,
     bytes: bytes::Bytes,
     directory: Directory,
-    secret: &HybridSecret,
+    domain: Arc<Domain>,
     mut pages: Vec<Kept>,
 ) -> Opened {
     let info = needed.info.clone();
-    let (id, domain) = (repository.config.id, repository.ring.domain(needed.app));
-    let pack_key = match info.key.open(secret, &id, &info.id, info.kind) {
+    let id = repository.config.id;
+    let pack_key = match info.key.open(domain.secret(info.kind), &id, &info.id, info.kind) {
         Ok(key) => key,
         Err(e) => return Opened { reasons: vec![chain(&e)], ..Opened::default() },
     };
@@ -219,8 +217,13 @@ async fn open_all(
             done.reasons.push("its bytes are not those that the placement signs".to_owned());
         }
         match Directory::check_header(&bytes, &id, &info.id) {
-            Ok(kind) if kind == info.kind => {}
-            Ok(_) => done.reasons.push("is of another kind than the placement says".into()),
+            Ok(head) if head.kind != info.kind => {
+                done.reasons.push("is of another kind than the placement says".into())
+            }
+            Ok(head) if head.recipient != domain.recipient(info.kind).tag() => {
+                done.reasons.push("its header names other keys than the application's".into());
+            }
+            Ok(_) => {}
             Err(e) => done.reasons.push(chain(&e)),
         }
         let mut opener = match SlotOpener::new(id) {
@@ -245,7 +248,7 @@ async fn open_all(
             let key = slot_key(&pack_key, place.slot);
             let mut digests = Vec::new();
             let identify = |bytes: &[u8]| {
-                let (id, of_pages) = domain.identify_pages(bytes);
+                let (id, of_pages) = domain.chunks().identify_pages(bytes);
                 digests = of_pages;
                 id
             };

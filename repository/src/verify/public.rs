@@ -5,10 +5,10 @@
 use futures::StreamExt;
 
 use super::needed::{Needed, NeededPacks};
-use super::{Findings, Options, Report, check_config, check_placement, select, unplaced};
+use super::{Findings, Options, Report, check_config, check_placement, keys, select, unplaced};
 use crate::id::RepositoryId;
 use crate::keys::VerifyingKey;
-use crate::point::Catalog;
+use crate::point::{Catalog, Root};
 use crate::repository::{OpenError, public_config};
 use crate::store::{Failure, GetError, Key, Store};
 
@@ -59,7 +59,9 @@ pub async fn verify_public(
             Err(e) => unplaced(e, found.root.id(), &mut findings)?,
         }
     }
-    check_config(store, version, firm, &roots.iter().collect::<Vec<_>>(), &mut findings).await?;
+    let roots: Vec<&Root> = roots.iter().collect();
+    check_config(store, version, firm, &roots, &mut findings).await?;
+    keys::check(store, config, &roots, &mut findings).await?;
     report.packs = needed.len() as u64;
     let mut reads =
         futures::stream::iter(needed.all().map(|n| read(store, n))).buffer_unordered(options.parallel.max(1));

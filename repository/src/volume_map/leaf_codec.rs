@@ -1,14 +1,14 @@
-//! The bytes of a leaf. The newest version is written; all are read.
+//! The bytes of a leaf.
 
 use super::leaf::{NONE, Part};
-use super::{Extent, LEAF_BYTES_MAX, Leaf, LeafBuilder, MapRef, PagesAt, head};
+use super::{LEAF_BYTES_MAX, Leaf, MapRef, head};
 use crate::chunk::codec::Codec;
 use crate::id::{ChunkId, PackId};
 use crate::pack::Place;
 use crate::wire::{Decoder, Encoder, Malformed};
 
-/// What is written.
-const NEWEST: u8 = 3;
+/// Versions 1 and 2 were those of format 1.
+const VERSION: u8 = 3;
 /// Tag, version, and how long four tables are.
 const HEAD_LEN: usize = 8 + 4 * 4;
 /// Bytes of an extent at most.
@@ -23,7 +23,7 @@ impl Leaf {
         let lists = self.lists.len() * (ChunkId::LEN + Place::ENCODED_LEN);
         let tables = packs.len() * PackId::LEN + lists + self.chunks.len() * CHUNK_LEN;
         let mut e = Encoder::with_capacity(HEAD_LEN + tables + self.parts.len() * PART_LEN_MAX);
-        e.raw(b"leaf").u8(NEWEST).raw(&[0; 3]).count(packs.len());
+        e.raw(b"leaf").u8(VERSION).raw(&[0; 3]).count(packs.len());
         for pack in &packs {
             e.raw(pack.as_bytes());
         }
@@ -51,10 +51,10 @@ impl Leaf {
     /// Parses a leaf.
     ///
     /// # Errors
-    /// [`Malformed`] unless it is a leaf whose [`Leaf::encode`] gives these bytes, or one of an earlier version.
+    /// [`Malformed`] unless it is a leaf whose [`Leaf::encode`] gives these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut d = Decoder::new(bytes);
-        let version = head(&mut d, *b"leaf", NEWEST)?;
+        head(&mut d, *b"leaf", VERSION)?;
         d.reserved(3, "reserved")?;
         let n = d.count(PackId::LEN, "pack count")?;
         let packs = (0..n).map(|_| Ok(PackId::from_bytes(d.array("pack id")?)));
@@ -62,9 +62,9 @@ impl Leaf {
         if !packs.is_sorted_by(|a, b| a < b) {
             return Err(d.bad("pack table"));
         }
-        let n = if version == 1 { 0 } else { d.count(ChunkId::LEN + Place::ENCODED_LEN, "page list count")? };
+        let n = d.count(ChunkId::LEN + Place::ENCODED_LEN, "page list count")?;
         let lists: Vec<MapRef> = (0..n).map(|_| MapRef::decode(&mut d)).collect::<Result<_, _>>()?;
-        if version < 3 { with_places(d, version, &packs, &lists) } else { with_table(d, &packs, lists) }
+        decode_extents(d, &packs, lists)
     }
 }
 
@@ -85,8 +85,8 @@ impl Used {
     }
 }
 
-/// From version 3 on: extents name chunks by their number in a table.
-fn with_table(mut d: Decoder<'_>, packs: &[PackId], lists: Vec<MapRef>) -> Result<Leaf, Malformed> {
+/// The chunks and the extents, which name chunks by their number.
+fn decode_extents(mut d: Decoder<'_>, packs: &[PackId], lists: Vec<MapRef>) -> Result<Leaf, Malformed> {
     let n = d.count(CHUNK_LEN, "chunk count")?;
     let mut leaf = Leaf { chunks: Vec::with_capacity(n), lists, ..Leaf::default() };
     let mut packs_used = Used::none(packs.len());
@@ -132,48 +132,4 @@ fn with_table(mut d: Decoder<'_>, packs: &[PackId], lists: Vec<MapRef>) -> Resul
     }
     d.finish("end of leaf")?;
     Ok(leaf)
-}
-
-/// Before version 3: each extent says where its chunk is.
-fn with_places(mut d: Decoder<'_>, version: u8, packs: &[PackId], lists: &[MapRef]) -> Result<Leaf, Malformed> {
-    let (mut packs_used, mut lists_used) = (Used::none(packs.len()), Used::none(lists.len()));
-    let n = d.count(5, "extent count")?;
-    let mut leaf = LeafBuilder::with_capacity(n);
-    for _ in 0..n {
-        let extent = match d.u8("extent kind")? {
-            0 => Extent::Hole { len: d.u32("hole length")? },
-            kind if kind <= version => {
-                let codec = Codec::from_u8(d.u8("codec")?).ok_or_else(|| d.bad("codec"))?;
-                let pack = d.u16("pack number")?;
-                packs_used.note(pack.into()).ok_or_else(|| d.bad("pack number"))?;
-                let (len, chunk_offset) = (d.u32("length")?, d.u32("chunk offset")?);
-                let (plain_len, sealed_len) = (d.u32("plain length")?, d.u32("sealed length")?);
-                let (slot, offset) = (d.u32("slot")?, d.u32("offset")?);
-                let place = Place { pack: packs[usize::from(pack)], slot, offset, sealed_len, plain_len, codec };
-                if chunk_offset.checked_add(len).is_none_or(|end| end > plain_len) {
-                    return Err(d.bad("extent outside of its chunk"));
-                }
-                let id = ChunkId::from_bytes(d.array("chunk id")?);
-                let pages = match kind {
-                    1 => None,
-                    _ => {
-                        let list = d.u16("page list")?;
-                        lists_used.note(list.into()).ok_or_else(|| d.bad("page list"))?;
-                        Some(PagesAt { list: lists[usize::from(list)], first: d.u32("first digest")? })
-                    }
-                };
-                Extent::Data { len, chunk_offset, id, place, pages }
-            }
-            _ => return Err(d.bad("extent kind")),
-        };
-        leaf.push(extent);
-        if extent.is_empty() || leaf.so_far().len() > LEAF_BYTES_MAX {
-            return Err(d.bad("extent length"));
-        }
-    }
-    if !packs_used.all() || !lists_used.all() || (version == 2 && lists.is_empty()) {
-        return Err(d.bad("something that is listed and not used"));
-    }
-    d.finish("end of leaf")?;
-    Ok(leaf.finish())
 }

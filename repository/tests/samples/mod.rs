@@ -9,13 +9,15 @@ use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::config::{Config, LockMode, LockPolicy};
-use milkrun_repository::id::{ChunkId, PackId, RepositoryId, RunId, SegmentId};
+use milkrun_repository::id::{AppId, ChunkId, DomainId, PackId, RepositoryId, RunId, SegmentId};
 use milkrun_repository::index::{PackInfo, Segment};
-use milkrun_repository::keys::{DomainKey, KeyRing, Secret};
+use milkrun_repository::keys::{Domain, KeyRing, Secret};
 use milkrun_repository::pack::{PackBuilder, PackKind, PackTarget, Place, SealedKey, SealedPack};
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::lease::Lease;
-use milkrun_repository::point::root::{Layout, ManifestEntry, MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::point::root::{
+    Class, FileSystem, Layout, ManifestEntry, MapId, Skipped, VolumeEntry, VolumeKind,
+};
 use milkrun_repository::point::{Placement, Root, RootBody};
 use milkrun_repository::store::Version;
 use milkrun_repository::volume_map::{Child, Extent, Leaf, MapRef, Node, PageList, PagesAt};
@@ -34,8 +36,17 @@ pub fn repository() -> RepositoryId {
     RepositoryId::from_bytes([2; 16])
 }
 
-pub fn domain() -> DomainKey {
-    ring().domain(ring().app_hash(&"shop".parse().unwrap()))
+pub fn application() -> AppId {
+    AppId { cluster: "west".parse().unwrap(), namespace: Some("prod".parse().unwrap()), name: "shop".parse().unwrap() }
+}
+
+pub fn domain_id() -> DomainId {
+    DomainId { app: ring().app_hash(&application()), number: 1 }
+}
+
+/// Its keys, and the object that holds them.
+pub fn domain() -> (Domain, Vec<u8>) {
+    Domain::sample(domain_id(), &repository(), &ring())
 }
 
 pub fn config() -> Config {
@@ -54,11 +65,13 @@ pub fn chunks() -> Vec<Vec<u8>> {
 }
 
 pub fn pack() -> SealedPack {
-    let target = PackTarget { repository: repository(), kind: PackKind::Data, recipient: config().keys.data };
+    let domain = domain().0;
+    let recipient = domain.recipient(PackKind::Data);
+    let target = PackTarget { repository: repository(), kind: PackKind::Data, recipient };
     let mut builder = PackBuilder::new(target, vec![0; 1 << 20]);
     let mut compressor = Compressor::new(Level::DEFAULT).unwrap();
     for chunk in chunks() {
-        builder.append(&domain().identify(&chunk), &chunk, &mut compressor);
+        builder.append(&domain.chunks().identify(&chunk), &chunk, &mut compressor);
     }
     builder.finish().unwrap()
 }
@@ -67,7 +80,9 @@ pub fn root() -> Root {
     Root {
         tombstone: false,
         repository: repository(),
-        app: ring().app_hash(&"shop".parse().unwrap()),
+        app: domain_id().app,
+        domain: domain_id().number,
+        class: Class::Monthly,
         run: RunId::from_bytes([3; 8]),
         moment: Moment::from_millis(1_763_821_800_123),
         lock_until: Some(Moment::from_millis(1_766_413_800_000)),
@@ -80,12 +95,14 @@ fn map_id(seed: u8) -> MapId {
 
 pub fn body() -> RootBody {
     RootBody {
-        application: "shop".parse().unwrap(),
+        application: application(),
+        namespace_uid: "8a3e0d5c-0b7f-4c53-9a42-1d2c3b4a5f60".into(),
         host: "node-1".into(),
-        writer: "milkrun 0.1.0".into(),
+        writer: "milkrun 0.2.0".into(),
         parent: Some(root().id()),
         duration_ms: 4711,
         stored_bytes: 1_000_000,
+        lock_ms: 2_592_000_000,
         volumes: vec![
             VolumeEntry {
                 name: "data".parse().unwrap(),
@@ -96,7 +113,10 @@ pub fn body() -> RootBody {
                 new_bytes: 6,
                 stored_bytes: 7,
                 notes: vec!["a note".into()],
-                layout: None,
+                layout: Layout { by_lists: 3, sampled_bytes: 1 << 20, ranges: 77, opened_bytes: 5 << 30 },
+                moment: Moment::from_millis(1_763_821_799_000),
+                file_system: FileSystem { kind: "ext4".into(), label: "shop-data".into() },
+                claim: r#"{"storageClass":"fast"}"#.into(),
             },
             VolumeEntry {
                 name: "dump".parse().unwrap(),
@@ -107,18 +127,15 @@ pub fn body() -> RootBody {
                 new_bytes: 0,
                 stored_bytes: 0,
                 notes: Vec::new(),
-                layout: None,
+                layout: Layout::default(),
+                moment: root().moment,
+                file_system: FileSystem::default(),
+                claim: String::new(),
             },
         ],
+        skipped: vec![Skipped { name: "cache".parse().unwrap(), reason: "left out by the policy".into() }],
         manifests: Some(ManifestEntry { objects: 3, map: map_id(9) }),
     }
-}
-
-/// Of a backup that knows how its volumes lie.
-pub fn body_with_layout() -> RootBody {
-    let mut body = body();
-    body.volumes[0].layout = Some(Layout { by_lists: 3, sampled_bytes: 1 << 20, ranges: 77, opened_bytes: 5 << 30 });
-    body
 }
 
 pub fn place(seed: u8) -> Place {
@@ -175,6 +192,8 @@ pub fn journal() -> Vec<Record> {
         name: "data".parse().unwrap(),
         stream: false,
         size: 1 << 30,
+        moment: Some(Moment::from_millis(1_763_821_799_000)),
+        claim: r#"{"storageClass":"fast"}"#.into(),
         reach: vec![("node-a".into(), "/dev/vg/data".into()), ("node-b".into(), "/dev/data".into())],
     };
     let chunk = Some((ChunkId::from_bytes([1; 32]), 96, 4096));
@@ -183,15 +202,22 @@ pub fn journal() -> Vec<Record> {
     vec![
         Record::TakeOver { epoch: 6, number: 2 },
         Record::Begin(journal::Begin {
-            application: "shop".parse().unwrap(),
+            application: application(),
+            namespace_uid: body().namespace_uid,
+            domain: domain_id().number,
+            class: Class::Monthly,
             lock_ms: 86_400_000,
             parent: Some(root().id()),
             level: -3,
+            adapt_level: true,
+            whole_chunks: false,
             allow_mounted: true,
             allow_changing: false,
+            allow_empty: true,
             ordered_by: "user ann".into(),
             host: "node-1".into(),
             sources: vec![source],
+            skipped: body().skipped,
             manifest_objects: 1,
             manifests: b"{}\n".to_vec(),
         }),
@@ -208,6 +234,7 @@ pub fn journal() -> Vec<Record> {
             new_bytes: 6,
             stored_bytes: 7,
             notes: vec!["a note".into()],
+            file_system: body().volumes[0].file_system.clone(),
         }),
         Record::Ended,
     ]
@@ -216,7 +243,6 @@ pub fn journal() -> Vec<Record> {
 pub fn journal_notes() -> Vec<Record> {
     let volume = || "data".parse().unwrap();
     vec![
-        Record::Wishes(journal::Wishes { whole_chunks: true, adapt_level: false }),
         Record::ByList { volume: volume() },
         Record::LeavesOut { volume: volume() },
         Record::Granted { node: "node-a".into(), volume: volume(), bytes: 32 << 20 },
@@ -233,7 +259,7 @@ pub fn restore_journal() -> Vec<Record> {
     let work = journal::restore::Work { written_bytes: 1 << 30, hole_bytes: 4096, fetched_bytes: 5, requests: 6 };
     vec![
         Record::Restore(journal::restore::Restore {
-            application: "shop".parse().unwrap(),
+            application: application(),
             point: root().id(),
             ordered_by: "user ann".into(),
             force: false,

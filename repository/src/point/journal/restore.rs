@@ -1,14 +1,14 @@
 //! What a journal says of a restore.
 
 use super::{flag, volume};
-use crate::id::{AppName, PointId, VolumeName};
+use crate::id::{AppId, PointId, VolumeName};
 use crate::wire::{Decoder, Encoder, Malformed};
 
 /// What a restore is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
     /// The application.
-    pub application: AppName,
+    pub application: AppId,
     /// The point.
     pub point: PointId,
     /// Who ordered it, for people.
@@ -49,7 +49,8 @@ pub struct Work {
 
 impl Restore {
     pub(super) fn encode(&self, e: &mut Encoder) {
-        e.text(self.application.as_str()).text(&self.point.to_string()).text(&self.ordered_by);
+        self.application.encode(e);
+        e.text(&self.point.to_string()).text(&self.ordered_by);
         e.u8(u8::from(self.force)).u8(u8::from(self.discard_rest)).count(self.targets.len());
         for t in &self.targets {
             e.text(t.volume.as_str()).text(&t.node).text(&t.path).u8(u8::from(t.stream));
@@ -57,7 +58,7 @@ impl Restore {
     }
 
     pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        let application = d.text("application")?.parse().map_err(|_| d.bad("application"))?;
+        let application = AppId::decode(d)?;
         let point = d.text("point")?.parse().map_err(|_| d.bad("point"))?;
         let ordered_by = d.text("ordered by")?;
         let (force, discard_rest) = (flag(d, "force")?, flag(d, "discard rest")?);
