@@ -1,6 +1,31 @@
 //! The budget of bytes in flight. Half of it is for regions of volumes (on restore, for ranges of packs), half for packs on
 //! their way; each buffer holds a permit for as long as it lives. The halves are apart, so that neither can starve the
 //! other: a region that waits for room in a pack never holds what the pack needs to leave.
+//!
+//! A region of which a list of changes names little takes 1 MiB of the budget, though mostly its buffer has 128 KiB.
+//!
+//! Not in the budget, in the agent:
+//!
+//! * per restored volume, up to 16 MiB of opened chunks that lie with whoever writes, and their spare buffers;
+//! * idle buffers for ranges, an eighth of the budget; up to 48 MiB of idle small buffers;
+//! * one buffer of up to 1 MiB for each of the 16 threads that read, in which regions are compared;
+//! * zstd tables per thread;
+//! * digests of regions that wait for their packs, at most 32 KiB each;
+//! * 16 bytes for each range of a list of changes.
+//!
+//! In the coordinator:
+//!
+//! * index entries that are in no segment yet: 512 Ki of them, about 60 MB;
+//! * the mapped index, of which the filter stays resident: about 9 bits per chunk, 4.7 MB per TiB at 256 KiB;
+//! * leaves of the parent that agents were told of; per volume up to 32 leaves that are being made;
+//! * 48 bytes for each run of an extent that stands in no object of the journal yet: those of one call of a volume, and of the
+//!   calls before it whose object could not be written;
+//! * the places of the chunks of three times 32 leaves, which are counted together;
+//! * 68 bytes and a table's share for each leaf and each list of digests that a run writes or takes over from its parent;
+//! * 12 MiB of windows per map reader, and eight of 512 KiB on their way;
+//! * the window of a plan, up to 131,072 writes of 16 bytes, and a few pages of it on the wire, 24 bytes for each write there.
+//!
+//! In `verify`: four packs, 16 bytes for each chunk of each leaf and, with `--data`, 16 more for each that has digests of pages.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
-//! How much may be on its way to the store, from all nodes together: so many bytes at once, and so many bytes per second. A pack
-//! is admitted before its grant is signed, so that no grant grows old while it waits. Of each node: first come, first served. Where there are several,
-//! one has at most half of the bytes.
+//! How much may be on its way to the store, from all nodes together: so many bytes at once, and so many bytes per second, by the
+//! time of day. A pack is admitted before its grant is signed, so that no grant grows old while it waits. Of each node: first come,
+//! first served. Where there are several, one has at most half of the bytes. A pack counts until it is sealed, until its volume's
+//! attempt, its run or its agent is over, or until 15 minutes have passed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

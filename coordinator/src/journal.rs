@@ -1,5 +1,8 @@
 //! A run's journal in the repository: what was done is written before its agent hears that it counts, so that another leader
 //! can go on with the run. The bytes are [`milkrun_repository::point::journal`]'s.
+//!
+//! All that came while one object was being written goes into the next one. An object that may not have been written is tried
+//! again before anything else.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -9,6 +9,9 @@
 //!
 //! **Nothing rests on these times.** Two who both believe that they lead do no harm: a run's root is created once
 //! ([`commit`](milkrun_repository::point::commit)), and journals of an older epoch do not count.
+//!
+//! Left as it is: whoever may write to the bucket can take the keys of a leader's next beats, so that a standby leads. No run is
+//! lost by that, and keys that nobody can guess would need a listing for each beat.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,7 @@
-//! The volumes of one run: waiting for a node, assigned under an attempt, or done. An agent that dies, is drained, or can't reach the store loses its
-//! volumes; they wait again, and go on under a higher attempt.
+//! The volumes of one run: waiting for a node, assigned under an attempt, or done. An agent that is gone (its stream closed, or 20
+//! seconds of silence), is drained, or can't reach the store loses its volumes. They wait again, and go on under a higher attempt,
+//! from the last region that was checkpointed. Calls of an older attempt are refused, also those that were waiting for the
+//! volume's lock when it was given away.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;

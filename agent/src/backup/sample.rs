@@ -1,11 +1,17 @@
 //! Checking a list of changes before anything rests on it: pages that it does not name, at random, are read and compared with
 //! what the parent knows of them.
 //!
-//! How likely a wrong list is noticed: `LEAVES` regions are drawn at random, and `PAGES` pages of each, at random from those
-//! that the list leaves out. If a share *f* of all pages that it leaves out changed all the same, spread evenly, that stays unnoticed
-//! with (1-f)^4096: 2 % for one page in a thousand, 1e-18 for one in a hundred, 96 % for one in a hundred thousand. If all of
-//! them lie in a share *x* of the regions, it can't be noticed better than with 1-(1-x)^32, 97 % for a tenth of the volume. Single
-//! pages are hardly ever met: that is what the full read every so many points is for.
+//! A list says since which point it holds. It is used only if that point is the parent, the parent has digests of most of its
+//! data, and the sample is as it was. Otherwise everything is read, and the point says why. A list stays on its node: only the
+//! first attempt goes by it. Any other attempt, and the next leader, read the rest in full. Each point says how many in a row
+//! rest on lists; after so many (`--full-every`, 16) one is read in full whatever its list says. That a volume is read by a list
+//! is in the run's journal before anything is read, so that no point passes for one that was read in full.
+//!
+//! How likely a wrong list is noticed: `LEAVES` (32) regions are drawn at random, and `PAGES` (128) pages of each, at random from
+//! those that the list leaves out. If a share *f* of all pages that it leaves out changed all the same, spread evenly, that stays
+//! unnoticed with (1-f)^4096: 2 % for one page in a thousand, 1e-18 for one in a hundred, 96 % for one in a hundred thousand. If
+//! all of them lie in a share *x* of the regions, it can't be noticed better than with 1-(1-x)^32, 97 % for a tenth of the volume.
+//! Single pages are hardly ever met: that is what the full read every so many points is for.
 
 use std::pin::pin;
 use std::sync::Arc;

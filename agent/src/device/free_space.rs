@@ -2,6 +2,15 @@
 //!
 //! Opt-in (`--skip-free`). On any doubt everything is read, and the point says why: a file system that is not known, that was not
 //! cleanly unmounted or frozen, that has a feature which is not known, or of which any checksum is wrong.
+//!
+//! Everything behind it (holes, prediction, page digests) stays as it is. When the volume is done, the superblock must be what it
+//! was: it changes when somebody mounts or thaws the file system.
+//!
+//! It excludes a list of changes: such a list need not name what is free at the time when it is no longer left out. The journal
+//! says that a volume leaves something out, its notes in the root say so, and no list is used on such a parent.
+//!
+//! There is no map of free space for xfs. A frozen xfs leaves its log dirty on purpose, so that a snapshot of it can't be told
+//! from one that was not frozen: a map would help cleanly unmounted volumes alone.
 
 mod ext4;
 

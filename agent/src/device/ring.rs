@@ -1,5 +1,5 @@
 //! Many small reads at once through io_uring, with less of the kernel's work than as many `pread` calls on threads cost
-//! (docs/performance.md). Where the kernel or a container's filter refuses it, threads read.
+//! (docs/performance-history.md). Where the kernel or a container's filter refuses it, threads read.
 
 use std::cell::RefCell;
 use std::fs::File;

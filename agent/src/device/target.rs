@@ -2,6 +2,12 @@
 //!
 //! A new file is written beside its name and renamed when it is whole and durable, so that a crash leaves nothing that
 //! could be taken for the volume. A device, or an existing file with `--force`, is written in place.
+//!
+//! A target is known by its *tag*: of a file its device, inode and time of birth (and the attempt that made it), of a device its
+//! number, its sequence number and the machine's boot. The coordinator keeps the tag, in the run's journal too, before the first
+//! byte is written, and gives it to the next attempt. That one goes on only if it finds that very file or device. Anything else is
+//! a target like any other, and must be empty. (Whoever truncates or writes the very file or device meanwhile is not noticed.) A
+//! target must not be mounted in any case.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};

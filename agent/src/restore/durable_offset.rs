@@ -1,7 +1,8 @@
 //! How far a target is durable: all before this offset is written and synced, so that another attempt goes on from there.
 //!
 //! A plan comes in windows of the volume; within one, ranges are written in any order. The target is as far as the first
-//! window that is not whole.
+//! window that is not whole. Now and then the agent makes the target durable and reports the offset. The coordinator keeps it, in
+//! the run's journal too, beside the target's tag (`device/target.rs`), and gives both to the next attempt.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

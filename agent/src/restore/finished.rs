@@ -1,5 +1,8 @@
 //! The restores that this agent has finished. A coordinator that did not hear so, or that was given back an old journal, assigns them
 //! again: by then the application may have written to the target, and old bytes must not come over it.
+//!
+//! A target's tag alone does not tell: of a device, or of a file that is written in place, it stays the same. So an agent
+//! remembers what it finished, for as long as it lives, beside the end that the coordinator writes to the repository.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,7 @@
-//! Chunks in flight, among all agents of a run. A lookup of an unknown chunk claims it; other agents hear that it is in flight, and wait. A claim
-//! lives until its pack is sealed, or until the attempt that made it is over; then an agent that waits may upload the chunk.
+//! Chunks in flight, among all agents of a run. A lookup of an unknown chunk claims it for the volume's attempt; other agents hear
+//! that it is in flight, keep no bytes of it, and ask again later. A claim lives until its pack is sealed, or until the attempt
+//! that made it is over; then one of the agents that wait reads the chunk again and uploads it. A node that others wait for is
+//! asked to send packs that are not full, at most every five seconds.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

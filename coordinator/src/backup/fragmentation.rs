@@ -1,10 +1,15 @@
-//! Which chunks of a leaf are fragmented: little of them is in use, or they lie so scattered that a restore asks for them one by one. A backup that
-//! changes the region stores their pages anew. Pure.
+//! Which chunks of a leaf are fragmented: little of them is in use, or they lie so scattered that a restore asks for them one by
+//! one. A backup that changes the region stores their pages anew. Pure.
 //!
-//! When single pages change, the new point keeps the rest of the old chunk by reference. So chunks wear, generation by
-//! generation, and two budgets bound what that costs: plaintext that a restore opens for each byte that it writes, and packs that
-//! it asks for one region. As in the cleaning of a log (Rosenblum and Ousterhout, 1992), the emptiest go first: with a budget
-//! of 1.5 each changed page costs two more at the worst, when changes are spread evenly.
+//! When single pages change, the new point keeps the rest of the old chunk by reference. So chunks *wear*, generation by
+//! generation. When an agent is told of the parent, extents of worn chunks are marked, and it stores them anew if anything near
+//! them changes. Two budgets bound what wear costs. A restore opens at most 1.5 bytes of plaintext for each byte that it writes,
+//! and a region lies in at most 64 packs. As in the cleaning of a log (Rosenblum and Ousterhout, 1992), the emptiest chunks go
+//! first: with a budget of 1.5 each changed page costs two more at the worst, when changes are spread evenly.
+//!
+//! The budgets count what had worn before the run. What a run itself wears is mended by the next one that changes the region. A
+//! stream is written in order, so that its restore opens a chunk once for each region that uses it. The root records what a
+//! restore takes, and `milkrun show` prints it.
 
 use std::collections::{HashMap, HashSet};
 

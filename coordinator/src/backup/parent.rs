@@ -1,4 +1,8 @@
 //! The parent restore point: choosing it, and sending its extents to agents.
+//!
+//! With a list of changes that names single pages, an agent need not know which chunk is where. It is told of the parent in
+//! outline: what is a hole, what is not, what has worn. So what a list does not name costs the wire next to nothing, however many
+//! pieces it lies in.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,4 +1,7 @@
 //! The parent's extents of one region that an agent was sent, and what the agent kept of them. Pure.
+//!
+//! An agent reports what is as the parent has it, at the same place, by its length alone (`kept`). The coordinator takes the
+//! extents from the leaves that it told the agent of.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;

@@ -1,4 +1,9 @@
-//! How much a node may store for a run. Pure.
+//! How much a node may store for a run: twice the size of the volumes that it was given, and a margin. Pure.
+//!
+//! Twice, since an attempt may be lost after its packs were stored. By node, since a pack holds chunks of several volumes. Without
+//! a volume's size, which an inventory may leave out, there is no bound. What was granted is in the journal, so that a new leader
+//! goes on counting (the last 256 MiB of grants need not be). It allows one more copy of the node's volumes, since what was on its
+//! way may have to be stored again.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,13 @@
 //! Going on with runs that an earlier leader left unfinished: what its journal says is done again here, without moving a byte.
+//!
+//! The new leader lists leases and reads each journal twice: first what it is about and where it ends, then 16 objects at a time.
+//! It replays them through the same code that agents' calls go through. It believes nothing: the commit looks at packs, and maps
+//! are written anew.
+//!
+//! An older leader that wakes up can finish an object that it was writing. It can't move the run: its journal is not read any
+//! more, agents are not its any more, and of two roots at one key the store takes the first. If the older one's root is first,
+//! all that it names is durable and locked. The newer leader then finds the key taken, or fails otherwise, since the older one
+//! deleted the journal; it finds the point there, and the run is done.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

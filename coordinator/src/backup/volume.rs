@@ -1,4 +1,5 @@
-//! The map of one volume as its regions come in: in order, each extent checked, and placed.
+//! The map of one volume as its regions come in: in order, each extent checked, and placed. Several groups of regions are made
+//! into leaves side by side, and added to the map in order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! How far a restore is, kept in the repository, so that another leader goes on with it. A repository that takes no writes
 //! stops no restore: it then ends with its coordinator, and can be ordered again.
+//!
+//! A restore that nobody led for an hour is over: nobody goes on with it.
 
 use std::collections::HashMap;
 use std::sync::Arc;

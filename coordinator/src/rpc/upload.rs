@@ -1,4 +1,6 @@
 //! The service for backups: the parent, lookups, grants, seals, checkpoints.
+//!
+//! A call that changes a run is done to its end, also when its agent is gone.
 
 use std::sync::Arc;
 

@@ -40,7 +40,7 @@ impl Level {
     pub const RANGE: RangeInclusive<i32> = -7..=19;
     /// 3, or 2 where that leaves less: stored bytes as low as the best peer's, at twice its speed (docs/performance.md).
     pub const DEFAULT: Self = Self(3);
-    /// Of maps, which are ids and numbers for the most part: a higher one leaves no less of them (docs/performance.md).
+    /// Of maps, which are ids and numbers for the most part: a higher one leaves no less of them (docs/performance-history.md).
     pub const MAPS: Self = Self(1);
 
     /// Checks the range.
