@@ -1,13 +1,13 @@
-//! Members of a set: devices that are a file system or a volume only together with others. Known by what lies at their beginning, or
-//! near their end: btrfs (its on-disk format, `struct btrfs_super_block`), LVM2 (`lib/format_text/layout.h`), Linux RAID (md(4),
-//! version-1 superblock).
+//! Members of a set: devices that make up a file system or a volume only together with others. They are recognised by the
+//! metadata at their beginning, or near their end: btrfs (its on-disk format, `struct btrfs_super_block`), LVM2
+//! (`lib/format_text/layout.h`), Linux RAID (md(4), version-1 superblock).
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// What is looked at of a device's beginning: more than all of them need.
+/// Bytes that are read at a device's beginning: more than each of these formats needs.
 const HEAD: u64 = 1 << 20;
 /// Sectors of all these formats.
 const SECTOR: usize = 512;
@@ -15,13 +15,13 @@ const SECTOR: usize = 512;
 /// A member of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
-    /// Of which kind of set, and which one.
+    /// The kind of the set, and its id.
     pub(super) set: String,
     /// How many devices it has.
     pub(super) devices: u64,
 }
 
-/// What a device or image is a member of, if it has others beside it.
+/// The set that a device or image is a member of, if the set has more than one device.
 ///
 /// # Errors
 /// What the system says.
@@ -29,7 +29,7 @@ pub(super) fn member_of(path: &Path, len: u64) -> io::Result<Option<Member>> {
     let file = File::open(path)?;
     let mut head = vec![0; usize::try_from(len.min(HEAD)).unwrap_or(0)];
     file.read_exact_at(&mut head, 0)?;
-    // Where version 1.0 has it: 8 KiB before the end, rounded down to 4 KiB.
+    // The place of the superblock in version 1.0: 8 KiB before the end, rounded down to 4 KiB.
     let mut tail = vec![0; 256];
     let at = (len / SECTOR as u64).saturating_sub(16) / 8 * 8 * SECTOR as u64;
     if at + 256 <= len {
@@ -76,12 +76,12 @@ fn btrfs(head: &[u8]) -> Option<Member> {
     Some(Member { set: format!("btrfs {}", uuid(block, 32)?), devices: number::<8>(block, 136)? })
 }
 
-/// A label in one of the first four sectors leads to the header of the physical volume, that to the areas of metadata, and those to
-/// the volume group as text.
+/// A label in one of the first four sectors points to the header of the physical volume, the header to the metadata areas,
+/// and these to the volume group as text.
 fn lvm(head: &[u8]) -> Option<Member> {
     let label = (0..4).filter_map(|n| at(head, n * SECTOR)).find(|s| s.starts_with(b"LABELONE"))?;
     let header = at(label, usize::try_from(number::<4>(label, 20)?).ok()?)?;
-    // UUID (32), size (8); then places of data, and of metadata, each list with zeros at its end.
+    // UUID (32), size (8); then the list of data areas, and the list of metadata areas. Each list ends with zeros.
     let mut place = 40;
     while number::<8>(header, place)? != 0 {
         place += 16;
@@ -109,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// As md(4) and the kernel's `md_p.h` have it: there is no RAID driver to make one with.
+    /// The superblock is made after md(4) and the kernel's `md_p.h`: there is no RAID driver here to make one.
     #[test]
     fn a_member_of_a_raid_is_known_wherever_its_superblock_lies() {
         let mut superblock = vec![0; 256];
@@ -132,9 +132,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever lies there, nothing panics; also where it begins like one of them.
+        /// Random bytes do not make it panic, also if they begin with the magic of one of the formats.
         #[test]
-        fn anything_may_lie_there(mut head in proptest::collection::vec(any::<u8>(), 0..8192), kind in 0..3) {
+        fn no_content_makes_it_panic(mut head in proptest::collection::vec(any::<u8>(), 0..8192), kind in 0..3) {
             let begin: &[u8] = match kind { 0 => b"LABELONE", 1 => &[0xfc, 0x4e, 0x2b, 0xa9, 1, 0, 0, 0], _ => b"" };
             if head.len() > begin.len() {
                 head[..begin.len()].copy_from_slice(begin);
