@@ -1,9 +1,10 @@
 //! The backup of one volume, from its source to a finished map at the coordinator. In reading order:
 //!
-//! 1. [`image`] walks the regions of a device or image, several at once; they come out in order. [`stream`] walks a stream
+//! 1. [`image`] walks the regions of a device or image, several at once; they come out in order. [`stream`] walks a
+//!    stream
 //! 2. [`sample`] checks the changed-block list, if there is one, before it is used
-//! 3. `compare` finds unchanged regions while they are read; `sparse_read` reads dirty ranges; [`cut`] decides what is a
-//!    hole, what is as predicted and what is cut anew, and identifies new chunks
+//! 3. `compare` finds unchanged regions while they are read; `sparse_read` reads dirty ranges; [`cut`] decides what is
+//!    a hole, what is as predicted and what is cut anew, and identifies new chunks
 //! 4. [`claims`] makes sure that this agent uploads a chunk once per run; the coordinator says which chunks are known
 //!    ([`lookups`])
 //! 5. [`remote_chunks`] waits for chunks that other nodes are storing
@@ -49,7 +50,8 @@ pub const SMALL_BYTES: u64 = 1 << 20;
 /// Regions of a volume that may be in flight: begun, and not handed over. [`image`] allows far fewer of those of which
 /// more than [`SMALL_BYTES`] is read.
 pub const IN_FLIGHT: usize = 128;
-/// Most sparse reads are far smaller than [`SMALL_BYTES`], and take a buffer of this size: a new buffer is cleared first.
+/// Most sparse reads are far smaller than [`SMALL_BYTES`], and take a buffer of this size: a new buffer is cleared
+/// first.
 pub const SPARSE_BYTES: u64 = 128 << 10;
 
 /// What all volumes of an agent share.

@@ -1,6 +1,7 @@
-//! The budget of bytes in flight. Half of it is for regions of volumes (in a restore: for ranges of packs), half for open
-//! packs and uploads. Each buffer holds a permit for as long as it lives. The halves are separate, so that neither can
-//! starve the other: a region that waits for room in a pack never holds the room that the pack needs for its upload.
+//! The budget of bytes in flight. Half of it is for regions of volumes (in a restore: for ranges of packs), half for
+//! open packs and uploads. Each buffer holds a permit for as long as it lives. The halves are separate, so that neither
+//! can starve the other: a region that waits for room in a pack never holds the room that the pack needs for its
+//! upload.
 
 use std::sync::Arc;
 

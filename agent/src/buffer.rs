@@ -7,8 +7,8 @@ use milkrun_repository::chunk::PAGE;
 
 /// A page-aligned buffer; goes back to its pool when dropped.
 pub struct Buffer {
-    /// One page longer than the capacity, so that the buffer can begin at a page boundary. An aligned allocation would be
-    /// cleared at once; this memory is not touched before it is filled.
+    /// One page longer than the capacity, so that the buffer can begin at a page boundary. An aligned allocation would
+    /// be cleared at once; this memory is not touched before it is filled.
     bytes: Vec<u8>,
     len: usize,
     pool: Arc<Mutex<Vec<Vec<u8>>>>,

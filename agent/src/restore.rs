@@ -1,7 +1,7 @@
 //! The restore of one volume: from a plan to a device, a file or a stream.
 //!
-//! Ranges are fetched in parallel and written as they arrive (for a stream: in order). Each chunk's id is checked before a
-//! byte of it is written. The restore is finished only when the target is durable.
+//! Ranges are fetched in parallel and written as they arrive (for a stream: in order). Each chunk's id is checked
+//! before a byte of it is written. The restore is finished only when the target is durable.
 
 mod chunks;
 mod durable_offset;
@@ -232,8 +232,8 @@ impl RestoreJob {
         let mut in_flight = FuturesOrdered::new();
         let (mut at, mut groups) = (0, Groups::default());
         loop {
-            // Groups in flight hold room of the budget. The coordinator may send our next page only after another volume
-            // got such room, so they are written while this waits for the page.
+            // Groups in flight hold room of the budget. The coordinator may send our next page only after another
+            // volume got such room, so they are written while this waits for the page.
             let page = tokio::select! {
                 biased;
                 page = pages.next() => page?,
@@ -273,8 +273,8 @@ impl RestoreJob {
         RangeBuffers::class(range.end - range.start)
     }
 
-    /// The budget of a group: its opened chunks wait in memory for their turn, too. Its ranges are fetched one after the
-    /// other, so only the largest counts.
+    /// The budget of a group: its opened chunks wait in memory for their turn, too. Its ranges are fetched one after
+    /// the other, so only the largest counts.
     fn cost_in_order(group: &[GrantedRange]) -> u64 {
         let writes = group.iter().flat_map(|range| &range.slots).flat_map(|slot| &slot.writes);
         group.iter().map(Self::cost).max().unwrap_or(0) + writes.map(|w| u64::from(w.len)).sum::<u64>()

@@ -136,8 +136,8 @@ impl Coordinator {
         Ok(ParentRanges(self.upload.clone().sample(request).await?.into_inner()))
     }
 
-    /// Which of these chunks are known. With `share`, a chunk that another node is storing is [`Answer::Remote`]; else it
-    /// is [`Answer::Yours`] too.
+    /// Which of these chunks are known. With `share`, a chunk that another node is storing is [`Answer::Remote`]; else
+    /// it is [`Answer::Yours`] too.
     ///
     /// # Errors
     /// [`CallError`].

@@ -1,7 +1,7 @@
 //! The agent's standing connection to the coordinator: the agent registers, takes assignments and reports.
 //!
-//! All state has one owner: `Session::next` selects an `Action`, `Session::apply` applies it. Long work runs in tasks of
-//! its own, which report by actions.
+//! All state has one owner: `Session::next` selects an `Action`, `Session::apply` applies it. Long work runs in tasks
+//! of its own, which report by actions.
 
 mod failures;
 mod work;
@@ -144,8 +144,8 @@ impl Agent {
         self.connected.subscribe()
     }
 
-    /// Registers and serves until the session ends. Once `stop` is true, the agent takes no more work, gives back what it
-    /// has, and ends.
+    /// Registers and serves until the session ends. Once `stop` is true, the agent takes no more work, gives back what
+    /// it has, and ends.
     ///
     /// # Errors
     /// [`SessionError`].
@@ -298,8 +298,8 @@ impl Session {
         for task in &tasks {
             task.handle.abort();
         }
-        // The next session may open the same target again, so no task of this one may still write to it. But a device that
-        // hangs must not keep this agent from its coordinator: the wait is limited.
+        // The next session may open the same target again, so no task of this one may still write to it. But a device
+        // that hangs must not keep this agent from its coordinator: the wait is limited.
         let ended = async {
             for task in tasks {
                 let _ = task.handle.await;

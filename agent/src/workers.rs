@@ -87,7 +87,8 @@ impl Workers {
         result
     }
 
-    /// Whether there is a thread for each core of the machine. If there are fewer, a person wants some cores left alone.
+    /// Whether there is a thread for each core of the machine. If there are fewer, a person wants some cores left
+    /// alone.
     pub fn has_all_cores(&self) -> bool {
         std::thread::available_parallelism().is_ok_and(|cores| self.count() >= cores.get())
     }

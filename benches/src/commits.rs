@@ -4,7 +4,8 @@
 //! cargo run --release -p milkrun-benches --bin commits             100,000 packs, 10 ms
 //! cargo run --release -p milkrun-benches --bin commits -- 20000 40
 //! ```
-//! It runs once with locks that last (one HEAD for each pack), and once with locks that are too short (extension and HEAD).
+//! It runs once with locks that last (one HEAD for each pack), and once with locks that are too short (extension and
+//! HEAD).
 
 use std::collections::HashMap;
 use std::error::Error;

@@ -28,8 +28,8 @@ impl fmt::Display for Entropy {
     }
 }
 
-/// Fills `out` (whole pages). All bytes are written: memory that was never touched would be a single page of zeros in the
-/// cache.
+/// Fills `out` (whole pages). All bytes are written: memory that was never touched would be a single page of zeros in
+/// the cache.
 pub(crate) fn fill(out: &mut [u8], entropy: Entropy) {
     match entropy {
         Entropy::Zero => {

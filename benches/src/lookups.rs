@@ -1,4 +1,5 @@
-//! `lookups`: an index of 10^8 chunks, mapped from files: how many lookups a second, and how much memory stays resident.
+//! `lookups`: an index of 10^8 chunks, mapped from files: how many lookups a second, and how much memory stays
+//! resident.
 //!
 //! ```text
 //! cargo run --release -p milkrun-benches --bin lookups                  10^8 entries, in the system's temporary folder

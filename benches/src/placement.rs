@@ -1,13 +1,13 @@
-//! `placement`: the scheduler with 1,000 nodes and 10,000 volumes, in a simulated night: how long a plan takes, and how long
-//! volumes wait. Time is simulated; only planning is real.
+//! `placement`: the scheduler with 1,000 nodes and 10,000 volumes, in a simulated night: how long a plan takes, and how
+//! long volumes wait. Time is simulated; only planning is real.
 //!
 //! ```text
 //! cargo run --release -p milkrun-benches --bin placement            1,000 nodes, 10,000 volumes
 //! cargo run --release -p milkrun-benches --bin placement -- 100 1000
 //! ```
-//! A volume lies on one node; each tenth volume lies on three. Sizes are spread over three orders of magnitude. A node reads
-//! four volumes at once and moves 200 MB/s in all, the store 25 GB/s. A tenth of the applications is at risk of breaking its
-//! promise.
+//! A volume lies on one node; each tenth volume lies on three. Sizes are spread over three orders of magnitude. A node
+//! reads four volumes at once and moves 200 MB/s in all, the store 25 GB/s. A tenth of the applications is at risk of
+//! breaking its promise.
 
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::error::Error;
@@ -133,8 +133,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             situation.running.push(running.clone());
             at.insert(i, running);
             gone.insert(p.volume, ());
-            // The volume's share of the node's rate or of the store's, whichever is smaller. This is a rough model: a share
-            // does not change while the volume is read.
+            // The volume's share of the node's rate or of the store's, whichever is smaller. This is a rough model: a
+            // share does not change while the volume is read.
             let busy = at.len() as f64;
             let rate = (NODE_RATE / PER_NODE as f64).min(STORE_RATE / busy.max(1.0));
             ends.push(End(now + v.bytes / rate, i));

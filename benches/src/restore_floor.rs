@@ -1,7 +1,7 @@
-//! `restore_floor`: the lower bound of a restore to a file, for `benches/peers`. It measures the two parts that no restore
-//! can do without, each by itself. There are as many threads as cores. First, chunks are read from a file and opened
-//! (AES-GCM, zstd at level 3, BLAKE3). Then as many bytes are written; each thread writes to its own file, so that none waits
-//! for another's lock. There is no plan, no order, no requests, and no checks of the target.
+//! `restore_floor`: the lower bound of a restore to a file, for `benches/peers`. It measures the two parts that no
+//! restore can do without, each by itself. There are as many threads as cores. First, chunks are read from a file and
+//! opened (AES-GCM, zstd at level 3, BLAKE3). Then as many bytes are written; each thread writes to its own file, so
+//! that none waits for another's lock. There is no plan, no order, no requests, and no checks of the target.
 //!
 //! ```text
 //! restore_floor IMAGE FOLDER      IMAGE's data, in FOLDER; before each part it prints its name, and waits for a line

@@ -109,8 +109,8 @@ impl Interrupt {
                 std::process::exit(Exit::Failed as i32);
             }
             let mut control = control;
-            // This is not awaited, so that a second signal counts even if nobody answers. If the run has just ended, the
-            // call fails, which does not matter.
+            // This is not awaited, so that a second signal counts even if nobody answers. If the run has just ended,
+            // the call fails, which does not matter.
             tokio::spawn(async move { control.cancel(CancelRequest { run: run.into() }).await });
             // A wrapper may pass on a signal that the terminal sends to us, too: both are one request.
             tokio::time::sleep(SAME_REQUEST).await;
@@ -133,7 +133,8 @@ const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 /// Signals that come within this time are one request.
 const SAME_REQUEST: std::time::Duration = std::time::Duration::from_millis(300);
 
-/// Ctrl-C, SIGTERM, or a terminal that is closed. One listener is kept for each, so that a signal between two waits counts.
+/// Ctrl-C, SIGTERM, or a terminal that is closed. One listener is kept for each, so that a signal between two waits
+/// counts.
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,

@@ -76,8 +76,8 @@ const ADVICE_DAMAGE: &str =
 const ADVICE_ROLE: &str =
     "Roles stand in your certificate; whoever has the authority gives more with `milkrun certs user NAME --role ROLE`.";
 
-/// The advice for a directory or for a bucket. In a directory a call of the operating system failed, and the message has its
-/// number.
+/// The advice for a directory or for a bucket. In a directory a call of the operating system failed, and the message
+/// has its number.
 fn denied_advice(message: &str) -> &'static str {
     if message.contains("(os error") { ADVICE_DENIED_FILE } else { ADVICE_DENIED }
 }
@@ -202,8 +202,8 @@ pub(crate) fn end(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-/// Whether a terminal interprets a character instead of showing it: control characters, and marks that change the direction
-/// of text.
+/// Whether a terminal interprets a character instead of showing it: control characters, and marks that change the
+/// direction of text.
 fn is_control(c: char) -> bool {
     (c.is_control() && !matches!(c, '\n' | '\t'))
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

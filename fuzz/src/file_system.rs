@@ -1,5 +1,5 @@
-//! A small ext4 file system, damaged, with checksums that are then made right again: without that, nearly all damage would
-//! fail the first check.
+//! A small ext4 file system, damaged, with checksums that are then made right again: without that, nearly all damage
+//! would fail the first check.
 
 use std::io;
 
@@ -9,8 +9,8 @@ use milkrun_agent::device::{Source, SourceError};
 /// Two groups of 8 MiB, in blocks of 1 KiB.
 const VOLUME: u64 = 16 << 20;
 const BLOCK: usize = 1024;
-/// Blocks of a seed behind its first byte: superblock, descriptors, the bitmaps of both groups. In the volume they begin at
-/// the second block.
+/// Blocks of a seed behind its first byte: superblock, descriptors, the bitmaps of both groups. In the volume they
+/// begin at the second block.
 const BLOCKS: usize = 4;
 const PER_GROUP: u32 = 8192;
 

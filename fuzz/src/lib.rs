@@ -1,7 +1,7 @@
 //! A fuzz target for every decoder: of stored objects, of text that people type, and of their manifests.
 //!
-//! No decoder may panic or allocate absurd amounts of memory. What it accepts must encode to the same bytes again, so that
-//! no two byte strings mean the same object. Decoders of signed and sealed objects must accept only the original.
+//! No decoder may panic or allocate absurd amounts of memory. What it accepts must encode to the same bytes again, so
+//! that no two byte strings mean the same object. Decoders of signed and sealed objects must accept only the original.
 //!
 //! `cargo xtask fuzz` runs them under libFuzzer; `tests/mutations.rs` runs them on damaged samples in every test run.
 #![allow(

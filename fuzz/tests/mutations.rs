@@ -1,5 +1,5 @@
-//! Runs every decoder on damaged samples. This is deterministic, so that a failure repeats. `MILKRUN_FUZZ_ROUNDS` sets the
-//! number of rounds.
+//! Runs every decoder on damaged samples. This is deterministic, so that a failure repeats. `MILKRUN_FUZZ_ROUNDS` sets
+//! the number of rounds.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use milkrun_fuzz::targets;

@@ -1,5 +1,6 @@
-//! A small certificate authority in a folder: `ca.crt`, `ca.key`, and a folder for each certificate that it issued. It is for
-//! installations without an authority of their own. Any other authority works too if its certificates have the same URIs.
+//! A small certificate authority in a folder: `ca.crt`, `ca.key`, and a folder for each certificate that it issued. It
+//! is for installations without an authority of their own. Any other authority works too if its certificates have the
+//! same URIs.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -61,8 +62,8 @@ pub enum AuthorityError {
     Tls(#[from] TlsError),
 }
 
-/// The date of the next list, which each list must name. Lists are not made by date: a certificate is revoked when there is
-/// need.
+/// The date of the next list, which each list must name. Lists are not made by date: a certificate is revoked when
+/// there is need.
 const NEXT_LIST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What was revoked.
@@ -151,8 +152,8 @@ impl Authority {
         Ok(Self { folder: folder.to_owned(), certificate, issuer })
     }
 
-    /// Issues a certificate and its key into a new folder, and returns that folder. `hosts` are for a coordinator only: the
-    /// names and addresses at which others reach it.
+    /// Issues a certificate and its key into a new folder, and returns that folder. `hosts` are for a coordinator only:
+    /// the names and addresses at which others reach it.
     ///
     /// # Errors
     /// [`AuthorityError`].
@@ -186,8 +187,8 @@ impl Authority {
         Ok(folder)
     }
 
-    /// Revokes a certificate of this authority. `what` is its folder, its file, or its serial number. The list is written
-    /// beside the authority's certificate, and into the folders of coordinators beside it.
+    /// Revokes a certificate of this authority. `what` is its folder, its file, or its serial number. The list is
+    /// written beside the authority's certificate, and into the folders of coordinators beside it.
     ///
     /// # Errors
     /// [`AuthorityError`].
@@ -235,7 +236,8 @@ impl Authority {
         match path {
             Some(path) if path.is_dir() => {
                 let folder = fs::canonicalize(&path).unwrap_or(path);
-                // If the folder lies in this authority's, its path is written in the same way: `revoke` compares the parent.
+                // If the folder lies in this authority's, its path is written in the same way: `revoke` compares the
+                // parent.
                 let ours = folder.file_name().map(|name| self.folder.join(name)).filter(|p| same(p, &folder));
                 let folder = ours.unwrap_or(folder);
                 Ok((Credentials::new(&folder).own_certificate()?.serial, Some(folder)))

@@ -11,8 +11,8 @@ use crate::tls::{Credentials, TlsError};
 
 /// The default port.
 pub const PORT: u16 = 7411;
-/// The interval of keep-alive pings. A coordinator that is gone without closing the connection is noticed after about twice
-/// this time.
+/// The interval of keep-alive pings. A coordinator that is gone without closing the connection is noticed after about
+/// twice this time.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Where a coordinator is: `https://host:port`.
@@ -59,11 +59,12 @@ pub enum DialError {
     Http(String, #[source] tonic::transport::Error),
 }
 
-/// Bytes of one call that may be in flight before they are read. With the default, 64 KiB, each page of a plan would take
-/// several round trips.
+/// Bytes of one call that may be in flight before they are read. With the default, 64 KiB, each page of a plan would
+/// take several round trips.
 pub const STREAM_WINDOW: u32 = 4 << 20;
-/// Bytes of all calls of a connection that may be in flight: the maximum of HTTP/2. With less, a few calls that are not read,
-/// since their readers wait for something else, could fill the window, and the answer they wait for would never come.
+/// Bytes of all calls of a connection that may be in flight: the maximum of HTTP/2. With less, a few calls that are not
+/// read, since their readers wait for something else, could fill the window, and the answer they wait for would never
+/// come.
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// Connects. The channel connects again by itself when the connection is lost.

@@ -6,8 +6,9 @@
 //! milkrun certs agent N   ─> DIR/agent-N/{ca.crt, tls.crt, tls.key}      the layout of a Kubernetes TLS secret
 //! milkrun certs revoke C  ─> DIR/ca.crl, DIR/coordinator-*/ca.crl
 //! ```
-//! Certificates hold the identity as URIs (`milkrun://agent/node-a`, `milkrun://user/ann`, `milkrun://role/backup/shop`); a
-//! host name is not an identity. In a cluster a projected token will say the same as a certificate does here.
+//! Certificates hold the identity as URIs (`milkrun://agent/node-a`, `milkrun://user/ann`,
+//! `milkrun://role/backup/shop`); a host name is not an identity. In a cluster a projected token will say the same as a
+//! certificate does here.
 
 pub mod authority;
 pub mod certificate;

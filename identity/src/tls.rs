@@ -1,6 +1,6 @@
-//! TLS between coordinator, agents and people: version 1.3, certificates on both sides, HTTP/2. Certificates are read from a
-//! folder with the three files of a Kubernetes TLS secret. They are read again for each connection, so that they can be
-//! replaced at any time. A fourth file, which is optional, lists revoked certificates.
+//! TLS between coordinator, agents and people: version 1.3, certificates on both sides, HTTP/2. Certificates are read
+//! from a folder with the three files of a Kubernetes TLS secret. They are read again for each connection, so that they
+//! can be replaced at any time. A fourth file, which is optional, lists revoked certificates.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

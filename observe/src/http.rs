@@ -1,5 +1,5 @@
-//! `/metrics`, `/healthz`, `/readyz`: plain HTTP, nothing secret. Anybody may reach this port, so a connection that sends
-//! nothing is closed, and the number of connections is limited.
+//! `/metrics`, `/healthz`, `/readyz`: plain HTTP, nothing secret. Anybody may reach this port, so a connection that
+//! sends nothing is closed, and the number of connections is limited.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

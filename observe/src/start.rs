@@ -1,5 +1,5 @@
-//! What each program of milkrun does first, while it has one thread: it unsets variables that are empty, remembers which
-//! standard streams are closed, and checks that the system allows enough threads.
+//! What each program of milkrun does first, while it has one thread: it unsets variables that are empty, remembers
+//! which standard streams are closed, and checks that the system allows enough threads.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -23,8 +23,8 @@ const VARIABLES: [&str; 15] = [
     "XDG_CACHE_HOME",
 ];
 
-/// The descriptors of 0, 1 and 2 that were closed when the process began, as bits. The standard library opens `/dev/null` in
-/// their place before `main`, and what is written there is lost without an error.
+/// The descriptors of 0, 1 and 2 that were closed when the process began, as bits. The standard library opens
+/// `/dev/null` in their place before `main`, and what is written there is lost without an error.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
 
 extern "C" fn look() {
@@ -75,8 +75,8 @@ pub fn begin() {
     });
 }
 
-/// Whether SIGHUP was ignored when the process began (`nohup`): it is to outlive its terminal, and listening for SIGHUP would
-/// undo that.
+/// Whether SIGHUP was ignored when the process began (`nohup`): it is to outlive its terminal, and listening for SIGHUP
+/// would undo that.
 pub fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).map(str::trim);

@@ -98,7 +98,8 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
     let drained = c.run(&["agents", "--json"]).ok().json();
     assert!(drained["agents"].as_array().unwrap().iter().any(|a| a["node"] == node.as_str() && a["draining"] == true));
 
-    // The remaining agent is told to stop while it works: it ends at once and cleanly, and its volume waits for the other.
+    // The remaining agent is told to stop while it works: it ends at once and cleanly, and its volume waits for the
+    // other.
     fs::write(c.folder().join("data.img"), noise(SIZE, 8)).unwrap();
     let mut command = c.command("root", &[], &["backup", "shop", "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -13,7 +13,8 @@ use crate::agent_failover;
 const FROM: usize = 32 << 20;
 const TO: usize = 160 << 20;
 const PAGE: usize = 4096;
-/// These single pages before and behind changed, too: an attempt that resumes has regions in which only single pages changed.
+/// These single pages before and behind changed, too: an attempt that resumes has regions in which only single pages
+/// changed.
 const BEFORE: [usize; 4] = [100, 301, 302, 5000];
 const BEHIND: [usize; 3] = [TO / PAGE + 7, 45_000, agent_failover::SIZE / PAGE - 1];
 

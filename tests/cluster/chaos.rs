@@ -1,6 +1,7 @@
-//! Many faults at once, decided by a seed: agents and coordinators are killed or hang, links are cut, and the store hangs,
-//! while four hosts back up loop devices, one of them with a PostgreSQL on it. With each seed, a coordinator once hangs until
-//! another one leads, and goes on beside it. In the end there is a point that can be restored bit for bit, or there is none.
+//! Many faults at once, decided by a seed: agents and coordinators are killed or hang, links are cut, and the store
+//! hangs, while four hosts back up loop devices, one of them with a PostgreSQL on it. With each seed, a coordinator
+//! once hangs until another one leads, and goes on beside it. In the end there is a point that can be restored bit for
+//! bit, or there is none.
 //!
 //! `MILKRUN_TEST_SEED` runs one seed; a failure names its seed.
 
@@ -98,8 +99,8 @@ impl Actors {
     }
 }
 
-/// Causes one fault, for a while. Afterwards a process that hangs goes on, one that died is started again, and a link that was
-/// cut is healed.
+/// Causes one fault, for a while. Afterwards a process that hangs goes on, one that died is started again, and a link
+/// that was cut is healed.
 fn trouble(c: &Cluster, actors: &mut Actors, store: &milkrun_tests::seaweed::Seaweed, dice: &mut Dice) -> String {
     let network = c.network().unwrap();
     let node = dice.roll(NODES.len());

@@ -1,5 +1,5 @@
-//! A compromised agent: everything that its node has, in the wrong hands. The tests play it over the wire, with its genuine
-//! certificate.
+//! A compromised agent: everything that its node has, in the wrong hands. The tests play it over the wire, with its
+//! genuine certificate.
 
 use std::fs;
 
@@ -234,8 +234,8 @@ fn page_digests_of_a_compromised_agent_are_compared_with_the_bytes() {
     c.repository().run(["verify", "--data", mended["point"].as_str().unwrap()]).ok();
 }
 
-/// Its `kept` extents are resolved only from the parts of the parent that the coordinator sent it. A call that fails half-way
-/// leaves the state that it had reached.
+/// Its `kept` extents are resolved only from the parts of the parent that the coordinator sent it. A call that fails
+/// half-way leaves the state that it had reached.
 #[test]
 fn a_compromised_agent_can_keep_only_what_it_was_sent() {
     let c = Cluster::in_directory();
@@ -333,7 +333,8 @@ fn a_quota_outlives_the_coordinator() {
     runtime.block_on(async {
         let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let own = agent.assignment().await.assignment;
-        // One more copy of the volume is allowed, since uploads in flight may have to be repeated, but not a whole new quota.
+        // One more copy of the volume is allowed, since uploads in flight may have to be repeated, but not a whole new
+        // quota.
         let mut upload = UploadClient::new(agent.channel.clone());
         let mut again = 0;
         let refused = loop {
@@ -346,8 +347,8 @@ fn a_quota_outlives_the_coordinator() {
     });
 }
 
-/// It can claim to have stored chunks, and store something else. A point that refers to them is damaged: a verification finds
-/// this, and the next backup stores again what was set aside.
+/// It can claim to have stored chunks, and store something else. A point that refers to them is damaged: a verification
+/// finds this, and the next backup stores again what was set aside.
 #[test]
 fn chunks_that_a_compromised_agent_never_stored_are_found_and_stored_again() {
     let c = Cluster::in_directory();

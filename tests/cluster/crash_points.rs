@@ -1,6 +1,6 @@
-//! `kill -9` before and after every store call of a coordinator, and of an agent, during a backup. The crash points are not
-//! listed here: the processes count them. Then another process takes over: the run ends with one point, or nothing of it is
-//! listed.
+//! `kill -9` before and after every store call of a coordinator, and of an agent, during a backup. The crash points are
+//! not listed here: the processes count them. Then another process takes over: the run ends with one point, or nothing
+//! of it is listed.
 
 use std::fs;
 use std::path::Path;
@@ -51,8 +51,8 @@ fn ready() -> Cluster {
     c
 }
 
-/// Orders a backup from a coordinator that will be killed, and waits until it is, or the backup has ended. Returns whether the
-/// coordinator still runs.
+/// Orders a backup from a coordinator that will be killed, and waits until it is, or the backup has ended. Returns
+/// whether the coordinator still runs.
 pub(crate) fn order_until_crash(c: &Cluster, dying: &mut Process) -> bool {
     let mut child = wait_for("somebody to order from, or its end", || {
         if !dying.runs() {
@@ -77,7 +77,8 @@ pub(crate) fn lines(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
-/// Checks what must be true once all processes run again: no run is open, and there is at most one more point, which is whole.
+/// Checks what must be true once all processes run again: no run is open, and there is at most one more point, which is
+/// whole.
 pub(crate) fn all_is_well(c: &Cluster, first: &[String], what: &str, coordinator: &Process) -> usize {
     wait_for(&format!("the end of all runs ({what})"), || {
         let runs = c.run(&["runs", "--json"]);
@@ -115,7 +116,8 @@ fn a_coordinator_killed_anywhere_is_followed_by_one_that_goes_on() {
     }
     assert!(total > opened + 40, "only {total} points, {opened} of them before the backup");
     let (mut killed, mut committed, mut gone_on) = (0, 0, 0);
-    // The crash points before the backup belong to the start: the coordinator dies before it serves. Every fifth is enough.
+    // The crash points before the backup belong to the start: the coordinator dies before it serves. Every fifth is
+    // enough.
     for at in (1..opened).step_by(5).chain(opened..=total) {
         reset(&c);
         c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), at.to_string())];
@@ -185,8 +187,8 @@ fn an_agent_killed_anywhere_is_followed_by_one_that_goes_on() {
     c.repository().run(["verify", "--data"]).ok();
 }
 
-/// The coordinator is killed before and after each write that a restore makes to the store: the next leader goes on with the
-/// restore, or it has never begun. A target gets its name only when it is whole.
+/// The coordinator is killed before and after each write that a restore makes to the store: the next leader goes on
+/// with the restore, or it has never begun. A target gets its name only when it is whole.
 #[test]
 fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() {
     let mut c = ready();
@@ -286,8 +288,8 @@ fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() 
     assert!(gone_on > 3, "only {gone_on} restores went on");
 }
 
-/// Regions that a journal calls unchanged are taken from the parent. If the parent is gone when another leader reads the
-/// journal, the run fails: nothing replaces what can't be read.
+/// Regions that a journal calls unchanged are taken from the parent. If the parent is gone when another leader reads
+/// the journal, the run fails: nothing replaces what can't be read.
 #[test]
 fn a_parent_that_is_lost_before_a_take_over_never_becomes_holes() {
     let mut c = ready();

@@ -1,5 +1,5 @@
-//! Like `crash_points`, on a real S3 server with a compliance lock: nothing can be deleted there, so the left-overs of one
-//! crash stay for the next.
+//! Like `crash_points`, on a real S3 server with a compliance lock: nothing can be deleted there, so the left-overs of
+//! one crash stay for the next.
 //!
 //! CI takes every eleventh crash point; `MILKRUN_TEST_EVERY=5` takes every fifth.
 
@@ -49,8 +49,8 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
     let (mut walked, mut killed, mut gone_on, mut committed) = (0, 0, 0, 0);
     let crashes = c.folder().join("crashes");
     let mut crashed_at = String::new();
-    // Each backup finds more objects than the one before and makes more calls, until one is not killed any more. (How many
-    // journal entries go into one object differs, so some backups in between may not be killed either.)
+    // Each backup finds more objects than the one before and makes more calls, until one is not killed any more. (How
+    // many journal entries go into one object differs, so some backups in between may not be killed either.)
     for at in (opened..opened + 2 * total).step_by(every) {
         walked += 1;
         // New content each time, or nothing would be uploaded.

@@ -1,5 +1,5 @@
-//! Failover of coordinators that die, hang, or stand by: the next one goes on with their runs, and their own work does not
-//! count any more.
+//! Failover of coordinators that die, hang, or stand by: the next one goes on with their runs, and their own work does
+//! not count any more.
 
 use std::fs;
 use std::process::Stdio;

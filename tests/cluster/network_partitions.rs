@@ -1,5 +1,5 @@
-//! Network partitions: each process has its own host (a network namespace), the store is a real S3 server with Object Lock,
-//! and links are cut.
+//! Network partitions: each process has its own host (a network namespace), the store is a real S3 server with Object
+//! Lock, and links are cut.
 
 use std::fs;
 use std::process::Stdio;

@@ -44,7 +44,8 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
     assert!(coordinator.log().contains("an agent is refused"));
 }
 
-/// An agent of the last release gets each write as a message of its own. An agent that asks for it gets the same writes packed.
+/// An agent of the last release gets each write as a message of its own. An agent that asks for it gets the same writes
+/// packed.
 #[test]
 fn a_plan_is_sent_in_the_form_that_the_agent_knows() {
     let c = Cluster::in_directory();

@@ -49,7 +49,8 @@ fn target(c: &Cluster) -> PathBuf {
     c.folder().join("data.back")
 }
 
-/// Starts node-b's agent, which hangs once where it syncs the whole target, and a restore. Waits until everything is written.
+/// Starts node-b's agent, which hangs once where it syncs the whole target, and a restore. Waits until everything is
+/// written.
 fn begin(c: &mut Cluster, coordinator: &Process) -> (Process, Child, String) {
     let path = target(c);
     let begun = begin_at(c, coordinator, &path);
@@ -196,8 +197,8 @@ fn a_restore_resumes_on_the_same_device_and_not_on_another_in_its_place() {
     assert!(kept[..precious.len()] == precious[..] && kept[precious.len()..].iter().all(|&b| b == 0));
 }
 
-/// Somebody with write access to the bucket keeps a restore's lease and journal, and puts them back after its end. This has no
-/// effect, and the target's newer content stays.
+/// Somebody with write access to the bucket keeps a restore's lease and journal, and puts them back after its end. This
+/// has no effect, and the target's newer content stays.
 #[test]
 fn a_restore_that_is_over_can_not_be_put_back() {
     let (mut c, mut coordinator, _a) = backed_up();
@@ -222,7 +223,8 @@ fn a_restore_that_is_over_can_not_be_put_back() {
             copy(&saved.join(i.to_string()), &repository.join(of_run));
         }
     };
-    // It does not help either to take keys at which the end of the run could be recorded, or the next keys of its journal.
+    // It does not help either to take keys at which the end of the run could be recorded, or the next keys of its
+    // journal.
     let ends = repository.join("ended");
     fs::create_dir_all(&ends).unwrap();
     fs::write(ends.join(&run), "rubbish").unwrap();
@@ -258,7 +260,8 @@ fn a_restore_that_is_over_can_not_be_put_back() {
     stays(&c);
     assert!(of_run.iter().all(|o| !repository.join(o).is_file()), "they stay");
 
-    // Nothing is locked here, so even the record of the end can be deleted. The agent remembers that the restore was finished.
+    // Nothing is locked here, so even the record of the end can be deleted. The agent remembers that the restore was
+    // finished.
     third.signal(Signal::SIGTERM);
     third.wait();
     fs::remove_dir_all(&ends).unwrap();

@@ -1,5 +1,5 @@
-//! A scripted agent: it does what a test says, over the wire, with a genuine certificate. Helpers do the work of an honest
-//! agent.
+//! A scripted agent: it does what a test says, over the wire, with a genuine certificate. Helpers do the work of an
+//! honest agent.
 
 use std::fs;
 use std::process::{Child, Stdio};

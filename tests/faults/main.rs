@@ -124,8 +124,8 @@ fn a_store_that_lies_never_gets_a_point_committed() {
     });
 }
 
-/// Anybody with write access to the bucket can take the root's key before the run ends. This is distinguished from a run
-/// that another leader has ended.
+/// Anybody with write access to the bucket can take the root's key before the run ends. This is distinguished from a
+/// run that another leader has ended.
 #[test]
 fn a_root_key_that_is_taken_by_rubbish_is_reported() {
     runtime().block_on(async {
@@ -142,8 +142,8 @@ fn a_root_key_that_is_taken_by_rubbish_is_reported() {
         let status = world.back_up(&["data"], script).await.unwrap_err();
         assert!(status.message().contains("taken by what is no restore point (rubbish)"), "{status}");
         assert_eq!(world.points().await, 0);
-        // Ids have a resolution of a second. Of two points of one second, the one that can't be read might be the newer one,
-        // and a restore must not guess.
+        // Ids have a resolution of a second. Of two points of one second, the one that can't be read might be the newer
+        // one, and a restore must not guess.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         world.back_up(&["data"], sound()).await.unwrap();
         world.restore(&["data"], sound()).await.unwrap();
@@ -242,8 +242,8 @@ fn dice(seed: u64, n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A seed decides on faults at any call, transient or not. A backup is whole or not listed, a restore gives the right bytes or
-/// none, and once the store works again everything succeeds. `MILKRUN_TEST_SEED` runs one seed.
+/// A seed decides on faults at any call, transient or not. A backup is whole or not listed, a restore gives the right
+/// bytes or none, and once the store works again everything succeeds. `MILKRUN_TEST_SEED` runs one seed.
 #[test]
 fn whatever_a_store_does_a_point_is_whole_or_not_listed() {
     let seeds = match std::env::var("MILKRUN_TEST_SEED") {
@@ -291,8 +291,8 @@ fn whatever_a_store_does_a_point_is_whole_or_not_listed() {
             let after = world.points().await;
             match &backed_up {
                 Ok(_) => assert_eq!(after, before + 1, "seed {seed}"),
-                // If the outcome of the root's PUT is unknown, the root may exist. It is whole then, as the end of this test
-                // shows.
+                // If the outcome of the root's PUT is unknown, the root may exist. It is whole then, as the end of this
+                // test shows.
                 Err(e) => assert!(after == before || after == before + 1, "seed {seed}: {e}"),
             }
             backups[usize::from(backed_up.is_ok())] += 1;

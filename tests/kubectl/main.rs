@@ -1,7 +1,7 @@
 //! Manifests mean the same to milkrun as to kubectl: both read the same files.
 //!
-//! `kubectl patch --local` with an empty patch prints the objects of a file as kubectl reads them, and needs no cluster. One
-//! call reads a folder of files; it goes on after a file that it refuses, and names that file.
+//! `kubectl patch --local` with an empty patch prints the objects of a file as kubectl reads them, and needs no
+//! cluster. One call reads a folder of files; it goes on after a file that it refuses, and names that file.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod cases;
@@ -36,7 +36,8 @@ pub(crate) enum Expect {
     Stricter(&'static str),
     /// milkrun accepts it, and kubectl refuses it.
     Laxer,
-    /// A generated file: both read the same objects, or both refuse it, or milkrun refuses it for a reason in [`STRICTER`].
+    /// A generated file: both read the same objects, or both refuse it, or milkrun refuses it for a reason in
+    /// [`STRICTER`].
     Any,
 }
 

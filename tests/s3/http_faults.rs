@@ -1,5 +1,5 @@
-//! Faults between milkrun and an S3 server, at the level of HTTP. Transient faults are retried, permanent ones are reported as
-//! what they are, and nothing unfinished is listed.
+//! Faults between milkrun and an S3 server, at the level of HTTP. Transient faults are retried, permanent ones are
+//! reported as what they are, and nothing unfinished is listed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

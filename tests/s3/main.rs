@@ -1,4 +1,5 @@
-//! Tests with a real S3 server: the store's conformance suite, grants and locks, faults of HTTP, and the ways to connect.
+//! Tests with a real S3 server: the store's conformance suite, grants and locks, faults of HTTP, and the ways to
+//! connect.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod http_faults;

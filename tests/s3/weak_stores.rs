@@ -1,5 +1,5 @@
-//! `init` tests the features that milkrun relies on: a store that lacks one, or only pretends to have it, is refused with a
-//! message that names it.
+//! `init` tests the features that milkrun relies on: a store that lacks one, or only pretends to have it, is refused
+//! with a message that names it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,5 @@
-//! A coordinator and agents as real processes. With a [`Network`], each process has its own host: a network namespace, and a
-//! bridge joins them.
+//! A coordinator and agents as real processes. With a [`Network`], each process has its own host: a network namespace,
+//! and a bridge joins them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -288,7 +288,8 @@ impl Cluster {
         Self::over(folder, repository, Vec::new(), None, agent_args)
     }
 
-    /// With a repository in a bucket, and these variables in each environment. With a network, each process has its own host.
+    /// With a repository in a bucket, and these variables in each environment. With a network, each process has its own
+    /// host.
     ///
     /// # Panics
     /// If it can't be set up.

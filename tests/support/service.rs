@@ -1,5 +1,5 @@
-//! One address in front of several servers: new connections go to the server that it points to, and open ones stay where
-//! they are. A cluster's service does the same when another coordinator leads.
+//! One address in front of several servers: new connections go to the server that it points to, and open ones stay
+//! where they are. A cluster's service does the same when another coordinator leads.
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! A server between milkrun and a real S3 server. It passes everything on, except where a script wants a fault: the faults
-//! of real networks and real stores, at the level of HTTP.
+//! A server between milkrun and a real S3 server. It passes everything on, except where a script wants a fault: the
+//! faults of real networks and real stores, at the level of HTTP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -289,13 +289,14 @@ impl Troublemaker {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|_| ResetNow)?;
         tokio::spawn(connection);
         let (mut head, body) = request.into_parts();
-        // As a proxy, it gets an absolute URI, and the server needs only the path. The Host header, which is signed, stays.
+        // As a proxy, it gets an absolute URI, and the server needs only the path. The Host header, which is signed,
+        // stays.
         head.uri = head.uri.path_and_query().expect("a path").as_str().parse().expect("a path");
         let answer = sender.send_request(Request::from_parts(head, body)).await.map_err(|_| ResetNow)?;
         let (mut head, body) = answer.into_parts();
         let body = body.collect().await.map_err(|_| ResetNow)?.to_bytes();
-        // The body is complete, so its length is known, and is stated even if the body came in chunks. The answer to a HEAD
-        // has no body, and keeps the stated length.
+        // The body is complete, so its length is known, and is stated even if the body came in chunks. The answer to a
+        // HEAD has no body, and keeps the stated length.
         if !body.is_empty() {
             head.headers.remove("transfer-encoding");
             head.headers.insert(CONTENT_LENGTH, body.len().into());

@@ -194,7 +194,8 @@ fn an_unreachable_store_is_distinguished_from_an_empty_one() {
     assert_eq!(ran.json()["exit"], 4);
 }
 
-/// Anybody with write access can put rubbish into a repository. It is reported and skipped, and costs neither time nor memory.
+/// Anybody with write access can put rubbish into a repository. It is reported and skipped, and costs neither time nor
+/// memory.
 #[test]
 fn rubbish_among_the_roots_is_skipped() {
     let folder = tempfile::tempdir().unwrap();

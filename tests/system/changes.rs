@@ -1,5 +1,5 @@
-//! Single changed pages and changed-block lists: whatever is not read or is kept by reference, the volume is restored bit for
-//! bit.
+//! Single changed pages and changed-block lists: whatever is not read or is kept by reference, the volume is restored
+//! bit for bit.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -220,8 +220,8 @@ fn a_list_that_does_not_fit_is_not_used() {
     let made = v.back_up(&["--changed-from", &v.list(point(&made), &[])]);
     assert_eq!(notes(&made), "[]");
     v.restores_whole();
-    // A volume that grew from an end within a page: its former last page now belongs to another chunk. The sample handles
-    // this.
+    // A volume that grew from an end within a page: its former last page now belongs to another chunk. The sample
+    // handles this.
     v.content.extend(noise(9000, 5));
     fs::write(v.image(), &v.content).unwrap();
     let last = (18 << 20) / PAGE;

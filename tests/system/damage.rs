@@ -1,5 +1,5 @@
-//! Objects that are damaged, missing, replaced or forged: each is noticed and named with the points that it affects, and no
-//! wrong byte is restored.
+//! Objects that are damaged, missing, replaced or forged: each is noticed and named with the points that it affects,
+//! and no wrong byte is restored.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -167,7 +167,8 @@ fn a_rotten_pack_is_set_aside_and_its_content_stored_again() {
     rot_and_set_aside(&|bytes: &mut Vec<u8>| bytes[100] ^= 1, true);
 }
 
-/// The next backup is made right after the damage was found. The parent's packs are rotten at their beginning, or elsewhere.
+/// The next backup is made right after the damage was found. The parent's packs are rotten at their beginning, or
+/// elsewhere.
 #[test]
 fn a_rotten_parent_predicts_nothing_that_was_set_aside() {
     rot_and_set_aside(&|bytes: &mut Vec<u8>| bytes[100] ^= 1, false);

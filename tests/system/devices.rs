@@ -120,8 +120,8 @@ fn a_full_disk_ends_cleanly_on_both_sides() {
     assert!(!out.exists(), "half a volume was left");
 }
 
-/// A file system or volume group on several devices: a point that has only some of them says so; a point with all of them does
-/// not.
+/// A file system or volume group on several devices: a point that has only some of them says so; a point with all of
+/// them does not.
 #[test]
 fn a_point_says_that_it_has_only_a_part_of_a_set() {
     if !is_root() {

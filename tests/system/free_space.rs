@@ -21,7 +21,8 @@ struct Disk {
 }
 
 impl Disk {
-    /// A file of random bytes with an ext4 file system in it, which has some files. `None` if the tools are not installed.
+    /// A file of random bytes with an ext4 file system in it, which has some files. `None` if the tools are not
+    /// installed.
     fn new(name: &str, size: u64, options: &[&str]) -> Option<Self> {
         for tool in ["mke2fs", "dumpe2fs", "debugfs", "e2fsck"] {
             if Command::new(tool).arg("-V").output().is_err() {
@@ -66,7 +67,8 @@ impl Disk {
         out
     }
 
-    /// Checks that all blocks that dumpe2fs does not list as free are equal. Returns how many bytes of free blocks differ.
+    /// Checks that all blocks that dumpe2fs does not list as free are equal. Returns how many bytes of free blocks
+    /// differ.
     fn same_but_for_free(&self, out: &Path) -> u64 {
         let said = Command::new("dumpe2fs").arg(self.image()).output().unwrap();
         let said = String::from_utf8(said.stdout).unwrap();

@@ -13,8 +13,8 @@ use milkrun_tests::{is_root, noise, skip};
 
 use crate::round_trip::volume;
 
-/// Checks that a device is refused as a source and as a target. Only `--allow-mounted` allows it as a source, and the point
-/// then says so.
+/// Checks that a device is refused as a source and as a target. Only `--allow-mounted` allows it as a source, and the
+/// point then says so.
 fn in_use(m: &Milkrun, device: &str, by: &str) {
     let v = format!("data={device}");
     m.run(["backup", "used", "--volume", &v]).fails(1, by);
@@ -31,9 +31,9 @@ fn in_use(m: &Milkrun, device: &str, by: &str) {
 }
 
 /// A mount in a namespace of its own, as in a container.
-struct Elsewhere(Child);
+struct NamespaceMount(Child);
 
-impl Elsewhere {
+impl NamespaceMount {
     fn mount(device: &str, at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
         let script = format!("mount {device} {at} && touch {at}/mounted && exec sleep 600", at = at.display());
@@ -50,7 +50,7 @@ impl Elsewhere {
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for NamespaceMount {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -71,7 +71,7 @@ fn a_device_that_the_kernel_uses_is_neither_read_nor_written() {
 
     let device = Loop::fresh(folder.path(), "namespace", 64 << 20);
     must("mkfs.ext4", &["-q", &device.path()]);
-    let elsewhere = Elsewhere::mount(&device.path(), &folder.path().join("elsewhere"));
+    let elsewhere = NamespaceMount::mount(&device.path(), &folder.path().join("elsewhere"));
     in_use(&m, &device.path(), "another namespace");
     // The image below it is in use, too.
     let image = format!("data={}", folder.path().join("namespace").display());
@@ -82,7 +82,7 @@ fn a_device_that_the_kernel_uses_is_neither_read_nor_written() {
 
     // A device below a loop device.
     let top = Loop::attach(Path::new(&device.path()));
-    let elsewhere = Elsewhere::mount(&top.path(), &folder.path().join("top"));
+    let elsewhere = NamespaceMount::mount(&top.path(), &folder.path().join("top"));
     in_use(&m, &device.path(), "another namespace");
     drop(elsewhere);
     drop(top);

@@ -1,4 +1,5 @@
-//! A bucket with Object Lock: `init` proves it, points are locked, and nobody with write access can destroy a committed point.
+//! A bucket with Object Lock: `init` proves it, points are locked, and nobody with write access can destroy a committed
+//! point.
 
 use std::fs;
 
@@ -92,7 +93,8 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
         }
         assert!(tried >= 8, "{tried}");
 
-        // A root has a delete marker, and another version on top: the locked version is still found, and both are reported.
+        // A root has a delete marker, and another version on top: the locked version is still found, and both are
+        // reported.
         let client = client(&server.endpoint());
         let root = store.versions("points/").await.unwrap().pop().unwrap().key;
         let name = format!("some/prefix/{root}");

@@ -1,6 +1,6 @@
-//! A real PostgreSQL with page checksums on ext4. Three frozen generations are backed up between runs of pgbench. Each is
-//! restored to a new device, checked, started, and queried. The repository is once in a directory, and once in a bucket with
-//! a compliance lock.
+//! A real PostgreSQL with page checksums on ext4. Three frozen generations are backed up between runs of pgbench. Each
+//! is restored to a new device, checked, started, and queried. The repository is once in a directory, and once in a
+//! bucket with a compliance lock.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A repository that is valid by itself but not the one of before: it was rolled back as a whole, or exchanged for another.
+//! A repository that is valid by itself but not the one of before: it was rolled back as a whole, or exchanged for
+//! another.
 
 use std::fs;
 use std::path::Path;

@@ -23,8 +23,8 @@ fn hide_all(endpoint: &str, bucket: &str) -> usize {
     })
 }
 
-/// An accidental delete hides everything. Each byte can be restored, only the delete markers are found, and the next backup
-/// succeeds.
+/// An accidental delete hides everything. Each byte can be restored, only the delete markers are found, and the next
+/// backup succeeds.
 fn an_accidental_delete_loses_nothing(endpoint: &str, m: &milkrun_tests::binary::Milkrun, folder: &std::path::Path) {
     make_bucket(endpoint, "locked", true);
     let key = folder.join("key.pub").display().to_string();

@@ -1,5 +1,5 @@
-//! What a person sees and does while a command runs: bars on a terminal, lines elsewhere, Ctrl-C. Also: `milkrun try`, help
-//! and completion.
+//! What a person sees and does while a command runs: bars on a terminal, lines elsewhere, Ctrl-C. Also: `milkrun try`,
+//! help and completion.
 
 use std::fs;
 use std::io::Read;

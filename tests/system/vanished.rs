@@ -1,5 +1,5 @@
-//! A directory repository that disappears in the middle of a backup: it is moved, unmounted, or replaced by another one.
-//! Nothing is made under the old name, and no success is reported.
+//! A directory repository that disappears in the middle of a backup: it is moved, unmounted, or replaced by another
+//! one. Nothing is made under the old name, and no success is reported.
 
 use std::fs;
 use std::io::Write;
@@ -85,7 +85,8 @@ fn a_copy_in_its_place_gets_no_point() {
         fs::rename(&copy, &here).unwrap();
     });
     assert_eq!(ran.code, Some(1), "{}", ran.err);
-    // The message depends on what is checked first: the repository's location, or a pack that was stored in the original.
+    // The message depends on what is checked first: the repository's location, or a pack that was stored in the
+    // original.
     let messages = ["not where this run began", "is not in the store although"];
     assert!(messages.iter().any(|t| ran.err.contains(t)), "{}", ran.err);
     no_point_in(folder.path(), &here);

@@ -1,7 +1,8 @@
 //! Circular imports: no file may import a file that imports it, directly or through others.
 //!
-//! Files are nodes. The files of the same crate that a file names (`use crate::…`, `super::…`, paths in code) are its edges.
-//! A submodule that imports from its parent module makes no edge: it is a part of the parent. Tests are left out.
+//! Files are nodes. The files of the same crate that a file names (`use crate::…`, `super::…`, paths in code) are its
+//! edges. A submodule that imports from its parent module makes no edge: it is a part of the parent. Tests are left
+//! out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -191,8 +191,8 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let features = ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
-    // This builds the binary that the system tests start. All targets are built, so that dependencies get the features that
-    // tests need, and `cargo test` builds nothing again.
+    // This builds the binary that the system tests start. All targets are built, so that dependencies get the features
+    // that tests need, and `cargo test` builds nothing again.
     run(Command::new(&cargo).arg("build").args(features).arg("--all-targets").current_dir(root()))?;
     let _ = std::fs::remove_file(skips());
     let mut command = Command::new(&cargo);

@@ -7,7 +7,8 @@ use std::time::Duration;
 use milkrun_repository::chunk::codec::Level;
 use tokio::time::Instant;
 
-/// The levels that are worth their time (docs/performance.md): 1 stores more than -1 does, and 4 hardly less than 3, or more.
+/// The levels that are worth their time (docs/performance.md): 1 stores more than -1 does, and 4 hardly less than 3, or
+/// more.
 const LADDER: [i32; 7] = [-1, 2, 3, 5, 6, 7, 9];
 /// How long the cores are observed before the level changes.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -49,7 +50,8 @@ impl LevelControl {
         Self { ordered, adapts, state: Mutex::new(State { level: ordered, since: None, waited: false }) }
     }
 
-    /// The level for the next chunks. `waited`: there was room for their pack only after earlier packs had been uploaded.
+    /// The level for the next chunks. `waited`: there was room for their pack only after earlier packs had been
+    /// uploaded.
     pub fn level(&self, waited: bool, worked: Worked, now: Instant) -> Level {
         if !self.adapts {
             return self.ordered;

@@ -16,8 +16,8 @@ const WAITING_MAX: usize = 2048;
 /// The largest numbers of regions and runs in one call.
 const BATCH_REGIONS: usize = 256;
 const BATCH_RUNS: usize = 16 * 1024;
-/// A call is made after so many bytes were read, or after this interval, whichever comes first. Each call is an object in
-/// the run's journal. If the agent dies, the next attempt reads again what was not handed over.
+/// A call is made after so many bytes were read, or after this interval, whichever comes first. Each call is an object
+/// in the run's journal. If the agent dies, the next attempt reads again what was not handed over.
 const BATCH_BYTES: u64 = 512 << 20;
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// When a region has waited so long for open packs, these are uploaded early, full or not: later regions wait too.
@@ -63,7 +63,8 @@ impl Checkpoints {
         match self.sender.try_send(done) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(done)) => {
-                // Many regions wait for few new chunks: their packs are uploaded now, so that the regions need not wait.
+                // Many regions wait for few new chunks: their packs are uploaded now, so that the regions need not
+                // wait.
                 job.run.flush(job).await;
                 match self.sender.send(done).await {
                     Ok(()) => Ok(()),

@@ -1,7 +1,7 @@
 //! Chunks that this agent is uploading for a run. The first region that has such a chunk claims it; others refer to it.
 //!
-//! An entry lives until its pack is sealed; from then on the coordinator knows the chunk. So the size of the table depends
-//! on the packs in flight, and not on the volume.
+//! An entry lives until its pack is sealed; from then on the coordinator knows the chunk. So the size of the table
+//! depends on the packs in flight, and not on the volume.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

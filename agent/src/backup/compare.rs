@@ -1,5 +1,5 @@
-//! Compares a region with its parent while it is read. Each piece is compared while it is in the core's cache, and is not
-//! needed afterwards. A region that is read whole before it is compared goes through memory three times.
+//! Compares a region with its parent while it is read. Each piece is compared while it is in the core's cache, and is
+//! not needed afterwards. A region that is read whole before it is compared goes through memory three times.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -17,8 +17,8 @@ use crate::workers::Workers;
 /// Bytes that are read and compared at once, unless a single chunk is longer: they stay in a core's own cache.
 const AT_ONCE: usize = 512 << 10;
 
-/// Predicts whether regions are unchanged. Comparing pays off only then: in a region that changed, what was read until the
-/// change was found is read twice.
+/// Predicts whether regions are unchanged. Comparing pays off only then: in a region that changed, what was read until
+/// the change was found is read twice.
 #[derive(Debug, Default)]
 pub(super) struct UnchangedGuess(AtomicI32);
 

@@ -1,6 +1,6 @@
-//! Cuts a region into extents. If there is a parent, its extents are compared first: where a chunk still has its id, or a
-//! page its digest, nothing is cut, looked up, compressed or sent. Long changed runs go to the cutter. Single changed pages
-//! are put together into one new chunk, and the rest of the old chunk stays in use by reference.
+//! Cuts a region into extents. If there is a parent, its extents are compared first: where a chunk still has its id, or
+//! a page its digest, nothing is cut, looked up, compressed or sent. Long changed runs go to the cutter. Single changed
+//! pages are put together into one new chunk, and the rest of the old chunk stays in use by reference.
 
 use std::ops::Range;
 
@@ -76,8 +76,8 @@ struct Segment {
     extent: Option<usize>,
 }
 
-/// Cuts a region of an image. `parent` are the parent's extents at the same place, empty if there are none; they may cover
-/// less than the region. What was not read of the region counts as unchanged: a changed-block list says so.
+/// Cuts a region of an image. `parent` are the parent's extents at the same place, empty if there are none; they may
+/// cover less than the region. What was not read of the region counts as unchanged: a changed-block list says so.
 pub fn cut_region(bytes: &RegionBytes, parent: &[ParentExtent], how: &Cutting) -> CutRegion {
     let compared = Compared::compare(bytes, parent, how);
     let covered: usize = parent.iter().map(|p| p.extent.run.len() as usize).sum();

@@ -78,8 +78,8 @@ struct RegionContext {
     learn: bool,
     /// Whether regions are mostly unchanged.
     guess: Arc<UnchangedGuess>,
-    /// Limits the regions of which much is read: enough that every thread has one to work on while others are read or wait
-    /// for an answer. More would only take memory.
+    /// Limits the regions of which much is read: enough that every thread has one to work on while others are read or
+    /// wait for an answer. More would only take memory.
     large: Arc<Semaphore>,
 }
 
@@ -177,9 +177,9 @@ async fn check_list(
     }
 }
 
-/// The ranges of a region that are to be read, in whole pages: those that the list names and, if it names any, fragmented
-/// extents and, with `whole_chunks`, the whole of each changed chunk. `None`: the parent does not cover the region, and all
-/// of it is to be read.
+/// The ranges of a region that are to be read, in whole pages: those that the list names and, if it names any,
+/// fragmented extents and, with `whole_chunks`, the whole of each changed chunk. `None`: the parent does not cover the
+/// region, and all of it is to be read.
 fn dirty_ranges(
     list: &Changes,
     region: Range<u64>,
@@ -326,7 +326,8 @@ impl RegionContext {
             metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
         };
         let by_list = matches!(reads, Reads::Dirty(_));
-        // The I/O threads do the comparing, and there are more of them than CPU threads: not if cores are to be left alone.
+        // The I/O threads do the comparing, and there are more of them than CPU threads: not if cores are to be left
+        // alone.
         let may_compare = !by_list && !predicted.is_empty() && job.engine.cpu.has_all_cores();
         if may_compare && guess.is_good() {
             let (source, engine, how) = (source.clone(), job.engine.clone(), how.clone());

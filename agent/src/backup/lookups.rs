@@ -1,6 +1,6 @@
-//! Asks the coordinator which chunks are known. Questions that come up while a call is in flight are sent together in the
-//! next call: an incremental has one or two new chunks in each region, and a call costs the same for one id as for a
-//! thousand.
+//! Asks the coordinator which chunks are known. Questions that come up while a call is in flight are sent together in
+//! the next call: an incremental has one or two new chunks in each region, and a call costs the same for one id as for
+//! a thousand.
 
 use std::sync::Arc;
 
@@ -34,8 +34,8 @@ impl Drop for LookupTask {
 }
 
 impl Lookups {
-    /// Starts lookups for one volume. With `share`, a chunk that another node is storing is [`Answer::Remote`]; else it is
-    /// [`Answer::Yours`] too.
+    /// Starts lookups for one volume. With `share`, a chunk that another node is storing is [`Answer::Remote`]; else it
+    /// is [`Answer::Yours`] too.
     pub fn start(job: &Arc<VolumeJob>, share: bool) -> (Self, LookupTask) {
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
         (Self { sender }, LookupTask(tokio::spawn(ask(job.clone(), receiver, share))))

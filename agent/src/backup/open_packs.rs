@@ -1,8 +1,9 @@
 //! Open packs of a run on this agent. CPU jobs fill them; full ones are uploaded by grant and sealed.
 //!
-//! A pack is idle, or a CPU job fills it, or it is being uploaded. In the last two states it holds a permit of the budget.
-//! An idle pack holds none: otherwise a task could wait for a permit that only packs hold which nobody fills. The number
-//! of packs is bounded all the same: a new pack is made only if none is idle, so there are never more packs than permits.
+//! A pack is idle, or a CPU job fills it, or it is being uploaded. In the last two states it holds a permit of the
+//! budget. An idle pack holds none: otherwise a task could wait for a permit that only packs hold which nobody fills.
+//! The number of packs is bounded all the same: a new pack is made only if none is idle, so there are never more packs
+//! than permits.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -145,8 +146,8 @@ impl RunPacks {
         self.claims.wake_all();
     }
 
-    /// Stores the new chunks of a region, except those that are known already. If `lookups` are shared, also except those
-    /// that another node is storing.
+    /// Stores the new chunks of a region, except those that are known already. If `lookups` are shared, also except
+    /// those that another node is storing.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -204,14 +205,15 @@ impl RunPacks {
         Ok(())
     }
 
-    /// An idle pack, or a new one if none is idle and the budget has room. Also returns whether the caller had to wait for
-    /// uploads.
+    /// An idle pack, or a new one if none is idle and the budget has room. Also returns whether the caller had to wait
+    /// for uploads.
     async fn take(&self, job: &VolumeJob) -> (OpenPack, Permit, bool) {
         let (permit, waited) = match job.engine.budget.try_pack() {
             Some(permit) => (permit, false),
             None => {
-                // If mostly CPU jobs hold the permits, uploads are not the bottleneck. The count is taken twice: when the
-                // wait begins, full packs may not be uploading yet; when it ends, the upload that made room may be over.
+                // If mostly CPU jobs hold the permits, uploads are not the bottleneck. The count is taken twice: when
+                // the wait begins, full packs may not be uploading yet; when it ends, the upload that made room may be
+                // over.
                 let before = self.uploading.load(Ordering::Relaxed);
                 let permit = job.engine.budget.pack().await;
                 let after = self.uploading.load(Ordering::Relaxed);

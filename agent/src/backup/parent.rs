@@ -17,8 +17,8 @@ pub(super) struct Parent {
 }
 
 impl Parent {
-    /// Page digests are asked for where they help. With a list that names single pages they do not: the list already says
-    /// which pages changed.
+    /// Page digests are asked for where they help. With a list that names single pages they do not: the list already
+    /// says which pages changed.
     pub(super) async fn open(job: &VolumeJob, list: Option<&Changes>) -> Result<Self, BackupError> {
         let pages = !job.whole_chunks && list.is_none_or(Changes::is_coarse);
         // Without digests, it does not matter either which chunk lies where: an outline is enough.

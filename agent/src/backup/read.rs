@@ -16,8 +16,8 @@ const READ_BYTES: usize = 1 << 20;
 /// Where a read failed, and why.
 pub(super) type Failed = (u64, io::Error);
 
-/// Reads these ranges of a region of `len` bytes at `offset` into a buffer, one behind the other. The ranges are in order
-/// and do not touch. Also returns how many bytes were read.
+/// Reads these ranges of a region of `len` bytes at `offset` into a buffer, one behind the other. The ranges are in
+/// order and do not touch. Also returns how many bytes were read.
 pub(super) fn read_ranges(
     source: &dyn Source,
     mut buffer: Buffer,
@@ -44,8 +44,8 @@ pub(super) fn range_pieces<'a>(buffer: &'a mut [u8], offset: u64, ranges: &[Rang
     pieces
 }
 
-/// Fills a region's buffer: ranges with data are read in parallel pieces, the rest is zeroed. Also returns how many bytes
-/// were read.
+/// Fills a region's buffer: ranges with data are read in parallel pieces, the rest is zeroed. Also returns how many
+/// bytes were read.
 pub(super) fn read_region(
     source: &dyn Source,
     mut buffer: Buffer,
@@ -74,8 +74,8 @@ pub(super) fn read_region(
     }
 }
 
-/// The ranges of a region of `len` bytes at `offset` that may hold data: whole pages, in order, not touching each other.
-/// `first` is the first such range at or after `offset`.
+/// The ranges of a region of `len` bytes at `offset` that may hold data: whole pages, in order, not touching each
+/// other. `first` is the first such range at or after `offset`.
 fn data_ranges(
     source: &dyn Source,
     offset: u64,

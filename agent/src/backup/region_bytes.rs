@@ -7,8 +7,8 @@ use crate::buffer::Buffer;
 /// A region in memory.
 pub struct RegionBytes {
     buffer: Buffer,
-    /// The parts that were read, in order: where each lies in the region and where it begins in the buffer. `None`: all of
-    /// the region was read.
+    /// The parts that were read, in order: where each lies in the region and where it begins in the buffer. `None`: all
+    /// of the region was read.
     parts: Option<Vec<(Range<usize>, usize)>>,
     /// Bytes of the region.
     len: usize,
@@ -65,8 +65,8 @@ impl RegionBytes {
         &self.buffer[from..from + range.len()]
     }
 
-    /// These parts of the region, (offset, bytes) each, one after the other: a slice of the buffer if they lie there like
-    /// that, as the parts of a sparse read do, else copied together in `scratch`.
+    /// These parts of the region, (offset, bytes) each, one after the other: a slice of the buffer if they lie there
+    /// like that, as the parts of a sparse read do, else copied together in `scratch`.
     ///
     /// # Panics
     /// If one of them was not read.

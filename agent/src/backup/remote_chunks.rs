@@ -1,5 +1,5 @@
-//! Chunks in flight on other nodes. Their bytes are not kept. A chunk that appears in the index is settled. A chunk whose
-//! uploader is gone is read again and uploaded here (a snapshot does not change).
+//! Chunks in flight on other nodes. Their bytes are not kept. A chunk that appears in the index is settled. A chunk
+//! whose uploader is gone is read again and uploaded here (a snapshot does not change).
 
 use std::sync::Arc;
 

@@ -1,12 +1,12 @@
-//! Checks a changed-block list before it is used. Random pages that the list does not name are read and compared with the
-//! parent's digests.
+//! Checks a changed-block list before it is used. Random pages that the list does not name are read and compared with
+//! the parent's digests.
 //!
-//! How likely a wrong list is noticed: `LEAVES` regions are drawn at random, and in each of them `PAGES` random pages that
-//! the list does not name. Suppose that a share *f* of all unnamed pages changed, spread evenly. This stays unnoticed with
-//! a probability of (1-f)^4096: 2 % for one page in a thousand, 1e-18 for one in a hundred, 96 % for one in a hundred
-//! thousand. If all of them lie in a share *x* of the regions, the probability that they are noticed is at most
-//! 1-(1-x)^32: 97 % for a tenth of the volume. Single wrong pages are hardly ever found; the full read (`--full-every`)
-//! finds them.
+//! How likely a wrong list is noticed: `LEAVES` regions are drawn at random, and in each of them `PAGES` random pages
+//! that the list does not name. Suppose that a share *f* of all unnamed pages changed, spread evenly. This stays
+//! unnoticed with a probability of (1-f)^4096: 2 % for one page in a thousand, 1e-18 for one in a hundred, 96 % for one
+//! in a hundred thousand. If all of them lie in a share *x* of the regions, the probability that they are noticed is at
+//! most 1-(1-x)^32: 97 % for a tenth of the volume. Single wrong pages are hardly ever found; the full read
+//! (`--full-every`) finds them.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -54,8 +54,8 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Starts the threads; they end when this is dropped. Threads of a pool look for more work for a while after each job,
-    /// which costs more than reading a few pages does. Without io_uring, the threads of `io` read.
+    /// Starts the threads; they end when this is dropped. Threads of a pool look for more work for a while after each
+    /// job, which costs more than reading a few pages does. Without io_uring, the threads of `io` read.
     ///
     /// # Errors
     /// [`StartError`] when the system refuses.

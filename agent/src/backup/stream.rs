@@ -79,8 +79,8 @@ pub async fn back_up(job: Arc<VolumeJob>, source: Box<dyn ByteSource>) -> Result
     Ok(Outcome { len: offset, notes, ..Outcome::default() })
 }
 
-/// Fills a buffer: first with what is left over from the last buffer, then from the stream, until it is full or the stream
-/// ends.
+/// Fills a buffer: first with what is left over from the last buffer, then from the stream, until it is full or the
+/// stream ends.
 fn fill(source: &mut dyn ByteSource, mut buffer: Buffer, carried: &[u8]) -> std::io::Result<(Buffer, usize, usize)> {
     buffer[..carried.len()].copy_from_slice(carried);
     let mut at = carried.len();

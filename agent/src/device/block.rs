@@ -57,7 +57,8 @@ pub(super) fn flush_buffers(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Identifies this very device, and not another one that had or will have the same name. `None` if the kernel can't say.
+/// Identifies this very device, and not another one that had or will have the same name. `None` if the kernel can't
+/// say.
 pub(super) fn identity(file: &File) -> Option<String> {
     let mut sequence = 0;
     // SAFETY: the descriptor is open and the call writes one u64 to a valid address.

@@ -1,5 +1,5 @@
-//! The changed-block list: the ranges of a volume that may have changed since a restore point. A storage system, a device
-//! mapper target or a CSI driver makes it. It is text, one entry a line:
+//! The changed-block list: the ranges of a volume that may have changed since a restore point. A storage system, a
+//! device mapper target or a CSI driver makes it. It is text, one entry a line:
 //!
 //! ```text
 //! # a comment
@@ -8,8 +8,9 @@
 //! 7340032 4096
 //! end
 //! ```
-//! A range is an offset and a length in bytes. Ranges may come in any order and overlap. `since` appears once, before the
-//! first range. `end` is the last line; without it the list was cut short. A list without ranges says that nothing changed.
+//! A range is an offset and a length in bytes. Ranges may come in any order and overlap. `since` appears once, before
+//! the first range. `end` is the last line; without it the list was cut short. A list without ranges says that nothing
+//! changed.
 
 use std::io::{BufRead, Read};
 use std::ops::Range;

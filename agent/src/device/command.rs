@@ -1,5 +1,5 @@
-//! A byte stream that a command writes. The command's exit status decides whether the stream is whole: a dump that failed
-//! half-way ends like one that succeeded, and only the status tells them apart.
+//! A byte stream that a command writes. The command's exit status decides whether the stream is whole: a dump that
+//! failed half-way ends like one that succeeded, and only the status tells them apart.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -27,8 +27,8 @@ struct Running {
     ended: bool,
 }
 
-/// Starts a command, with bash if there is one: bash reports the failure of any part of a pipe (`pipefail`), sh only that of
-/// the last part.
+/// Starts a command, with bash if there is one: bash reports the failure of any part of a pipe (`pipefail`), sh only
+/// that of the last part.
 ///
 /// # Errors
 /// [`SourceError`] when it can't be started; [`SourceError::Shell`] for a pipe without bash.
@@ -97,7 +97,8 @@ impl ByteSource for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Nobody reads the output any more. The whole process group is killed: the shell may have started other processes.
+        // Nobody reads the output any more. The whole process group is killed: the shell may have started other
+        // processes.
         let group = i32::try_from(self.child.id()).unwrap_or(i32::MAX);
         if !self.ended {
             let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);

@@ -1,8 +1,8 @@
 //! A lock on a target (flock(2)) between processes: a second restore to the same target is refused, and does not remove
 //! the unfinished file of the first one as a left-over.
 //!
-//! Within this process the lock is shared. An attempt that was given up may still hang in a write or a sync, and the next
-//! attempt of the same restore must not wait for it. The coordinator decides which restore has which target.
+//! Within this process the lock is shared. An attempt that was given up may still hang in a write or a sync, and the
+//! next attempt of the same restore must not wait for it. The coordinator decides which restore has which target.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -48,8 +48,8 @@ pub(super) fn take(file: &File) -> io::Result<Arc<TargetLock>> {
     if let Some(ours) = ours() {
         return Ok(ours);
     }
-    // The file is opened again for the lock: a write that hangs keeps the original open, and must not keep the lock. It is
-    // opened for writing too: NFS gives no exclusive lock otherwise.
+    // The file is opened again for the lock: a write that hangs keeps the original open, and must not keep the lock. It
+    // is opened for writing too: NFS gives no exclusive lock otherwise.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     for tried in 1.. {

@@ -1,5 +1,5 @@
-//! Free space of a file system need not be read: if the file system is clean, the volume is read as if its free space were
-//! zeros.
+//! Free space of a file system need not be read: if the file system is clean, the volume is read as if its free space
+//! were zeros.
 //!
 //! Opt-in (`--skip-free`). In any doubt everything is read, and the point says why: the file system is unknown, was not
 //! cleanly unmounted or frozen, has an unknown feature, or one of its checksums is wrong.
@@ -17,8 +17,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Piece, Source, SourceError};
 
-/// The largest number of free ranges that are kept. When it is exceeded, the shortest allowed length doubles, and shorter
-/// ranges are dropped.
+/// The largest number of free ranges that are kept. When it is exceeded, the shortest allowed length doubles, and
+/// shorter ranges are dropped.
 const RANGES_MAX: usize = 1 << 20;
 /// Shorter ranges are read: skipping them saves less than it costs.
 const SHORTEST: u64 = 256 << 10;
@@ -149,8 +149,8 @@ struct WithoutFree {
     free: FreeSpace,
 }
 
-/// Leaves out the free space of a volume, if its file system is clean and known. Else the volume is returned as it is, with
-/// a note for people.
+/// Leaves out the free space of a volume, if its file system is clean and known. Else the volume is returned as it is,
+/// with a note for people.
 pub fn leave_out(inner: Box<dyn Source>, path: &Path) -> (Arc<dyn Source>, Option<String>) {
     match FreeSpace::of(&*inner) {
         Ok(free) => (Arc::new(WithoutFree { path: path.to_owned(), inner, free }), None),

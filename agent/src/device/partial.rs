@@ -1,5 +1,5 @@
-//! The unfinished file of a volume or stream that is restored to a new file. An incomplete volume is useless, so the file
-//! is removed when the attempt is given up, unless another attempt of the same run may resume with it.
+//! The unfinished file of a volume or stream that is restored to a new file. An incomplete volume is useless, so the
+//! file is removed when the attempt is given up, unless another attempt of the same run may resume with it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -62,8 +62,8 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Opens the file beside `path` that an earlier attempt left, if its tag matches and it has `len` bytes. Else makes a
-    /// new one.
+    /// Opens the file beside `path` that an earlier attempt left, if its tag matches and it has `len` bytes. Else makes
+    /// a new one.
     pub(super) fn open(path: &Path, len: u64, attempt: &Attempt) -> io::Result<(Self, File)> {
         let made_by = attempt.before.split(' ').next().filter(|m| !m.is_empty() && !m.contains('/'));
         if let Some(made_by) = made_by {
@@ -105,8 +105,8 @@ impl Partial {
         Ok((this, file))
     }
 
-    /// Removes other unfinished files of this target: crashes left them, or attempts that were not resumed. A locked one
-    /// belongs to a running restore: [`ErrorKind::WouldBlock`].
+    /// Removes other unfinished files of this target: crashes left them, or attempts that were not resumed. A locked
+    /// one belongs to a running restore: [`ErrorKind::WouldBlock`].
     fn remove_others(&self, path: &Path) -> io::Result<()> {
         let start = name(path, "")?;
         let start = start.file_name().unwrap_or_default().as_bytes();
@@ -171,8 +171,8 @@ impl Drop for Partial {
     }
 }
 
-/// Renames the finished file to its final name, unless it was given up meanwhile. The mutex keeps others from giving it up
-/// during that.
+/// Renames the finished file to its final name, unless it was given up meanwhile. The mutex keeps others from giving it
+/// up during that.
 pub(super) fn put_in_place(partial: &Mutex<Option<Partial>>, path: &Path, taken: Name) -> io::Result<()> {
     let mut partial = lock(partial);
     match partial.take() {
@@ -188,7 +188,8 @@ pub(super) fn folder(path: &Path) -> &Path {
 /// The longest file name, less the length of an attempt's name: run, epoch and attempt.
 const NAME_MAX: usize = 255 - 32 - 1 - 16 - 1 - 10;
 
-/// `<target>.milkrun-partial-<attempt>`. If the target's name is too long, its start and a digest of it are used instead.
+/// `<target>.milkrun-partial-<attempt>`. If the target's name is too long, its start and a digest of it are used
+/// instead.
 fn name(path: &Path, made_by: &str) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?.as_bytes();
     let mut partial = name.to_vec();
@@ -241,7 +242,8 @@ mod tests {
         drop(Partial::open(&path, 3, &attempt("cc", &tag, true)).unwrap());
         fs::rename(folder.path().join("elsewhere"), &kept).unwrap();
 
-        // With another length, or with the tag of a file that is written in place, a new file is made, which has a new tag.
+        // With another length, or with the tag of a file that is written in place, a new file is made, which has a new
+        // tag.
         for (len, before) in [(4, tag.as_str()), (3, "file 1:2:3"), (3, &tag), (3, "../x 1:2:3")] {
             let (partial, file) = Partial::open(&path, len, &attempt("cc", before, true)).unwrap();
             assert_eq!((partial.was_there(), partial.made_by()), (false, "cc"));

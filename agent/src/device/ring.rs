@@ -1,5 +1,5 @@
-//! Many small reads at once through io_uring. This takes less CPU time in the kernel than as many `pread` calls on threads
-//! (docs/performance.md). Where the kernel or a container's system call filter refuses io_uring, threads read.
+//! Many small reads at once through io_uring. This takes less CPU time in the kernel than as many `pread` calls on
+//! threads (docs/performance.md). Where the kernel or a container's system call filter refuses io_uring, threads read.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -103,7 +103,8 @@ fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<u
             in_flight += 1;
         }
         if failed.is_some() {
-            // Nothing is submitted any more, and above all not the reads that were taken back. Reads in flight are polled for.
+            // Nothing is submitted any more, and above all not the reads that were taken back. Reads in flight are
+            // polled for.
             std::thread::sleep(POLL_PAUSE);
         } else if let Err(e) = ring.submit_and_wait(usize::from(in_flight > 0)) {
             match e.raw_os_error() {

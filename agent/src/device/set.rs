@@ -1,5 +1,5 @@
-//! Members of a set: devices that make up a file system or a volume only together with others. They are recognised by the
-//! metadata at their beginning, or near their end: btrfs (its on-disk format, `struct btrfs_super_block`), LVM2
+//! Members of a set: devices that make up a file system or a volume only together with others. They are recognised by
+//! the metadata at their beginning, or near their end: btrfs (its on-disk format, `struct btrfs_super_block`), LVM2
 //! (`lib/format_text/layout.h`), Linux RAID (md(4), version-1 superblock).
 
 use std::fs::File;
@@ -58,7 +58,8 @@ fn uuid(bytes: &[u8], from: usize) -> Option<String> {
     Some(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
-/// `struct mdp_superblock_1`: magic, version, features, padding, then the set's UUID (16), its name (32), …, `raid_disks` at 92.
+/// `struct mdp_superblock_1`: magic, version, features, padding, then the set's UUID (16), its name (32), …,
+/// `raid_disks` at 92.
 fn raid(superblock: &[u8]) -> Option<Member> {
     const MAGIC: u64 = 0xa92b_4efc;
     let sound = number::<4>(superblock, 0)? == MAGIC && number::<4>(superblock, 4)? == 1;
@@ -76,8 +77,8 @@ fn btrfs(head: &[u8]) -> Option<Member> {
     Some(Member { set: format!("btrfs {}", uuid(block, 32)?), devices: number::<8>(block, 136)? })
 }
 
-/// A label in one of the first four sectors points to the header of the physical volume, the header to the metadata areas,
-/// and these to the volume group as text.
+/// A label in one of the first four sectors points to the header of the physical volume, the header to the metadata
+/// areas, and these to the volume group as text.
 fn lvm(head: &[u8]) -> Option<Member> {
     let label = (0..4).filter_map(|n| at(head, n * SECTOR)).find(|s| s.starts_with(b"LABELONE"))?;
     let header = at(label, usize::try_from(number::<4>(label, 20)?).ok()?)?;

@@ -1,7 +1,8 @@
-//! One writer for each target. The kernel lets one writer at a time into a file, and other writers spin while they wait: on
-//! two cores that cost a seventh of a restore's CPU time (measured on tmpfs), and a lock of our own left a core idle. So a
-//! thread that finds another one writing queues its bytes for that one and goes on; it waits only if too many bytes are
-//! queued. Block devices have no such lock: they are written [concurrently](SingleWriter::concurrently).
+//! One writer for each target. The kernel lets one writer at a time into a file, and other writers spin while they
+//! wait: on two cores that cost a seventh of a restore's CPU time (measured on tmpfs), and a lock of our own left a
+//! core idle. So a thread that finds another one writing queues its bytes for that one and goes on; it waits only if
+//! too many bytes are queued. Block devices have no such lock: they are written
+//! [concurrently](SingleWriter::concurrently).
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,8 @@
 //! Opens the sources of backups, always read-only.
 //!
-//! A block device is read with O_DIRECT. A device that is mounted read-write is refused: it would be read in no consistent
-//! state. The backup of a file that changes while it is read fails. Both can be overridden, and the point then says so.
+//! A block device is read with O_DIRECT. A device that is mounted read-write is refused: it would be read in no
+//! consistent state. The backup of a file that changes while it is read fails. Both can be overridden, and the point
+//! then says so.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -130,7 +131,8 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
     let device = kind.is_block_device();
     let open = |flags: OFlag| OpenOptions::new().read(true).custom_flags((flags | OFlag::O_CLOEXEC).bits()).open(path);
     let (file, len, sector) = if device {
-        // Not every device supports O_DIRECT. Without it the page cache is dropped first, since it may hold stale pages.
+        // Not every device supports O_DIRECT. Without it the page cache is dropped first, since it may hold stale
+        // pages.
         let file = match open(OFlag::O_DIRECT) {
             Err(e) if e.kind() == ErrorKind::InvalidInput => {
                 let file = open(OFlag::empty()).map_err(fail)?;

@@ -1,7 +1,7 @@
 //! The targets of restores. A target is checked before a byte is written.
 //!
-//! A new file is written under a temporary name and renamed when it is whole and durable, so that a crash leaves nothing
-//! that could be mistaken for the volume. A device, or an existing file with `--force`, is written in place.
+//! A new file is written under a temporary name and renamed when it is whole and durable, so that a crash leaves
+//! nothing that could be mistaken for the volume. A device, or an existing file with `--force`, is written in place.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -145,8 +145,8 @@ pub struct VolumeTarget {
     tag: String,
 }
 
-/// Ends all writing to a target when dropped: once a caller has stopped waiting for a restore, nothing is written any more.
-/// If the restore was not finished by then, no unfinished file is left (unless it is kept for another attempt).
+/// Ends all writing to a target when dropped: once a caller has stopped waiting for a restore, nothing is written any
+/// more. If the restore was not finished by then, no unfinished file is left (unless it is kept for another attempt).
 #[derive(Debug)]
 pub struct Writing<'a>(&'a VolumeTarget);
 
@@ -158,11 +158,12 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// Bytes at the start and at the end of a device that are read to check that it is empty: file systems, partition tables
-/// and volume managers all keep something there.
+/// Bytes at the start and at the end of a device that are read to check that it is empty: file systems, partition
+/// tables and volume managers all keep something there.
 const CHECKED_BYTES: u64 = 4 << 20;
 
-/// Refuses a device or file that is in use. With `force`, a mount that this process sees is accepted; any other use is not.
+/// Refuses a device or file that is in use. With `force`, a mount that this process sees is accepted; any other use is
+/// not.
 fn check_use(path: &Path, force: bool) -> Result<(), TargetError> {
     let uses = usage::uses_of(path).map_err(|source| TargetError::Open { path: path.to_owned(), source })?;
     match uses.into_iter().find(|u| !u.mounted || !force) {
@@ -207,8 +208,8 @@ fn busy_or(path: &Path, source: io::Error) -> TargetError {
 }
 
 impl VolumeTarget {
-    /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file. If an earlier
-    /// attempt is to be resumed, [`Self::resumed`] says afterwards whether that is possible.
+    /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file. If an
+    /// earlier attempt is to be resumed, [`Self::resumed`] says afterwards whether that is possible.
     ///
     /// # Errors
     /// [`TargetError`].
@@ -273,8 +274,8 @@ impl VolumeTarget {
         Ok(Self { device: true, target_lock: Some(target_lock), ..base(file, None, capacity, false, tag, ours) })
     }
 
-    /// Call this before the first write, once all targets of the restore are checked. A file grows to the volume's size. A
-    /// larger file keeps its rest, like a larger device.
+    /// Call this before the first write, once all targets of the restore are checked. A file grows to the volume's
+    /// size. A larger file keeps its rest, like a larger device.
     ///
     /// # Errors
     /// [`TargetError::Write`].
@@ -321,8 +322,8 @@ impl VolumeTarget {
         failed.unwrap_or_else(|| TargetError::Abandoned { path: self.path.clone() })
     }
 
-    /// Writes parts of a buffer, now or soon; [`Self::finish`] reports a failure at the latest. Afterwards `bytes` may be
-    /// another buffer.
+    /// Writes parts of a buffer, now or soon; [`Self::finish`] reports a failure at the latest. Afterwards `bytes` may
+    /// be another buffer.
     ///
     /// # Errors
     /// [`TargetError::Write`] of this write or an earlier one; [`TargetError::Abandoned`] after the end.
@@ -359,7 +360,8 @@ impl VolumeTarget {
         TargetError::Write { path: self.path.clone(), offset, source }
     }
 
-    /// Makes a range read as zeros: by punching a hole or zeroing it where the target supports that, else by writing zeros.
+    /// Makes a range read as zeros: by punching a hole or zeroing it where the target supports that, else by writing
+    /// zeros.
     ///
     /// # Errors
     /// [`TargetError::Write`].
@@ -411,8 +413,8 @@ impl VolumeTarget {
     }
 }
 
-/// The unfinished file of a stream. The caller keeps this while it waits for the end of the restore; when it is dropped, the
-/// file is removed.
+/// The unfinished file of a stream. The caller keeps this while it waits for the end of the restore; when it is
+/// dropped, the file is removed.
 #[derive(Debug)]
 pub struct StreamPartial(Arc<Mutex<Option<Partial>>>);
 

@@ -1,10 +1,10 @@
-//! Finds out who uses a device or an image file: mounts, also those in other mount namespaces (each container has one), and
-//! any other exclusive use by the kernel.
+//! Finds out who uses a device or an image file: mounts, also those in other mount namespaces (each container has one),
+//! and any other exclusive use by the kernel.
 //!
-//! Mounts of this namespace are listed in `/proc/self/mountinfo`. About all other uses the kernel says only *that* a device
-//! is in use: an exclusive open (`O_EXCL`, open(2)) is refused with EBUSY. This covers a mount in another namespace, a
-//! further device of a btrfs, an external journal, active swap, and a member of a RAID or of LVM. A loop device on top does
-//! not block an exclusive open; it is found by its backing file.
+//! Mounts of this namespace are listed in `/proc/self/mountinfo`. About all other uses the kernel says only *that* a
+//! device is in use: an exclusive open (`O_EXCL`, open(2)) is refused with EBUSY. This covers a mount in another
+//! namespace, a further device of a btrfs, an external journal, active swap, and a member of a RAID or of LVM. A loop
+//! device on top does not block an exclusive open; it is found by its backing file.
 
 use std::fs::{self, OpenOptions};
 use std::io;

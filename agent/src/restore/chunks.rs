@@ -1,6 +1,6 @@
-//! Fetches, opens and checks the chunks of one range. A range of a bucket is fetched whole. A range of a local directory is
-//! read chunk by chunk by the thread that opens it, so that each chunk is opened, checked and written while it is in that
-//! core's cache.
+//! Fetches, opens and checks the chunks of one range. A range of a bucket is fetched whole. A range of a local
+//! directory is read chunk by chunk by the thread that opens it, so that each chunk is opened, checked and written
+//! while it is in that core's cache.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ thread_local! {
 }
 
 impl RestoreJob {
-    /// Passes each chunk of a range to `put`, in order, once its id is checked. `put` gets a buffer that begins with the
-    /// plaintext, and which it may exchange for another, and where the parts of the chunk are written.
+    /// Passes each chunk of a range to `put`, in order, once its id is checked. `put` gets a buffer that begins with
+    /// the plaintext, and which it may exchange for another, and where the parts of the chunk are written.
     pub(super) async fn each_chunk(
         self: Arc<Self>,
         range: GrantedRange,

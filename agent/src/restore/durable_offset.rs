@@ -1,7 +1,8 @@
-//! The durable offset of a target: everything before it is written and synced, so that another attempt can resume there.
+//! The durable offset of a target: everything before it is written and synced, so that another attempt can resume
+//! there.
 //!
-//! A plan comes in windows of the volume. Within a window, ranges are written in any order; so everything is written up to
-//! the first window that is not whole.
+//! A plan comes in windows of the volume. Within a window, ranges are written in any order; so everything is written up
+//! to the first window that is not whole.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

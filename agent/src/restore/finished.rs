@@ -1,6 +1,6 @@
 //! The restores that this agent has finished. A coordinator assigns one again if it did not receive the report, or if
-//! somebody put an old journal back. By then the application may have written to the target, and it must not be overwritten
-//! with old bytes.
+//! somebody put an old journal back. By then the application may have written to the target, and it must not be
+//! overwritten with old bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

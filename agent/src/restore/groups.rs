@@ -1,5 +1,5 @@
-//! Puts the ranges of a stream's plan into groups. Groups are written one after the other; the writes of a group are sorted
-//! first.
+//! Puts the ranges of a stream's plan into groups. Groups are written one after the other; the writes of a group are
+//! sorted first.
 
 use milkrun_repository::restore_plan::Write;
 use milkrun_repository::volume_map::LEAF_BYTES_MAX;
@@ -25,8 +25,8 @@ pub(super) struct Groups {
 const GROUP_BYTES_MAX: u64 = LEAF_BYTES_MAX;
 
 impl Groups {
-    /// The groups that are complete with this page. Coordinators of the last release send ranges in order, without groups:
-    /// then each range is a group.
+    /// The groups that are complete with this page. Coordinators of the last release send ranges in order, without
+    /// groups: then each range is a group.
     ///
     /// # Errors
     /// If the page makes no sense.

@@ -217,8 +217,8 @@ enum Opened {
     Volume(Arc<VolumeTarget>),
 }
 
-/// Reports once more that a volume is restored, and touches nothing: the target may hold newer data by now. Returns empty
-/// counters.
+/// Reports once more that a volume is restored, and touches nothing: the target may hold newer data by now. Returns
+/// empty counters.
 async fn finished_before(
     restoring: Restoring,
     r: &wire::RestoreVolume,

@@ -1,9 +1,10 @@
 //! The block bitmaps of ext4. Sources: Documentation/filesystems/ext4 of the Linux kernel ("Super Block", "Block Group
-//! Descriptors", "Block and inode Bitmaps", "Checksums"), and `ext4_init_block_bitmap` for groups that have no bitmap yet.
+//! Descriptors", "Block and inode Bitmaps", "Checksums"), and `ext4_init_block_bitmap` for groups that have no bitmap
+//! yet.
 //!
-//! A file system is used only if it has metadata checksums, as each one has that was made since e2fsprogs 1.44 (2018). The
-//! checksums of the superblock, of each group descriptor and of each bitmap are checked, so that a torn copy does not pass
-//! for a clean one.
+//! A file system is used only if it has metadata checksums, as each one has that was made since e2fsprogs 1.44 (2018).
+//! The checksums of the superblock, of each group descriptor and of each bitmap are checked, so that a torn copy does
+//! not pass for a clean one.
 
 use std::ops::Range;
 
@@ -301,8 +302,8 @@ fn groups(source: &dyn Source, pool: &BufferPool, g: &Geometry) -> Result<Vec<Gr
     Ok(groups)
 }
 
-/// The blocks of bitmaps and inode tables of all groups: with flexible groups they may lie in other groups. In order, not
-/// touching each other.
+/// The blocks of bitmaps and inode tables of all groups: with flexible groups they may lie in other groups. In order,
+/// not touching each other.
 fn own_blocks(groups: &[Group], g: &Geometry) -> Vec<Range<u64>> {
     let of = |group: &Group| {
         let single = |at: u64| at..at + 1;
