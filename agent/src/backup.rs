@@ -1,11 +1,14 @@
-//! One volume, from its source to a finished map at the coordinator. In reading order:
+//! The backup of one volume, from its source to a finished map at the coordinator. In reading order:
 //!
-//! 1. [`image`] walks the regions of a device or image, several at once, in order at the end; [`stream`] walks a stream
-//! 2. [`sample`] checks a list of changes, if there is one, before anything rests on it
-//! 3. `compare` tells what is unchanged while it is read; [`cut`] decides what is hole, unchanged, known by prediction, or cut anew; identifies
-//! 4. [`claims`] lets one run upload a chunk once; the coordinator says what is known ([`lookups`])
-//! 5. [`remote_chunks`] waits for what other nodes are storing
-//! 6. [`open_packs`] compresses and seals into open packs, uploads full ones by grant, and has them sealed
+//! 1. [`image`] walks the regions of a device or image, several at once; they come out in order. [`stream`] walks a
+//!    stream
+//! 2. [`sample`] checks the changed-block list, if there is one, before it is used
+//! 3. `compare` finds unchanged regions while they are read; `sparse_read` reads dirty ranges; [`cut`] decides what is
+//!    a hole, what is as predicted and what is cut anew, and identifies new chunks
+//! 4. [`claims`] makes sure that this agent uploads a chunk once per run; the coordinator says which chunks are known
+//!    ([`lookups`])
+//! 5. [`remote_chunks`] waits for chunks that other nodes are storing
+//! 6. [`open_packs`] compresses and seals chunks into open packs, uploads full packs by grant, and has them sealed
 //! 7. [`checkpoint`] hands over regions in order once all their packs are sealed
 
 pub mod adaptive_level;
@@ -41,12 +44,15 @@ pub(crate) use crate::outcome::Outcome;
 use crate::rpc::{CallError, Coordinator};
 use crate::workers::Workers;
 
-/// Of a region of which less is read only that is kept. No chunk is longer, unless a repository is configured so.
+/// A region of which no more than this is read takes a small buffer, which holds only what is read. No chunk is longer,
+/// unless a repository is configured so.
 pub const SMALL_BYTES: u64 = 1 << 20;
-/// Regions of a volume that were begun and are not handed over. Those of which much is read are far fewer (see [`image`]).
+/// Regions of a volume that may be in flight: begun, and not handed over. [`image`] allows far fewer of those of which
+/// more than [`SMALL_BYTES`] is read.
 pub const IN_FLIGHT: usize = 128;
-/// Mostly far less is read of such a region. A buffer that is made anew is cleared first.
-pub const FEW_BYTES: u64 = 128 << 10;
+/// Most sparse reads are far smaller than [`SMALL_BYTES`], and take a buffer of this size: a new buffer is cleared
+/// first.
+pub const SPARSE_BYTES: u64 = 128 << 10;
 
 /// What all volumes of an agent share.
 pub struct Engine {
@@ -54,16 +60,16 @@ pub struct Engine {
     pub cpu: Workers,
     /// Device I/O.
     pub io: Arc<Workers>,
-    /// Reads of few pages here and there.
+    /// Sparse reads.
     pub readers: sparse_read::Readers,
     /// Bytes in flight.
     pub budget: Budget,
     /// Buffers of one region each.
     pub regions: BufferPool,
-    /// Buffers for little of a region: [`SMALL_BYTES`] each.
+    /// Buffers for a small part of a region: [`SMALL_BYTES`] each.
     pub small: BufferPool,
-    /// Buffers for a few pages of a region: [`FEW_BYTES`] each.
-    pub few: BufferPool,
+    /// Buffers for a few pages of a region: [`SPARSE_BYTES`] each.
+    pub sparse: BufferPool,
     /// Buffers of one range of a pack each.
     pub ranges: RangeBuffers,
     /// Bytes of a region.
@@ -88,29 +94,29 @@ pub struct VolumeJob {
     pub has_parent: bool,
     /// The parent's id; empty: none.
     pub parent: String,
-    /// A chunk of which a page changed is stored whole, and no digests of pages are kept.
+    /// A chunk is stored whole if one of its pages changed, and no page digests are kept.
     pub whole_chunks: bool,
-    /// The coordinator knows runs that are kept, and tells of the parent in outline where that will do.
+    /// The coordinator understands `kept` runs, and sends the parent in outline where that is enough.
     pub may_keep: bool,
-    /// Where it goes on from: what lies before was handed over by an earlier attempt.
+    /// Where the backup resumes: everything before it was handed over by an earlier attempt.
     pub resume_at: u64,
     /// What was done so far.
     pub counters: Arc<Counters>,
-    /// Packs that were sent on their way in this assignment's name and have not arrived.
+    /// Uploads under this assignment that are in flight.
     pub uploads: tokio::sync::watch::Sender<Uploads>,
 }
 
-/// Packs on their way in an assignment's name: the coordinator takes them only as long as that is in force.
+/// The uploads under an assignment. The coordinator accepts their packs only as long as the assignment is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uploads {
-    /// How many.
+    /// How many are in flight.
     pub under_way: usize,
-    /// No more may set out: the volume is about to be done.
+    /// No more may begin: the volume is about to be finished.
     pub closed: bool,
 }
 
 impl VolumeJob {
-    /// Waits until all packs that went in this assignment's name have arrived; no more set out after that.
+    /// Waits until all uploads under this assignment are done. No more begin after that.
     pub async fn close_uploads(&self) {
         let mut uploads = self.uploads.subscribe();
         loop {
@@ -128,15 +134,15 @@ impl VolumeJob {
 /// Counters of one volume, for progress and the result.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Bytes of the volume that are dealt with: what they need is in the store.
+    /// Bytes of the volume that were checkpointed: their chunks are in the store.
     pub done: AtomicU64,
-    /// Bytes in all (0: not known).
+    /// Bytes of the volume (0: not known).
     pub total: AtomicU64,
     /// Bytes that were really read, each counted once.
     pub read: AtomicU64,
-    /// Plaintext that was not known before.
+    /// Plaintext bytes of new chunks.
     pub new: AtomicU64,
-    /// Bytes that were stored for it.
+    /// Bytes that these chunks take in the store.
     pub stored: AtomicU64,
 }
 
@@ -161,7 +167,7 @@ pub enum BackupError {
     /// The list of changes can't be used.
     #[error(transparent)]
     Changes(#[from] ChangesError),
-    /// A list of changes that an earlier attempt was read by is wrong.
+    /// The changed-block list is wrong, and an earlier attempt already used it.
     #[error(
         "the list of changes is wrong: the page at byte {at} changed since {since} and is not named, and a part of the volume was read by it; back it up without that list"
     )]
@@ -202,13 +208,13 @@ pub enum BackupError {
     Stopped {
         /// Why that one failed.
         why: String,
-        /// It may go well another time, or elsewhere.
+        /// Another attempt, or another node, may succeed.
         passing: bool,
     },
 }
 
 impl BackupError {
-    /// Whether it may go well another time, or on another node: nothing is wrong with the volume.
+    /// Whether another attempt, or another node, may succeed: nothing is wrong with the volume.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Call(CallError::Refused(status)) => status.code() == tonic::Code::Unavailable,
@@ -219,7 +225,7 @@ impl BackupError {
         }
     }
 
-    /// What others hear who stop because of this.
+    /// The error for the other tasks that stop because of this one.
     pub(crate) fn stops_others(&self) -> Self {
         let why = match self {
             Self::Stopped { why, .. } => why.clone(),

@@ -33,11 +33,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 const MIB: u64 = 1 << 20;
 
-/// The least that works: two regions and two packs.
+/// The smallest budget that works: two regions and two packs.
 pub const LEAST: u64 = 64 * MIB;
-/// Unless `--memory` says otherwise.
+/// The budget without `--memory`.
 pub const DEFAULT: u64 = 256 * MIB;
-/// Packs are no larger, however large the budget.
+/// The largest size of a pack, however large the budget is.
 const PACK_BYTES_MAX: u64 = 32 * MIB;
 
 /// The budget.
@@ -91,7 +91,7 @@ impl Budget {
         }
     }
 
-    /// Waits for room for `bytes` of a volume or of ranges. What is larger than all there is gets all there is.
+    /// Waits for room for `bytes` of a volume or of ranges. A request for more than the whole half gets the whole half.
     pub async fn transfer(&self, bytes: u64) -> Permit {
         let n = self.mib(bytes);
         Permit::of(Self::acquire(&self.transfers, n).await, u64::from(n) * MIB)
@@ -129,7 +129,7 @@ impl Budget {
         self.pack_bytes
     }
 
-    /// How many packs may be open or on their way at once.
+    /// How many packs may be open or uploading at once.
     pub fn pack_count(&self) -> usize {
         self.pack_count
     }

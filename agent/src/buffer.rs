@@ -1,5 +1,5 @@
-//! Buffers that are allocated once and travel: page-aligned ones for regions (O_DIRECT needs the alignment), plain ones for
-//! ranges of packs. A fresh buffer costs more than the copy into it: the kernel clears its pages first.
+//! Buffers that are allocated once and reused: page-aligned ones for regions (O_DIRECT needs the alignment), plain ones
+//! for ranges of packs. A new buffer costs more than the copy into it, since the kernel clears its pages first.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,11 +7,11 @@ use milkrun_repository::chunk::PAGE;
 
 /// A page-aligned buffer; goes back to its pool when dropped.
 pub struct Buffer {
-    /// With a page to spare, in which the start is moved to the next page: memory that is asked for with an alignment is
-    /// cleared at once, and this is not touched before it is filled.
+    /// One page longer than the capacity, so that the buffer can begin at a page boundary. An aligned allocation would
+    /// be cleared at once; this memory is not touched before it is filled.
     bytes: Vec<u8>,
     len: usize,
-    home: Arc<Mutex<Vec<Vec<u8>>>>,
+    pool: Arc<Mutex<Vec<Vec<u8>>>>,
     idle_max: usize,
 }
 
@@ -24,12 +24,12 @@ pub struct BufferPool {
 }
 
 impl BufferPool {
-    /// Buffers of up to `capacity` bytes. How many there are at once is bounded by who asks (see [`crate::budget`]).
+    /// Buffers of up to `capacity` bytes. The caller bounds how many exist at once (see [`crate::budget`]).
     pub fn new(capacity: usize) -> Self {
         Self { capacity: capacity.next_multiple_of(PAGE), idle_max: usize::MAX, idle: Arc::default() }
     }
 
-    /// Of those that come back, no more than so many are kept.
+    /// Keeps at most `idle_max` of the buffers that are given back.
     #[must_use]
     pub fn keeping(mut self, idle_max: usize) -> Self {
         self.idle_max = idle_max;
@@ -40,7 +40,7 @@ impl BufferPool {
     pub fn take(&self, len: usize) -> Buffer {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = idle.unwrap_or_else(|| vec![0; self.capacity + PAGE]);
-        Buffer { len: len.min(self.capacity), bytes, home: self.idle.clone(), idle_max: self.idle_max }
+        Buffer { len: len.min(self.capacity), bytes, pool: self.idle.clone(), idle_max: self.idle_max }
     }
 }
 
@@ -70,7 +70,7 @@ impl std::ops::DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        let mut idle = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.idle_max {
             idle.push(bytes);
         }
@@ -87,7 +87,7 @@ pub struct RangeBuffers {
 /// A buffer for a range; goes back when dropped.
 pub struct RangeBuffer {
     bytes: Vec<u8>,
-    home: RangeBuffers,
+    pool: RangeBuffers,
 }
 
 impl RangeBuffers {
@@ -96,7 +96,7 @@ impl RangeBuffers {
         Self { idle: Arc::default(), idle_max }
     }
 
-    /// What a buffer for `len` bytes takes.
+    /// The capacity of a buffer for `len` bytes.
     pub fn class(len: u64) -> u64 {
         len.div_ceil(1 << 20).next_power_of_two() << 20
     }
@@ -107,7 +107,7 @@ impl RangeBuffers {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let found = idle.iter().rposition(|b| b.capacity() == class).map(|at| idle.swap_remove(at));
         drop(idle);
-        RangeBuffer { bytes: found.unwrap_or_else(|| Vec::with_capacity(class)), home: self.clone() }
+        RangeBuffer { bytes: found.unwrap_or_else(|| Vec::with_capacity(class)), pool: self.clone() }
     }
 }
 
@@ -126,13 +126,13 @@ impl std::ops::DerefMut for RangeBuffer {
 
 impl Drop for RangeBuffer {
     fn drop(&mut self) {
-        // One that was lost or replaced on the way would fit no later range.
+        // The bytes may have been moved out or replaced; such a buffer would fit no later range.
         let capacity = self.bytes.capacity();
         if capacity == 0 || RangeBuffers::class(capacity as u64) != capacity as u64 {
             return;
         }
-        let mut idle = self.home.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.iter().map(Vec::capacity).sum::<usize>() + capacity <= self.home.idle_max {
+        let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.iter().map(Vec::capacity).sum::<usize>() + capacity <= self.pool.idle_max {
             idle.push(std::mem::take(&mut self.bytes));
         }
     }

@@ -1,4 +1,4 @@
-//! Where volumes come from and go to: block devices, image files, byte streams.
+//! The sources and targets of volumes: block devices, image files, byte streams.
 
 mod block;
 pub mod changes;
@@ -30,7 +30,7 @@ use milkrun_repository::point::root::FileSystem;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A volume that can be read anywhere, from several threads at once.
+/// A volume that can be read at any offset, from several threads at once.
 pub trait Source: Send + Sync {
     /// Its bytes.
     fn len(&self) -> u64;
@@ -54,10 +54,10 @@ pub trait Source: Send + Sync {
     /// What the system says; a volume that ends early is `UnexpectedEof`.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Fills many pieces that are small and far from each other.
+    /// Fills many small pieces that lie far from each other.
     ///
     /// # Errors
-    /// As [`Self::read_at`], and where: the first of those that failed.
+    /// As [`Self::read_at`], with the offset of the first piece that failed.
     fn read_pieces(&self, pieces: Vec<Piece<'_>>) -> Result<(), (u64, io::Error)> {
         pieces.into_iter().try_for_each(|(at, piece)| self.read_at(piece, at).map_err(|e| (at, e)))
     }
@@ -70,10 +70,10 @@ pub trait Source: Send + Sync {
         Ok((offset < self.len()).then(|| (offset, self.len())))
     }
 
-    /// After the last read: did it stay as it was? Returns what a person should know though it did not fail.
+    /// Checks after the last read that the volume did not change. Returns notes for people.
     ///
     /// # Errors
-    /// [`SourceError::Changed`] or [`SourceError::Thawed`] when it did not.
+    /// [`SourceError::Changed`] or [`SourceError::Thawed`] if it changed.
     fn finish(&self) -> Result<Vec<String>, SourceError>;
 }
 

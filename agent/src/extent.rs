@@ -1,4 +1,5 @@
-//! What a volume is made of, as an agent reports it and hears of its parent: extents, and the regions and ranges that they fill.
+//! Extents, and the regions and ranges that they fill: the agent reports a volume's content in them, and receives the
+//! parent's.
 
 use milkrun_repository::chunk::pages::PageDigest;
 use milkrun_repository::id::ChunkId;
@@ -22,7 +23,7 @@ pub enum Run {
         len: u32,
         /// The chunk.
         id: ChunkId,
-        /// Where they begin in it.
+        /// Where these bytes begin in the chunk.
         chunk_offset: u32,
         /// Bytes of the chunk.
         chunk_len: u32,
@@ -48,7 +49,7 @@ impl Run {
 pub struct Extent {
     /// The run.
     pub run: Run,
-    /// A digest for each page; empty: they are not known, or known to the coordinator already.
+    /// A digest for each page. Empty if the digests are unknown, or if the coordinator has them already.
     pub pages: Vec<PageDigest>,
 }
 
@@ -57,7 +58,7 @@ pub struct Extent {
 pub struct ParentExtent {
     /// The extent.
     pub extent: Extent,
-    /// It is stored anew if anything changes near it: its chunk has worn.
+    /// Its chunk is fragmented: the extent is stored anew if anything near it changes.
     pub retire: bool,
 }
 
@@ -68,9 +69,9 @@ pub struct Region {
     pub offset: u64,
     /// Its bytes.
     pub len: u64,
-    /// It is the parent's, to the byte.
+    /// It equals the parent's region byte for byte.
     pub unchanged: bool,
-    /// What it is made of; nothing, unless unchanged: a hole.
+    /// Its extents. None: a hole, or an unchanged region.
     pub extents: Vec<Extent>,
 }
 
@@ -81,6 +82,6 @@ pub struct ParentRange {
     pub offset: u64,
     /// Its bytes.
     pub len: u64,
-    /// Its extents; none: a hole.
+    /// Its extents. None: a hole.
     pub extents: Vec<ParentExtent>,
 }

@@ -1,11 +1,13 @@
-//! The per-node data mover: reads volumes and stores packs, reads packs and writes volumes. It holds no truth and no key
-//! that reads: what it does comes as an assignment, what it may store as a grant.
+//! The per-node data mover. A backup reads volumes and stores packs; a restore reads packs and writes volumes. The
+//! agent keeps no state that has to last, and no key that opens stored data: its work comes as an assignment, and each
+//! grant lets it store or read exactly one object.
 //!
 //! ```text
 //! backup   device ─ read ─ cut + identify ─ claim, look up ─ compress + seal ─ pack ─ upload ─ seal ─ checkpoint
 //! restore  plan ─ fetch ─ open, check ids ─ write ─ sync
 //! ```
-//! I/O waits on threads of its own, CPU work runs on [`workers`], tokio only waits. [`budget`] bounds the bytes in flight.
+//! Device I/O has threads of its own, CPU work runs on [`workers`], and tokio's threads only wait. [`budget`] bounds
+//! the bytes in flight.
 
 pub mod backup;
 pub mod budget;

@@ -1,7 +1,7 @@
-//! One volume, from a plan back to a device, a file or a stream.
+//! The restore of one volume: from a plan to a device, a file or a stream.
 //!
-//! Ranges are fetched side by side and written as they arrive (for a stream: in order). Every chunk's id is checked before a
-//! byte of it is written; at the end the target is made durable, and only then it counts.
+//! Ranges are fetched in parallel and written as they arrive (for a stream: in order). Each chunk's id is checked
+//! before a byte of it is written. The restore is finished only when the target is durable.
 
 mod chunks;
 mod durable_offset;
@@ -41,17 +41,17 @@ pub struct RestoreJob {
     pub coordinator: Coordinator,
     /// Uses grants.
     pub redeem: Arc<dyn Redeem>,
-    /// Bound into every slot.
+    /// The repository: each slot is bound to its id.
     pub repository: RepositoryId,
-    /// Checks ids.
+    /// Checks the ids of chunks.
     pub domain: DomainKey,
     /// What was done so far.
     pub tally: Arc<Tally>,
     /// Bytes of the volume.
     pub len: u64,
-    /// What lies before is durable already.
+    /// The durable offset of an earlier attempt: everything before it need not be written again.
     pub from: u64,
-    /// Hears how far the target is.
+    /// Receives the durable offset.
     pub listener: Option<Listener>,
     /// Whether an unfinished file stays for another attempt.
     pub keep: Arc<AtomicBool>,
@@ -108,14 +108,14 @@ pub enum RestoreError {
         #[source]
         source: GetError,
     },
-    /// A chunk is not what it must be; nothing of it was written.
+    /// A chunk is damaged; nothing of it was written.
     #[error("pack {pack}, slot {slot} (needed at byte {offset} of the volume)")]
     Damaged {
         /// Which pack.
         pack: PackId,
         /// Which slot.
         slot: u32,
-        /// Where it should have gone.
+        /// Where it should have been written.
         offset: u64,
         /// Why.
         #[source]
@@ -126,17 +126,17 @@ pub enum RestoreError {
     Incomplete {
         /// What it covers.
         covered: u64,
-        /// What it should.
+        /// The volume's bytes.
         len: u64,
     },
-    /// A stream can't be written that way.
+    /// The plan is not in the order that a stream needs.
     #[error("the plan has {len} bytes at byte {offset} of a volume of {volume}, after all up to byte {at}")]
     OutOfOrder {
-        /// Where they should go.
+        /// Where they should be written.
         offset: u64,
         /// How many.
         len: u64,
-        /// What is written.
+        /// Up to here the stream is written.
         at: u64,
         /// The volume's bytes.
         volume: u64,
@@ -146,13 +146,13 @@ pub enum RestoreError {
     Setup(#[source] std::io::Error),
 }
 
-/// Zeros that a stream is given in one go.
+/// Zeros that are written to a stream in one job.
 const ZEROS_BYTES: u64 = 64 << 20;
 
-/// What a group opened to: parts of the volume, in order.
+/// The opened chunks of a group: parts of the volume, in order.
 type Parts = Vec<(u64, Vec<u8>)>;
 
-/// A group that is being opened; stopped when dropped.
+/// A group that is being opened. Dropping this stops it.
 struct Opening(JoinHandle<Result<(Parts, Permit), RestoreError>>);
 
 impl Drop for Opening {
@@ -174,10 +174,10 @@ impl RestoreJob {
     /// # Errors
     /// [`RestoreError`].
     pub async fn to_volume(self: Arc<Self>, target: Arc<VolumeTarget>) -> Result<(), RestoreError> {
-        // Dropped with this future, however that ends: after it nothing is written, and nothing half done is left.
+        // Dropped with this future, however it ends: after that nothing is written, and no unfinished file is left.
         let _writing = target.begin()?;
         let result = self.clone().write_volume(&target).await;
-        // Only who was cut off from the coordinator is asked again.
+        // Only an attempt that lost the coordinator is resumed; after any other failure the unfinished file is removed.
         if !matches!(result, Ok(()) | Err(RestoreError::Call(_))) {
             self.keep.store(false, Ordering::SeqCst);
         }
@@ -200,7 +200,7 @@ impl RestoreJob {
                 while let Some(done) = tasks.try_join_next() {
                     windows.done(Self::joined(done)?);
                 }
-                syncs.look(&self.engine, target, windows.whole(), &self.tally).await?;
+                syncs.sync_if_due(&self.engine, target, windows.whole(), &self.tally).await?;
                 let number = windows.begin(range.slots.iter().flat_map(|s| &s.writes).map(|w| u64::from(w.len)).sum());
                 let written = self.clone().range_to_volume(range, target.clone(), permit);
                 tasks.spawn(async move { written.await.map(|()| number) });
@@ -211,7 +211,7 @@ impl RestoreJob {
         }
         while let Some(done) = tasks.join_next().await {
             windows.done(Self::joined(done)?);
-            syncs.look(&self.engine, target, windows.whole(), &self.tally).await?;
+            syncs.sync_if_due(&self.engine, target, windows.whole(), &self.tally).await?;
         }
         syncs.settle().await?;
         self.check_coverage()?;
@@ -232,7 +232,8 @@ impl RestoreJob {
         let mut in_flight = FuturesOrdered::new();
         let (mut at, mut groups) = (0, Groups::default());
         loop {
-            // What is in flight holds room that others wait for, perhaps those whose pages are before ours: it moves on meanwhile.
+            // Groups in flight hold room of the budget. The coordinator may send our next page only after another
+            // volume got such room, so they are written while this waits for the page.
             let page = tokio::select! {
                 biased;
                 page = pages.next() => page?,
@@ -248,7 +249,7 @@ impl RestoreJob {
                     if let Some(permit) = self.engine.budget.try_transfer(cost) {
                         break permit;
                     }
-                    // What is in flight holds the room; it gives it back when it is written, which only happens here.
+                    // Groups in flight hold the room. They give it back when they are written, which happens only here.
                     match in_flight.next().await {
                         Some(opened) => target = self.write_in_order(opened?, target, &mut at).await?,
                         None => break self.engine.budget.transfer(cost).await,
@@ -267,12 +268,13 @@ impl RestoreJob {
         Ok(self.engine.io.run(move || target.finish()).await?)
     }
 
-    /// What a range holds while it is in flight: its sealed bytes (chunks are opened one at a time).
+    /// The budget of a range in flight: its sealed bytes (chunks are opened one at a time).
     fn cost(range: &GrantedRange) -> u64 {
         RangeBuffers::class(range.end - range.start)
     }
 
-    /// In order, what a group writes waits for its turn as well; its ranges are fetched one after the other.
+    /// The budget of a group: its opened chunks wait in memory for their turn, too. Its ranges are fetched one after
+    /// the other, so only the largest counts.
     fn cost_in_order(group: &[GrantedRange]) -> u64 {
         let writes = group.iter().flat_map(|range| &range.slots).flat_map(|slot| &slot.writes);
         group.iter().map(Self::cost).max().unwrap_or(0) + writes.map(|w| u64::from(w.len)).sum::<u64>()
@@ -329,7 +331,7 @@ impl RestoreJob {
         Ok((parts, permit))
     }
 
-    /// Writes what a group was opened to.
+    /// Writes the opened chunks of a group.
     async fn write_in_order(
         &self,
         (parts, permit): (Parts, Permit),
@@ -340,7 +342,7 @@ impl RestoreJob {
             let len = bytes.len() as u64;
             let end = offset.checked_add(len).filter(|&end| offset >= *at && end <= self.len);
             let end = end.ok_or(RestoreError::OutOfOrder { offset, len, at: *at, volume: self.len })?;
-            // Between parts there are holes, which a stream spells out.
+            // Between parts there are holes, which are written as zeros to a stream.
             target = self.zeros(target, offset - *at).await?;
             target = self
                 .engine
@@ -357,7 +359,7 @@ impl RestoreJob {
         Ok(target)
     }
 
-    /// Zeros, so many at a time that an end is noticed in between.
+    /// Writes zeros, in jobs that are short enough that a cancelled restore ends soon.
     async fn zeros(&self, mut target: StreamTarget, len: u64) -> Result<StreamTarget, RestoreError> {
         let mut left = len;
         while left > 0 {

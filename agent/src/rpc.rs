@@ -36,7 +36,7 @@ pub enum CallError {
 
 impl From<tonic::Status> for CallError {
     fn from(status: tonic::Status) -> Self {
-        // What has a cause was made here; what the other side answers has none.
+        // A status with a source was made on this side; one that the coordinator sent has none.
         match std::error::Error::source(&status).map(milkrun_repository::point::catalog::chain) {
             Some(why) => Self::Lost(why),
             None => Self::Refused(Box::new(status)),
@@ -44,15 +44,15 @@ impl From<tonic::Status> for CallError {
     }
 }
 
-/// What the coordinator knows of a chunk.
+/// What the coordinator says about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It is stored.
     Known,
-    /// We store it.
+    /// This agent stores it.
     Yours,
     /// Another node is storing it.
-    Elsewhere,
+    Remote,
 }
 
 /// A pack as it is announced to the coordinator.
@@ -72,11 +72,11 @@ pub struct SealedClaim {
     pub version: Option<Version>,
 }
 
-/// The stream of them.
+/// A stream of the parent's ranges.
 pub struct ParentRanges(tonic::Streaming<wire::ParentRange>);
 
 impl ParentRanges {
-    /// The next one.
+    /// The next range.
     ///
     /// # Errors
     /// [`CallError`].
@@ -117,8 +117,8 @@ impl Coordinator {
         Some(self.assignment.clone())
     }
 
-    /// The parent's extents, with the digests of their pages if they are wanted; or in outline: what is no hole is kept, and neighbours
-    /// come as one.
+    /// The parent's extents, with their page digests if `pages`. In `outline`, everything but holes is `kept`, and
+    /// neighbours are joined.
     ///
     /// # Errors
     /// [`CallError`].
@@ -127,7 +127,7 @@ impl Coordinator {
         Ok(ParentRanges(self.upload.clone().parent(request).await?.into_inner()))
     }
 
-    /// So many ranges of the parent at random, with the digests of their pages.
+    /// So many random ranges of the parent, with their page digests.
     ///
     /// # Errors
     /// [`CallError`].
@@ -136,7 +136,8 @@ impl Coordinator {
         Ok(ParentRanges(self.upload.clone().sample(request).await?.into_inner()))
     }
 
-    /// Which of these chunks are known. With `share` one that another node is storing is told apart; else it is ours too.
+    /// Which of these chunks are known. With `share`, a chunk that another node is storing is [`Answer::Remote`]; else
+    /// it is [`Answer::Yours`] too.
     ///
     /// # Errors
     /// [`CallError`].
@@ -144,7 +145,7 @@ impl Coordinator {
         self.ask(ids, share, false).await
     }
 
-    /// As [`Self::lookup`], of chunks that another node was storing: waits for some seconds until there is news.
+    /// Like [`Self::lookup`], for chunks that another node was storing: waits for some seconds until an answer changes.
     ///
     /// # Errors
     /// [`CallError`].
@@ -165,13 +166,13 @@ impl Coordinator {
         let answer = |&known: &u8| match known {
             0 => Ok(Answer::Yours),
             1 => Ok(Answer::Known),
-            2 if share => Ok(Answer::Elsewhere),
+            2 if share => Ok(Answer::Remote),
             _ => Err(CallError::Nonsense("an answer to a lookup")),
         };
         known.iter().map(answer).collect()
     }
 
-    /// Leave to store a pack.
+    /// A grant to store a pack.
     ///
     /// # Errors
     /// [`CallError`].
@@ -186,7 +187,7 @@ impl Coordinator {
         put_grant(reply.grant).ok_or(CallError::Nonsense("a grant"))
     }
 
-    /// Has a stored pack checked and made known.
+    /// Asks the coordinator to check a stored pack and to make its chunks known.
     ///
     /// # Errors
     /// [`CallError`].
@@ -300,7 +301,7 @@ fn extent_from_wire(e: &wire::Extent) -> Result<ParentExtent, CallError> {
     if !rest.is_empty() || (!pages.is_empty() && pages.len() != (e.length as usize).div_ceil(PAGE)) {
         return Err(CallError::Nonsense("digests of pages"));
     }
-    // Digests are of pages of the chunk: of a part that begins within one there are none.
+    // Digests are of the chunk's pages: a part that begins within a page has none.
     let pages = if e.chunk_offset.is_multiple_of(PAGE as u32) { pages } else { &[] };
     Ok(ParentExtent { extent: Extent { run, pages: pages.to_vec() }, retire: e.retire })
 }
@@ -337,18 +338,18 @@ pub struct Page {
     pub holes: Vec<(u64, u64)>,
     /// Ranges to read.
     pub ranges: Vec<GrantedRange>,
-    /// All of the volume before this is in the pages up to this one; `None`: this one does not tell.
+    /// The pages up to this one cover all of the volume before this offset. `None`: this page does not say.
     pub until: Option<u64>,
-    /// Its ranges are of a group that ends with the page that has `until`; what they write is in no order.
+    /// Its ranges belong to a group that ends with the page that has `until`. Their writes are in no order.
     pub grouped: bool,
 }
 
-/// One ranged read with leave for it.
+/// One ranged read with its grant.
 #[derive(Debug)]
 pub struct GrantedRange {
     /// The pack.
     pub pack: PackId,
-    /// Leave to read it.
+    /// The grant to read it.
     pub grant: GetGrant,
     /// First byte.
     pub start: u64,
@@ -358,7 +359,7 @@ pub struct GrantedRange {
     pub slots: Vec<GrantedSlot>,
 }
 
-/// A chunk to open, with the key of its slot alone.
+/// A chunk to open, with the key of this slot only.
 #[derive(Debug)]
 pub struct GrantedSlot {
     /// Its id.
@@ -389,7 +390,7 @@ impl Pages {
     }
 }
 
-/// Where the parts of a slot go; coordinators of the release before send them one by one.
+/// Where the parts of a slot go. Coordinators of the release before send them one by one.
 fn writes(slot: &wire::plan_page::Slot) -> Option<Vec<Write>> {
     if slot.packed_writes.is_empty() {
         let write = |w: &wire::plan_page::Write| Write {
@@ -417,7 +418,7 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
             plain_len: s.plain_length,
             codec: Codec::from_u8(u8::try_from(s.codec).ok()?)?,
         };
-        // Everything lies inside the range, and each write inside its chunk: nothing below has to check again.
+        // The chunk lies inside the range, and each write inside its chunk: no other code has to check this again.
         let inside = u64::from(place.offset) >= r.start && place.end() <= r.end && place.is_of_a_chunk();
         let writes = writes(&s)?;
         let inside_chunk = |w: &Write| w.chunk_offset.checked_add(w.len).is_some_and(|end| end <= s.plain_length);
@@ -427,7 +428,7 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
         Some(GrantedSlot { id: ChunkId::try_from(&s.chunk[..]).ok()?, place, key: key.into(), writes })
     });
     let slots = slots.collect::<Option<Vec<_>>>()?;
-    // Places within a pack have 32 bits: what is longer is no range of one, and no buffer is asked for it.
+    // Offsets within a pack have 32 bits: no pack has a longer range, and no buffer is allocated for one.
     (r.start < r.end && r.end <= u64::from(u32::MAX)).then_some(())?;
     Some(GrantedRange { pack, grant: get_grant(r.grant)?, start: r.start, end: r.end, slots })
 }
@@ -436,7 +437,7 @@ fn range(r: wire::plan_page::Range) -> Option<GrantedRange> {
 mod tests {
     use super::*;
 
-    /// A range that no pack can have asks for no buffer of its size.
+    /// No buffer is allocated for a range that no pack can have.
     #[test]
     fn ranges_that_no_pack_has_are_refused() {
         let file = wire::grant::File { root: "/r".into(), key: "packs/00/x".into(), ..Default::default() };
@@ -452,7 +453,7 @@ mod tests {
         for (start, end) in [(5, 5), (6, 5), (0, 1 << 32), (0, u64::MAX)] {
             assert!(range(of(start, end)).is_none(), "{start}..{end}");
         }
-        // Nor a chunk that no pack can have.
+        // So is a chunk that no pack can have.
         let with = |plain_length, sealed_length, len| {
             let (chunk, key) = (vec![1; 32].into(), vec![1; 32].into());
             let packed_writes = vec![0, 0, len];
@@ -463,11 +464,11 @@ mod tests {
         assert!(with(4 << 20, (4 << 20) + 16, 4 << 20).is_some());
         assert!(with((4 << 20) + 1, 100, 1).is_none());
         assert!(with(4096, 4096 + 17, 1).is_none());
-        // Nor one that writes nothing, or what it has not.
+        // So is a slot that writes nothing, or more than its chunk has.
         assert!(with(4096, 100, 0).is_none() && with(4096, 100, 4097).is_none());
     }
 
-    /// Both ways to say where parts go say the same, and what makes no sense in the shorter one is refused.
+    /// Both encodings of the writes are read alike, and nonsense in the packed one is refused.
     #[test]
     fn writes_are_read_one_by_one_and_packed() {
         let slot = |numbers: &[u64]| wire::plan_page::Slot { packed_writes: numbers.to_vec(), ..Default::default() };

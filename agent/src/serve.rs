@@ -1,4 +1,4 @@
-//! The process: connects, serves, connects again, until it is told to stop.
+//! The agent's process: connects to a coordinator, serves, and connects again until it is told to stop.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use milkrun_repository::store::connect::{ConnectError, Way, patient};
 
 use crate::args::Args;
 
-/// Threads that wait for the network; CPU work and devices have their own.
+/// Threads that wait for the network. CPU work and devices have their own threads.
 const ASYNC_THREADS: usize = 2;
-/// The pause before the first attempt to connect again; doubles up to the longest.
+/// The pause before the first attempt to connect again. It doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -35,9 +35,9 @@ enum ServeError {
     Http(#[from] HttpError),
 }
 
-/// Why a session is over.
+/// Why a session ended.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+enum SessionLost {
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error(transparent)]
@@ -50,7 +50,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(serve(args));
-            // Threads that still wait for a device must not keep the process.
+            // Threads that still wait for a device must not keep the process alive.
             runtime.shutdown_background();
             result.map_err(|e| chain(&e))
         }
@@ -87,13 +87,13 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     for url in args.coordinator.iter().cycle() {
         let session = async {
             let channel = dial(&credentials, url).await?;
-            Ok::<_, Lost>(agent.run(channel, stop.watch()).await?)
+            Ok::<_, SessionLost>(agent.run(channel, stop.watch()).await?)
         };
-        let mut taken = agent.connected();
-        taken.mark_unchanged();
+        let mut connection = agent.connected();
+        connection.mark_unchanged();
         let ended = session.await;
-        if taken.has_changed().unwrap_or(false) {
-            // There was one: whoever led a moment ago may be back in a moment.
+        if connection.has_changed().unwrap_or(false) {
+            // There was a session: a coordinator that led a moment ago may be back soon.
             pause = FIRST_PAUSE;
         }
         if stop.is_wanted() {

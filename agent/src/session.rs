@@ -1,7 +1,7 @@
-//! The agent's standing connection to the coordinator: it registers, takes assignments, reports.
+//! The agent's standing connection to the coordinator: the agent registers, takes assignments and reports.
 //!
-//! One owner of all state: `Session::next` selects an `Action`, `Session::apply` applies it. What takes long runs in
-//! tasks of its own, which report as actions.
+//! All state has one owner: `Session::next` selects an `Action`, `Session::apply` applies it. Long work runs in tasks
+//! of its own, which report by actions.
 
 mod failures;
 mod work;
@@ -23,7 +23,7 @@ use wire::from_agent::Message as Up;
 use wire::to_agent::Message as Down;
 
 use crate::backup::{
-    BackupError, Engine, FEW_BYTES, IN_FLIGHT, SMALL_BYTES, VolumeJob, open_packs::RunPacks, sparse_read::Readers,
+    BackupError, Engine, IN_FLIGHT, SMALL_BYTES, SPARSE_BYTES, VolumeJob, open_packs::RunPacks, sparse_read::Readers,
 };
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
@@ -43,7 +43,7 @@ pub type OpenSource = Arc<dyn Fn(&Path, SourceOptions) -> Result<Box<dyn Source>
 /// Opens streams.
 pub type OpenStream = Arc<dyn Fn(&str, SourceOptions) -> Result<Box<dyn ByteSource>, SourceError> + Send + Sync>;
 
-/// How sources are opened. Tests script devices here, and who embeds an agent runs commands.
+/// How sources are opened. Tests open scripted devices here; the embedded agent of the command line also runs commands.
 #[derive(Clone)]
 pub struct Open {
     /// Volumes.
@@ -61,7 +61,7 @@ pub struct AgentOptions {
     pub threads: usize,
     /// Bytes in flight.
     pub memory: u64,
-    /// Volumes at once; 0: as many as come.
+    /// The largest number of volumes at once; 0: no limit.
     pub volumes: u32,
     /// Uses grants.
     pub redeem: Arc<dyn Redeem>,
@@ -87,7 +87,7 @@ impl AgentOptions {
     }
 }
 
-/// Small buffers that are kept, of which only what was ever filled takes memory: 32 MiB at the most.
+/// Idle small buffers that are kept. Only the parts of them that were ever filled take memory: 32 MiB at most.
 const SMALL_IDLE: usize = 32;
 
 /// An agent.
@@ -96,9 +96,9 @@ pub struct Agent {
     options: AgentOptions,
     engine: Arc<Engine>,
     connected: watch::Sender<bool>,
-    /// What it restored.
+    /// The restores that it has finished.
     finished: Finished,
-    /// Tells this process from another agent of its node.
+    /// Distinguishes this process from another agent of the same node.
     instance: [u8; 16],
 }
 
@@ -111,7 +111,7 @@ pub enum SessionError {
 }
 
 impl Agent {
-    /// Starts its threads.
+    /// Starts the agent's threads.
     ///
     /// # Errors
     /// [`StartError`] when the system refuses.
@@ -125,7 +125,7 @@ impl Agent {
             io,
             regions: BufferPool::new(usize::try_from(region_bytes).unwrap_or(usize::MAX)),
             small: BufferPool::new(usize::try_from(SMALL_BYTES).unwrap_or(usize::MAX)).keeping(SMALL_IDLE),
-            few: BufferPool::new(usize::try_from(FEW_BYTES).unwrap_or(usize::MAX)).keeping(IN_FLIGHT),
+            sparse: BufferPool::new(usize::try_from(SPARSE_BYTES).unwrap_or(usize::MAX)).keeping(IN_FLIGHT),
             ranges: RangeBuffers::new(budget.pack_bytes()),
             budget,
             region_bytes,
@@ -139,13 +139,13 @@ impl Agent {
         })
     }
 
-    /// Whether a coordinator takes this agent now.
+    /// Whether a coordinator has accepted this agent, and the session lasts.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.connected.subscribe()
     }
 
-    /// Registers and serves until the session ends. Once `stop` is true it takes no more work, gives back what it has, and
-    /// ends.
+    /// Registers and serves until the session ends. Once `stop` is true, the agent takes no more work, gives back what
+    /// it has, and ends.
     ///
     /// # Errors
     /// [`SessionError`].
@@ -158,7 +158,7 @@ impl Agent {
             volumes: self.options.volumes,
             instance: self.instance.to_vec().into(),
         };
-        // The queue is new and holds more than one.
+        // This does not wait: the queue is new, and holds more than one message.
         let _ = up.send(message(Up::Register(register))).await;
         let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
         let incoming = rpc::session_client(channel.clone()).attach(outgoing).await.map_err(CallError::from)?;
@@ -174,7 +174,7 @@ impl Agent {
             runs: HashMap::new(),
             stop,
             leaving: None,
-            heart: None,
+            heartbeat: None,
         }
         .serve()
         .await
@@ -185,7 +185,7 @@ fn message(m: Up) -> wire::FromAgent {
     wire::FromAgent { message: Some(m) }
 }
 
-/// What names an assignment within a session.
+/// What identifies an assignment within a session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct AssignmentKey {
     run: Vec<u8>,
@@ -202,14 +202,14 @@ struct Task {
     handle: tokio::task::JoinHandle<()>,
     attempt: u32,
     go: Option<oneshot::Sender<()>>,
-    /// Of a backup: what can send its run's packs on their way.
+    /// For a backup: its job, which can flush the run's packs.
     job: Option<Arc<VolumeJob>>,
-    /// Of a restore: whether an unfinished file stays for another attempt.
+    /// For a restore: whether an unfinished file stays for another attempt.
     keep: Arc<AtomicBool>,
 }
 
 impl Task {
-    /// Ends it. What it claimed and did not store falls to whoever begins anew.
+    /// Ends the task. Chunks that it claimed and did not store are stored by a later attempt.
     async fn end(self) {
         self.handle.abort();
         let _ = self.handle.await;
@@ -223,13 +223,13 @@ enum Action {
     Down(Down),
     /// A task of this attempt ended.
     Done(AssignmentKey, u32, Option<Up>),
-    /// Somebody wants this agent to stop.
+    /// This agent is asked to stop.
     Leave,
     Nothing,
     Ended,
 }
 
-/// How long an agent that is to stop waits for the coordinator to take its work back.
+/// How long a stopping agent waits for the coordinator to take its work back.
 const LEAVE_LIMIT: Duration = Duration::from_secs(20);
 /// How long the work of a session that is over may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -242,29 +242,29 @@ struct Session {
     reports: mpsc::Sender<Report>,
     reported: mpsc::Receiver<Report>,
     tasks: HashMap<AssignmentKey, Task>,
-    /// Open packs per run; gone when the run's last volume is.
+    /// Open packs per run. An entry is removed with the run's last volume.
     runs: HashMap<Vec<u8>, Arc<RunPacks>>,
-    /// Whether somebody wants this agent to stop.
+    /// Whether this agent is asked to stop.
     stop: watch::Receiver<bool>,
-    /// It is stopping, and until when it waits.
+    /// If the agent is stopping: until when it waits.
     leaving: Option<Instant>,
-    /// Says that it is there.
-    heart: Option<Heart>,
+    /// Sends heartbeats.
+    heartbeat: Option<Heartbeat>,
 }
 
-/// A task's end: which, its attempt, what the coordinator hears of it.
+/// The end of a task: the assignment, its attempt, and the report to the coordinator.
 type Report = (AssignmentKey, u32, Option<Up>);
 
-/// Beats until dropped.
-struct Heart(tokio::task::JoinHandle<()>);
+/// Sends heartbeats until dropped.
+struct Heartbeat(tokio::task::JoinHandle<()>);
 
-impl Drop for Heart {
+impl Drop for Heartbeat {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-impl Heart {
+impl Heartbeat {
     fn start(up: mpsc::Sender<wire::FromAgent>, every: Duration) -> Self {
         Self(tokio::spawn(async move {
             let mut beat = tokio::time::interval(every);
@@ -298,8 +298,8 @@ impl Session {
         for task in &tasks {
             task.handle.abort();
         }
-        // The next session may have the same target opened again: nobody of this one writes to it then. A device that hangs
-        // must not keep this agent from its coordinator.
+        // The next session may open the same target again, so no task of this one may still write to it. But a device
+        // that hangs must not keep this agent from its coordinator: the wait is limited.
         let ended = async {
             for task in tasks {
                 let _ = task.handle.await;
@@ -315,11 +315,11 @@ impl Session {
     async fn next(&mut self) -> Result<Action, CallError> {
         tokio::select! {
             received = self.incoming.message() => match received? {
-                // A kind of message that is newer than this release looks empty.
+                // A message of a kind that this release does not know looks empty.
                 Some(m) => Ok(m.message.map_or(Action::Nothing, Action::Down)),
                 None => Ok(Action::Ended),
             },
-            // `self.reports` is kept, so that this never ends.
+            // This channel never closes: `self.reports` keeps a sender.
             Some((key, attempt, report)) = self.reported.recv() => Ok(Action::Done(key, attempt, report)),
             () = asked_to_stop(&mut self.stop), if self.leaving.is_none() => Ok(Action::Leave),
             () = tokio::time::sleep_until(self.leaving.unwrap_or_else(Instant::now)), if self.leaving.is_some() => {
@@ -341,7 +341,7 @@ impl Session {
             }
             Action::Down(Down::Go(a)) => {
                 if let Some(go) = self.tasks.get_mut(&AssignmentKey::of(&a)).and_then(|t| t.go.take()) {
-                    // Whoever waited may have failed meanwhile, and has said so.
+                    // The task may have failed meanwhile; it has reported that itself.
                     let _ = go.send(());
                 }
             }
@@ -362,7 +362,7 @@ impl Session {
                 self.agent.connected.send_replace(true);
                 metrics::gauge!("milkrun_agent_connected").set(1.0);
                 let every = Duration::from_secs(w.heartbeat_seconds.into());
-                self.heart = (!every.is_zero()).then(|| Heart::start(self.up.clone(), every));
+                self.heartbeat = (!every.is_zero()).then(|| Heartbeat::start(self.up.clone(), every));
             }
             Action::Down(Down::Drain(out)) => {
                 if out {
@@ -393,7 +393,7 @@ impl Session {
         }
     }
 
-    /// An attempt that is given again is over here.
+    /// Ends an earlier attempt of an assignment that is assigned again.
     async fn supersede(&mut self, a: Option<&wire::Assignment>) {
         if let Some(task) = a.and_then(|a| self.tasks.remove(&AssignmentKey::of(a))) {
             task.end().await;
@@ -409,12 +409,12 @@ impl Session {
     }
 
     async fn send(&self, m: Up) {
-        // A closed session is noticed by `next`.
+        // An error means that the session is closed, which `next` notices.
         let _ = self.up.send(message(m)).await;
     }
 }
 
-/// Ends once somebody wants this agent to stop; never, if nobody can any more.
+/// Returns once this agent is asked to stop; never, if nobody can ask any more.
 async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|&stop| stop).await.is_err() {
         std::future::pending().await

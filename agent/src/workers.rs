@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// A fixed number of threads for one kind of work.
 pub struct Workers {
     pool: rayon::ThreadPool,
-    /// How long all of them have worked, in ns.
+    /// The time that all threads together have worked, in ns.
     worked: Arc<AtomicU64>,
 }
 
@@ -24,7 +24,7 @@ pub struct StartError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Starts threads that do this until they are done with it.
+/// Starts `count` threads that each run `work` once, until it returns.
 ///
 /// # Errors
 /// [`StartError`] when the system refuses.
@@ -67,18 +67,19 @@ impl Workers {
             let began = Instant::now();
             let result = job();
             worked.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-            // Nobody waits any more: the assignment was cancelled.
+            // An error means that nobody waits any more: the assignment was cancelled.
             let _ = done.send(result);
         });
         result.await.expect("the job ended")
     }
 
-    /// Does something on one of the threads, and waits for it: what it does side by side goes to all of them.
+    /// Runs `work` on one of the threads and waits for it. Its parallel parts (rayon) run on all of them.
     pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.pool.install(work)
     }
 
-    /// Does work of this kind on the thread that has its bytes in its cache, and counts it.
+    /// Runs `work` on the calling thread, which has the bytes in its core's cache, and counts the time as work of this
+    /// pool.
     pub fn lend<T>(&self, work: impl FnOnce() -> T) -> T {
         let began = Instant::now();
         let result = work();
@@ -86,17 +87,18 @@ impl Workers {
         result
     }
 
-    /// Whether it has a thread for each core that there is. Who has fewer was told to leave some alone.
+    /// Whether there is a thread for each core of the machine. If there are fewer, a person wants some cores left
+    /// alone.
     pub fn has_all_cores(&self) -> bool {
         std::thread::available_parallelism().is_ok_and(|cores| self.count() >= cores.get())
     }
 
-    /// How long all threads together have worked, of jobs that are over.
+    /// The time that all threads together have worked, in jobs that are finished.
     pub fn worked(&self) -> Duration {
         Duration::from_nanos(self.worked.load(Ordering::Relaxed))
     }
 
-    /// How many threads.
+    /// The number of threads.
     pub fn count(&self) -> usize {
         self.pool.current_num_threads()
     }

@@ -1,10 +1,11 @@
-//! `commits`: the commit of a point that reuses 10^5 packs, against a simulated store whose every call takes 10 ms.
+//! `commits`: the commit of a point that reuses 10^5 packs, against a simulated store in which each call takes 10 ms.
 //!
 //! ```text
 //! cargo run --release -p milkrun-benches --bin commits             100,000 packs, 10 ms
 //! cargo run --release -p milkrun-benches --bin commits -- 20000 40
 //! ```
-//! Once with locks that last (one HEAD for each pack), once with locks that are too short (extension, HEAD).
+//! It runs once with locks that last (one HEAD for each pack), and once with locks that are too short (extension and
+//! HEAD).
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -37,7 +38,7 @@ use milkrun_repository::store::{
 const PERIOD: Duration = Duration::from_secs(30 * 86_400);
 const PACK_BYTES: u64 = 32 << 20;
 
-/// Objects without bytes; every call takes its time.
+/// A store of objects without bytes. Each call takes some time.
 struct Simulated {
     latency: Duration,
     objects: Mutex<HashMap<String, (u64, Option<Lock>)>>,

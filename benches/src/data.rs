@@ -7,7 +7,7 @@ use milkrun_repository::chunk::PAGE;
 /// Half of a page.
 const HALF: usize = PAGE / 2;
 
-/// What the bytes of a page are.
+/// The content of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entropy {
     /// Zeros.
@@ -28,7 +28,8 @@ impl fmt::Display for Entropy {
     }
 }
 
-/// `len` bytes (whole pages), all of them written: memory that was never touched would be one page of zeros in cache.
+/// Fills `out` (whole pages). All bytes are written: memory that was never touched would be a single page of zeros in
+/// the cache.
 pub(crate) fn fill(out: &mut [u8], entropy: Entropy) {
     match entropy {
         Entropy::Zero => {
@@ -60,7 +61,7 @@ fn below(noise: &mut blake3::OutputReader, bound: usize) -> usize {
     u32::from_le_bytes(b) as usize % bound
 }
 
-/// Words, the frequent ones far more often than the rare ones, as in real text.
+/// Text in which some words are far more frequent than others, as in real text.
 fn text(len: usize) -> Vec<u8> {
     const SYLLABLES: [&str; 16] =
         ["ka", "lo", "mi", "ren", "su", "ta", "vor", "ne", "shi", "pal", "or", "eth", "in", "dra", "gu", "wes"];

@@ -1,10 +1,9 @@
-//! `delay`: a proxy for TCP that lets every byte wait, in each direction, as a long line does. It keeps the rate: what waits, waits
-//! together.
+//! `delay`: a TCP proxy that delays each byte in each direction, as a long line does. It does not limit the rate.
 //!
 //! ```text
 //! cargo run --release -p milkrun-benches --bin delay -- 127.0.0.1:9001 127.0.0.1:8333 20
 //! ```
-//! Listens at the first address, forwards to the second, 20 ms each way: 40 ms for a round trip.
+//! It listens at the first address and forwards to the second. 20 ms in each direction make a round trip of 40 ms.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,8 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Pieces on their way in one direction of one connection: 64 KiB each, so 64 MiB.
-const ON_ITS_WAY: usize = 1024;
+/// Pieces in flight in one direction of a connection: 64 KiB each, so 64 MiB.
+const IN_FLIGHT: usize = 1024;
 const PIECE: usize = 64 << 10;
 
 async fn carry(
@@ -24,7 +23,7 @@ async fn carry(
     mut to: impl AsyncWriteExt + Unpin,
     delay: Duration,
 ) {
-    let (sender, mut waiting) = mpsc::channel::<(Instant, Bytes)>(ON_ITS_WAY);
+    let (sender, mut waiting) = mpsc::channel::<(Instant, Bytes)>(IN_FLIGHT);
     tokio::spawn(async move {
         let mut buffer = vec![0; PIECE];
         while let Ok(n @ 1..) = from.read(&mut buffer).await {

@@ -1,4 +1,4 @@
-//! `init_cut`: a repository whose chunks have another length on average, for `benches/sizes`.
+//! `init_cut`: makes a repository with another average length of chunks, for `benches/sizes`.
 //!
 //! ```text
 //! MILKRUN_PASSWORD=bench init_cut file:///dev/shm/repository 64       KiB, a power of two
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [url, average] = &args[..] else { return Err("init_cut URL KIB".into()) };
     let avg_pages = average.parse::<u32>()? / 4;
-    // In the same proportions as the default's.
+    // The proportions are those of the default.
     let pages =
         PageCutter { min_pages: (avg_pages / 4).max(1), avg_pages, max_pages: avg_pages * 4, ..PageCutter::DEFAULT };
     pages.check()?;

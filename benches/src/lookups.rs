@@ -1,10 +1,11 @@
-//! `lookups`: an index of 10^8 chunks, mapped from files: how many lookups a second, and how much memory stays resident.
+//! `lookups`: an index of 10^8 chunks, mapped from files: how many lookups a second, and how much memory stays
+//! resident.
 //!
 //! ```text
 //! cargo run --release -p milkrun-benches --bin lookups                  10^8 entries, in the system's temporary folder
 //! cargo run --release -p milkrun-benches --bin lookups -- 10000000 DIR
 //! ```
-//! Ids that are known and ids that are not, in batches of 1,000 as agents ask.
+//! It looks up known ids and unknown ids, in batches of 1,000 as agents do.
 
 use std::error::Error;
 use std::io::Write;
@@ -21,7 +22,7 @@ use milkrun_repository::store::Version;
 const PER_SEGMENT: u64 = 4_000_000;
 const PER_PACK: u64 = 400;
 const BATCH: u64 = 1000;
-const FOR: Duration = Duration::from_secs(5);
+const DURATION: Duration = Duration::from_secs(5);
 
 /// The id of the n-th chunk: known below the number of entries, unknown above.
 fn id(n: u64) -> ChunkId {
@@ -98,9 +99,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tib = entries as f64 * 131_072.0 / (1u64 << 40) as f64;
     let report = |out: &mut dyn Write, what: &str, first: u64, known: bool| -> Result<(), Box<dyn Error>> {
         let (began, mut asked, mut found, mut n) = (Instant::now(), 0u64, 0u64, first);
-        while began.elapsed() < FOR {
+        while began.elapsed() < DURATION {
             for _ in 0..BATCH {
-                // Spread over all of them, as hashes are.
+                // Ids are spread over all entries, as hashes are.
                 n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let which = if known { n % entries } else { entries + n % entries };
                 found += u64::from(index.find(&id(which)).is_some());

@@ -1,10 +1,10 @@
-//! `stages`: how fast each stage of the data path is on one thread, over data that no cache holds.
+//! `stages`: the speed of each stage of the data path on one thread, over data that fits into no cache.
 //!
 //! ```text
 //! cargo run --release -p milkrun-benches              all stages
 //! cargo run --release -p milkrun-benches -- zstd      those whose name contains "zstd"
 //! ```
-//! Each figure is the median of three passes over 1 GiB. The whole program against its peers is the script `peers`.
+//! Each figure is the median of three passes over 1 GiB. The script `peers` compares the whole program with its peers.
 
 mod data;
 
@@ -42,7 +42,7 @@ fn main() -> Outcome {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let bench = Bench { filter };
     line("stage", "data", "rate", "")?;
-    // One buffer for all: its pages are there before the first pass.
+    // One buffer for all stages: the kernel has allocated its pages before the first pass.
     let mut bytes = vec![0; TOTAL];
     for entropy in [Entropy::Zero, Entropy::Random, Entropy::Half] {
         fill(&mut bytes, entropy);
@@ -65,7 +65,7 @@ fn line(stage: &str, data: impl Display, rate: &str, note: &str) -> Outcome {
     Ok(writeln!(std::io::stdout().lock(), "{}", line.trim_end())?)
 }
 
-/// Which stages are wanted.
+/// The stages that were asked for.
 struct Bench {
     filter: String,
 }
@@ -75,7 +75,7 @@ impl Bench {
         stage.contains(&self.filter)
     }
 
-    /// Bytes per second of `pass`, which goes through [`TOTAL`] bytes and returns what to say of it.
+    /// Measures the bytes per second of `pass`, which processes [`TOTAL`] bytes and returns a note.
     fn stage(&self, stage: &str, entropy: Entropy, mut pass: impl FnMut() -> String) -> Outcome {
         if self.wants(stage) {
             let (time, note) = median(&mut pass);
@@ -183,7 +183,7 @@ fn compressing(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
     Ok(())
 }
 
-/// Filling packs and opening what is in them.
+/// Fills packs, and opens their chunks.
 fn packing(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
     let open_stage = "open (AES, zstd, BLAKE3)";
     let append_stage = |level| format!("append (zstd {level}, AES)");
@@ -253,7 +253,7 @@ fn packing(bench: &Bench, entropy: Entropy, bytes: &[u8]) -> Outcome {
     })
 }
 
-/// Looking chunks up in a mapped segment.
+/// Looks up chunks in a mapped segment.
 fn index(bench: &Bench) -> Outcome {
     if !["index hit", "index miss"].iter().any(|s| bench.wants(s)) {
         return Ok(());

@@ -1,12 +1,13 @@
-//! `placement`: the planner at 1,000 nodes and 10,000 volumes, in a simulated night: how long a plan takes, and how long volumes
-//! wait. Time is simulated; only planning is real.
+//! `placement`: the scheduler with 1,000 nodes and 10,000 volumes, in a simulated night: how long a plan takes, and how
+//! long volumes wait. Time is simulated; only planning is real.
 //!
 //! ```text
 //! cargo run --release -p milkrun-benches --bin placement            1,000 nodes, 10,000 volumes
 //! cargo run --release -p milkrun-benches --bin placement -- 100 1000
 //! ```
-//! A volume lies on one node, one of ten on three. Sizes are spread over three orders of magnitude. A node takes four at once and
-//! moves 200 MB/s in all, the store 25 GB/s; a tenth of the applications has a promise that is about to break.
+//! A volume lies on one node; each tenth volume lies on three. Sizes are spread over three orders of magnitude. A node
+//! reads four volumes at once and moves 200 MB/s in all, the store 25 GB/s. A tenth of the applications is at risk of
+//! breaking its promise.
 
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::error::Error;
@@ -21,7 +22,7 @@ const NODE_RATE: f64 = 200e6;
 const STORE_RATE: f64 = 25e9;
 const PER_NODE: usize = 4;
 
-/// A small generator: the same night each time.
+/// A small random number generator: each run has the same night.
 struct Dice(u64);
 
 impl Dice {
@@ -56,7 +57,7 @@ fn night(nodes: usize, volumes: usize) -> Vec<Volume> {
     out
 }
 
-/// What ends when, soonest first.
+/// When a volume ends: (time, number of the volume). The soonest is the greatest, for the heap.
 struct End(f64, usize);
 
 impl PartialEq for End {
@@ -132,7 +133,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             situation.running.push(running.clone());
             at.insert(i, running);
             gone.insert(p.volume, ());
-            // Its share of the node, and of the store if that is the narrower one. A rough model: shares stay as they began.
+            // The volume's share of the node's rate or of the store's, whichever is smaller. This is a rough model: a
+            // share does not change while the volume is read.
             let busy = at.len() as f64;
             let rate = (NODE_RATE / PER_NODE as f64).min(STORE_RATE / busy.max(1.0));
             ends.push(End(now + v.bytes / rate, i));

@@ -1,5 +1,5 @@
-//! `puts`: a bare loop of parallel PUTs, for comparison with what an agent uploads: presigned, with checksum and lock headers,
-//! of equal size and number in flight. Everything else is left out.
+//! `puts`: a bare loop of parallel PUTs, for comparison with an agent's uploads. The PUTs are presigned, have checksum
+//! and lock headers, and are of equal size; as many are in flight. Everything else is left out.
 //!
 //! ```text
 //! puts s3://bucket/prefix BYTES-EACH COUNT IN-FLIGHT      prints the bytes per second

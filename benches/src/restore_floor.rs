@@ -1,10 +1,10 @@
-//! `restore_floor`: what the two parts take that no restore to a file can do without, each by itself, for `benches/peers`. On as
-//! many threads as there are cores, chunks are read from a file and opened (AES-GCM, zstd at level 3, BLAKE3); then as many bytes are
-//! written, by each thread to a file of its own, so that none waits for another's lock. No plan, no order, no requests, no
-//! checks of the target.
+//! `restore_floor`: the lower bound of a restore to a file, for `benches/peers`. It measures the two parts that no
+//! restore can do without, each by itself. There are as many threads as cores. First, chunks are read from a file and
+//! opened (AES-GCM, zstd at level 3, BLAKE3). Then as many bytes are written; each thread writes to its own file, so
+//! that none waits for another's lock. There is no plan, no order, no requests, and no checks of the target.
 //!
 //! ```text
-//! restore_floor IMAGE FOLDER      IMAGE's data, in FOLDER; before each part it says which, and waits for a line
+//! restore_floor IMAGE FOLDER      IMAGE's data, in FOLDER; before each part it prints its name, and waits for a line
 //! ```
 
 use std::error::Error;
@@ -23,13 +23,13 @@ use milkrun_repository::pack::{PackBuilder, PackKind, PackTarget, Place, SealedP
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The average chunk, here each one.
+/// The length of each chunk: the average one.
 const CHUNK: usize = 128 << 10;
 const PACK_BYTES: usize = 32 << 20;
-/// Chunks that a thread takes at a time, one behind the other: 8 MiB.
+/// Consecutive chunks that a thread takes at a time: 8 MiB.
 const TAKEN: usize = 64;
 
-/// A chunk: where it belongs, where it lies, and what opens it.
+/// A sealed chunk: its offset in the target, its offset in the file, and what is needed to open it.
 struct Sealed {
     target: u64,
     source: u64,
@@ -85,7 +85,7 @@ fn say(line: &str) -> Outcome {
     Ok(out.flush()?)
 }
 
-/// Seals all of the image that is not zero, into a file.
+/// Seals all chunks of the image that are not zero into a file.
 fn seal(image: &Path, out: &Path, domain: &Domain, target: PackTarget) -> Outcome<Vec<Sealed>> {
     let (image, out) = (File::open(image)?, File::create_new(out)?);
     let mut compressor = Compressor::new(Level::new(3)?)?;

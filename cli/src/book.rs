@@ -1,4 +1,5 @@
-//! The book's page of the command line, made from the arguments' own definitions. A test holds the page in `docs/` against them.
+//! The book's page about the command line, made from the definitions of the arguments. A test compares the page in
+//! `docs/` with them.
 
 use clap::{Command, CommandFactory};
 
@@ -8,7 +9,8 @@ use crate::args::Args;
 const WIDTH: usize = 110;
 
 fn section(command: &mut Command, name: &str, depth: usize, out: &mut String) {
-    // What this machine's environment holds is no part of it, and what all commands have stands on a page of its own.
+    // Values from this machine's environment are left out. So are the options that all commands have: they have a page
+    // of their own.
     let shown = command.clone().term_width(WIDTH).mut_args(|a| {
         let all = a.is_global_set();
         a.hide_env_values(true).hide(all)

@@ -1,4 +1,4 @@
-//! One file per verb. Each returns what it did; printing is beside it.
+//! One file per command. Each does its work and prints the result.
 
 mod agents;
 pub(crate) mod backup;
@@ -22,9 +22,9 @@ use tonic::transport::Channel;
 use crate::args::{Args, Command};
 use crate::output::{self, CliError, Exit};
 
-/// Threads that any command may come to, tokio's and the agent's for devices among them.
+/// The largest number of threads that a command starts, with those of tokio and the agent's for devices.
 const THREADS: usize = 24;
-/// Threads that wait for the network; CPU work has its own.
+/// Threads that wait for the network. CPU work has its own threads.
 const ASYNC_THREADS: usize = 2;
 
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     };
     let json = args.global.json;
     let result = runtime.block_on(dispatch(args));
-    // Threads that still wait for a pipe must not keep the process.
+    // Threads that still wait for a pipe must not keep the process alive.
     runtime.shutdown_background();
     match result {
         Ok(exit) => output::end(exit),
@@ -80,7 +80,7 @@ async fn dispatch(args: Args) -> Result<Exit, CliError> {
     }
 }
 
-/// Stops a run cleanly at the first Ctrl-C, at once at the second. Ends when dropped.
+/// Stops a run cleanly at the first Ctrl-C, and at once at the second. Dropping this ends it.
 struct Interrupt(tokio::task::JoinHandle<()>);
 
 impl Drop for Interrupt {
@@ -90,7 +90,7 @@ impl Drop for Interrupt {
 }
 
 impl Interrupt {
-    /// A run of a coordinator elsewhere goes on: only watching it ends.
+    /// If the coordinator is `remote`, its run goes on: only this command ends.
     fn watch(control: ControlClient<Channel>, run: tokio::sync::watch::Receiver<Vec<u8>>, remote: bool) -> Self {
         Self(tokio::spawn(async move {
             let Ok(mut signals) = Signals::new() else { return };
@@ -105,15 +105,15 @@ impl Interrupt {
             output::note("milkrun: stopping; once more to stop at once");
             let run = run.borrow().clone();
             if run.is_empty() {
-                // Nothing was begun that could be stopped cleanly.
+                // No run has begun that could be stopped cleanly.
                 std::process::exit(Exit::Failed as i32);
             }
             let mut control = control;
-            // Beside waiting, so that the second one counts even if nobody answers. A run that ended in this moment needs no
-            // stopping.
+            // This is not awaited, so that a second signal counts even if nobody answers. If the run has just ended,
+            // the call fails, which does not matter.
             tokio::spawn(async move { control.cancel(CancelRequest { run: run.into() }).await });
-            // A wrapper may pass on what the terminal sends as well: that is one request and not two.
-            tokio::time::sleep(SAME).await;
+            // A wrapper may pass on a signal that the terminal sends to us, too: both are one request.
+            tokio::time::sleep(SAME_REQUEST).await;
             signals.forget();
             if tokio::time::timeout(STOP_LIMIT, signals.next()).await.is_err() {
                 let limit = STOP_LIMIT.as_secs();
@@ -127,17 +127,18 @@ impl Interrupt {
     }
 }
 
-/// How long a run may take to stop cleanly. Whoever asks politely kills after 30 s, mostly.
+/// How long a run may take to stop cleanly. Most supervisors send SIGKILL 30 s after SIGTERM.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// Signals so close together are one request.
-const SAME: std::time::Duration = std::time::Duration::from_millis(300);
+/// Signals that come within this time are one request.
+const SAME_REQUEST: std::time::Duration = std::time::Duration::from_millis(300);
 
-/// Ctrl-C, a polite kill, or a terminal that is closed. One listener for all of them: one that comes between two waits counts.
+/// Ctrl-C, SIGTERM, or a terminal that is closed. One listener is kept for each, so that a signal between two waits
+/// counts.
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
-    /// None where it is to be ignored.
+    /// `None` if it is to be ignored.
     hangup: Option<tokio::signal::unix::Signal>,
 }
 
@@ -151,7 +152,7 @@ impl Signals {
         })
     }
 
-    /// Drops what came since the last wait.
+    /// Drops the signals that came since the last wait.
     fn forget(&mut self) {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         for signal in [&mut self.interrupt, &mut self.terminate].into_iter().chain(&mut self.hangup) {
@@ -168,8 +169,8 @@ impl Signals {
     }
 }
 
-/// What tells one device or file from another, whatever path it goes by.
-fn thing(path: &str) -> String {
+/// Identifies a device or file: two paths of the same one give the same text.
+fn identity(path: &str) -> String {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     match std::fs::metadata(path) {
         Ok(m) if m.file_type().is_block_device() => format!("device {}", m.rdev()),
@@ -188,7 +189,7 @@ fn confirm(question: &str) -> bool {
     std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-/// A lock beyond a year is asked for: compliance can't be taken back.
+/// Asks for confirmation of a lock that is longer than a year: a compliance lock can't be taken back.
 fn check_lock_for(lock_for: std::time::Duration, yes: bool) -> Result<(), CliError> {
     const YEAR: u64 = 365 * 86400;
     if lock_for.as_secs() <= YEAR || yes {

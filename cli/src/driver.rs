@@ -1,4 +1,4 @@
-//! The way to a coordinator: the one in this process ([`embedded`](crate::embedded)), or one far away.
+//! The connection to a coordinator: the one in this process ([`embedded`](crate::embedded)), or a remote one.
 
 use milkrun_identity::channel::{CoordinatorUrl, DialError, dial};
 use milkrun_identity::tls::{Credentials, TlsError};
@@ -11,20 +11,20 @@ use crate::output::{CliError, Exit};
 
 /// Drives a coordinator.
 pub(crate) struct Driver {
-    /// Its calls.
+    /// The client for its calls.
     pub(crate) control: ControlClient<Channel>,
-    /// It is another process: runs go on without us.
+    /// It is another process: runs go on when this command ends.
     pub(crate) remote: bool,
 }
 
 impl Driver {
-    /// Over a channel.
+    /// Uses a channel that is connected already.
     pub(crate) fn over(channel: Channel, remote: bool) -> Self {
         let control = ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         Self { control, remote }
     }
 
-    /// To the coordinator at this URL, with the certificate that `--tls` names.
+    /// Connects to the coordinator at this URL, with the certificate that `--tls` names.
     pub(crate) async fn connect(url: &CoordinatorUrl, global: &Global) -> Result<Self, CliError> {
         let folder = global.tls.as_ref().ok_or_else(|| {
             CliError::usage("say who you are: --tls DIR (or MILKRUN_TLS), a folder that `milkrun certs user` made")
@@ -40,7 +40,7 @@ impl Driver {
         Ok(Self::over(channel, true))
     }
 
-    /// To the coordinator that must be named, for a command that makes no sense without one.
+    /// Connects to the coordinator that the options name, for a command that needs a remote coordinator.
     pub(crate) async fn required(global: &Global) -> Result<Self, CliError> {
         let missing = || CliError::usage("which coordinator? --coordinator URL (or MILKRUN_COORDINATOR)");
         Self::connect(global.coordinator.as_ref().ok_or_else(missing)?, global).await

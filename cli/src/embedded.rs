@@ -1,4 +1,4 @@
-//! Coordinator and agent in one process, joined by the same gRPC services over an in-memory stream.
+//! Coordinator and agent in one process. They use the same gRPC services, over an in-memory stream.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use crate::driver::Driver;
 use crate::output::CliError;
 use crate::place::{self, Place};
 
-/// Bytes in the pipe between both sides.
+/// The size of the pipe between both sides.
 const PIPE_BYTES: usize = 4 << 20;
 
-/// By what an order names a command: its agent is in this process, and knows which one that is.
+/// The path that stands for a command in an order. The agent is in this process and knows the command itself.
 pub(crate) fn path_of(command: &Named) -> String {
     format!("command:{}", command.name)
 }
 
-/// Starts both. Of the commands, the agent reads the output as streams.
+/// Starts coordinator and agent. The agent reads the output of `commands` as streams.
 pub(crate) async fn start(
     repository: Repository,
     place: &Place,
@@ -63,7 +63,7 @@ pub(crate) async fn start(
     Ok(Driver::over(dial(control_dial).await?, false))
 }
 
-/// This host's name, for people who look at restore points later.
+/// This host's name, which is recorded in restore points for people.
 pub(crate) fn host() -> String {
     nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "unknown".into())
 }
@@ -71,7 +71,7 @@ pub(crate) fn host() -> String {
 type Dial = mpsc::Sender<Result<Connection<DuplexStream>, std::io::Error>>;
 type Accept = ReceiverStream<Result<Connection<DuplexStream>, std::io::Error>>;
 
-/// Two ends: connections that one makes, the other accepts.
+/// A pair of ends: one makes connections, the other accepts them.
 fn pipe() -> (Dial, Accept) {
     let (dial, accept) = mpsc::channel(4);
     (dial, ReceiverStream::new(accept))

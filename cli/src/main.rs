@@ -20,7 +20,7 @@ fn main() -> std::process::ExitCode {
         Ok(args) => args,
         Err(e) => {
             if e.use_stderr() {
-                // Where nobody listens, the exit code says it.
+                // If this can't be printed, the exit code still tells.
                 let _ = e.print();
                 return std::process::ExitCode::from(output::Exit::Usage as u8);
             }

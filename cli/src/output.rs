@@ -1,4 +1,4 @@
-//! What people and scripts see: tables, JSON documents, exit codes, errors with advice.
+//! The output for people and scripts: tables, JSON documents, exit codes, errors with advice.
 
 use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
@@ -76,7 +76,8 @@ const ADVICE_DAMAGE: &str =
 const ADVICE_ROLE: &str =
     "Roles stand in your certificate; whoever has the authority gives more with `milkrun certs user NAME --role ROLE`.";
 
-/// Of a directory, not of a bucket: what failed is a call of the operating system's, other than on a network.
+/// The advice for a directory or for a bucket. In a directory a call of the operating system failed, and the message
+/// has its number.
 fn denied_advice(message: &str) -> &'static str {
     if message.contains("(os error") { ADVICE_DENIED_FILE } else { ADVICE_DENIED }
 }
@@ -140,7 +141,7 @@ impl From<OpenError> for CliError {
 
 impl From<tonic::Status> for CliError {
     fn from(s: tonic::Status) -> Self {
-        // What has a cause was made here: the connection to the coordinator.
+        // A status with a source was made on this side: there is no connection to the coordinator.
         if let Some(why) = std::error::Error::source(&s) {
             let message = format!("no connection to the coordinator: {}", chain(why));
             return Self { exit: Exit::Unknown, message, advice: Some(ADVICE_COORDINATOR) };
@@ -160,7 +161,7 @@ impl From<tonic::Status> for CliError {
     }
 }
 
-/// Prints a document, with the schema's version.
+/// Prints a document with the version of the schema.
 pub(crate) fn print_json(mut document: Value) {
     if let Value::Object(map) = &mut document {
         map.insert("schema".into(), SCHEMA.into());
@@ -168,17 +169,17 @@ pub(crate) fn print_json(mut document: Value) {
     print_raw(&json_text(&document));
 }
 
-/// The first thing that could not be printed.
+/// The first error of a write to standard output.
 static UNPRINTED: OnceLock<std::io::Error> = OnceLock::new();
 
-/// JSON that a terminal shows as it is: what a terminal obeys is escaped as JSON does it.
+/// JSON that is safe to show on a terminal: control characters are escaped in the way of JSON.
 fn json_text(document: &Value) -> String {
     let text = format!("{document:#}\n");
-    let escaped = |c: char| if obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
-    if text.contains(obeyed) { text.chars().map(escaped).collect() } else { text }
+    let escaped = |c: char| if is_control(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    if text.contains(is_control) { text.chars().map(escaped).collect() } else { text }
 }
 
-/// Prints to standard output. What can't be printed is told at the end ([`end`]); a reader that went away is no failure.
+/// Prints to standard output. [`end`] reports a failure. A reader that has closed the pipe is no failure.
 pub(crate) fn print(text: &str) {
     print_raw(&plain(text));
 }
@@ -194,12 +195,12 @@ fn print_raw(text: &str) {
     if let Err(e) = printed
         && e.kind() != ErrorKind::BrokenPipe
     {
-        // One is enough to know.
+        // The first error is enough.
         let _ = UNPRINTED.set(e);
     }
 }
 
-/// Ends as it was meant to, unless its output is not all there.
+/// The exit code, or a failure if some output could not be printed.
 pub(crate) fn end(exit: Exit) -> ExitCode {
     let Some(e) = UNPRINTED.get() else { return ExitCode::from(exit as u8) };
     note(&format!("milkrun: can't write to standard output: {e}"));
@@ -210,19 +211,20 @@ pub(crate) fn end(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-/// Whether a terminal does something at a character instead of showing it.
-fn obeyed(c: char) -> bool {
+/// Whether a terminal interprets a character instead of showing it: control characters, and marks that change the
+/// direction of text.
+fn is_control(c: char) -> bool {
     (c.is_control() && !matches!(c, '\n' | '\t'))
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Text as a terminal may show it. Names, reasons and notes come from elsewhere, and what a terminal obeys (control characters,
-/// marks that turn the direction) is written out.
+/// Text that is safe to show on a terminal. Names, reasons and notes come from other sources, so control characters are
+/// escaped.
 fn plain(text: &str) -> Cow<'_, str> {
-    if !text.contains(obeyed) {
+    if !text.contains(is_control) {
         return Cow::Borrowed(text);
     }
-    text.chars().map(|c| if obeyed(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+    text.chars().map(|c| if is_control(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
 }
 
 /// Prints a line to standard error.
@@ -230,7 +232,7 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", plain(text));
 }
 
-/// Ends with an error.
+/// Prints an error, and returns its exit code.
 pub(crate) fn fail(e: &CliError, json: bool) -> ExitCode {
     if json {
         print_json(json!({ "error": e.message, "advice": e.advice, "exit": e.exit as u8 }));
@@ -242,7 +244,7 @@ pub(crate) fn fail(e: &CliError, json: bool) -> ExitCode {
     ExitCode::from(e.exit as u8)
 }
 
-/// Lines of cells, padded to columns. The first line is the head.
+/// Rows of cells, padded to columns. The first row is the header.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
@@ -251,7 +253,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     for row in rows {
         let cells = row.iter().enumerate().map(|(c, cell)| {
             let pad = widths[c].saturating_sub(cell.chars().count());
-            // Numbers line up at their right.
+            // Numbers are aligned to the right.
             let number = cell.starts_with(|c: char| c.is_ascii_digit()) && !cell.contains('-');
             if number { format!("{}{cell}", " ".repeat(pad)) } else { format!("{cell}{}", " ".repeat(pad)) }
         });
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_obeys_is_written_out() {
+    fn control_characters_are_escaped() {
         assert_eq!(plain("a\tb\n\u{e4} \u{1f600}"), "a\tb\n\u{e4} \u{1f600}");
         assert_eq!(plain("\x1b[2J\r\u{9b}x\u{202e}y"), "\\u{1b}[2J\\u{d}\\u{9b}x\\u{202e}y");
     }

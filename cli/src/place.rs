@@ -1,4 +1,4 @@
-//! From a URL to a store, and to an open repository.
+//! Opens the store that a URL names, and the repository in it.
 
 use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
@@ -39,10 +39,10 @@ pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository,
     Ok((repository, place))
 }
 
-/// Says so if another repository stood there before.
+/// Warns if another repository was at this address before.
 ///
 /// # Errors
-/// The same, for what would go on as if nothing was.
+/// If the command `writes`, this is an error instead of a warning.
 pub(crate) fn check_address(repository: &Repository, writes: bool, global: &Global) -> Result<(), CliError> {
     match cache(repository, global).witness().stands_at(&repository.store.address()) {
         Ok(()) => Ok(()),

@@ -1,4 +1,4 @@
-//! Progress: bars per volume on a terminal, a plain line now and then elsewhere.
+//! Progress: a bar for each volume on a terminal, else a plain line now and then.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -44,7 +44,7 @@ impl Progress {
         match &volume.bar {
             Some(bar) => {
                 if bar.length() != Some(p.total_bytes) {
-                    // The first word of a volume may come before its size is known.
+                    // The first report of a volume may come before its size is known.
                     bar.set_style(style(p));
                     bar.set_length(p.total_bytes);
                 }

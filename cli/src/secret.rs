@@ -1,4 +1,4 @@
-//! Where the secret comes from: a file, the environment, or a prompt.
+//! Gets the secret from a file, the environment, or a prompt.
 
 use std::io::IsTerminal;
 use std::path::Path;

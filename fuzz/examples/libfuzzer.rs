@@ -1,5 +1,5 @@
-//! libFuzzer around one target, chosen by `MILKRUN_FUZZ_TARGET`. Without it: writes each target's samples to the folder
-//! `MILKRUN_FUZZ_SEEDS`, one folder per target, and prints the names.
+//! libFuzzer for one target, chosen by `MILKRUN_FUZZ_TARGET`. Without that variable, it writes each target's samples to
+//! the folder `MILKRUN_FUZZ_SEEDS`, one folder per target, and prints the names.
 #![no_main]
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "driven by `cargo xtask fuzz`")]
 

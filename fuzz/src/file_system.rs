@@ -1,5 +1,5 @@
-//! A small ext4 file system, damaged and then given checksums that are right again: without them hardly any damage would get
-//! past the first look.
+//! A small ext4 file system, damaged, with checksums that are then made right again: without that, nearly all damage
+//! would fail the first check.
 
 use std::io;
 
@@ -9,17 +9,18 @@ use milkrun_agent::device::{Source, SourceError};
 /// Two groups of 8 MiB, in blocks of 1 KiB.
 const VOLUME: u64 = 16 << 20;
 const BLOCK: usize = 1024;
-/// What a seed holds behind its first byte: superblock, descriptors, the bitmaps of both groups; they begin in the second block.
+/// Blocks of a seed behind its first byte: superblock, descriptors, the bitmaps of both groups. In the volume they
+/// begin at the second block.
 const BLOCKS: usize = 4;
 const PER_GROUP: u32 = 8192;
 
-/// What is put right of a damaged one: bits of the first byte.
+/// The parts whose checksums or counts are made right: bits of the first byte.
 const SUPERBLOCK: u8 = 1;
 const DESCRIPTORS: u8 = 2;
 const BITMAPS: u8 = 4;
 const COUNTS: u8 = 8;
 
-/// A volume that is zero behind its beginning.
+/// A volume that has these bytes at its beginning, and zeros behind.
 struct Volume(Vec<u8>);
 
 impl Source for Volume {
@@ -47,7 +48,7 @@ impl Source for Volume {
     }
 }
 
-/// The kernel's: it inverts neither what it starts from nor what comes out.
+/// The kernel's `crc32c`, which inverts neither the seed nor the result.
 fn crc(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
@@ -56,7 +57,7 @@ fn put(b: &mut [u8], at: usize, bytes: &[u8]) {
     b[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// One whose second group has no bitmap yet, and one whose has.
+/// One seed whose second group has no bitmap yet, and one whose second group has one.
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     [true, false].map(seed).into()
 }
@@ -74,7 +75,7 @@ fn seed(fresh: bool) -> Vec<u8> {
     put(sb, 0x38, &0xEF53_u16.to_le_bytes());
     put(sb, 0x3A, &1_u16.to_le_bytes());
     put(sb, 0x58, &256_u16.to_le_bytes());
-    // Extents, 64 bits, flexible groups; checksums of metadata.
+    // Extents, 64 bits, flexible groups; metadata checksums.
     put(sb, 0x60, &0x2C0_u32.to_le_bytes());
     put(sb, 0x64, &0x400_u32.to_le_bytes());
     put(sb, 0xFE, &64_u16.to_le_bytes());
@@ -96,8 +97,8 @@ fn seed(fresh: bool) -> Vec<u8> {
     out
 }
 
-/// Gives a damaged one the checksums that it would have.
-fn put_right(flags: u8, blocks: &mut [u8]) {
+/// Makes the checksums and counts of a damaged file system right.
+fn fix_checksums(flags: u8, blocks: &mut [u8]) {
     let (sb, rest) = blocks.split_at_mut(BLOCK);
     let (descriptors, bitmaps) = rest.split_at_mut(BLOCK);
     let seed = crc(!0, &sb[0x68..0x78]);
@@ -122,14 +123,14 @@ fn put_right(flags: u8, blocks: &mut [u8]) {
     }
 }
 
-/// How much of it is free, if it is believed.
+/// The number of free bytes, if the file system is accepted.
 pub(crate) fn free_bytes(input: &[u8]) -> Option<u64> {
     let (flags, blocks) = input.split_first()?;
     let mut volume = vec![0; (1 + BLOCKS) * BLOCK];
     let n = blocks.len().min(BLOCKS * BLOCK);
     volume[BLOCK..BLOCK + n].copy_from_slice(&blocks[..n]);
-    put_right(*flags, &mut volume[BLOCK..]);
+    fix_checksums(*flags, &mut volume[BLOCK..]);
     let free = FreeSpace::of(&Volume(volume)).ok()?.bytes();
-    assert!(free < VOLUME, "all of it is free, and so is what says that");
+    assert!(free < VOLUME, "all of it is free, with its own metadata");
     Some(free)
 }

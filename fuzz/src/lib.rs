@@ -1,7 +1,7 @@
-//! A fuzz target for every decoder: of stored objects, of what people type, of the manifests they bring.
+//! A fuzz target for every decoder: of stored objects, of text that people type, and of their manifests.
 //!
-//! None may panic, none may ask for absurd memory, and what one accepts it must encode to the same bytes, so that no two
-//! byte strings mean the same object. Signed and sealed objects accept nothing but the one that was signed.
+//! No decoder may panic or allocate absurd amounts of memory. What it accepts must encode to the same bytes again, so
+//! that no two byte strings mean the same object. Decoders of signed and sealed objects must accept only the original.
 //!
 //! `cargo xtask fuzz` runs them under libFuzzer; `tests/mutations.rs` runs them on damaged samples in every test run.
 #![allow(
@@ -36,23 +36,23 @@ use milkrun_repository::point::{Placement, Root, RootBody, Selector};
 use milkrun_repository::store::{Key, StoreUrl};
 use milkrun_repository::volume_map::{Leaf, Node, PageList};
 
-/// The stored samples: the same bytes in each process, so that a corpus stays good.
+/// The golden samples. They are the same bytes in each process, so that a corpus stays useful.
 macro_rules! golden {
     ($name:literal) => {
         include_bytes!(concat!("../../repository/tests/golden/", $name)).as_slice()
     };
 }
 
-/// Feeds bytes to a decoder and looks at what comes out.
+/// Feeds bytes to a decoder and checks the result.
 pub type Check = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
-/// One decoder.
+/// A fuzz target for one decoder.
 pub struct Target {
     /// Its name.
     pub name: &'static str,
-    /// Sound input to start from.
+    /// Valid inputs to start from.
     pub seeds: Vec<Vec<u8>>,
-    /// Panics if the decoder does what it must not.
+    /// Panics if the decoder misbehaves.
     pub check: Check,
 }
 
@@ -61,7 +61,7 @@ impl Target {
         Self { name, seeds, check: Arc::new(check) }
     }
 
-    /// Of one sample; what is accepted must encode to itself.
+    /// With one sample. Input that is accepted must encode to itself.
     fn canonical(name: &'static str, seed: Vec<u8>, again: fn(&[u8]) -> Option<Vec<u8>>) -> Self {
         assert!(again(&seed).is_some(), "{name}: the sample itself is refused");
         Self::new(name, vec![seed], move |b| {
@@ -71,7 +71,7 @@ impl Target {
         })
     }
 
-    /// Of something signed: nothing else is accepted.
+    /// With a signed object: nothing else may be accepted.
     fn only(name: &'static str, seed: &'static [u8], accepts: impl Fn(&[u8]) -> bool + Send + Sync + 'static) -> Self {
         assert!(accepts(seed), "{name}: the sample itself is refused");
         Self::new(name, vec![seed.to_vec()], move |b| {
@@ -82,16 +82,16 @@ impl Target {
     }
 }
 
-/// All of them.
+/// All fuzz targets.
 pub fn targets() -> Vec<Target> {
     [stored(), signed(), sealed(), from_people(), on_volumes()].into_iter().flatten().collect()
 }
 
-/// What lies in chunks and envelopes, once opened.
+/// Decoders of opened chunks and envelopes.
 fn stored() -> Vec<Target> {
     vec![
         Target::canonical("leaf", golden!("leaf-v3.bin").to_vec(), |b| match Leaf::decode(b) {
-            // What an earlier version wrote is written anew in another form, and says the same.
+            // A leaf of an earlier version is encoded in the current one, and must mean the same.
             Ok(leaf) if b[4] < 3 => {
                 assert_eq!(Leaf::decode(&leaf.encode()).expect("what was encoded decodes"), leaf);
                 None
@@ -132,7 +132,7 @@ fn stored() -> Vec<Target> {
             RootBody::decode(b).ok().map(|x| x.encode())
         }),
         Target::new("manifests", vec![manifests_seed()], |b| {
-            // A decoder does not ask for the order that the encoder makes: what is encoded once stays.
+            // The decoder accepts objects in any order, and the encoder sorts them: encoding again must change nothing.
             let Ok(mut objects) = manifests::decode(b) else { return };
             let once = manifests::encode(&mut objects);
             let mut again = manifests::decode(&once).expect("what was encoded decodes");
@@ -151,7 +151,7 @@ fn manifests_seed() -> Vec<u8> {
     manifests::encode(&mut objects)
 }
 
-/// What is readable with the public key.
+/// Decoders of objects that need only the public key.
 fn signed() -> Vec<Target> {
     let signer = samples::ring().public().signing;
     vec![
@@ -169,7 +169,7 @@ fn signed() -> Vec<Target> {
     ]
 }
 
-/// What only opens with a key.
+/// Decoders of objects that need a secret key.
 fn sealed() -> Vec<Target> {
     let pack = golden!("pack-v2.bin");
     let id = PackId::try_from(&pack[40..56]).unwrap();
@@ -194,7 +194,7 @@ fn sealed() -> Vec<Target> {
             Domain::open(b, &key, &samples::repository(), &samples::ring()).is_ok()
         }),
         Target::only("wrapped-key", golden!("key-v2.json"), |b| {
-            // What costs more than the sample would only cost time.
+            // Higher costs than the sample's would only take time.
             !is_costly(b)
                 && wrapped::Authentic::decode(b, &samples::ring().public().signing)
                     .is_ok_and(|file| file.unwrap(samples::PASSWORD, golden!("repository-v2.json")).is_ok())
@@ -202,7 +202,7 @@ fn sealed() -> Vec<Target> {
     ]
 }
 
-/// Whether a wrapped key asks Argon2 for more than a fuzzer has time for.
+/// Whether a wrapped key has Argon2 costs that are too high for fuzzing.
 fn is_costly(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let above = |name: &str, most: u64| {
@@ -213,7 +213,7 @@ fn is_costly(bytes: &[u8]) -> bool {
     above("\"memory_kib\":", 64) || above("\"passes\":", 2)
 }
 
-/// What is typed or brought along.
+/// Decoders of text from people: manifests, lists, names.
 fn from_people() -> Vec<Target> {
     let yaml = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: x}}\n---\n# none\n";
     let json = r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"},"data":{"k":"dg=="}}"#;
@@ -260,12 +260,12 @@ fn from_people() -> Vec<Target> {
     ]
 }
 
-/// What lies on the volumes of others.
+/// Decoders of data on volumes.
 fn on_volumes() -> Vec<Target> {
     let seeds = file_system::seeds();
     assert!(
         seeds.iter().all(|s| file_system::free_bytes(s).is_some_and(|n| n > 8 << 20)),
-        "the samples are not believed"
+        "the samples are not accepted"
     );
     vec![Target::new("free space of ext4", seeds, |b| {
         file_system::free_bytes(b);

@@ -1,4 +1,5 @@
-//! Every decoder against damaged samples. Deterministic, so that a failure repeats; `MILKRUN_FUZZ_ROUNDS` sets how long.
+//! Runs every decoder on damaged samples. This is deterministic, so that a failure repeats. `MILKRUN_FUZZ_ROUNDS` sets
+//! the number of rounds.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use milkrun_fuzz::targets;
@@ -13,7 +14,7 @@ impl Random {
         (self.0 as usize) % below.max(1)
     }
 
-    /// Flips, overwrites, cuts, doubles, or puts extreme numbers into a sample.
+    /// Damages a sample: flips bits, overwrites, cuts off, repeats, or inserts extreme numbers.
     fn damage(&mut self, sample: &[u8]) -> Vec<u8> {
         let mut out = sample.to_vec();
         for _ in 0..=self.next(4) {
@@ -37,10 +38,10 @@ impl Random {
 }
 
 #[test]
-fn every_decoder_stands_damaged_samples() {
+fn every_decoder_survives_damaged_samples() {
     let rounds = std::env::var("MILKRUN_FUZZ_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(20_000);
     for target in targets() {
-        // Each of its rounds derives a key.
+        // Each round of this target derives a key, which is slow.
         let rounds = if target.name == "wrapped-key" { rounds / 100 } else { rounds };
         for seed in &target.seeds {
             (target.check)(seed);

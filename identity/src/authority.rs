@@ -1,5 +1,6 @@
-//! A small certificate authority in a folder: `ca.crt`, `ca.key`, and a folder for each certificate that it issued. For
-//! installations without one of their own; any other authority that writes the same names will do.
+//! A small certificate authority in a folder: `ca.crt`, `ca.key`, and a folder for each certificate that it issued. It
+//! is for installations without an authority of their own. Any other authority works too if its certificates have the
+//! same URIs.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -19,7 +20,7 @@ use crate::peer::Peer;
 use crate::revocation::{CRL_FILE, RevocationLists};
 use crate::tls::{CA_FILE, CERTIFICATE_FILE, Credentials, KEY_FILE, TlsError};
 
-/// Certificates are valid from a little before they were made: clocks differ.
+/// Certificates are valid from a little before they were made, since clocks differ.
 const BEFORE: Duration = Duration::from_secs(5 * 60);
 
 /// An authority, opened.
@@ -32,10 +33,10 @@ pub struct Authority {
 /// Why nothing was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// There is one already.
+    /// There is a file of this name already.
     #[error("{0:?} exists already; nothing is overwritten")]
     Exists(PathBuf),
-    /// There is none.
+    /// There is no authority.
     #[error("there is no certificate authority in {0:?}: make one with `milkrun certs authority`")]
     None(PathBuf),
     /// A file can't be read or written.
@@ -47,7 +48,7 @@ pub enum AuthorityError {
         #[source]
         source: std::io::Error,
     },
-    /// The authority's files, or what is asked of it, make no sense.
+    /// The authority's files or the request make no sense.
     #[error("can't make a certificate")]
     Certificate(#[from] rcgen::Error),
     /// A time that no calendar has.
@@ -61,7 +62,8 @@ pub enum AuthorityError {
     Tls(#[from] TlsError),
 }
 
-/// Lists name a day on which the next one comes. Nobody waits for it: certificates are revoked when there is need.
+/// The date of the next list, which each list must name. Lists are not made by date: a certificate is revoked when
+/// there is need.
 const NEXT_LIST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What was revoked.
@@ -69,9 +71,9 @@ const NEXT_LIST: Duration = Duration::from_secs(10 * 365 * 86_400);
 pub struct Revoked {
     /// The certificate.
     pub serial: Serial,
-    /// The files that say so.
+    /// The revocation lists that were written.
     pub lists: Vec<PathBuf>,
-    /// Where its folder lies now, so that its name can be given anew.
+    /// Where its folder was moved, so that a new certificate can have its name.
     pub moved: Option<PathBuf>,
 }
 
@@ -86,7 +88,7 @@ fn validity(params: &mut CertificateParams, valid: Duration) -> Result<(), Autho
     Ok(())
 }
 
-/// Writes a new file, readable by its owner alone.
+/// Writes a new file that only its owner can read.
 fn write(path: &Path, content: &str) -> Result<(), AuthorityError> {
     let fail = |source: std::io::Error| match source.kind() {
         ErrorKind::AlreadyExists => AuthorityError::Exists(path.to_owned()),
@@ -96,11 +98,11 @@ fn write(path: &Path, content: &str) -> Result<(), AuthorityError> {
     file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
 }
 
-/// Replaces a file, or makes it: whoever reads it meanwhile sees the one or the other.
+/// Replaces a file atomically, or makes it.
 fn replace(path: &Path, content: &str) -> Result<(), AuthorityError> {
     let fail = |source| AuthorityError::File { path: path.to_owned(), source };
     let new = path.with_extension("new");
-    // Of one that was broken off.
+    // Left over from an attempt that was interrupted.
     let _ = fs::remove_file(&new);
     write(&new, content)?;
     fs::rename(&new, path).map_err(fail)
@@ -111,7 +113,7 @@ fn make_folder(folder: &Path) -> Result<(), AuthorityError> {
 }
 
 impl Authority {
-    /// Makes one in a folder that has none.
+    /// Makes an authority in a folder that has none.
     ///
     /// # Errors
     /// [`AuthorityError`].
@@ -121,18 +123,19 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // Each has a name of its own: of two with one name the wrong one is found, and its signature called false.
-        let own = entropy::<4>().iter().map(|b| format!("{b:02x}")).collect::<String>();
-        params.distinguished_name.push(DnType::CommonName, format!("milkrun authority {own}"));
+        // Each authority has a unique name. If two had the same name, TLS could pick the wrong one, and report a bad
+        // signature instead of an unknown authority.
+        let unique = entropy::<4>().iter().map(|b| format!("{b:02x}")).collect::<String>();
+        params.distinguished_name.push(DnType::CommonName, format!("milkrun authority {unique}"));
         validity(&mut params, valid)?;
         let certificate = params.self_signed(&key)?.pem();
-        // The key first: a certificate without its key would look like an authority.
+        // The key is written first: a certificate without its key would look like an authority.
         write(&folder.join("ca.key"), &key.serialize_pem())?;
         write(&folder.join(CA_FILE), &certificate)?;
         Ok(Self { folder: folder.to_owned(), certificate, issuer: Issuer::new(params, key) })
     }
 
-    /// Opens the one in a folder.
+    /// Opens the authority in a folder.
     ///
     /// # Errors
     /// [`AuthorityError`].
@@ -149,8 +152,8 @@ impl Authority {
         Ok(Self { folder: folder.to_owned(), certificate, issuer })
     }
 
-    /// Issues a certificate and its key into a folder of its own, and returns that folder. Only a coordinator serves, and has
-    /// `hosts`: the names and addresses at which others reach it.
+    /// Issues a certificate and its key into a new folder, and returns that folder. `hosts` are for a coordinator only:
+    /// the names and addresses at which others reach it.
     ///
     /// # Errors
     /// [`AuthorityError`].
@@ -184,14 +187,14 @@ impl Authority {
         Ok(folder)
     }
 
-    /// Revokes a certificate of this authority: its folder, its file, or its serial number. The list is written beside the authority, and
-    /// into the folders of the coordinators that lie there.
+    /// Revokes a certificate of this authority. `what` is its folder, its file, or its serial number. The list is
+    /// written beside the authority's certificate, and into the folders of coordinators beside it.
     ///
     /// # Errors
     /// [`AuthorityError`].
     pub fn revoke(&self, what: &str) -> Result<Revoked, AuthorityError> {
         let (serial, folder) = self.find(what)?;
-        let own = self.folder.join(CRL_FILE);
+        let own_list = self.folder.join(CRL_FILE);
         let mut serials = Credentials::new(&self.folder).revoked()?.serials().clone();
         serials.insert(serial.clone());
         let mut serials: Vec<Serial> = serials.into_iter().collect();
@@ -215,25 +218,26 @@ impl Authority {
         };
         let list = params.signed_by(&self.issuer)?.pem()?;
         debug_assert!(RevocationLists::parse(list.as_bytes()).is_some_and(|l| l.contains(&serial)));
-        let mut lists = vec![own];
+        let mut lists = vec![own_list];
         lists.extend(self.coordinators()?.into_iter().map(|folder| folder.join(CRL_FILE)));
         for path in &lists {
             replace(path, &list)?;
         }
         let moved = match folder.filter(|f| f.parent() == Some(&*self.folder)) {
-            Some(folder) => Some(aside(&folder, &serial)?),
+            Some(folder) => Some(move_aside(&folder, &serial)?),
             None => None,
         };
         Ok(Revoked { serial, lists, moved })
     }
 
-    /// The certificate that is meant, and its folder, if it lies in one.
+    /// The certificate that `what` names, and its folder if it lies in one.
     fn find(&self, what: &str) -> Result<(Serial, Option<PathBuf>), AuthorityError> {
         let path = [PathBuf::from(what), self.folder.join(what)].into_iter().find(|p| p.exists());
         match path {
             Some(path) if path.is_dir() => {
                 let folder = fs::canonicalize(&path).unwrap_or(path);
-                // As it is written, if it lies here: the parent is compared.
+                // If the folder lies in this authority's, its path is written in the same way: `revoke` compares the
+                // parent.
                 let ours = folder.file_name().map(|name| self.folder.join(name)).filter(|p| same(p, &folder));
                 let folder = ours.unwrap_or(folder);
                 Ok((Credentials::new(&folder).own_certificate()?.serial, Some(folder)))
@@ -265,8 +269,8 @@ fn same(a: &Path, b: &Path) -> bool {
     fs::canonicalize(a).is_ok_and(|a| a == b)
 }
 
-/// Moves the folder of a revoked certificate out of the way of a new one.
-fn aside(folder: &Path, serial: &Serial) -> Result<PathBuf, AuthorityError> {
+/// Moves the folder of a revoked certificate, so that a new one can have its name.
+fn move_aside(folder: &Path, serial: &Serial) -> Result<PathBuf, AuthorityError> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let to = folder.with_file_name(format!("revoked-{serial}-{name}"));
     fs::rename(folder, &to).map_err(|source| AuthorityError::File { path: folder.to_owned(), source })?;

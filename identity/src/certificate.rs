@@ -1,4 +1,4 @@
-//! What a certificate says: whom it names, until when, and its number.
+//! The content of a certificate: whom it names, until when it is valid, and its serial number.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,13 +22,13 @@ pub struct BadSerial(String);
 const SERIAL_BYTES_MAX: usize = 20;
 
 impl Serial {
-    /// From its bytes, big end first; a number has no zeros in front.
+    /// From its bytes, big-endian. Leading zeros are dropped.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         let zeros = bytes.iter().take_while(|b| **b == 0).count();
         Self(bytes[zeros..].to_vec())
     }
 
-    /// Its bytes, big end first.
+    /// Its bytes, big-endian.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -62,7 +62,7 @@ pub struct Certificate {
     pub peer: Peer,
     /// Its number.
     pub serial: Serial,
-    /// It counts no longer afterwards.
+    /// It is valid until then.
     pub until: Moment,
 }
 
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn serial_numbers_are_numbers() {
+    fn serial_numbers_are_parsed_and_written() {
         let serial = |s: &str| s.parse::<Serial>().map(|s| s.to_string());
         assert_eq!(serial("00:AB:01"), Ok("ab01".into()));
         assert_eq!(serial("abc"), Ok("0abc".into()));

@@ -9,9 +9,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::tls::{Credentials, TlsError};
 
-/// The port unless the URL says otherwise.
+/// The default port.
 pub const PORT: u16 = 7411;
-/// A coordinator that is gone without a word is noticed after about twice that.
+/// The interval of keep-alive pings. A coordinator that is gone without closing the connection is noticed after about
+/// twice this time.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Where a coordinator is: `https://host:port`.
@@ -50,21 +51,23 @@ impl std::fmt::Display for CoordinatorUrl {
 /// Why there is no channel.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// No connection.
+    /// There is no connection.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No HTTP/2 over it.
+    /// The connection does not speak HTTP/2.
     #[error("no gRPC with {0}")]
     Http(String, #[source] tonic::transport::Error),
 }
 
-/// What may be on its way of one call before it is read. The default, 64 KiB, would make every page of a plan wait for several round trips.
+/// Bytes of one call that may be in flight before they are read. With the default, 64 KiB, each page of a plan would
+/// take several round trips.
 pub const STREAM_WINDOW: u32 = 4 << 20;
-/// The same of all calls of a connection: as much as there can be. If those of a few could fill it that wait for something else, the answer
-/// that they wait for would never come.
+/// Bytes of all calls of a connection that may be in flight: the maximum of HTTP/2. With less, a few calls that are not
+/// read, since their readers wait for something else, could fill the window, and the answer they wait for would never
+/// come.
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// Connects; the channel connects again by itself when the connection is lost.
+/// Connects. The channel connects again by itself when the connection is lost.
 ///
 /// # Errors
 /// [`DialError`].

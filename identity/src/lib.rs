@@ -1,13 +1,14 @@
-//! Who is who: certificates that name an agent's node, a coordinator, or a person with roles; an authority that issues them;
-//! and TLS (1.3 only, both sides show a certificate) that tells who the other side is.
+//! Identities: certificates that name an agent's node, a coordinator, or a person with roles; an authority that issues
+//! them; and TLS (1.3 only, with certificates on both sides), which proves the identity of the other side.
 //!
 //! ```text
 //! milkrun certs authority ─> DIR/ca.crt, DIR/ca.key
 //! milkrun certs agent N   ─> DIR/agent-N/{ca.crt, tls.crt, tls.key}      the layout of a Kubernetes TLS secret
 //! milkrun certs revoke C  ─> DIR/ca.crl, DIR/coordinator-*/ca.crl
 //! ```
-//! Names stand in the certificate as URIs (`milkrun://agent/node-a`, `milkrun://user/ann`, `milkrun://role/backup/shop`): a
-//! host name is nobody's identity. In a cluster a projected token will say the same as a certificate does here.
+//! Certificates hold the identity as URIs (`milkrun://agent/node-a`, `milkrun://user/ann`,
+//! `milkrun://role/backup/shop`); a host name is not an identity. In a cluster a projected token will say the same as a
+//! certificate does here.
 
 pub mod authority;
 pub mod certificate;

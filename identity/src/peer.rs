@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-/// What a URI in a certificate may not hold as it is. Application names are free text.
+/// Characters that are escaped in a URI of a certificate. Application names are free text.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
-/// A node's name: what Kubernetes takes for one (RFC 1123 subdomain).
+/// A node's name, by the rules of Kubernetes (RFC 1123 subdomain).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeName(String);
 
@@ -56,7 +56,7 @@ pub enum Action {
     Backup,
     /// Start and stop restores. They write to devices.
     Restore,
-    /// Take nodes out of work and back. For all applications only.
+    /// Drain nodes, and put them back to work. For all applications only.
     Operate,
 }
 
@@ -80,9 +80,9 @@ impl fmt::Display for Action {
 /// An action, for one application or for all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Role {
-    /// What.
+    /// The action.
     pub action: Action,
-    /// Of which application; `None`: of all.
+    /// The application; `None`: all of them.
     pub application: Option<String>,
 }
 
@@ -137,7 +137,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Why a certificate names nobody.
+/// Why a certificate identifies nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// It can't be parsed.
@@ -149,7 +149,7 @@ pub enum PeerError {
 }
 
 impl Peer {
-    /// Of an agent: its node.
+    /// The node, if this is an agent.
     pub fn node(&self) -> Option<&str> {
         match self {
             Self::Agent(node) => Some(node.as_str()),
@@ -163,7 +163,7 @@ impl Peer {
             Self::Local => true,
             Self::Agent(_) | Self::Coordinator => false,
             Self::User { roles, .. } => roles.iter().any(|r| {
-                // Who may start something may see it.
+                // Every other role of an application includes `view`.
                 let enough = r.action == action || (action == Action::View && r.action != Action::Operate);
                 enough && r.application.as_deref().is_none_or(|of| application == Some(of))
             }),
@@ -179,7 +179,7 @@ impl Peer {
         }
     }
 
-    /// As it stands in a certificate.
+    /// The URIs that name it in a certificate.
     pub fn uris(&self) -> Vec<String> {
         let escape = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
         match self {
@@ -196,7 +196,7 @@ impl Peer {
         }
     }
 
-    /// Who the URIs of a certificate name, each without its `milkrun://`.
+    /// The peer that the URIs of a certificate name. Each URI comes without its `milkrun://`.
     ///
     /// # Errors
     /// [`PeerError::Nobody`].
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn names_survive_a_certificate() {
+    fn peers_survive_the_way_through_a_certificate() {
         for peer in [
             Peer::Agent("node-a.example".parse().unwrap()),
             Peer::Coordinator,
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_two_and_agents_have_no_roles() {
+    fn two_names_are_refused_and_so_are_roles_of_an_agent() {
         for uris in [&[][..], &["agent/a", "user/b"], &["agent/a", "role/view"], &["role/view"], &["agent/A"], &["x/y"]]
         {
             assert_eq!(Peer::parse(uris.iter().copied()), Err(PeerError::Nobody), "{uris:?}");
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_reach_as_far_as_they_say() {
+    fn a_role_allows_what_it_says_and_no_more() {
         let peer = user(&["backup:shop", "restore"]);
         assert!(peer.may(Action::Backup, Some("shop")) && !peer.may(Action::Backup, Some("bank")));
         assert!(!peer.may(Action::Backup, None) && peer.may(Action::Restore, None));

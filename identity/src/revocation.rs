@@ -1,4 +1,4 @@
-//! Lists of certificates that were revoked (RFC 5280), in PEM, one for each authority.
+//! Lists of revoked certificates (RFC 5280), in PEM, one for each authority.
 
 use std::collections::HashSet;
 
@@ -9,10 +9,10 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::certificate::Serial;
 
-/// The lists, beside the authority's certificate.
+/// The file with the lists, beside the authority's certificate.
 pub const CRL_FILE: &str = "ca.crl";
 
-/// Lists and what they name.
+/// Lists, and the serial numbers in them.
 #[derive(Clone, Debug, Default)]
 pub struct RevocationLists {
     lists: Vec<CertificateRevocationListDer<'static>>,
@@ -20,7 +20,7 @@ pub struct RevocationLists {
 }
 
 impl RevocationLists {
-    /// From PEM; `None` for what is none, or holds no list.
+    /// From PEM. `None` if it is no PEM, or holds no list.
     pub(crate) fn parse(pem: &[u8]) -> Option<Self> {
         let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
         let mut serials = HashSet::new();
@@ -31,22 +31,22 @@ impl RevocationLists {
         (!lists.is_empty()).then_some(Self { lists, serials })
     }
 
-    /// Whether a certificate counts no longer.
+    /// Whether a certificate is revoked.
     pub fn contains(&self, serial: &Serial) -> bool {
         self.serials.contains(serial)
     }
 
-    /// Whether there is none.
+    /// Whether there is no list.
     pub fn is_empty(&self) -> bool {
         self.lists.is_empty()
     }
 
-    /// Takes what another reading of the lists names as well. What was revoked stays so.
+    /// Adds the serial numbers of lists that were read at another time: a revoked certificate stays revoked.
     pub fn extend(&mut self, other: &Self) {
         self.serials.extend(other.serials.iter().cloned());
     }
 
-    /// What they name.
+    /// The serial numbers in the lists.
     pub(crate) fn serials(&self) -> &HashSet<Serial> {
         &self.serials
     }

@@ -1,6 +1,6 @@
-//! TLS between coordinator, agents and people: version 1.3, certificates on both sides, HTTP/2. Certificates are read from a
-//! folder with the three files of a Kubernetes TLS secret, anew for each connection, so that they can be replaced at any time. A
-//! fourth file, if it is there, lists certificates that count no longer.
+//! TLS between coordinator, agents and people: version 1.3, certificates on both sides, HTTP/2. Certificates are read
+//! from a folder with the three files of a Kubernetes TLS secret. They are read again for each connection, so that they
+//! can be replaced at any time. A fourth file, which is optional, lists revoked certificates.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -23,15 +23,15 @@ use crate::revocation::{CRL_FILE, RevocationLists};
 
 /// The authority's certificate.
 pub const CA_FILE: &str = "ca.crt";
-/// One's own certificate.
+/// The own certificate.
 pub const CERTIFICATE_FILE: &str = "tls.crt";
 /// Its key.
 pub const KEY_FILE: &str = "tls.key";
 
-/// Who connects and says nothing holds a place no longer than this.
+/// A connection that does not finish its handshake is closed after this time.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where one's own certificate lies.
+/// The folder with the own certificate, its key and the authority's certificate.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     folder: PathBuf,
@@ -57,7 +57,7 @@ pub enum TlsError {
         /// What it should hold.
         what: &'static str,
     },
-    /// Key and certificate don't fit, or the like.
+    /// Key and certificate do not match, or the like.
     #[error("the certificate in {folder:?} can't be used")]
     Unusable {
         /// Where they lie.
@@ -66,7 +66,7 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
-    /// One's own certificate is no longer valid.
+    /// The own certificate is no longer valid.
     #[error("the certificate in {folder:?} ended at {until}: put a new one in its place")]
     Ended {
         /// Where it lies.
@@ -92,7 +92,7 @@ pub enum TlsError {
         #[source]
         source: std::io::Error,
     },
-    /// A certificate that names nobody.
+    /// The certificate of the other side identifies nobody.
     #[error("{with} is refused")]
     Nobody {
         /// The other side's address.
@@ -103,11 +103,11 @@ pub enum TlsError {
     },
 }
 
-/// A connection that was accepted, and who is at its other end.
+/// An accepted connection, and the identity of its other end.
 pub struct Accepted {
     /// The connection.
     pub stream: server::TlsStream<TcpStream>,
-    /// Who.
+    /// The certificate of the other end.
     pub certificate: Certificate,
 }
 
@@ -140,7 +140,7 @@ impl Credentials {
         TlsError::Unusable { folder: self.folder.clone(), source }
     }
 
-    /// One's own certificate.
+    /// The own certificate.
     ///
     /// # Errors
     /// [`TlsError`].
@@ -159,7 +159,7 @@ impl Credentials {
         parsed.map_err(|source| TlsError::Nobody { with: path.display().to_string(), source })
     }
 
-    /// Both sides of the configuration, to see at the start whether the files can be used.
+    /// Checks at the start that the files can be used.
     ///
     /// # Errors
     /// [`TlsError`].
@@ -168,10 +168,10 @@ impl Credentials {
         self.client().map(drop)
     }
 
-    /// The lists of certificates that count no longer, as the folder has them now.
+    /// The lists of revoked certificates, as they are in the folder now.
     ///
     /// # Errors
-    /// [`TlsError`] when there is one, and it can't be read.
+    /// [`TlsError`] if the file exists and can't be read.
     pub fn revoked(&self) -> Result<RevocationLists, TlsError> {
         let path = self.folder.join(CRL_FILE);
         let pem = match std::fs::read(&path) {
@@ -202,7 +202,7 @@ impl Credentials {
 
     fn server(&self) -> Result<ServerConfig, TlsError> {
         let (certificates, key) = self.own()?;
-        // An authority without a list revoked nothing.
+        // An authority without a list has revoked nothing.
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider())
             .with_crls(self.revoked()?.into_der())
             .only_check_end_entity_revocation()
@@ -216,7 +216,7 @@ impl Credentials {
             .with_single_cert(certificates, key)
             .map_err(|e| self.unusable(e))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        // A certificate is looked at whenever somebody connects: nobody comes back on an old session.
+        // Sessions are not resumed, so that the certificate is checked for each connection.
         config.send_tls13_tickets = 0;
         Ok(config)
     }
@@ -224,7 +224,7 @@ impl Credentials {
     /// Accepts a connection from somebody with a certificate of the same authority.
     ///
     /// # Errors
-    /// [`TlsError`]: who it was, as far as that is known, and why it is refused.
+    /// [`TlsError`]: who was refused, as far as that is known, and why.
     pub async fn accept(&self, connection: TcpStream, from: SocketAddr) -> Result<Accepted, TlsError> {
         // Small messages must not wait for others.
         let _ = connection.set_nodelay(true);
@@ -242,7 +242,7 @@ impl Credentials {
     /// [`TlsError`].
     pub async fn connect(&self, host: &str, port: u16) -> Result<client::TlsStream<TcpStream>, TlsError> {
         let address = format!("{host}:{port}");
-        // The other side would close the connection, and its reason gets lost easily.
+        // Checked here, since the other side only closes the connection, and its reason is easily lost.
         let until = self.own_certificate()?.until;
         if until < Moment::now() {
             return Err(TlsError::Ended { folder: self.folder.clone(), until });
@@ -305,8 +305,8 @@ mod tests {
         Peer::Agent(node.parse().unwrap())
     }
 
-    /// What both sides say of one connection.
-    async fn meet(server: &Credentials, client: &Credentials) -> (Result<Peer, String>, Result<(), String>) {
+    /// Connects two sides, and returns the result of each.
+    async fn handshake(server: &Credentials, client: &Credentials) -> (Result<Peer, String>, Result<(), String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let text = |e: &dyn std::error::Error| milkrun_repository::point::catalog::chain(e);
@@ -318,14 +318,14 @@ mod tests {
         };
         let connect = async {
             let mut stream = client.connect("127.0.0.1", port).await.map_err(|e| text(&e))?;
-            // With TLS 1.3 the client's handshake ends before the server has looked at its certificate.
+            // With TLS 1.3 the client's handshake ends before the server has checked its certificate.
             stream.read_exact(&mut [0]).await.map(drop).map_err(|e| text(&e))
         };
         tokio::join!(accept, connect)
     }
 
     #[tokio::test]
-    async fn only_certificates_of_the_same_authority_are_taken_and_both_sides_know_why() {
+    async fn only_certificates_of_the_same_authority_are_accepted_and_both_sides_know_why() {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(&folder.path().join("ours"), HOUR).unwrap();
         let foreign = Authority::create(&folder.path().join("theirs"), HOUR).unwrap();
@@ -334,51 +334,51 @@ mod tests {
             Credentials::new(a.issue(peer, hosts, valid).unwrap())
         };
         let server = of(&authority, &Peer::Coordinator, &hosts, HOUR);
-        let (peer, ok) = meet(&server, &of(&authority, &agent("a"), &[], HOUR)).await;
+        let (peer, ok) = handshake(&server, &of(&authority, &agent("a"), &[], HOUR)).await;
         assert_eq!((peer, ok), (Ok(agent("a")), Ok(())));
 
-        let (peer, client) = meet(&server, &of(&foreign, &agent("b"), &[], HOUR)).await;
+        let (peer, client) = handshake(&server, &of(&foreign, &agent("b"), &[], HOUR)).await;
         assert!(client.clone().unwrap_err().contains("UnknownIssuer"), "{client:?}");
         assert!(peer.clone().unwrap_err().contains("UnknownCA"), "{peer:?}");
 
         let expired = of(&authority, &agent("old"), &[], Duration::ZERO);
         tokio::time::sleep(Duration::from_millis(2100)).await;
-        // The server never hears of it: it is seen here.
+        // The client notices this itself, and does not connect.
         let refused = expired.connect("127.0.0.1", 1).await;
         assert!(matches!(refused, Err(TlsError::Ended { .. })), "{:?}", refused.err());
 
-        // One that was revoked is refused from then on, and its name can be given anew; others go on.
-        let (gone, stays) = (agent("gone"), of(&authority, &agent("stays"), &[], HOUR));
-        let folder_of_gone = authority.issue(&gone, &[], HOUR).unwrap();
+        // A revoked certificate is refused from then on, and a new one may have its name. Others stay valid.
+        let (revoked_peer, valid_client) = (agent("gone"), of(&authority, &agent("stays"), &[], HOUR));
+        let revoked_folder = authority.issue(&revoked_peer, &[], HOUR).unwrap();
         let lost = folder.path().join("lost");
         std::fs::create_dir(&lost).unwrap();
         for file in [CA_FILE, CERTIFICATE_FILE, KEY_FILE] {
-            std::fs::copy(folder_of_gone.join(file), lost.join(file)).unwrap();
+            std::fs::copy(revoked_folder.join(file), lost.join(file)).unwrap();
         }
-        assert_eq!(meet(&server, &Credentials::new(&lost)).await.0, Ok(gone.clone()));
-        let revoked = authority.revoke(folder_of_gone.to_str().unwrap()).unwrap();
+        assert_eq!(handshake(&server, &Credentials::new(&lost)).await.0, Ok(revoked_peer.clone()));
+        let revoked = authority.revoke(revoked_folder.to_str().unwrap()).unwrap();
         assert_eq!(revoked.lists.len(), 2, "the authority's own, and that of the coordinator beside it");
-        assert!(!folder_of_gone.exists() && revoked.moved.as_ref().is_some_and(|m| m.exists()));
-        let (peer, client) = meet(&server, &Credentials::new(&lost)).await;
+        assert!(!revoked_folder.exists() && revoked.moved.as_ref().is_some_and(|m| m.exists()));
+        let (peer, client) = handshake(&server, &Credentials::new(&lost)).await;
         assert!(peer.clone().unwrap_err().contains("Revoked"), "{peer:?}");
         assert!(client.clone().unwrap_err().contains("CertificateRevoked"), "{client:?}");
-        assert_eq!(meet(&server, &of(&authority, &gone, &[], HOUR)).await.0, Ok(gone));
-        assert_eq!(meet(&server, &stays).await.0, Ok(agent("stays")));
-        // A second list names both; by its number, too; what is none is none.
-        let serial = stays.own_certificate().unwrap().serial;
+        assert_eq!(handshake(&server, &of(&authority, &revoked_peer, &[], HOUR)).await.0, Ok(revoked_peer));
+        assert_eq!(handshake(&server, &valid_client).await.0, Ok(agent("stays")));
+        // The next list has both. A certificate can be revoked by its serial number. Anything else is refused.
+        let serial = valid_client.own_certificate().unwrap().serial;
         authority.revoke(&serial.to_string()).unwrap();
         let listed = server.revoked().unwrap();
         assert!(listed.contains(&serial) && listed.contains(&revoked.serial));
-        assert!(meet(&server, &stays).await.0.is_err());
+        assert!(handshake(&server, &valid_client).await.0.is_err());
         assert!(matches!(authority.revoke("no such"), Err(AuthorityError::NoCertificate(_))));
 
         // An agent can't play the coordinator: its certificate is not for serving.
         let (_, client) =
-            meet(&of(&authority, &agent("c"), &hosts, HOUR), &of(&authority, &agent("d"), &[], HOUR)).await;
+            handshake(&of(&authority, &agent("c"), &hosts, HOUR), &of(&authority, &agent("d"), &[], HOUR)).await;
         assert!(client.is_err(), "{client:?}");
-        // Nor is a coordinator's taken for another host.
+        // A coordinator's certificate is not accepted for another host.
         let elsewhere = of(&authority, &Peer::Coordinator, &["elsewhere.example".into()], HOUR);
-        let (_, client) = meet(&elsewhere, &of(&authority, &agent("e"), &[], HOUR)).await;
+        let (_, client) = handshake(&elsewhere, &of(&authority, &agent("e"), &[], HOUR)).await;
         assert!(client.clone().unwrap_err().contains("not valid for name"), "{client:?}");
     }
 

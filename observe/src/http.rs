@@ -1,5 +1,5 @@
-//! `/metrics`, `/healthz`, `/readyz`: plain HTTP, nothing secret. Whoever connects and says nothing is cut off, and no more than a few are
-//! served at once: anybody may reach this port.
+//! `/metrics`, `/healthz`, `/readyz`: plain HTTP, nothing secret. Anybody may reach this port, so a connection that
+//! sends nothing is closed, and the number of connections is limited.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-/// Connections at once; those beyond are closed.
+/// The largest number of connections at once. Further ones are closed.
 const CONNECTIONS: usize = 64;
-/// How long one may take to ask, and to take its answer.
-const TIME: Duration = Duration::from_secs(10);
+/// How long a connection may take in all.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why nobody can look.
+/// Why metrics can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// The address is taken, or none of ours.
+    /// The address is in use, or is not an address of this host.
     #[error("can't listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
     /// Metrics are collected already.
@@ -31,7 +31,7 @@ pub enum HttpError {
     Metrics(#[from] BuildError),
 }
 
-/// Collects metrics and serves them, and whether the process is alive (it answers) and ready (it can do its work).
+/// Collects and serves metrics. Also serves whether the process is alive (it answers) and ready (it can do its work).
 ///
 /// # Errors
 /// [`HttpError`].
@@ -61,7 +61,7 @@ async fn accept(listener: TcpListener, router: Router) {
         let connection = match listener.accept().await {
             Ok((connection, _)) => connection,
             Err(e) => {
-                // Too many open files, mostly: it passes.
+                // Mostly there are too many open files, which is transient.
                 tracing::warn!(error = %e, "metrics: can't accept a connection");
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
@@ -70,17 +70,17 @@ async fn accept(listener: TcpListener, router: Router) {
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let router = router.clone();
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(TIME, answer(connection, router)).await;
+            let _ = tokio::time::timeout(TIME_LIMIT, answer(connection, router)).await;
             drop(place);
         });
     }
 }
 
-/// One question, one answer.
+/// Serves one request.
 async fn answer(connection: TcpStream, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(TIME)
+        .header_read_timeout(TIME_LIMIT)
         .keep_alive(false)
         .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
     if let Err(e) = served.await {
@@ -94,9 +94,9 @@ mod tests {
 
     use super::*;
 
-    /// Connections that say nothing hold the places of others for a while, and not for ever.
+    /// Silent connections keep others out for a while, but not for ever.
     #[tokio::test]
-    async fn who_says_nothing_is_cut_off() {
+    async fn a_silent_connection_is_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(accept(listener, Router::new().route("/healthz", get(|| std::future::ready("alive\n")))));
@@ -111,7 +111,7 @@ mod tests {
         for _ in 0..CONNECTIONS + 20 {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
-        tokio::time::sleep(TIME + Duration::from_millis(500)).await;
+        tokio::time::sleep(TIME_LIMIT + Duration::from_millis(500)).await;
         assert!(ask().await.unwrap().ends_with("alive\n"), "their places are free");
         let mut first = silent.swap_remove(0);
         assert_eq!(first.read(&mut [0]).await.unwrap(), 0, "it is closed");

@@ -1,5 +1,6 @@
-//! How a process is seen and told: logs for people or machines, Prometheus metrics, health, signals. What is counted is counted
-//! where it happens, with the `metrics` facade; without [`http`] nobody collects it, and it costs next to nothing.
+//! Observing and controlling a process: logs for people or machines, Prometheus metrics, health, signals. Metrics are
+//! counted where things happen, with the `metrics` facade. Without [`http`] they are not collected, and cost next to
+//! nothing.
 
 pub mod http;
 pub mod logs;

@@ -5,8 +5,8 @@ use tokio::sync::watch;
 
 use crate::start::ignores_hangup;
 
-/// Waits for a signal that is perhaps not listened for.
-async fn heard(signal: &mut Option<Signal>) {
+/// Waits for a signal; for ever, if it is ignored.
+async fn received(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
         None => std::future::pending().await,
@@ -18,7 +18,7 @@ async fn heard(signal: &mut Option<Signal>) {
 #[error("can't listen for signals")]
 pub struct SignalError(#[source] std::io::Error);
 
-/// Whether somebody wants this process to stop.
+/// Whether this process was asked to stop.
 #[derive(Clone, Debug)]
 pub struct Stop(watch::Receiver<bool>);
 
@@ -37,7 +37,7 @@ impl Stop {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(async move {
             loop {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, () = heard(&mut hangup) => {} }
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, () = received(&mut hangup) => {} }
                 if stop.send_replace(true) {
                     std::process::exit(1);
                 }
@@ -46,20 +46,20 @@ impl Stop {
         Ok(Self(stopped))
     }
 
-    /// Whether somebody did so far.
+    /// Whether it was asked to stop so far.
     pub fn is_wanted(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Waits until somebody does.
+    /// Waits until it is asked to stop.
     pub async fn wanted(&self) {
         if self.0.clone().wait_for(|&stop| stop).await.is_err() {
-            // Nobody can any more.
+            // Nobody can ask any more.
             std::future::pending::<()>().await;
         }
     }
 
-    /// For whoever wants to watch it.
+    /// A receiver that becomes true when the process is asked to stop.
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.0.clone()
     }

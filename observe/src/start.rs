@@ -1,10 +1,10 @@
-//! What every program of milkrun does first, while it has one thread: variables that are set to nothing count as not set,
-//! standard streams that are closed are noticed, and the system's bound on threads is met with a message.
+//! What each program of milkrun does first, while it has one thread: it unsets variables that are empty, remembers
+//! which standard streams are closed, and checks that the system allows enough threads.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Variables that a program of milkrun, or a library that it uses, takes for set when they are empty.
+/// Variables that a program of milkrun, or a library that it uses, treats as set even if they are empty.
 const VARIABLES: [&str; 15] = [
     "AWS_CA_BUNDLE",
     "AWS_ENDPOINT_URL",
@@ -23,8 +23,8 @@ const VARIABLES: [&str; 15] = [
     "XDG_CACHE_HOME",
 ];
 
-/// Which of the descriptors 0, 1 and 2 were closed when the process began, as bits. The standard library opens `/dev/null` in
-/// their place before `main`, and what is written there is lost without an error.
+/// The descriptors of 0, 1 and 2 that were closed when the process began, as bits. The standard library opens
+/// `/dev/null` in their place before `main`, and what is written there is lost without an error.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
 
 extern "C" fn look() {
@@ -59,7 +59,7 @@ pub fn was_closed(stream: Standard) -> bool {
     CLOSED.load(Ordering::Relaxed) & (1 << stream as u8) != 0
 }
 
-/// To be called first in `main`.
+/// Call this first in `main`.
 pub fn begin() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
@@ -75,14 +75,15 @@ pub fn begin() {
     });
 }
 
-/// Whether whoever started this process wants it to outlive its terminal (`nohup`): to listen for SIGHUP would undo that.
+/// Whether SIGHUP was ignored when the process began (`nohup`): it is to outlive its terminal, and listening for SIGHUP
+/// would undo that.
 pub fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).map(str::trim);
     mask.and_then(|m| u64::from_str_radix(m, 16).ok()).is_some_and(|m| m & 1 != 0)
 }
 
-/// The system lets this process have too few threads.
+/// The system does not allow this process enough threads.
 #[derive(Debug, thiserror::Error)]
 #[error("can't start {wanted} threads; raise the bound on processes and threads (ulimit -u, or pids of the container)")]
 pub struct ThreadsError {
@@ -91,18 +92,18 @@ pub struct ThreadsError {
     source: std::io::Error,
 }
 
-/// Tries whether so many threads can be started at once. Libraries that start their own take it for granted, and panic.
+/// Checks that so many threads can run at once. Libraries that start threads panic if they can't.
 ///
 /// # Errors
 /// [`ThreadsError`].
 pub fn check_threads(wanted: usize) -> Result<(), ThreadsError> {
-    let (hold, held) = std::sync::mpsc::channel::<()>();
-    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let (release, wait_for) = std::sync::mpsc::channel::<()>();
+    let wait_for = std::sync::Arc::new(std::sync::Mutex::new(wait_for));
     let mut threads = Vec::new();
     let mut failed = None;
     for _ in 0..wanted {
-        let held = held.clone();
-        let wait = move || drop(held.lock().map(|held| held.recv()));
+        let wait_for = wait_for.clone();
+        let wait = move || drop(wait_for.lock().map(|receiver| receiver.recv()));
         match std::thread::Builder::new().stack_size(64 << 10).spawn(wait) {
             Ok(thread) => threads.push(thread),
             Err(source) => {
@@ -111,9 +112,9 @@ pub fn check_threads(wanted: usize) -> Result<(), ThreadsError> {
             }
         }
     }
-    drop(hold);
+    drop(release);
     for thread in threads {
-        // It only waited.
+        // The thread only waited: its result does not matter.
         let _ = thread.join();
     }
     failed.map_or(Ok(()), |source| Err(ThreadsError { wanted, source }))

@@ -1,11 +1,11 @@
-//! Compression that gets harder while the line to the store is what a backup waits for.
+//! The compression level rises while a backup waits for uploads.
 
 use std::fs;
 
 use milkrun_tests::cluster::Cluster;
 use milkrun_tests::noise;
 
-/// Words by chance, and pieces of what was written shortly before: who looks for them longer finds longer ones.
+/// Random words, and repetitions of text that came shortly before: a higher level finds longer ones.
 fn text(len: usize) -> Vec<u8> {
     const LATELY: usize = 30_000;
     let syllables =
@@ -29,8 +29,8 @@ fn text(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_waits_for_the_line_is_compressed_harder() {
-    // More than the agent's memory holds once it is compressed.
+fn a_backup_that_waits_for_uploads_compresses_harder() {
+    // Compressed, this is more than the agent's memory holds.
     const SIZE: usize = 192 << 20;
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
@@ -52,16 +52,16 @@ applications:
     c.wait_for_agents(&["node-a"]);
     let stored = |c: &Cluster, application: &str, level: &str| {
         let made = c.run(&["backup", application, "--level", level, "--json"]).ok().json();
-        // Without maps and journal: a slow backup writes more of these.
+        // Maps and the journal are not counted: a slow backup writes more of them.
         made["volumes"][0]["stored_bytes"].as_u64().unwrap()
     };
     let fixed = stored(&c, "fixed", "3");
     drop(quick);
-    // So slow that slow cores, with another test beside, are idle for the most part.
+    // The upload is so slow that even slow cores, with another test at the same time, are mostly idle.
     c.agent_args.extend(["--limit-upload".into(), "4MiB".into()]);
     let _slow = c.agent("node-a");
     c.wait_for_agents(&["node-a"]);
-    // While the cores are busy with other things (other tests), it is rightly not compressed harder: then once more.
+    // If the cores are busy with other tests, the level rightly does not rise: then the test is tried once more.
     let mut tried = Vec::new();
     let adapting = ["adapting-1", "adapting-2", "adapting-3"].into_iter().find(|application| {
         tried.push(stored(&c, application, "auto"));

@@ -1,4 +1,4 @@
-//! Agents that die, hang, or are taken out of work: their volumes go on elsewhere, from what was checkpointed.
+//! Failover of agents that die, hang, or are drained: another node resumes their volumes at the last checkpoint.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 pub(crate) const SIZE: usize = 192 << 20;
 
-/// A volume that both nodes reach, and agents slow enough to be caught at work.
+/// A volume that both nodes reach, and agents that are slow enough to be stopped in the middle of their work.
 pub(crate) fn shared_volume() -> Cluster {
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
@@ -30,7 +30,7 @@ applications:
     c
 }
 
-/// Starts a backup in the background and waits until one node has made so many bytes of way.
+/// Starts a backup in the background and waits until one node has done so many bytes.
 pub(crate) fn begin(c: &Cluster, way: u64) -> (Child, String) {
     let mut command = c.command("root", &["view", "backup", "restore", "operate"], &["backup", "shop", "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -42,7 +42,7 @@ pub(crate) fn begin(c: &Cluster, way: u64) -> (Child, String) {
     (child, node)
 }
 
-/// The backup ends well, on the other node, without reading everything again; and it restores.
+/// Checks that the backup succeeds on the other node, without reading everything again, and that it can be restored.
 fn ends_well(c: &Cluster, child: Child, first: &str) {
     let ran = milkrun_tests::binary::ran(child.wait_with_output()).ok();
     let volume = &ran.json()["volumes"][0];
@@ -71,7 +71,7 @@ fn a_killed_agent_s_volume_goes_on_at_another_node() {
 }
 
 #[test]
-fn a_hanging_agent_is_given_up_and_what_it_says_later_counts_no_more() {
+fn a_hanging_agent_is_given_up_and_its_later_calls_are_refused() {
     let c = shared_volume();
     let coordinator = c.coordinator();
     let agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
@@ -82,7 +82,7 @@ fn a_hanging_agent_is_given_up_and_what_it_says_later_counts_no_more() {
     coordinator.wait_for_log("an agent is gone");
     hanging.signal(Signal::SIGCONT);
     ends_well(&c, child, &node);
-    // It comes back, and takes work again.
+    // The agent comes back, and takes work again.
     c.wait_for_agents(&[&node]);
 }
 
@@ -98,7 +98,8 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
     let drained = c.run(&["agents", "--json"]).ok().json();
     assert!(drained["agents"].as_array().unwrap().iter().any(|a| a["node"] == node.as_str() && a["draining"] == true));
 
-    // The one that is left is told to stop while it works: it ends at once and in order, and its volume waits for the other.
+    // The remaining agent is told to stop while it works: it ends at once and cleanly, and its volume waits for the
+    // other.
     fs::write(c.folder().join("data.img"), noise(SIZE, 8)).unwrap();
     let mut command = c.command("root", &[], &["backup", "shop", "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -123,7 +124,7 @@ fn a_restore_whose_agent_is_killed_goes_on_when_it_is_back() {
     let _a = c.agent("node-a");
     c.wait_for_agents(&["node-a"]);
     c.run(&["backup", "shop"]).ok();
-    // It has written everything, and nothing of it is durable yet.
+    // Everything is written, and nothing is durable yet.
     c.agent_env.push(("MILKRUN_HANG_AT".into(), "before fsync of the target".into()));
     let mut hanging = c.agent("node-b");
     c.agent_env.clear();

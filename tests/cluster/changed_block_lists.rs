@@ -1,4 +1,4 @@
-//! Lists of changes with many nodes: a list lies on one node, and counts for the first attempt alone.
+//! Changed-block lists with several nodes: a list lies on one node, and only the first attempt uses it.
 
 use std::fs;
 use std::process::Child;
@@ -9,15 +9,16 @@ use nix::sys::signal::Signal;
 
 use crate::agent_failover;
 
-/// All between these changes.
+/// All pages between these changed.
 const FROM: usize = 32 << 20;
 const TO: usize = 160 << 20;
 const PAGE: usize = 4096;
-/// And these before and behind: whoever goes on has regions, or comes to such, that are the parent's but for single pages.
+/// These single pages before and behind changed, too: an attempt that resumes has regions in which only single pages
+/// changed.
 const BEFORE: [usize; 4] = [100, 301, 302, 5000];
 const BEHIND: [usize; 3] = [TO / PAGE + 7, 45_000, agent_failover::SIZE / PAGE - 1];
 
-/// A volume that both nodes reach, with a point, and changes in most of it that a list names.
+/// A volume that both nodes reach, with a point, and with changes in most of it, which a list names.
 fn with_a_list() -> Cluster {
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
@@ -49,14 +50,14 @@ applications:
     c
 }
 
-/// Starts a backup and waits until one node has made some way by the list; then the list is gone.
+/// Starts a backup and waits until one node has made some progress with the list. Then removes the list.
 fn begin(c: &Cluster) -> (Child, String) {
     let begun = agent_failover::begin(c, 80 << 20);
     fs::remove_file(c.folder().join("list")).unwrap();
     begun
 }
 
-/// The point says that it rests on a list, and is whole.
+/// Checks that the point says that it rests on a list, and that it is whole.
 fn ends_well(c: &Cluster) {
     let shown = c.repository().run(["show", "shop", "--json"]).ok().json();
     assert_eq!(shown["volumes"][0]["lists_in_a_row"], 1, "{shown}");

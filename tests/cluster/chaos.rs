@@ -1,8 +1,9 @@
-//! Everything at once, by a seed: agents and coordinators that are killed or hang, links that are cut, a store that hangs, while
-//! four hosts back up loop devices, one of them with a PostgreSQL in it. Once with each seed a coordinator hangs until another one
-//! leads, and wakes up beside it. In the end there is a point that comes back bit for bit, or there is none.
+//! Many faults at once, decided by a seed: agents and coordinators are killed or hang, links are cut, and the store
+//! hangs, while four hosts back up loop devices, one of them with a PostgreSQL on it. With each seed, a coordinator
+//! once hangs until another one leads, and goes on beside it. In the end there is a point that can be restored bit for
+//! bit, or there is none.
 //!
-//! `MILKRUN_TEST_SEED` runs one seed; a failure names the one it had.
+//! `MILKRUN_TEST_SEED` runs one seed; a failure names its seed.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -17,11 +18,11 @@ use nix::sys::signal::Signal;
 
 use crate::network_partitions::{NODES, four_hosts};
 
-/// How many seeds CI takes, and for how long each makes trouble.
+/// How many seeds CI runs, and for how long each causes faults.
 const SEEDS: [u64; 2] = [1, 2];
 const TROUBLE: Duration = Duration::from_secs(32);
 
-/// SplitMix64: from one seed the same troubles in the same order.
+/// SplitMix64: a seed always gives the same faults in the same order.
 struct Dice(u64);
 
 impl Dice {
@@ -34,7 +35,7 @@ impl Dice {
     }
 }
 
-/// A file system of that kind with something in it, on a loop device that nothing writes to any more.
+/// A file system of this kind with some content, on a loop device that nothing writes to any more.
 fn device(c: &Cluster, name: &str, fs_type: &str, fill: impl FnOnce(&std::path::Path)) -> Loop {
     let device = Loop::fresh(c.folder(), &format!("{name}.disk"), 320 << 20);
     let force = if fs_type == "xfs" { "-f" } else { "-F" };
@@ -46,11 +47,11 @@ fn device(c: &Cluster, name: &str, fs_type: &str, fill: impl FnOnce(&std::path::
 }
 
 struct Actors {
-    /// Where agents and people find whoever leads.
+    /// The address at which agents and people reach the leader.
     service: Service,
-    /// Who leads, or wants to.
+    /// The coordinator that leads, or that waits to.
     coordinator: Process,
-    /// Who led, and was followed by another while it hung.
+    /// A coordinator that led, and hung until another one took over.
     followed: Vec<Process>,
     agents: Vec<Process>,
     started: u16,
@@ -77,7 +78,7 @@ impl Actors {
         Self { service, coordinator, followed: Vec::new(), agents, started: 1 }
     }
 
-    /// Starts another coordinator in the place of the one there was.
+    /// Starts another coordinator instead of the one before.
     fn next_coordinator(&mut self, c: &Cluster) -> Process {
         self.started += 1;
         let next = start_coordinator(c, self.started);
@@ -85,7 +86,7 @@ impl Actors {
         std::mem::replace(&mut self.coordinator, next)
     }
 
-    /// A coordinator that can't ask the store when it begins to lead ends, and is started again, as in a cluster.
+    /// A coordinator that can't reach the store when it begins to lead ends. It is started again, as in a cluster.
     fn keep_going(&mut self, c: &Cluster) {
         if !self.coordinator.runs() {
             self.next_coordinator(c);
@@ -98,8 +99,8 @@ impl Actors {
     }
 }
 
-/// Does one thing to somebody, for a while. Whoever hangs goes on afterwards, whoever died is started again, what was cut is
-/// healed.
+/// Causes one fault, for a while. Afterwards a process that hangs goes on, one that died is started again, and a link
+/// that was cut is healed.
 fn trouble(c: &Cluster, actors: &mut Actors, store: &milkrun_tests::seaweed::Seaweed, dice: &mut Dice) -> String {
     let network = c.network().unwrap();
     let node = dice.roll(NODES.len());
@@ -150,7 +151,7 @@ fn trouble(c: &Cluster, actors: &mut Actors, store: &milkrun_tests::seaweed::Sea
 
 /// A coordinator hangs until another one leads, and then goes on beside it.
 fn two_coordinators(c: &Cluster, actors: &mut Actors) -> String {
-    // One that only waits for its turn would go on waiting.
+    // A coordinator that only waits to lead would go on waiting.
     wait_for("a coordinator that leads", || {
         actors.keep_going(c);
         actors.coordinator.log().contains("serving").then_some(())
@@ -172,7 +173,7 @@ fn order(c: &Cluster) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Whether anything is under way; `None`: nobody tells.
+/// Whether any run is under way; `None`: no coordinator answers.
 fn busy(c: &Cluster) -> Option<bool> {
     let runs = c.run(&["runs", "--json"]);
     let document = (runs.code == Some(0)).then(|| runs.json())?;
@@ -186,13 +187,13 @@ fn whatever_happens_there_is_a_whole_point_or_none() {
         return;
     }
     let Some((store, _cache, mut c)) = four_hosts("chaos") else { return };
-    // The database's user must get to its folders.
+    // The database's user must be able to reach its folders.
     must("chmod", &["0711", &c.folder().display().to_string()]);
     let database = device(&c, "database", "ext4", |at| {
         let mut cluster = postgres::Cluster::init(at, &c.folder().join("socket"));
         cluster.start();
         cluster.query("create table t as select g, md5(g::text) from generate_series(1, 200000) g");
-        // As a snapshot would find it: in the middle of its life.
+        // As in a snapshot, the database is in use.
         cluster.stop("immediate");
     });
     let files = device(&c, "files", "xfs", |at| fs::write(at.join("file"), noise(120 << 20, 5)).unwrap());
@@ -223,7 +224,7 @@ applications:
         c.wait_for_agents(&NODES);
         let (mut dice, mut story) = (Dice(seed), Vec::new());
         let before = points(&c).len();
-        // Something new each time, so that there is something to move.
+        // New content each time, so that there is something to upload.
         let mount = Mount::new(&more.path(), &c.folder().join("more.mount"), &[]);
         fs::write(mount.path().join("file"), noise(150 << 20, 100 + seed)).unwrap();
         drop(mount);
@@ -248,12 +249,12 @@ applications:
             std::thread::sleep(Duration::from_millis(300));
         }
         for order in &mut orders {
-            // It only watched.
+            // This process only watches the run.
             let _ = order.kill();
             order.wait().unwrap();
         }
         for mut old in std::mem::take(&mut actors.followed) {
-            // It finds that another leads, and ends.
+            // It notices that another one leads, and ends.
             assert_eq!(old.wait(), Some(1), "{}", tell(&old.log(), &actors));
         }
         let after = points(&c).len();
@@ -276,7 +277,7 @@ applications:
             assert!(peak < 250 << 20, "{}", tell(&format!("an agent of 64 MiB used {peak} bytes"), &actors));
         }
     }
-    // The database is one: it starts and has all its rows.
+    // The restored database starts and has all its rows.
     let back = Loop::attach(&c.folder().join("database.back"));
     let mount = Mount::new(&back.path(), &c.folder().join("database.again"), &[]);
     let mut cluster = postgres::Cluster::existing(mount.path(), &c.folder().join("socket-again"));

@@ -1,4 +1,5 @@
-//! A stolen agent: everything that its node has, in the wrong hands. Played over the wire, with its true certificate.
+//! A compromised agent: everything that its node has, in the wrong hands. The tests play it over the wire, with its
+//! genuine certificate.
 
 use std::fs;
 
@@ -14,7 +15,7 @@ use tonic::Code;
 use crate::many_nodes::two_nodes;
 use crate::scripted_agent::{ROLES, ScriptedAgent, chunks_of, code, ended, nonsense, order, runtime, seal_rubbish};
 
-/// Whoever comes in its name afterwards has its volume.
+/// Makes a point, and stops node-a's agent: the next agent of its name is given its volume.
 fn a_point_and_then_node_a_is_gone(c: &Cluster) -> [Process; 2] {
     c.repository().run(["init"]).ok();
     two_nodes(c);
@@ -29,13 +30,13 @@ fn a_point_and_then_node_a_is_gone(c: &Cluster) -> [Process; 2] {
 }
 
 #[test]
-fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
+fn a_compromised_agent_reaches_only_its_own_volume() {
     let c = Cluster::in_directory();
-    // A point of before, so that there is something to read.
+    // An earlier point, so that there is something to read.
     let [coordinator, b] = a_point_and_then_node_a_is_gone(&c);
-    // Older than the run, by the seconds that stores have.
+    // The point must be older than the run; some stores have times of whole seconds.
     std::thread::sleep(std::time::Duration::from_millis(2100));
-    // node-b is gone as well: its volume waits, so that the run stays open while we try.
+    // node-b is gone, too: its volume waits, so that the run stays open during the attempts.
     drop(b);
     coordinator.wait_for_log("an agent is gone node=\"node-b\"");
     let order = order(&c, &[]);
@@ -45,7 +46,7 @@ fn a_stolen_agent_reaches_no_further_than_its_own_volume() {
     });
     let runtime = runtime();
     runtime.block_on(tries(&c));
-    // It may have failed of what the agent said last.
+    // The run may have failed because of the agent's last message.
     c.run(&["cancel", &run_id]);
     let ended = milkrun_tests::binary::ran(order.wait_with_output());
     assert_eq!(ended.code, Some(1));
@@ -78,7 +79,7 @@ async fn tries(c: &Cluster) {
         None,
     ];
     for assignment in foreign {
-        // Neither the parent's extents, nor whether some content is known, nor leave to store, nor a word on the map.
+        // Refused are the parent's extents, lookups, grants to store, and checkpoints.
         let refused = Code::FailedPrecondition;
         assert_eq!(
             code(
@@ -102,19 +103,19 @@ async fn tries(c: &Cluster) {
         assert_eq!(code(upload.finish(finish).await), refused);
         assert_eq!(code(download.plan(wire::PlanRequest { assignment, ..Default::default() }).await), refused);
     }
-    // A backup's assignment opens nothing for reading.
+    // The assignment of a backup gives no grant to read.
     let plan = wire::PlanRequest { assignment: Some(own.clone()), ..Default::default() };
     assert_eq!(code(download.plan(plan).await), Code::FailedPrecondition);
-    // What it knows opens no chunk: an id key, and a public key.
+    // The keys that it has open no chunk: a key for ids, and a public key.
     assert_eq!(backup.domain_key.len(), 32);
-    // More than its volume can need, at once or in parts (the volume has 24 MiB).
+    // Grants for more than its volume can need, at once or in parts (the volume has 24 MiB).
     let grant = |length: u64, n: u8| wire::GrantRequest {
         assignment: Some(own.clone()),
         pack: vec![n; 16].into(),
         length,
         crc32: 0,
     };
-    // A pack of before, whoever stored it: what it said of it would stand beside the truth.
+    // A pack that was stored before, by anybody: its statements about it would contradict the true ones.
     let packs = c.folder().join("repository/packs");
     let one = fs::read_dir(fs::read_dir(&packs).unwrap().next().unwrap().unwrap().path()).unwrap().next().unwrap();
     let name = one.unwrap().file_name().into_string().unwrap();
@@ -142,10 +143,10 @@ async fn tries(c: &Cluster) {
         ..Default::default()
     };
     assert_ne!(code(upload.seal(seal.clone()).await), Code::Ok);
-    // Nor one that it had no leave for: what is known of a pack can't be changed in its name.
+    // A pack for which it has no grant: it can't change what is known about a pack.
     let ungranted = wire::SealRequest { pack: vec![99; 16].into(), ..seal };
     assert_eq!(code(upload.seal(ungranted).await), Code::FailedPrecondition);
-    // Chunks that it was not told of; regions out of order; an end before the end.
+    // Chunks that it does not know from the coordinator; regions out of order; an end before the volume's end.
     let extent = wire::Extent {
         length: 4096,
         chunk: vec![7; 32].into(),
@@ -154,10 +155,10 @@ async fn tries(c: &Cluster) {
         ..Default::default()
     };
     let region = |offset, extents| wire::Region { offset, length: 4096, unchanged: false, extents };
-    // And what it says is unchanged, though it was never told of it.
+    // A region that it reports as unchanged, although the coordinator never sent that part of the parent.
     let unchanged = wire::Region { offset: 0, length: 16 << 20, unchanged: true, extents: Vec::new() };
     let endless = wire::Region { length: 1 << 62, ..region(0, Vec::new()) };
-    // Or is as the parent has it.
+    // A `kept` extent of such a part.
     let kept = region(0, vec![wire::Extent { length: 4096, kept: true, ..Default::default() }]);
     let unknown = region(0, vec![extent]);
     for region in [unknown, region(4096, Vec::new()), unchanged, kept, endless] {
@@ -167,7 +168,7 @@ async fn tries(c: &Cluster) {
     }
     let finish = wire::FinishRequest { assignment: Some(own.clone()), length: 24 << 20, ..Default::default() };
     assert_ne!(code(upload.finish(finish).await), Code::Ok);
-    // Nothing to drive with.
+    // Its certificate gives no access to the control service.
     let mut control = ControlClient::new(agent.channel.clone());
     assert_eq!(code(control.list_runs(control::ListRunsRequest {}).await), Code::PermissionDenied);
     assert_eq!(code(control.cancel(control::CancelRequest { run: own.run.clone() }).await), Code::PermissionDenied);
@@ -175,16 +176,16 @@ async fn tries(c: &Cluster) {
     assert_eq!(code(control.drain(drain).await), Code::PermissionDenied);
     let restore = control::RestoreRequest { selector: "shop".into(), manifests: true, ..Default::default() };
     assert_eq!(code(control.restore(restore).await), Code::PermissionDenied);
-    // What it says for people is one line of theirs.
+    // Its texts for people can't make more than one line.
     let reason = "broken\nrp-20300101t000000z-0000000000000000  shop  ok".to_owned();
     let failed = wire::Failed { assignment: Some(own), reason, kind: wire::failed::Kind::Source.into() };
     agent.up.send(wire::FromAgent { message: Some(wire::from_agent::Message::Failed(failed)) }).await.unwrap();
     drop(agent.up);
 }
 
-/// It can say of pages what is not true: a later backup would take what changed for unchanged. That is found.
+/// It can report false page digests: a later backup would treat changed pages as unchanged. A verification finds that.
 #[test]
-fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
+fn page_digests_of_a_compromised_agent_are_compared_with_the_bytes() {
     let c = Cluster::in_directory();
     let _processes = a_point_and_then_node_a_is_gone(&c);
     let checked = c.repository().run(["verify", "--data", "--json"]).ok().json();
@@ -213,12 +214,12 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
         }
         let finish = wire::FinishRequest { assignment: own, length: len, ..Default::default() };
         upload.finish(finish).await.unwrap();
-        // It stays until the end.
+        // The agent stays connected until the end.
         ended(order).await.ok();
         lied
     });
     assert!(lied > 50, "{lied}");
-    // Nothing is missing or damaged, and all of it comes back.
+    // Nothing is missing or damaged, and everything can be restored.
     c.repository().run(["verify"]).ok();
     let found = c.repository().run(["verify", "--data", "--json"]);
     assert_eq!(found.code, Some(3), "{found:?}");
@@ -226,16 +227,17 @@ fn what_a_stolen_agent_says_of_pages_is_compared_with_the_bytes() {
     let says = |f: &serde_json::Value| f["reason"].as_str().unwrap().contains("maps keep other digests of its pages");
     assert!(findings.as_array().unwrap().iter().all(says), "{findings}");
     assert!(findings.as_array().unwrap().iter().all(|f| f["points"].as_array().unwrap().len() == 2), "{findings}");
-    // What it advises helps.
+    // Following the advice in the message helps.
     let _honest = c.agent("node-a");
     c.wait_for_agents(&["node-a"]);
     let mended = c.run(&["backup", "shop", "--parent", "none", "--json"]).ok().json();
     c.repository().run(["verify", "--data", mended["point"].as_str().unwrap()]).ok();
 }
 
-/// What it says it keeps is taken from what it was told of, and from nothing else. A call that fails half-way leaves what it did before.
+/// Its `kept` extents are resolved only from the parts of the parent that the coordinator sent it. A call that fails
+/// half-way leaves the state that it had reached.
 #[test]
-fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
+fn a_compromised_agent_can_keep_only_what_it_was_sent() {
     let c = Cluster::in_directory();
     let _processes = a_point_and_then_node_a_is_gone(&c);
     let order = order(&c, &[]);
@@ -264,7 +266,7 @@ fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
         };
         let calls = |regions| wire::CheckpointRequest { assignment: own.clone(), regions };
         let whole = u32::try_from(first.length).unwrap();
-        // Nothing of these is taken. What was told of a region serves one call.
+        // None of these is accepted. The parent's part of a region serves for one call.
         let not_there = "a part that is kept of a parent that does not have it";
         for (extents, why) in [
             (vec![kept(u32::MAX)], not_there),
@@ -273,7 +275,7 @@ fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
         ] {
             assert_eq!(nonsense(upload.checkpoint(calls(vec![region(first, extents)])).await), why);
         }
-        // The first of these is, and then the call fails.
+        // The first of these regions is accepted, and then the call fails.
         let rest = u32::try_from(second.length).unwrap();
         let half = vec![region(first, first.extents.clone()), region(second, vec![kept(rest - 4096), unknown(4096)])];
         assert_eq!(nonsense(upload.checkpoint(calls(half)).await), "a chunk that nobody knows");
@@ -283,7 +285,7 @@ fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
         let length = second.offset + second.length;
         let finish = wire::FinishRequest { assignment: own.clone(), length, ..Default::default() };
         upload.finish(finish).await.unwrap();
-        // It stays until the end.
+        // The agent stays connected until the end.
         ended(order).await.ok();
     });
     c.repository().run(["verify", "--data"]).ok();
@@ -292,7 +294,7 @@ fn what_a_stolen_agent_keeps_is_what_it_was_told_of() {
     assert!(fs::read(back).unwrap() == fs::read(c.folder().join("data.img")).unwrap());
 }
 
-/// What a leader granted, the next one counts on from.
+/// The next leader continues to count the grants of the one before.
 #[test]
 fn a_quota_outlives_the_coordinator() {
     let c = Cluster::in_directory();
@@ -317,7 +319,7 @@ fn a_quota_outlives_the_coordinator() {
             n += 1;
             assert!(n < 64, "no quota");
         }
-        // What was granted is written down with the next regions.
+        // Grants are written to the journal with the next regions.
         let region = wire::Region { offset: 0, length: 16 << 20, unchanged: false, extents: Vec::new() };
         let checkpoint = wire::CheckpointRequest { assignment: own, regions: vec![region] };
         upload.checkpoint(checkpoint).await.unwrap();
@@ -331,7 +333,8 @@ fn a_quota_outlives_the_coordinator() {
     runtime.block_on(async {
         let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let own = agent.assignment().await.assignment;
-        // A copy of the volume more, since what was on its way may have to be stored again; not all of a quota anew.
+        // One more copy of the volume is allowed, since uploads in flight may have to be repeated, but not a whole new
+        // quota.
         let mut upload = UploadClient::new(agent.channel.clone());
         let mut again = 0;
         let refused = loop {
@@ -344,10 +347,10 @@ fn a_quota_outlives_the_coordinator() {
     });
 }
 
-/// It can say that it stored chunks of which it stored something else. Whoever relies on that has a damaged point: a verification
-/// finds it, and what it sets aside is stored again by the next backup.
+/// It can claim to have stored chunks, and store something else. A point that refers to them is damaged: a verification
+/// finds this, and the next backup stores again what was set aside.
 #[test]
-fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
+fn chunks_that_a_compromised_agent_never_stored_are_found_and_stored_again() {
     let c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
     two_nodes(&c);
@@ -359,7 +362,7 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
         let mut agent = ScriptedAgent::register(&c, "agent-node-a", "node-a", 2).await.unwrap();
         let backup = agent.assignment().await;
         let own = backup.assignment.clone();
-        // The other node's content is no secret to it, let us say.
+        // It is assumed to know the other node's content.
         let content = fs::read(c.folder().join("wal.img")).unwrap();
         let chunks = chunks_of(&backup, &content);
         assert!(chunks.len() > 12, "{}", chunks.len());
@@ -374,7 +377,7 @@ fn chunks_that_a_stolen_agent_never_stored_are_found_and_stored_again() {
         ended(order).await.ok();
         honest
     });
-    // The store has what was sealed; who opens it can tell.
+    // The store has exactly the pack that was sealed. Only opening its chunks shows the damage.
     let found = c.repository().run(["verify", "--data", "--json"]);
     assert_eq!(found.code, Some(3), "{found:?}");
     let back = c.folder().join("wal.back");

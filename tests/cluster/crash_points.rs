@@ -1,5 +1,6 @@
-//! `kill -9` before and after every store call of a coordinator, and of an agent, while a backup goes on. The points are not listed
-//! here: the processes count them. Then another one goes on: the run ends with its one point, or nothing of it is listed.
+//! `kill -9` before and after every store call of a coordinator, and of an agent, during a backup. The crash points are
+//! not listed here: the processes count them. Then another process takes over: the run ends with one point, or nothing
+//! of it is listed.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,7 @@ use milkrun_tests::{noise, skip};
 
 use crate::many_nodes::two_nodes;
 
-/// The repository as it was, and a coordinator that remembers nothing newer.
+/// Restores the copy of the repository, and removes the coordinator's cache, which may remember something newer.
 fn back(c: &Cluster) {
     copy(&c.folder().join("before"), &c.folder().join("repository"));
     let _ = fs::remove_dir_all(c.folder().join("coordinator-cache"));
@@ -50,7 +51,8 @@ fn ready() -> Cluster {
     c
 }
 
-/// Orders a backup from a coordinator that is to die, and waits until it does, or the backup has ended. Whether it lives on.
+/// Orders a backup from a coordinator that will be killed, and waits until it is, or the backup has ended. Returns
+/// whether the coordinator still runs.
 pub(crate) fn order_until_crash(c: &Cluster, dying: &mut Process) -> bool {
     let mut child = wait_for("somebody to order from, or its end", || {
         if !dying.runs() {
@@ -75,7 +77,8 @@ pub(crate) fn lines(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
-/// What must be true once everybody is back: no run is open, at most one more point, all of it whole.
+/// Checks what must be true once all processes run again: no run is open, and there is at most one more point, which is
+/// whole.
 pub(crate) fn all_is_well(c: &Cluster, first: &[String], what: &str, coordinator: &Process) -> usize {
     wait_for(&format!("the end of all runs ({what})"), || {
         let runs = c.run(&["runs", "--json"]);
@@ -113,7 +116,8 @@ fn a_coordinator_killed_anywhere_is_followed_by_one_that_goes_on() {
     }
     assert!(total > opened + 40, "only {total} points, {opened} of them before the backup");
     let (mut killed, mut committed, mut gone_on) = (0, 0, 0);
-    // Those before the backup are the start: it dies before it serves. Every fifth of them will do.
+    // The crash points before the backup belong to the start: the coordinator dies before it serves. Every fifth is
+    // enough.
     for at in (1..opened).step_by(5).chain(opened..=total) {
         reset(&c);
         c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), at.to_string())];
@@ -131,7 +135,7 @@ fn a_coordinator_killed_anywhere_is_followed_by_one_that_goes_on() {
     drop(agents);
     assert!(killed * 10 > (total - opened) * 8, "{killed} of {total} were killed");
     assert!(gone_on > 5, "only {gone_on} runs went on");
-    // What had begun was finished by the next one: nearly all of them.
+    // The next coordinator finished most of the runs that had begun.
     assert!(committed * 10 > (total - opened) * 5, "only {committed} of {} were committed", total - opened);
 }
 
@@ -158,7 +162,7 @@ fn an_agent_killed_anywhere_is_followed_by_one_that_goes_on() {
     let (mut points_before, mut killed) = (points(&c).len(), 0);
     assert_eq!(points_before, first.len() + 1);
     for at in 1..=total {
-        // Another change each time: else nothing is uploaded.
+        // Another change each time, or nothing would be uploaded.
         fs::write(c.folder().join("data.img"), noise(350_000, 100 + at as u64)).unwrap();
         c.agent_env = vec![("MILKRUN_CRASH_AT".into(), at.to_string())];
         let mut dying = c.agent("node-a");
@@ -178,13 +182,13 @@ fn an_agent_killed_anywhere_is_followed_by_one_that_goes_on() {
         assert_eq!(now, points_before + 1);
         points_before = now;
     }
-    // Some are only there when a folder has to be made.
+    // Some crash points are passed only if a folder has to be made.
     assert!(killed * 10 >= total * 7, "{killed} of {total} were killed");
     c.repository().run(["verify", "--data"]).ok();
 }
 
-/// Killed before and after everything that a restore writes down: it goes on under the next leader, or was never begun. A target
-/// has its name when it is whole, and never before.
+/// The coordinator is killed before and after each write that a restore makes to the store: the next leader goes on
+/// with the restore, or it has never begun. A target gets its name only when it is whole.
 #[test]
 fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() {
     let mut c = ready();
@@ -230,7 +234,7 @@ fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() 
     let (mut killed, mut gone_on) = (0, 0);
     for at in &chosen {
         clean();
-        // With the same past it makes the same calls.
+        // With the same state of the repository it makes the same calls.
         back(&c);
         c.coordinator_env = vec![("MILKRUN_CRASH_AT".into(), (*at).to_owned())];
         let mut dying = c.coordinator_with("dying", &[]);
@@ -260,13 +264,13 @@ fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() 
         if done || left {
             came_back(&c, &format!("{what}\n{}", next.log()));
         } else {
-            // Whatever has its name is whole all the same.
+            // A target that has its name is whole in any case.
             for v in ["data", "wal"] {
                 if let Ok(found) = fs::read(c.folder().join(format!("{v}.back"))) {
                     assert!(found == fs::read(c.folder().join(format!("{v}.img"))).unwrap(), "{what}: {v}");
                 }
             }
-            // What was not begun stands in nobody's way.
+            // A restore that was not begun does not block another one.
             c.wait_for_agents(&["node-a", "node-b"]);
             let again = c.run(&[&args[..], &["--force"]].concat());
             assert_eq!(again.code, Some(0), "{what}: {}\n{}", again.err, next.log());
@@ -284,14 +288,14 @@ fn a_coordinator_killed_anywhere_in_a_restore_is_followed_by_one_that_goes_on() 
     assert!(gone_on > 3, "only {gone_on} restores went on");
 }
 
-/// What a journal calls unchanged is the parent's. If the parent is gone by the time that another leader reads the journal, the run
-/// fails; nothing takes the place of what can't be read.
+/// Regions that a journal calls unchanged are taken from the parent. If the parent is gone when another leader reads
+/// the journal, the run fails: nothing replaces what can't be read.
 #[test]
 fn a_parent_that_is_lost_before_a_take_over_never_becomes_holes() {
     let mut c = ready();
     let first = points(&c);
     let log = c.folder().join("points");
-    // All of the data volume is as it was.
+    // The data volume is unchanged.
     fs::write(c.folder().join("data.img"), noise(300_000, 1)).unwrap();
     let agents = [c.agent("node-a"), c.agent("node-b")];
     c.coordinator_env = vec![("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
@@ -318,7 +322,7 @@ fn a_parent_that_is_lost_before_a_take_over_never_becomes_holes() {
     let _ = child.kill();
     let _ = child.wait();
     drop(dying);
-    // Every pack of the parent.
+    // All packs of the parent are removed.
     let packs = c.folder().join("before/packs");
     for folder in fs::read_dir(&packs).unwrap().flatten() {
         for pack in fs::read_dir(folder.path()).unwrap().flatten() {
@@ -337,7 +341,7 @@ fn a_parent_that_is_lost_before_a_take_over_never_becomes_holes() {
     assert_eq!(ended["state"], "failed", "{ended}\n{}", next.log());
     assert!(ended["reason"].as_str().unwrap().contains("unchanged"), "for another reason: {ended}");
     assert_eq!(points(&c), first, "{}", next.log());
-    // And nothing stands in the way of a fresh one.
+    // A new backup succeeds.
     c.run(&["backup", "shop", "--parent", "none"]).ok();
     let back = c.folder().join("back");
     c.repository().run(["restore", "shop", "--volume", &format!("data={}", back.display())]).ok();

@@ -1,7 +1,7 @@
-//! As `crash_points`, over a real S3 server with a compliance lock: nothing can be taken back there, so what one crash leaves lies
-//! in the way of the next.
+//! Like `crash_points`, on a real S3 server with a compliance lock: nothing can be deleted there, so the left-overs of
+//! one crash stay for the next.
 //!
-//! CI takes every eleventh point; `MILKRUN_TEST_EVERY=5` takes more, nearer to each other.
+//! CI takes every eleventh crash point; `MILKRUN_TEST_EVERY=5` takes every fifth.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
     let agents = [c.agent("node-a"), c.agent("node-b")];
 
     let log = c.folder().join("points");
-    // A leader says by the clock that it leads.
+    // Calls for a leader's beats are not counted: their number depends on the clock.
     let pass_over = ("MILKRUN_CRASH_PASS_OVER".to_owned(), "leases/leader/".to_owned());
     c.coordinator_env = vec![pass_over.clone(), ("MILKRUN_CRASH_LOG".into(), log.display().to_string())];
     let mut counted = c.coordinator();
@@ -49,11 +49,11 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
     let (mut walked, mut killed, mut gone_on, mut committed) = (0, 0, 0, 0);
     let crashes = c.folder().join("crashes");
     let mut crashed_at = String::new();
-    // Each backup finds more than the one before and makes some more calls: until one is not killed any more. (How many writes of
-    // a journal go together is not always the same: one or the other in between may get away.)
+    // Each backup finds more objects than the one before and makes more calls, until one is not killed any more. (How
+    // many journal entries go into one object differs, so some backups in between may not be killed either.)
     for at in (opened..opened + 2 * total).step_by(every) {
         walked += 1;
-        // Something new each time: else nothing is uploaded.
+        // New content each time, or nothing would be uploaded.
         fs::write(c.folder().join("data.img"), noise(350_000, 100 + at as u64)).unwrap();
         let before = points(&c);
         c.coordinator_env = vec![
@@ -84,7 +84,7 @@ fn a_coordinator_killed_anywhere_over_a_locked_bucket_is_followed_by_one_that_go
     assert!(killed * every > total * 7 / 10, "only {killed} crashes in a backup of {total} calls");
     assert!(gone_on * 3 > walked, "only {gone_on} of {walked} runs went on");
     assert!(committed * 10 > walked * 4, "only {committed} of {walked} were committed");
-    // Each point that was ever listed is whole.
+    // Each listed point is whole.
     c.repository().run(["verify", "--data"]).ok();
     let _coordinator = c.coordinator_with("last", &["--take-over-after", "1s"]);
     c.wait_for_agents(&["node-a", "node-b"]);

@@ -1,4 +1,4 @@
-//! Whoever has a certificate tries to take all that the coordinator has. It takes its share, and honest agents go on beside it.
+//! A client with a valid certificate tries to exhaust the coordinator. It gets its share, and honest agents go on.
 
 use std::collections::VecDeque;
 use std::net::TcpStream;
@@ -22,11 +22,11 @@ use tonic::{Code, Status};
 
 use crate::scripted_agent::{ScriptedAgent, runtime};
 
-/// What the coordinator may have in memory, whatever anybody does: without bounds each of these attacks took gigabytes.
+/// The coordinator's memory stays below this, whatever clients do. Without limits each of these attacks took gigabytes.
 const MEMORY_MAX: u64 = 900 << 20;
 const CONNECTIONS: usize = 1600;
 
-/// A request of which these pieces come, and no end.
+/// A request whose body has these pieces and never ends.
 struct Unfinished(VecDeque<Bytes>);
 
 impl http_body::Body for Unfinished {
@@ -40,7 +40,7 @@ impl http_body::Body for Unfinished {
     }
 }
 
-/// A message's frame, of which so many bytes come.
+/// The frame of a message, of which only so many bytes are sent.
 fn message(announced: usize, begin: &[u8], sent: usize) -> Vec<Bytes> {
     let mut head = vec![0];
     head.extend_from_slice(&u32::try_from(announced).unwrap().to_be_bytes());
@@ -51,7 +51,7 @@ fn message(announced: usize, begin: &[u8], sent: usize) -> Vec<Bytes> {
     std::iter::once(head.into()).chain(pieces).collect()
 }
 
-/// Sends a request, and waits for its answer for some seconds: its status, or none.
+/// Sends a request, and waits some seconds for its status; `None` if no answer comes.
 async fn call(mut channel: Channel, path: &'static str, pieces: Vec<Bytes>) -> Option<Code> {
     let request = http::Request::post(format!("http://coordinator{path}"))
         .header("content-type", "application/grpc")
@@ -67,13 +67,13 @@ async fn call(mut channel: Channel, path: &'static str, pieces: Vec<Bytes>) -> O
     tokio::time::timeout(Duration::from_secs(6), answer).await.ok().flatten()
 }
 
-/// So many of them at once.
+/// Makes so many calls at once.
 async fn calls(channels: &[Channel], path: &'static str, count: usize, pieces: &[Bytes]) -> Vec<Option<Code>> {
     let calls = (0..count).map(|n| call(channels[n % channels.len()].clone(), path, pieces.to_vec()));
     futures::future::join_all(calls).await
 }
 
-/// The shop of node-a, which is honest, and the bank of node-b, which is not.
+/// The application `shop` on the honest node-a, and `bank` on node-b, which is compromised.
 fn honest_and_stolen(c: &Cluster) {
     let at = |name: &str| c.folder().join(name).display().to_string();
     c.inventory(&format!(
@@ -90,7 +90,7 @@ applications:
 }
 
 #[test]
-fn whoever_has_a_certificate_takes_a_share_and_no_more() {
+fn a_client_can_not_exhaust_the_coordinator() {
     let c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
     honest_and_stolen(&c);
@@ -106,7 +106,7 @@ fn whoever_has_a_certificate_takes_a_share_and_no_more() {
         let line = metrics.lines().find(|l| l.starts_with(&name)).map(|l| l.rsplit(' ').next().unwrap().to_owned());
         line.map_or(0.0, |count| count.parse::<f64>().unwrap())
     };
-    // Beside each attack a backup of new content goes on.
+    // During each attack, a backup of new content succeeds.
     let mut seed = 10;
     let mut backup = || -> Child {
         seed += 1;
@@ -125,7 +125,7 @@ fn whoever_has_a_certificate_takes_a_share_and_no_more() {
         runtime.block_on(dial(&credentials, &c.url().parse().unwrap()))
     };
 
-    // Requests that never end: far too long ones, and ones of an honest length.
+    // Requests that never end: some are far too long, some have a legal length.
     let stolen: Vec<Channel> = (0..4).map(|_| channel("agent-node-b").unwrap()).collect();
     let beside = backup();
     let lookup = "/milkrun.agent.v1.Upload/Lookup";
@@ -171,19 +171,19 @@ fn whoever_has_a_certificate_takes_a_share_and_no_more() {
     goes_on(beside);
     drop(open);
 
-    // Connections that say nothing.
+    // Connections that send nothing.
     let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let address = c.url().trim_start_matches("https://").to_owned();
     let silent: Vec<TcpStream> = (0..CONNECTIONS).map(|_| TcpStream::connect(&address).unwrap()).collect();
     let began = Instant::now();
     goes_on(backup());
-    // Each of them would be listened to for 10 s, some hundred at a time.
+    // The coordinator waits 10 s for each of them, for some hundred at a time.
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     assert!(refused("handshakes") > 0.0);
     drop(silent);
 
-    // Nobody who gave up is counted any more, and the stolen one can do what it may.
+    // Calls that ended are not counted any more, and the compromised agent can do its regular work.
     let registered = wait_for("a place", || {
         runtime.block_on(async { ScriptedAgent::register(&c, "agent-node-b", "node-b", 3).await.ok() })
     });

@@ -1,4 +1,5 @@
-//! Coordinators that die, hang, or stand by: the next one goes on with their runs, and theirs counts no more.
+//! Failover of coordinators that die, hang, or stand by: the next one goes on with their runs, and their own work does
+//! not count any more.
 
 use std::fs;
 use std::process::Stdio;
@@ -9,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::agent_failover::{SIZE, shared_volume};
 
-/// The bytes of the newest point, through the repository alone.
+/// Restores the newest point without the coordinator, and checks its bytes.
 fn restores(c: &Cluster) {
     c.repository().run(["verify", "--data"]).ok();
     let back = c.folder().join("data.back");
@@ -22,7 +23,7 @@ fn points(c: &Cluster) -> usize {
     c.repository().run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len()
 }
 
-/// What lies below a folder of the repository.
+/// The objects below a folder of the repository.
 fn objects(c: &Cluster, folder: &str) -> Vec<String> {
     let root = c.folder().join("repository");
     let mut found = Vec::new();
@@ -39,7 +40,7 @@ fn objects(c: &Cluster, folder: &str) -> Vec<String> {
     found
 }
 
-/// Orders a backup that nobody waits for, and waits until it has made some way.
+/// Orders a backup in the background, and waits until it has made some progress.
 fn begin(c: &Cluster, far: u64) -> String {
     let mut command = c.command("root", &["view", "backup", "restore", "operate"], &["backup", "shop", "--json"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -49,7 +50,7 @@ fn begin(c: &Cluster, far: u64) -> String {
         (run["state"] == "running" && volume["done_bytes"].as_u64()? >= far)
             .then(|| run["run"].as_str().unwrap().to_owned())
     });
-    // Long work outlives the one who ordered it.
+    // The run goes on when the command that ordered it is gone.
     child.kill().unwrap();
     child.wait().unwrap();
     run
@@ -80,12 +81,12 @@ fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
     assert_eq!(ended["state"], "done", "{ended}\n{}", next.log());
     assert_eq!(points(&c), 1);
     assert!(next.log().contains("epoch=2"), "{}", next.log());
-    // Not from the beginning: what was checkpointed was not read again.
+    // It resumes: regions that were checkpointed are not read again.
     assert!(next.log().contains("a volume goes on") && !next.log().contains("resume_at=0\n"), "{}", next.log());
     restores(&c);
     let left = [objects(&c, "journal"), objects(&c, "leases")].concat();
     assert!(left.iter().all(|o| o.starts_with("leases/leader/")), "{left:?}");
-    // And again, told to stop politely: the next one need not wait.
+    // Again, with SIGTERM: the next coordinator need not wait.
     fs::write(c.folder().join("data.img"), noise(SIZE, 9)).unwrap();
     let run = begin(&c, 64 << 20);
     let mut next = next;
@@ -108,12 +109,12 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
     c.wait_for_agents(&["node-a", "node-b"]);
     let run = begin(&c, 64 << 20);
     first.signal(Signal::SIGSTOP);
-    // The port is still the first one's: the second serves on another.
+    // The first coordinator still has its port, so the second one serves on another.
     let other = format!("127.0.0.1:{}", free_port());
     let second = c.coordinator_listening("second", &other);
     second.wait_for_log("epoch=2");
     second.wait_for_log("a run that another coordinator left goes on");
-    // Agents know both.
+    // The agents know both addresses.
     let mut agents = Vec::new();
     for node in ["node-a", "node-b"] {
         agents.push(c.agent_of(node, &format!("https://{other}")));
@@ -128,9 +129,9 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
     restores(&c);
 }
 
-/// Names that somebody without the secret put into the repository decide nothing, cost nothing, and go.
+/// Objects that somebody without the secret put into the repository have no effect, cost nothing, and are removed.
 #[test]
-fn what_nobody_signed_decides_nothing() {
+fn unsigned_objects_decide_nothing() {
     let c = shared_volume();
     let mut first = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
@@ -146,19 +147,19 @@ fn what_nobody_signed_decides_nothing() {
     put("leases/leader/0000000000000009-00000000", &noise(100, 1));
     put(&format!("leases/{run}"), b"");
     put(&format!("journal/{run}/ffffffffffffffff-ffffffff"), b"");
-    // The keys that its next beats would have.
+    // The keys that the leader's next beats would have.
     for number in 2..8 {
         put(&format!("leases/leader/0000000000000001-{number:08x}"), b"rubbish");
     }
     first.wait_for_log("is no beat of a leader");
-    // It leads on, over more than one beat, and nobody else may.
+    // It goes on leading for more than one beat, and no other coordinator leads.
     std::thread::sleep(std::time::Duration::from_secs(10));
     assert!(first.runs(), "{}", first.log());
     wait_for("the rubbish to be swept", || (!repository.join(forged).exists()).then_some(()));
     let _ = c.run(&["backup", "shop"]).ok();
     first.signal(Signal::SIGTERM);
     assert_eq!(first.wait(), Some(0), "{}", first.log());
-    // The epoch that the next one would have is taken, too.
+    // The key of the next leader's epoch is taken, too.
     put("leases/leader/0000000000000002-00000000", b"");
     put(&format!("leases/{run}"), b"");
     let second = c.coordinator_with("second", &[]);

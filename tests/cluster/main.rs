@@ -1,4 +1,4 @@
-//! A coordinator and agents, as real processes: together, apart, and when some of them die.
+//! A coordinator and agents as real processes: connected, disconnected, and when some of them die.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod adaptive_level;

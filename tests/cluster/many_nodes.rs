@@ -5,7 +5,7 @@ use std::fs;
 use milkrun_tests::cluster::{Cluster, free_port, http_get};
 use milkrun_tests::noise;
 
-/// Two nodes with a volume each, and a place on each to restore the other's.
+/// Two nodes with a volume each, and on each node a target for the other's volume.
 pub(crate) fn two_nodes(c: &Cluster) {
     let at = |name: &str| c.folder().join(name).display().to_string();
     c.inventory(&format!(
@@ -30,7 +30,7 @@ applications:
 }
 
 #[test]
-fn what_a_coordinator_and_an_agent_do_can_be_seen() {
+fn metrics_and_logs_show_what_a_coordinator_and_an_agent_do() {
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
     two_nodes(&c);
@@ -61,7 +61,7 @@ fn what_a_coordinator_and_an_agent_do_can_be_seen() {
     assert_eq!(value(at_coordinator, "milkrun_agents") as u64, 2);
     assert!(value(at_coordinator, "milkrun_last_success_timestamp_seconds{application=\"shop\"}") > 1.7e9);
     assert_eq!(value(at_coordinator, "milkrun_runs_total{kind=\"backup\",outcome=\"done\"}") as u64, 1);
-    // Every line is a document, and says which run it is about.
+    // Each line is a JSON document, and names its run.
     for log in [coordinator.log(), agent.log()] {
         assert!(log.lines().all(|l| l.starts_with('{') && l.ends_with('}')), "{log}");
     }
@@ -69,7 +69,7 @@ fn what_a_coordinator_and_an_agent_do_can_be_seen() {
 }
 
 #[test]
-fn two_nodes_make_one_restore_point_and_bring_it_back_on_each_others_side() {
+fn two_nodes_make_one_restore_point_and_restore_each_others_volume() {
     let c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
     two_nodes(&c);
@@ -83,12 +83,12 @@ fn two_nodes_make_one_restore_point_and_bring_it_back_on_each_others_side() {
     let volumes = first["volumes"].as_array().unwrap();
     assert_eq!(volumes.iter().map(|v| v["name"].as_str().unwrap()).collect::<Vec<_>>(), ["data", "wal"]);
     assert_eq!(volumes[0]["new_bytes"].as_u64().unwrap(), 20 << 20, "{}", coordinator.log());
-    // Unchanged: nothing is stored but metadata.
+    // Nothing changed: only metadata is stored.
     let second = c.run(&["backup", "shop", "--json"]).ok().json();
     assert!(second["volumes"].as_array().unwrap().iter().all(|v| v["new_bytes"] == 0), "{second}");
     assert_eq!(second["manifests"], 0);
 
-    // The repository is whole by itself, with the key alone.
+    // The repository can be used without the coordinator, with the secret alone.
     let points = c.repository().run(["points", "--json"]).ok().json();
     assert_eq!(points["points"].as_array().unwrap().len(), 2);
     c.repository().run(["verify", "--data"]).ok();

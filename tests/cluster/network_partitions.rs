@@ -1,4 +1,5 @@
-//! Hosts of their own: network namespaces, a real S3 server with Object Lock, links that are cut.
+//! Network partitions: each process has its own host (a network namespace), the store is a real S3 server with Object
+//! Lock, and links are cut.
 
 use std::fs;
 use std::process::Stdio;
@@ -24,7 +25,7 @@ pub(crate) fn make_bucket(server: &Seaweed) {
     runtime.block_on(client.create_bucket().bucket("cluster").object_lock_enabled_for_bucket(true).send()).unwrap();
 }
 
-/// Four nodes, a coordinator and a store, each a host; a locked repository.
+/// Four nodes, a coordinator and a store, each on its own host, and a locked repository.
 pub(crate) fn four_hosts(test: &str) -> Option<(Seaweed, tempfile::TempDir, Cluster)> {
     if !is_root() {
         skip(test, "network namespaces need root");
@@ -106,7 +107,7 @@ fn cut_links_lose_nothing() {
             far.then(|| volume["node"].as_str().unwrap().to_owned())
         })
     };
-    // What the agent says no longer arrives: given up, and its volume goes on elsewhere.
+    // The agent's messages do not arrive any more: it is given up, and another node resumes its volume.
     let first = at_work(32 << 20);
     let network = c.network().unwrap();
     network.cut(&first, "coordinator");
@@ -115,7 +116,7 @@ fn cut_links_lose_nothing() {
         (!node.is_empty() && node != first).then_some(node)
     });
     network.heal(&first, "coordinator");
-    // What the coordinator says no longer arrives at the second.
+    // The coordinator's messages do not arrive at the second agent any more.
     at_work(64 << 20);
     network.cut("coordinator", &second);
     let ran = milkrun_tests::binary::ran(child.wait_with_output());

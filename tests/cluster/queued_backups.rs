@@ -25,7 +25,7 @@ fn a_second_backup_of_an_application_waits_for_the_first_and_stores_nothing_twic
     };
     let (second, _) = another(1);
     let (third, third_run) = another(2);
-    // Who waits can be stopped.
+    // A backup that waits can be stopped.
     c.run(&["cancel", &third_run]).ok();
     let third = milkrun_tests::binary::ran(third.wait_with_output());
     assert_eq!(third.code, Some(1), "{third:?}");

@@ -1,4 +1,4 @@
-//! Who may do what: certificates, nodes, roles, places.
+//! Access control: certificates, nodes, roles, targets.
 
 use milkrun_tests::binary::ran;
 use milkrun_tests::cluster::Cluster;
@@ -39,14 +39,14 @@ fn a_certificate_says_who_you_are_and_what_you_may() {
     let (folder, file) =
         (c.folder().join("manifests").display().to_string(), c.folder().join("x").display().to_string());
     as_user("viewer", &["view"], &["restore", "shop", "--manifests", &folder]).fails(1, "has no role for restore");
-    // An agent's certificate drives nothing.
+    // An agent's certificate gives no access to the control service.
     ran(c.command_as(&a_tls, &["runs"]).output()).fails(1, "the agent of node node-a has no role for view");
     ran(c.command_as(&a_tls, &["backup", "shop"]).output()).fails(1, "has no role for backup");
-    // A user's is no agent's.
+    // A user's certificate is not accepted for an agent.
     let user = c.agent_as("node-b", &c.folder().join("certs/user-viewer"));
     user.wait_for_log("the certificate is that of user viewer, not of node node-b's agent");
 
-    // Orders: what the inventory does not have, and places where restores may not write.
+    // Orders: applications that the inventory does not have, and targets that restores may not write to.
     c.run(&["backup", "bank"]).fails(2, "the inventory has no application bank");
     c.run(&["backup", "shop", "--volume", "x=/etc/passwd"]).fails(2, "inventory");
     c.run(&["restore", "shop", "--volume", &format!("data={file}")]).fails(2, "NODE:PATH");

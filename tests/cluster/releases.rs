@@ -1,4 +1,4 @@
-//! Agents and coordinators of two releases in a row.
+//! Agents and coordinators of two consecutive releases.
 
 use std::fs;
 use std::process::Stdio;
@@ -31,7 +31,7 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
                 assert!(e.message().contains("update the older one"), "{e}");
             }
         }
-        // One of the last release never asks to share, and is never told to wait.
+        // An agent of the last release does not share lookups, and is never told to wait.
         let mut order = order(&c, &ROLES);
         let mut old = ScriptedAgent::register(&c, "agent-node-a", "node-a", 1).await.unwrap();
         let own = old.assignment().await.assignment;
@@ -44,16 +44,17 @@ fn protocols_one_release_apart_are_served_and_older_ones_are_not() {
     assert!(coordinator.log().contains("an agent is refused"));
 }
 
-/// One of the last release is told of each write by a message of its own, one that asks for it of the same ones packed.
+/// An agent of the last release gets each write as a message of its own. An agent that asks for it gets the same writes
+/// packed.
 #[test]
-fn a_plan_is_told_in_the_way_that_its_agent_knows() {
+fn a_plan_is_sent_in_the_form_that_the_agent_knows() {
     let c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
     two_nodes(&c);
     let at = |name: &str| c.folder().join(name).display().to_string();
     let volume = format!("data={}", at("data.img"));
     c.repository().run(["backup", "shop", "--volume", &volume]).ok();
-    // Single pages, so that parts of chunks are written.
+    // Single pages change, so that the plan writes parts of chunks.
     let mut content = fs::read(at("data.img")).unwrap();
     for page in [3, 700, 701, 2000] {
         content[page * 4096..][..4096].copy_from_slice(&noise(4096, page as u64));
@@ -85,7 +86,7 @@ fn a_plan_is_told_in_the_way_that_its_agent_knows() {
                     writes.extend(one_by_one.chain(triples.iter().copied()));
                 }
                 if grouped {
-                    // Here each page is a group: of one region, and all of what is written there.
+                    // Here each page of the plan is a group: all writes of one region.
                     assert!(page.until > until || page.ranges.is_empty(), "a group without its end");
                     let inside = |&[at, _, len]: &[u64; 3]| until <= at && at + len <= page.until;
                     assert!(writes[before..].iter().all(inside), "{page:?}");

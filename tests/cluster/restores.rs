@@ -1,4 +1,4 @@
-//! Restores that are interrupted: they go on where their targets were durable, under the same coordinator or the next.
+//! Interrupted restores resume at the durable offset of their targets, under the same coordinator or the next one.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -11,12 +11,12 @@ use milkrun_tests::{is_root, noise, skip};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// Longer than two windows of a plan; every second region holds something.
+/// Longer than two windows of a plan. Every second region has data.
 const SIZE: u64 = 1536 << 20;
 const REGION: u64 = 16 << 20;
 const DATA: usize = 3 << 20;
 
-/// A backed up volume, and a node that it is to come back on, whose agent was not started.
+/// A volume that was backed up, and a node for its restore, whose agent is not started yet.
 fn backed_up() -> (Cluster, Process, Process) {
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
@@ -49,8 +49,8 @@ fn target(c: &Cluster) -> PathBuf {
     c.folder().join("data.back")
 }
 
-/// Starts node-b's agent, which once does not come back from where it makes the whole target durable, and a restore; waits until
-/// everything is written.
+/// Starts node-b's agent, which hangs once where it syncs the whole target, and a restore. Waits until everything is
+/// written.
 fn begin(c: &mut Cluster, coordinator: &Process) -> (Process, Child, String) {
     let path = target(c);
     let begun = begin_at(c, coordinator, &path);
@@ -71,9 +71,9 @@ fn begin_at(c: &mut Cluster, coordinator: &Process, path: &Path) -> (Process, Ch
         (run["kind"] == "restore" && run["state"] == "running" && run["volumes"][0]["done_bytes"].as_u64()? == SIZE)
             .then_some(run)
     });
-    // Not a moment sooner: who comes after would hang there instead.
+    // Only after this: otherwise the next agent would hang there instead.
     agent.wait_for_log("hangs before fsync of the target");
-    // Something of it is durable, and written down.
+    // A part of the target is durable, and the journal says so.
     wait_for("what is durable", || {
         let log = coordinator.log();
         let durable = log.lines().filter(|l| l.contains(&id(&run)) && l.contains("durable so far"));
@@ -95,7 +95,7 @@ fn came_back(c: &Cluster) {
     assert!(!left.iter().any(|n| n.to_string_lossy().contains("partial")), "{left:?}");
 }
 
-/// What the new attempt did not do again, and that it counts all the same.
+/// Checks that the new attempt resumed, and that the work of the earlier one is counted.
 fn went_on(log: &str, volume: &Value) {
     let line = log.lines().find(|l| l.contains("a target goes on")).unwrap_or_else(|| panic!("it began anew:\n{log}"));
     let at = line.split("resume_at=").nth(1).unwrap().split_whitespace().next().unwrap();
@@ -115,7 +115,7 @@ fn a_killed_agent_s_target_goes_on_where_it_was_durable() {
     let done = milkrun_tests::binary::ran(child.wait_with_output()).ok().json();
     went_on(&coordinator.log(), &done["volumes"][0]);
     came_back(&c);
-    // Once more, and what was kept is taken away in between: all is written anew.
+    // Once more, with the unfinished file removed in between: everything is written anew.
     fs::remove_file(target(&c)).unwrap();
     drop(_b);
     let (mut hanging, child, _) = begin(&mut c, &coordinator);
@@ -134,7 +134,7 @@ fn a_killed_agent_s_target_goes_on_where_it_was_durable() {
 fn a_killed_coordinator_s_restore_goes_on_under_the_next_one() {
     let (mut c, mut coordinator, _a) = backed_up();
     let (_b, mut child, run) = begin(&mut c, &coordinator);
-    // Its place is taken: nobody else restores there meanwhile.
+    // The target is taken: no other restore may use it meanwhile.
     let volume = format!("data=node-b:{}", target(&c).display());
     let second = c.run(&["restore", "shop", "--volume", &volume]);
     assert!(second.code == Some(1) && second.err.contains("is the target of restore"), "{second:?}");
@@ -143,7 +143,7 @@ fn a_killed_coordinator_s_restore_goes_on_under_the_next_one() {
     assert_ne!(child.wait().unwrap().code(), Some(0), "the restore was not done");
     let next = c.coordinator_with("next", &[]);
     next.wait_for_log("a run that another coordinator left goes on");
-    // The agent is the same process: it kept what it had written.
+    // The agent is the same process, and kept the unfinished file.
     let ended = wait_for("the restore's end", || {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;
@@ -158,9 +158,9 @@ fn a_killed_coordinator_s_restore_goes_on_under_the_next_one() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Written in place: the device is known, and another one that took its name is not mistaken for it.
+/// A device is written in place. It is recognised, and another device that took its name is not mistaken for it.
 #[test]
-fn a_device_is_gone_on_with_and_another_in_its_place_is_not() {
+fn a_restore_resumes_on_the_same_device_and_not_on_another_in_its_place() {
     if !is_root() {
         skip("an interrupted restore to a device", "loop devices need root");
         return;
@@ -179,7 +179,7 @@ fn a_device_is_gone_on_with_and_another_in_its_place_is_not() {
     went_on(&coordinator.log(), &done["volumes"][0]);
     assert_eq!(same(&c), "");
 
-    // Emptied, and once more; this time somebody puts another disk there while the agent is away.
+    // The device is emptied, and the test repeated. This time another disk takes its place while the agent is away.
     drop(b);
     must("blkdiscard", &["-z", &device.path()]);
     let (mut hanging, child, _) = begin_at(&mut c, &coordinator, &place);
@@ -197,10 +197,10 @@ fn a_device_is_gone_on_with_and_another_in_its_place_is_not() {
     assert!(kept[..precious.len()] == precious[..] && kept[precious.len()..].iter().all(|&b| b == 0));
 }
 
-/// Whoever may write to the bucket keeps a restore's lease and journal, and puts them back when it is long over: nothing comes of
-/// it, and what is in the target by then stays.
+/// Somebody with write access to the bucket keeps a restore's lease and journal, and puts them back after its end. This
+/// has no effect, and the target's newer content stays.
 #[test]
-fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
+fn a_restore_that_is_over_can_not_be_put_back() {
     let (mut c, mut coordinator, _a) = backed_up();
     let (mut hanging, mut child, run) = begin(&mut c, &coordinator);
     coordinator.signal(Signal::SIGKILL);
@@ -218,12 +218,13 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     }
     let put_back = || {
         for (i, of_run) in of_run.iter().enumerate() {
-            // What is left of the folder.
+            // Left-overs in the folder.
             let _ = fs::remove_dir_all(repository.join(of_run));
             copy(&saved.join(i.to_string()), &repository.join(of_run));
         }
     };
-    // Nor does it help to take keys at which its end could stand, or what the next leader would write in its journal.
+    // It does not help either to take keys at which the end of the run could be recorded, or the next keys of its
+    // journal.
     let ends = repository.join("ended");
     fs::create_dir_all(&ends).unwrap();
     fs::write(ends.join(&run), "rubbish").unwrap();
@@ -240,7 +241,7 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
         is_over(&found).then_some(())
     });
     came_back(&c);
-    // The application is at work again.
+    // The application writes to the target again.
     let live = noise(1 << 20, 77);
     fs::File::options().write(true).open(target(&c)).unwrap().write_all_at(&live, 4096).unwrap();
     next.signal(Signal::SIGTERM);
@@ -259,7 +260,8 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     stays(&c);
     assert!(of_run.iter().all(|o| !repository.join(o).is_file()), "they stay");
 
-    // Nothing is locked here, so that even the end can be deleted: then the agent remembers that it was done.
+    // Nothing is locked here, so even the record of the end can be deleted. The agent remembers that the restore was
+    // finished.
     third.signal(Signal::SIGTERM);
     third.wait();
     fs::remove_dir_all(&ends).unwrap();
@@ -270,7 +272,7 @@ fn what_is_put_back_of_a_restore_that_is_over_is_dead() {
     stays(&c);
 }
 
-/// A restore whose end can't be written down is not called done: the next coordinator would go on with it.
+/// A restore whose end can't be recorded is not reported as done: the next coordinator would go on with it.
 #[test]
 fn a_restore_whose_end_can_t_be_written_says_so() {
     let (c, coordinator, _a) = backed_up();

@@ -1,4 +1,4 @@
-//! Certificates that end, are revoked, or whose node is gone: their sessions end with them, within seconds.
+//! Certificates that expire, are revoked, or whose node left the inventory: their sessions end within seconds.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use milkrun_tests::cluster::{Cluster, Process, wait_for};
 
 use crate::many_nodes::two_nodes;
 
-/// Within so long a session is over: the coordinator looks every second or two.
+/// A session ends within this time: the coordinator checks every second or two.
 const SECONDS: Duration = Duration::from_secs(15);
 
 fn is_connected(c: &Cluster, node: &str) -> bool {
@@ -30,19 +30,19 @@ fn a_session_ends_with_its_certificate_and_its_node() {
     two_nodes(&c);
     let coordinator = c.coordinator();
 
-    // Its certificate ends; with a new one in its place the agent comes back by itself.
+    // The agent's certificate expires. With a new one in its place the agent comes back by itself.
     let tls = c.certs(&["agent", "node-a", "--for", "8s"]);
     let agent = c.agent("node-a");
     c.wait_for_agents(&["node-a"]);
     wait_for("the certificate's end", || agent.log().contains("the certificate").then_some(()));
     ends(&c, &coordinator, &agent, "node-a", "ended at");
-    // And says of the next attempts what is wrong.
+    // The log says why the next attempts fail.
     agent.wait_for_log("put a new one in its place");
     fs::rename(&tls, c.folder().join("ended")).unwrap();
     c.certs(&["agent", "node-a"]);
     c.wait_for_agents(&["node-a"]);
 
-    // It is revoked: by its folder, which makes room for a new one.
+    // The certificate is revoked by its folder, and a new one can have its name.
     let stolen = c.folder().join("stolen");
     fs::create_dir(&stolen).unwrap();
     for file in ["ca.crt", "tls.crt", "tls.key"] {
@@ -56,13 +56,13 @@ fn a_session_ends_with_its_certificate_and_its_node() {
     ends(&c, &coordinator, &agent, "node-a", "was revoked");
     agent.wait_for_log("CertificateRevoked");
     drop(agent);
-    // Others go on, and so does its successor.
+    // Other agents go on, and so does the one with the new certificate.
     let _b = c.agent("node-b");
     let agent = c.agent("node-a");
     c.wait_for_agents(&["node-a", "node-b"]);
     c.run(&["backup", "shop"]).ok();
 
-    // Its node leaves the inventory: application and node are gone from it.
+    // Application and node are removed from the inventory.
     let inventory = fs::read_to_string(c.folder().join("inventory.yaml")).unwrap();
     c.inventory("nodes: { node-b: }\napplications: {}\n");
     ends(&c, &coordinator, &agent, "node-a", "the inventory has no node node-a");
@@ -91,7 +91,7 @@ fn a_second_agent_of_a_node_is_refused_and_seen() {
     assert!(c.run(&["agents"]).ok().err.contains("has a second agent"));
     let log = fs::read_to_string(c.folder().join("first.log")).unwrap();
     assert!(!log.contains("no session"), "the first one was thrown out: {log}");
-    // It goes, and the other one takes its place.
+    // When the first one stops, the other takes its place.
     drop(first);
     wait_for("the second agent", || second.log().contains("the coordinator takes this agent").then_some(()));
 }

@@ -1,4 +1,5 @@
-//! An agent that does what a test says, over the wire, with a true certificate; and an honest one's work done by hand.
+//! A scripted agent: it does what a test says, over the wire, with a genuine certificate. Helpers do the work of an
+//! honest agent.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -22,7 +23,7 @@ use tonic::transport::Channel;
 use wire::from_agent::Message as Up;
 use wire::to_agent::Message as Down;
 
-/// Of who orders.
+/// The roles of the user who orders.
 pub(crate) const ROLES: [&str; 4] = ["view", "backup", "restore", "operate"];
 
 /// An agent that does what the test says.
@@ -75,7 +76,7 @@ pub(crate) fn code<T>(answer: Result<T, tonic::Status>) -> Code {
     answer.err().map_or(Code::Ok, |e| e.code())
 }
 
-/// Why a report was not taken.
+/// The message of a refused call.
 pub(crate) fn nonsense<T>(answer: Result<T, tonic::Status>) -> String {
     let message = answer.err().map_or(String::new(), |e| e.message().to_owned());
     message.split_once("makes no sense: ").map_or(message.clone(), |(_, why)| why.to_owned())
@@ -85,7 +86,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Orders a backup of the shop, and does not wait for it.
+/// Orders a backup of the application `shop`, and does not wait for it.
 pub(crate) fn order(c: &Cluster, roles: &[&str]) -> Child {
     c.command("root", roles, &["backup", "shop"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -95,7 +96,7 @@ pub(crate) async fn ended(order: Child) -> Ran {
     tokio::task::spawn_blocking(move || ran(order.wait_with_output())).await.unwrap()
 }
 
-/// The chunks that an agent would make of some content: ids and lengths.
+/// The chunks into which an agent would cut some content: ids and lengths.
 pub(crate) fn chunks_of(backup: &wire::BackupVolume, content: &[u8]) -> Vec<(ChunkId, usize)> {
     let domain = DomainKey::from_bytes(backup.domain_key[..].try_into().unwrap());
     let c = backup.cutters.unwrap();
@@ -110,7 +111,7 @@ pub(crate) fn chunks_of(backup: &wire::BackupVolume, content: &[u8]) -> Vec<(Chu
     pieces.iter().filter_map(chunk).collect()
 }
 
-/// Stores noise, and says that it is these chunks.
+/// Stores a pack of noise, and claims that it holds these chunks.
 pub(crate) async fn seal_rubbish(
     upload: &mut UploadClient<Channel>,
     own: Option<wire::Assignment>,

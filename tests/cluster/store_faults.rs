@@ -1,4 +1,4 @@
-//! Stores and targets in trouble, with several nodes at work: bursts of errors, and disks that are full.
+//! Faults of stores and targets, with several nodes at work: bursts of errors, and full disks.
 
 use std::fs;
 use std::time::Duration;
@@ -32,9 +32,9 @@ applications:
     }
 }
 
-/// Of every 64 requests nearly each of the first fourteen fails, in one way or another.
+/// Of every 64 requests, nearly all of the first fourteen fail, in various ways.
 #[test]
-fn bursts_of_trouble_at_the_store_lose_nothing() {
+fn bursts_of_store_errors_lose_nothing() {
     let Some(server) = Seaweed::start("bursts of trouble at the store") else { return };
     make_bucket(&server);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -48,7 +48,7 @@ fn bursts_of_trouble_at_the_store_lose_nothing() {
     let c = Cluster::in_bucket(repository, env, None);
     let back = |name: &str| c.folder().join(name);
     let target = |node: &str, name: &str| format!("{{ node: {node}, path: {} }}", back(name).display());
-    // Each comes back on the other's side.
+    // Each volume is restored on the other node.
     two_volumes(&c, &format!("{}, {}", target("node-b", "first.back"), target("node-a", "second.back")));
     let _coordinator = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
@@ -62,7 +62,7 @@ fn bursts_of_trouble_at_the_store_lose_nothing() {
     ];
     between.script(move |n, _| {
         let in_burst = n % 64 < 14;
-        // Seeded by the number of the request alone.
+        // The fault depends only on the number of the request.
         let chance = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         (in_burst && chance % 8 != 0).then(|| ways[usize::try_from(chance / 8 % 4).unwrap()].clone())
     });
@@ -82,12 +82,12 @@ fn bursts_of_trouble_at_the_store_lose_nothing() {
     c.repository().run(["verify", "--data"]).ok();
     let points = c.repository().run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len();
     assert_eq!(points, 2);
-    // Two workers of ours are not to outlive the test for long.
+    // The test's two worker threads must not outlive it for long.
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
 #[test]
-fn full_disks_are_told_and_cost_nothing_but_the_run() {
+fn a_full_disk_fails_the_run_and_nothing_else() {
     if !is_root() {
         skip("full disks", "mounting needs root");
         return;
@@ -117,9 +117,9 @@ fn full_disks_are_told_and_cost_nothing_but_the_run() {
     assert!(fs::read(c.folder().join("first.img")).unwrap() == fs::read(&back).unwrap());
 }
 
-/// What the inventory allows for all nodes together is kept, and what it says counts from the moment it is saved.
+/// The inventory's limit for all nodes together is kept. A change of the inventory takes effect when it is saved.
 #[test]
-fn the_inventory_bounds_what_is_sent() {
+fn the_inventory_limits_the_upload_rate() {
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
     c.agent_args.extend(["--memory".into(), "64MiB".into()]);
@@ -132,7 +132,7 @@ fn the_inventory_bounds_what_is_sent() {
     c.inventory(&format!("store: {{ bytes_in_flight: 20MiB, bandwidth: [ {{ rate: 8MiB }} ] }}\n{inventory}"));
     let seconds = |done: &serde_json::Value| done["seconds"].as_f64().unwrap();
     let slow = c.run(&["backup", "shop", "--json"]).ok().json();
-    // The first pack goes at once: 128 MiB in packs of 8 MiB take at least 15 seconds.
+    // The first pack is uploaded at once: 128 MiB in packs of 8 MiB take at least 15 seconds.
     assert!(seconds(&slow) >= 14.0, "{slow}");
     c.inventory(&inventory);
     for (seed, name) in [(11, "first.img"), (12, "second.img")] {

@@ -1,5 +1,5 @@
-//! Devices and stores that fail, through the whole of coordinator and agent: an error stops, names the volume and the
-//! offset, and loses nothing; what passes is retried; nothing half done is listed.
+//! Devices and stores that fail, tested through coordinator and agent. An error stops the run, names the volume and the
+//! offset, and loses nothing. Transient faults are retried. Nothing unfinished is listed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod statements;
@@ -42,15 +42,15 @@ fn a_device_that_fails_in_the_middle_fails_the_run_and_names_the_offset() {
         let status = world.back_up(&["bad"], sound()).await.unwrap_err();
         assert!(status.message().contains("changed while it was read"), "{status}");
         assert_eq!(world.points().await, 0);
-        // And a clean run after it.
+        // A clean run succeeds afterwards.
         world.back_up(&["good"], sound()).await.unwrap();
         assert!(world.verify().await.findings.is_empty());
     });
 }
 
-/// Every n-th call fails in one of the ways that pass.
+/// Each n-th call fails with a transient fault.
 #[test]
-fn passing_faults_of_the_store_change_nothing() {
+fn transient_faults_of_the_store_change_nothing() {
     runtime().block_on(async {
         for fault in [
             Fault::Before(Trouble::Unreachable),
@@ -64,7 +64,7 @@ fn passing_faults_of_the_store_change_nothing() {
             world.content("data", content.clone());
             let every = if matches!(fault, Fault::Stall(_)) { 11 } else { 4 };
             let script: Script = Arc::new(move |n, operation, _| {
-                // A store that cuts bodies is noticed where the length is known: by who redeems a grant.
+                // A body that is cut off is noticed where its length is known: where a grant is redeemed.
                 let fits = fault != Fault::Truncate || operation == Operation::Get;
                 (fits && n.is_multiple_of(every)).then_some(fault)
             });
@@ -84,7 +84,7 @@ fn passing_faults_of_the_store_change_nothing() {
 }
 
 #[test]
-fn faults_that_stay_are_told_and_leave_no_point() {
+fn permanent_faults_are_reported_and_leave_no_point() {
     runtime().block_on(async {
         for (trouble, code, text) in [
             (Trouble::Unreachable, Code::Unavailable, "does not answer"),
@@ -107,7 +107,7 @@ fn faults_that_stay_are_told_and_leave_no_point() {
     });
 }
 
-/// A store that says "done" and keeps nothing: the seal and the commit ask, and the run fails.
+/// A store that reports success and keeps nothing: sealing and the commit check the object, and the run fails.
 #[test]
 fn a_store_that_lies_never_gets_a_point_committed() {
     runtime().block_on(async {
@@ -124,9 +124,10 @@ fn a_store_that_lies_never_gets_a_point_committed() {
     });
 }
 
-/// Whoever may write to the bucket can take the root's key before the run ends. That is told from a run that another leader ended.
+/// Anybody with write access to the bucket can take the root's key before the run ends. This is distinguished from a
+/// run that another leader has ended.
 #[test]
-fn a_root_key_that_is_taken_by_rubbish_is_told() {
+fn a_root_key_that_is_taken_by_rubbish_is_reported() {
     runtime().block_on(async {
         let memory = Arc::new(Memory::new());
         let world = World::over(memory.clone(), memory.clone(), LOCKED).await;
@@ -141,16 +142,17 @@ fn a_root_key_that_is_taken_by_rubbish_is_told() {
         let status = world.back_up(&["data"], script).await.unwrap_err();
         assert!(status.message().contains("taken by what is no restore point (rubbish)"), "{status}");
         assert_eq!(world.points().await, 0);
-        // Ids say the second: of two in one second, the one that can't be read might be the newer one, and no restore would guess.
+        // Ids have a resolution of a second. Of two points of one second, the one that can't be read might be the newer
+        // one, and a restore must not guess.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         world.back_up(&["data"], sound()).await.unwrap();
         world.restore(&["data"], sound()).await.unwrap();
     });
 }
 
-/// Whoever reads damaged bytes writes none of them.
+/// Damaged bytes are never written to a target.
 #[test]
-fn flipped_bits_on_the_way_are_never_written() {
+fn flipped_bits_are_never_written_to_a_target() {
     runtime().block_on(async {
         let world = World::new(LockPolicy::NONE).await;
         world.content("data", noise(5 << 20, 6));
@@ -188,7 +190,7 @@ fn locks_of_reused_packs_are_extended_before_the_commit() {
         let again = world.back_up(&["data"], sound()).await.unwrap();
         assert!(again.packs_reused > 0);
         assert!(world.verify().await.findings.is_empty());
-        // An extension that is refused, or that a store only pretends to make, stops the commit.
+        // The commit stops if an extension is refused, or if the store only pretends to make it.
         let refused = Arc::new(AtomicBool::new(false));
         let seen = refused.clone();
         let script: Script = Arc::new(move |_, operation, _| {
@@ -203,7 +205,7 @@ fn locks_of_reused_packs_are_extended_before_the_commit() {
     });
 }
 
-/// Two volumes with the same content, side by side: stored once.
+/// Two volumes with the same content in one run are stored once.
 #[test]
 fn equal_volumes_are_stored_once() {
     runtime().block_on(async {
@@ -220,7 +222,7 @@ fn equal_volumes_are_stored_once() {
     });
 }
 
-/// Volumes of one run share packs: one that is done long before the other must not take the other's packs with it.
+/// Volumes of one run share packs: when one is finished long before the other, the other's packs must not be lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_volume_beside_a_large_one() {
     let world = World::new(LockPolicy::NONE).await;
@@ -233,17 +235,17 @@ async fn a_small_volume_beside_a_large_one() {
     assert!(world.verify().await.findings.is_empty());
 }
 
-/// A hash of a seed and a number: the same fault for the same call of the same seed.
+/// A hash of a seed and a number: with the same seed, the same call has the same fault.
 fn dice(seed: u64, n: u64) -> u64 {
     let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n.wrapping_mul(0xbf58_476d_1ce4_e5b9));
     z = (z ^ (z >> 30)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-/// Any fault at any call, passing or not, as a seed says: a backup is whole or not at all, a restore gives the right bytes or
-/// none, and once the store is sound again all is well. `MILKRUN_TEST_SEED` runs one seed.
+/// A seed decides on faults at any call, transient or not. A backup is whole or not listed, a restore gives the right
+/// bytes or none, and once the store works again everything succeeds. `MILKRUN_TEST_SEED` runs one seed.
 #[test]
-fn whatever_a_store_does_a_point_is_whole_or_not_there() {
+fn whatever_a_store_does_a_point_is_whole_or_not_listed() {
     let seeds = match std::env::var("MILKRUN_TEST_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => (0..40).collect(),
@@ -255,7 +257,7 @@ fn whatever_a_store_does_a_point_is_whole_or_not_there() {
             let content = |round: u64| [noise(3 << 20, round), vec![0; 1 << 20], noise(2 << 20, seed)].concat();
             world.content("data", content(0));
             world.back_up(&["data"], sound()).await.unwrap();
-            // One call in so many fails: from nearly none to every other one.
+            // One of so many calls fails: from nearly none to every second one.
             let one_in = 2 + dice(seed, 1) % 40;
             let script: Script = Arc::new(move |n, operation, _| {
                 let roll = dice(seed, 1000 + n);
@@ -274,7 +276,7 @@ fn whatever_a_store_does_a_point_is_whole_or_not_there() {
                     Fault::Truncate,
                 ];
                 let fault = faults[usize::try_from((roll >> 32) % faults.len() as u64).unwrap()];
-                // What makes no sense for a call is none.
+                // A fault that makes no sense for a call is left out.
                 let reads = operation == Operation::Get;
                 let fits = match fault {
                     Fault::Flip | Fault::Truncate => reads,
@@ -289,7 +291,8 @@ fn whatever_a_store_does_a_point_is_whole_or_not_there() {
             let after = world.points().await;
             match &backed_up {
                 Ok(_) => assert_eq!(after, before + 1, "seed {seed}"),
-                // A root whose fate is not known may stand; it is whole then, which the end of this test shows.
+                // If the outcome of the root's PUT is unknown, the root may exist. It is whole then, as the end of this
+                // test shows.
                 Err(e) => assert!(after == before || after == before + 1, "seed {seed}: {e}"),
             }
             backups[usize::from(backed_up.is_ok())] += 1;

@@ -1,5 +1,5 @@
-//! What `verify` believes: each placement's every statement counts, each lock is that of the version in use, and the public
-//! key alone sees as much of it.
+//! What `verify` checks: every statement of each placement counts, each lock is the lock of the version in use, and the
+//! public key alone is enough to check as much of it.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use milkrun_tests::noise;
 
 use crate::{LOCKED, runtime};
 
-/// Two points of one content, which share all packs of data.
+/// Two points with the same content, which share all data packs.
 async fn two_points() -> (Arc<Memory>, World, Vec<OpenPoint>) {
     let memory = Arc::new(Memory::new());
     let world = World::over(memory.clone(), memory.clone(), LOCKED).await;
@@ -42,7 +42,7 @@ fn finds(report: &Report, object: &str, reason: &str) {
     assert!(found, "no {reason:?} of {object} in {:?}", report.findings);
 }
 
-/// Stands as the point's next placement.
+/// Stores a changed copy as the point's next placement.
 fn place_anew(memory: &Memory, world: &World, point: &OpenPoint, change: impl FnOnce(&mut Placement)) {
     let mut placement = Placement { number: point.placement.number + 1, ..point.placement.placement.clone() };
     change(&mut placement);
@@ -54,7 +54,7 @@ fn place_anew(memory: &Memory, world: &World, point: &OpenPoint, change: impl Fn
 }
 
 #[test]
-fn each_placement_of_a_pack_is_believed_and_checked_by_itself() {
+fn each_placement_of_a_pack_is_checked_by_itself() {
     runtime().block_on(async {
         for second in [0, 1] {
             let (memory, world, points) = two_points().await;
@@ -81,9 +81,9 @@ fn each_placement_of_a_pack_is_believed_and_checked_by_itself() {
     });
 }
 
-/// Somebody puts a locked version of rubbish on top: what is used is the one below.
+/// Somebody puts a locked version of rubbish on top: the version below is the one in use.
 #[test]
-fn the_lock_that_counts_is_that_of_the_version_in_use() {
+fn the_lock_of_the_version_in_use_counts() {
     runtime().block_on(async {
         let (memory, world, points) = two_points().await;
         let root = &points[0].found.root;
@@ -106,9 +106,9 @@ fn the_lock_that_counts_is_that_of_the_version_in_use() {
     });
 }
 
-/// A delete by slip hides everything. Nothing is lost, and nothing but that is found.
+/// An accidental delete hides everything. Nothing is lost, and `verify` finds nothing but the delete markers.
 #[test]
-fn keys_that_markers_hide_are_said_to_be_hidden_and_nothing_else() {
+fn keys_behind_delete_markers_are_reported_as_hidden_only() {
     runtime().block_on(async {
         let (memory, world, _) = two_points().await;
         for key in memory.keys() {

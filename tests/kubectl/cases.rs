@@ -1,4 +1,4 @@
-//! Files made by hand: one for each rule.
+//! Files written by hand: one for each rule.
 
 use super::Case;
 use super::Expect::{self, Laxer, Refused, Same, Stricter};
@@ -48,7 +48,7 @@ const VALUES: &[(Expect, &str)] = &[
     (Refused, "+.Inf"),
     (Refused, ".NaN"),
     (Same, "[inf, nan, Infinity, NaN, -inf, .iNF]"),
-    // What other tools read as something else.
+    // Values that other tools read differently.
     (Same, "[1:20, 190:20:30, 1:20.5, 2001-12-14, 2001-12-14T21:59:43Z, 2001-12-14 21:59:43.10 -5, =, <<]"),
     (Same, "[1.2.3.4, 1e2e3, 12abc, 0x1g, -, --, +, -+1, 1-1, 1 2, 10%, $1]"),
     // Tags.
@@ -123,7 +123,7 @@ const VALUES: &[(Expect, &str)] = &[
     (Refused, "\"\\x4\""),
     (Refused, "'a"),
     (Refused, "'a' b"),
-    // The escape of JSON and YAML 1.2; there is but one meaning that it could have.
+    // The escape of JSON and YAML 1.2. It can have only one meaning.
     (Laxer, "\"a\\/b\""),
     // An escape that no version of YAML has.
     (Stricter("unknown escape"), "\"a\\'b\""),
@@ -168,7 +168,7 @@ const VALUES: &[(Expect, &str)] = &[
     (Same, "a\r  b"),
 ];
 
-/// What stands below the name.
+/// Content below the name.
 const BODIES: &[(Expect, &str)] = &[
     // Anchors and aliases.
     (Same, "a: &a {b: [1]}\nc: *a\nd: &a 5\ne: *a\n"),
@@ -247,7 +247,7 @@ const FILES: &[(Expect, &str)] = &[
         Stricter("after the document's end"),
         "{apiVersion: a/v1, kind: A, metadata: {name: NAME-1}}\n{apiVersion: a/v1, kind: A, metadata: {name: NAME-2}}\n",
     ),
-    // JSON, and what looks like it.
+    // JSON, and text that looks like JSON.
     (
         Same,
         "{\"apiVersion\": \"a/v1\", \"kind\": \"A\", \"metadata\": {\"name\": \"NAME\"}, \"x\": [1.0, 1e3, -0, -0.0, 1e21, 9223372036854775808]}",
@@ -330,7 +330,7 @@ fn large() -> Vec<Case> {
         case(Same, format!("{HEAD}x: {}\n", nested(120))),
         case(Same, bomb(4, 5)),
         case(Refused, bomb(9, 9)),
-        // Few nodes of much text: kubectl has no bound for that.
+        // Few nodes with much text: kubectl does not limit that.
         case(
             Stricter("repeat too much"),
             format!("{HEAD}a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), ["*a"; 40].join(",")),
@@ -353,7 +353,7 @@ fn encodings() -> Vec<Case> {
         case(Same, text.clone()),
         bytes(Same, wide(u16::to_le_bytes)),
         bytes(Same, wide(u16::to_be_bytes)),
-        // kubectl puts U+FFFD for what it can't decode.
+        // kubectl replaces what it can't decode by U+FFFD.
         bytes(Stricter("not UTF-8"), with(b"\xe4\n")),
         bytes(Stricter("not UTF-8"), with(b"\xed\xa0\x80\n")),
         bytes(Stricter("begins as UTF-16"), [wide(u16::to_le_bytes), b"#\x00\x00\xd8\n\x00".to_vec()].concat()),

@@ -1,4 +1,4 @@
-//! Files made at random, the same ones for the same seed.
+//! Random files; a seed always gives the same ones.
 
 use super::{Case, Expect};
 
@@ -34,7 +34,7 @@ impl Make {
         list[self.below(list.len())]
     }
 
-    /// Most of what looks a little like a number, and a few words that YAML knows.
+    /// Scalars: most look like a number, and some are words with a meaning in YAML.
     fn scalar(&mut self) -> String {
         match self.below(8) {
             0..=2 => {
@@ -181,7 +181,7 @@ impl Make {
         text
     }
 
-    /// What YAML is made of. Most of it is refused, by both.
+    /// Random tokens of YAML. Both refuse most of these files.
     fn soup(&mut self) -> String {
         let tokens = [
             "a",

@@ -1,7 +1,7 @@
-//! Manifests mean to milkrun what they mean to kubectl: the same files are read by both.
+//! Manifests mean the same to milkrun as to kubectl: both read the same files.
 //!
-//! `kubectl patch --local` with an empty patch prints what kubectl makes of a file, and needs no cluster. One call reads
-//! a folder of files; it goes on after a file that it refuses, and names that file.
+//! `kubectl patch --local` with an empty patch prints the objects of a file as kubectl reads them, and needs no
+//! cluster. One call reads a folder of files; it goes on after a file that it refuses, and names that file.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod cases;
@@ -28,19 +28,20 @@ pub(crate) struct Case {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Expect {
-    /// Both take it for the same objects.
+    /// Both read the same objects from it.
     Same,
     /// Both refuse it.
     Refused,
-    /// kubectl takes it, and we refuse it: its error has this text.
+    /// kubectl accepts it, and milkrun refuses it with an error that has this text.
     Stricter(&'static str),
-    /// We take it, and kubectl refuses it.
+    /// milkrun accepts it, and kubectl refuses it.
     Laxer,
-    /// Generated: both take it for the same objects, or both refuse it, or we refuse it for one of [`STRICTER`].
+    /// A generated file: both read the same objects, or both refuse it, or milkrun refuses it for a reason in
+    /// [`STRICTER`].
     Any,
 }
 
-/// Why we may refuse a generated file that kubectl takes.
+/// The reasons for which milkrun may refuse a generated file that kubectl accepts.
 const STRICTER: [&str; 6] = [
     "stands twice",
     "after the document's end",
@@ -79,7 +80,7 @@ fn files_mean_what_kubectl_makes_of_them() {
     }
     println!("{} files: {tally:?}", cases.len());
     assert!(wrong.is_empty(), "{} of {} files differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
-    // What is generated must not all be refused.
+    // Not all generated files may be refused.
     assert!(tally.get("same").is_some_and(|same| *same > cases.len() / 2), "{tally:?}");
 }
 
@@ -105,7 +106,7 @@ fn name(i: usize) -> String {
     format!("case{i}")
 }
 
-/// The bytes with a name put for `NAME`, in UTF-16 as well.
+/// The bytes with `NAME` replaced by a name, also in UTF-16.
 fn named(bytes: &[u8], name: &str) -> Vec<u8> {
     let put = |mut bytes: Vec<u8>, mark: &[u8], name: &[u8]| {
         while let Some(at) = bytes.windows(mark.len()).position(|w| w == mark) {
@@ -126,7 +127,7 @@ fn ours(file: &Path) -> Result<Vec<Value>, String> {
     }
 }
 
-/// What kubectl says of a folder.
+/// The output of kubectl for a folder.
 struct Theirs {
     objects: HashMap<String, Vec<Value>>,
     errors: String,
@@ -160,7 +161,7 @@ impl Theirs {
     }
 }
 
-/// A number is an integer if it fits in 64 bits with a sign, and a float if not: so Kubernetes reads them.
+/// Reads numbers like Kubernetes: a number that fits into a signed 64-bit integer is one, any other is a float.
 fn exact(value: &Value) -> Value {
     match value {
         Value::Number(n) => Value::Number(exact_number(n)),

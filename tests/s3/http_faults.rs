@@ -1,5 +1,5 @@
-//! What goes wrong between us and an S3 server, at the level of HTTP: what passes is got over, what stays is told for what it
-//! is, and nothing half done is listed.
+//! Faults between milkrun and an S3 server, at the level of HTTP. Transient faults are retried, permanent ones are
+//! reported as what they are, and nothing unfinished is listed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use milkrun_tests::noise;
 use milkrun_tests::troublemaker::{Trouble, Troublemaker};
 use tonic::Code;
 
-// The shortest that keeps its lock for the whole test.
+// The shortest period for which locks last during the whole test.
 const LOCKED: LockPolicy = LockPolicy { mode: LockMode::Compliance, period: Duration::from_secs(600) };
 
 /// A fresh repository in the locked bucket.
@@ -37,15 +37,15 @@ fn is_retention(request: &Request<Incoming>) -> bool {
 }
 
 pub(crate) async fn run(between: &Troublemaker) {
-    what_passes_is_got_over(between).await;
-    what_stays_is_told(between).await;
+    transient_faults_are_retried(between).await;
+    permanent_faults_are_reported(between).await;
     success_without_effect_is_noticed(between).await;
     a_root_that_was_stored_is_found_again(between).await;
     flipped_bits_are_never_written(between).await;
     a_store_with_another_clock_is_refused(between).await;
 }
 
-/// Which requests are met by trouble: one of so many, and the same one not so often that nobody could get over it.
+/// Decides which requests fail: one of so many, and the same request not so often that retries are used up.
 #[derive(Default)]
 struct Seen {
     requests: u64,
@@ -65,7 +65,7 @@ impl Seen {
 }
 
 /// One of three requests fails in one way.
-async fn what_passes_is_got_over(between: &Troublemaker) {
+async fn transient_faults_are_retried(between: &Troublemaker) {
     let ways = [
         Trouble::Answer(500, "InternalError"),
         Trouble::Answer(503, "SlowDown"),
@@ -87,18 +87,18 @@ async fn what_passes_is_got_over(between: &Troublemaker) {
         let content = noise(12 << 20, i as u64);
         world.content("data", content.clone());
         let stalls = matches!(trouble, Trouble::Stall | Trouble::DoneThenStall);
-        // A stall costs the two seconds that the patience of tests allows.
+        // A stall takes two seconds, the time limit in tests.
         let every = if stalls { 9 } else { 3 };
         let (seen, chosen) = (Mutex::new(Seen::default()), trouble.clone());
         between.script(move |_, request| {
             let (method, query) = (request.method(), request.uri().query().unwrap_or_default());
             let fits = match &chosen {
                 Trouble::Truncate => method == Method::GET,
-                // Only what is not signed can be left out: the range of who redeems a grant.
+                // Only a header that is not signed can be removed: the range in a request by grant.
                 Trouble::Whole | Trouble::Shorter | Trouble::Longer => {
                     method == Method::GET && query.contains("X-Amz-Signature")
                 }
-                // A body that came too slowly; two conditional creates at once.
+                // The errors for a body that is too slow, and for two conditional creates at once.
                 Trouble::Answer(400 | 409, _) => method == Method::PUT && !is_retention(request),
                 _ => true,
             };
@@ -106,7 +106,7 @@ async fn what_passes_is_got_over(between: &Troublemaker) {
         });
         let stored = world.back_up(&["data"], sound()).await;
         assert!(stored.is_ok(), "{trouble:?}: {stored:?}");
-        // Again: what is there is found in spite of the trouble.
+        // The next backup finds the known chunks in spite of the faults.
         let again = world.back_up(&["data"], sound()).await;
         assert!(again.as_ref().is_ok_and(|a| a.volumes[0].new_bytes == 0), "{trouble:?}: {again:?}");
         let restored = world.restore(&["data"], sound()).await;
@@ -120,8 +120,8 @@ async fn what_passes_is_got_over(between: &Troublemaker) {
     }
 }
 
-/// A fault that does not go away ends the backup with the right words, leaves no point, and a later one finds its way.
-async fn what_stays_is_told(between: &Troublemaker) {
+/// A permanent fault ends the backup with the right message and leaves no point. A later backup succeeds.
+async fn permanent_faults_are_reported(between: &Troublemaker) {
     let cases = [
         (Trouble::Answer(403, "AccessDenied"), Code::FailedPrecondition, "access denied"),
         (Trouble::Answer(403, "RequestTimeTooSkewed"), Code::FailedPrecondition, "clock"),
@@ -136,7 +136,7 @@ async fn what_stays_is_told(between: &Troublemaker) {
     world.content("data", noise(5 << 20, 77));
     for folder in ["packs/", "points/"] {
         for (trouble, code, text) in &cases {
-            // A root that was stored is a point, whatever the answer was: that has a test of its own.
+            // A root that was stored makes a point, whatever the answer was. Another test covers this.
             if folder == "points/" && *trouble == Trouble::DoneThenReset {
                 continue;
             }
@@ -145,17 +145,17 @@ async fn what_stays_is_told(between: &Troublemaker) {
             between.script(move |_, request| is_put_of(request, folder).then(|| chosen.clone()));
             let status = world.back_up(&["data"], sound()).await;
             let troubles = between.behave();
-            // All chunks may be known by now: then no pack of data is put, but one of the map is.
+            // All chunks may be known by now: then only a metadata pack is uploaded, and no data pack.
             let status = status.expect_err(&format!("{folder} {trouble:?}, {troubles} times"));
             assert_eq!(status.code(), *code, "{folder} {trouble:?}: {status}");
             assert!(status.message().contains(text), "{folder} {trouble:?}: {status}");
             assert_eq!(world.points().await, before, "{folder} {trouble:?}");
         }
         world.back_up(&["data"], sound()).await.unwrap();
-        // New content, so that the next round has packs to put.
+        // New content, so that the next round has packs to upload.
         world.content("data", noise(5 << 20, 78));
     }
-    // The same for reading.
+    // The same for restores.
     for (trouble, code, text) in [
         (Trouble::Answer(403, "AccessDenied"), Code::FailedPrecondition, "access denied"),
         (Trouble::Answer(404, "NoSuchKey"), Code::DataLoss, "is missing"),
@@ -176,7 +176,7 @@ async fn what_stays_is_told(between: &Troublemaker) {
     assert!(world.verify().await.findings.is_empty());
 }
 
-/// 200 to a PUT that stored nothing.
+/// The server answers 200 to a PUT, and stores nothing.
 async fn success_without_effect_is_noticed(between: &Troublemaker) {
     for folder in ["packs/", "placements/", "points/"] {
         let world = world(&format!("lie-{}", folder.trim_end_matches('/'))).await;
@@ -191,7 +191,7 @@ async fn success_without_effect_is_noticed(between: &Troublemaker) {
     }
 }
 
-/// The one moment that counts: the root's PUT was applied and each answer to it was lost. It is read back, not guessed.
+/// The critical case: the root's PUT was applied, and each answer to it was lost. The root is read back to find out.
 async fn a_root_that_was_stored_is_found_again(between: &Troublemaker) {
     for trouble in [Trouble::DoneThenReset, Trouble::DoneThenStall, Trouble::DoneThen(503, "SlowDown")] {
         let world = world(&format!("root-{trouble:?}").replace(['(', ')', '"', ' ', ','], "")).await;
@@ -219,7 +219,7 @@ async fn flipped_bits_are_never_written(between: &Troublemaker) {
     assert!(!world.target("data").exists());
 }
 
-/// A store whose clock is years off: its locks would be worth nothing.
+/// A store whose clock is years off is refused: its locks would be useless.
 async fn a_store_with_another_clock_is_refused(between: &Troublemaker) {
     let world = world("skewed").await;
     world.content("data", noise(100_000, 7));

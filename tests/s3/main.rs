@@ -1,5 +1,5 @@
-//! The store's conformance suite, what grants and locks must hold, the faults of HTTP, and the ways to a server, against a
-//! real S3 server.
+//! Tests with a real S3 server: the store's conformance suite, grants and locks, faults of HTTP, and the ways to
+//! connect.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod http_faults;
@@ -28,7 +28,7 @@ async fn bucket(name: &str, lock: bool) {
     }
 }
 
-/// One server for all: it takes seconds to start.
+/// One server for all tests, since it takes seconds to start.
 #[test]
 fn a_real_s3_server() {
     let Some(server) = Seaweed::start("store conformance, faults of HTTP, private CA and proxy on S3") else { return };
@@ -84,7 +84,7 @@ fn set_endpoint(endpoint: &str) {
     }
 }
 
-/// Another body, no lock header, another key: refused by the server.
+/// The server refuses a grant for another body, without the lock headers, or for another key.
 async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
     let body = bytes::Bytes::from_static(b"the granted body");
     let lock = Lock {
@@ -116,7 +116,7 @@ async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
     assert!(redeemer.put(&unconditional, body.clone()).await.is_err(), "stored without If-None-Match");
     assert!(store.head(&Key::new("packs/00/good"), None).await.is_err(), "one of them left something");
 
-    // As it was meant: once.
+    // The grant works once, as it was meant.
     let fits = PutTerms { crc32: crc32fast::hash(&body), ..terms("packs/00/once") };
     let once = store.grant_put(&fits).await.unwrap();
     redeemer.put(&once, body.clone()).await.unwrap();
@@ -124,7 +124,7 @@ async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
     let versions = store.versions("packs/00/once").await.unwrap();
     assert_eq!(versions.len(), 1, "a second version that nobody can delete: {versions:?}");
 
-    // And not after its time.
+    // It does not work after it has expired.
     let options = S3Options { put_lifetime: Some(std::time::Duration::from_secs(1)), ..S3Options::default() };
     let hasty = S3::new("locked-bucket", "some/prefix", options).await.unwrap();
     let late = hasty.grant_put(&PutTerms { key: Key::new("packs/00/late"), ..fits }).await.unwrap();

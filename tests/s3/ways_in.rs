@@ -1,4 +1,4 @@
-//! The ways to a server that people have: TLS with a private CA, a proxy, path style, a bound on bandwidth.
+//! Ways to connect to a server: TLS with a private CA, a proxy, path style, a bandwidth limit.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ pub(crate) fn run(server: &Seaweed, runtime: &Runtime) {
     a_proxy_is_used(server, runtime);
     uploads_keep_to_their_bound(server);
     refusals_come_with_advice(server, runtime);
-    a_store_that_hangs_does_not_hold_who_stops(server, runtime);
+    a_store_that_hangs_does_not_delay_a_stop(server, runtime);
 }
 
-/// Kubernetes kills after 30 s; whoever asked politely is answered before.
-fn a_store_that_hangs_does_not_hold_who_stops(server: &Seaweed, runtime: &Runtime) {
+/// Kubernetes sends SIGKILL 30 s after SIGTERM: the command must have ended before.
+fn a_store_that_hangs_does_not_delay_a_stop(server: &Seaweed, runtime: &Runtime) {
     let folder = tempfile::tempdir().unwrap();
     let between = runtime.block_on(Troublemaker::start(&server.endpoint()));
     let endpoint = format!("http://{}", between.address());
@@ -79,7 +79,7 @@ fn a_private_ca_is_trusted_when_named(server: &Seaweed, runtime: &Runtime) {
     m.run(["init", "--ca-file", &ca, "--lock", "none"]).ok();
     m.run(["backup", "shop", "--volume", &volume, "--ca-file", &ca]).ok();
     assert!(tls.requests() > 10, "went another way");
-    // The SDK's own variable serves as well, for metadata and packs alike.
+    // The SDK's own variable works, too, for metadata and packs.
     let by_variable = server.milkrun("locked-bucket", "tls", folder.path());
     let by_variable = by_variable.env("AWS_ENDPOINT_URL", &endpoint).env("AWS_CA_BUNDLE", &ca);
     by_variable.run(["restore", "shop", "--volume", &format!("data={}", out.display())]).ok();
@@ -91,11 +91,11 @@ fn a_private_ca_is_trusted_when_named(server: &Seaweed, runtime: &Runtime) {
         m.run(["points", "--ca-file", &bad.display().to_string()]).fails(1, wanted);
     }
     m.run(["points", "--ca-file", "/no/such/ca.pem"]).fails(1, "/no/such/ca.pem");
-    // Not trusted: nothing is known of the store, and the message says why.
+    // If the CA is not trusted, nothing is known about the store, and the message says why.
     m.run(["points"]).fails(4, "certificate");
 }
 
-/// The endpoint has a name that nobody can resolve; only the proxy knows where it is.
+/// The endpoint has a name that can't be resolved: only the proxy knows its address.
 fn a_proxy_is_used(server: &Seaweed, runtime: &Runtime) {
     let folder = tempfile::tempdir().unwrap();
     let proxy = runtime.block_on(Troublemaker::start(&server.endpoint()));
@@ -126,7 +126,7 @@ fn uploads_keep_to_their_bound(server: &Seaweed) {
         m.run(["init", "--lock", "none"]).ok();
         let began = Instant::now();
         m.run(["backup", "shop", "--volume", &volume, "--limit-upload", "2MiB"]).ok();
-        // 6 MiB at 2 MiB a second, less a second that may be ahead.
+        // 6 MiB at 2 MiB a second take three seconds; the limiter may be one second ahead.
         assert!(began.elapsed() > Duration::from_secs(2), "{:?} to {}", began.elapsed(), m.url());
     }
 }

@@ -1,4 +1,5 @@
-//! `init` proves what milkrun relies on: a store that lacks it, or only pretends to have it, is refused by name.
+//! `init` tests the features that milkrun relies on: a store that lacks one, or only pretends to have it, is refused
+//! with a message that names it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,7 +28,7 @@ fn what_a_store_pretends_is_noticed(server: &Seaweed, runtime: &Runtime) {
     let is_head: Picks = |r| r.method() == Method::HEAD && r.uri().path().contains("probe");
     let is_get: Picks = |r| r.method() == Method::GET && r.uri().path().contains("probe");
     let is_delete: Picks = |r| r.method() == Method::DELETE;
-    // What goes wrong, with which requests, from the how-manieth on; and what is said.
+    // The fault, the requests that it affects, the number of the first of them, and the expected message.
     let cases: [(Trouble, Picks, u64, &str); 5] = [
         (Trouble::Lie, is_put, 1, "ignores create-only PUTs"),
         (Trouble::Lie, is_retention, 0, "a lock could be shortened"),
@@ -45,7 +46,7 @@ fn what_a_store_pretends_is_noticed(server: &Seaweed, runtime: &Runtime) {
     m.run(["init", "--lock", "compliance", "--lock-for", "10m"]).ok();
 }
 
-/// Leases could not be deleted there.
+/// In such a bucket, leases could not be deleted.
 fn a_bucket_that_locks_by_itself_is_refused(server: &Seaweed, runtime: &Runtime) {
     let folder = tempfile::tempdir().unwrap();
     runtime

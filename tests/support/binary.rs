@@ -1,4 +1,4 @@
-//! The real `milkrun`, as a person runs it.
+//! Runs the real `milkrun` binary, as a person does.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ pub struct Milkrun {
     prefix: Vec<String>,
 }
 
-/// What a run of it gave.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
-    /// The exit code; none if it was killed.
+    /// The exit code; `None` if it was killed.
     pub code: Option<i32>,
     /// Standard output.
     pub out: String,
@@ -31,7 +31,7 @@ impl Ran {
     /// The JSON document.
     ///
     /// # Panics
-    /// If standard output is none.
+    /// If standard output is no JSON document.
     #[expect(clippy::expect_used, reason = "a test helper")]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).map_err(|e| format!("{e}: {self:?}")).expect("a JSON document")
@@ -50,7 +50,7 @@ impl Ran {
     /// Asserts a failure with that code, a message that holds `text`, and no panic.
     ///
     /// # Panics
-    /// If it is another.
+    /// If the result is another.
     pub fn fails(&self, code: i32, text: &str) {
         assert_eq!(self.code, Some(code), "{}\n{}", self.out, self.err);
         assert!(self.err.contains(text), "no {text:?} in: {}", self.err);
@@ -86,7 +86,7 @@ impl Milkrun {
         }
     }
 
-    /// Run by another program, which these words begin.
+    /// Runs it by another program: the command line begins with `prefix`.
     #[must_use]
     pub fn under(mut self, prefix: Vec<String>) -> Self {
         self.prefix = prefix;
@@ -146,7 +146,7 @@ impl Milkrun {
     }
 }
 
-/// What a finished command gave.
+/// The result of a finished command.
 ///
 /// # Panics
 /// If it could not be started.

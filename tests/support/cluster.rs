@@ -1,4 +1,5 @@
-//! A coordinator and agents as real processes, each a host of its own if asked: in a network namespace, joined by a bridge.
+//! A coordinator and agents as real processes. With a [`Network`], each process has its own host: a network namespace,
+//! and a bridge joins them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,10 +13,10 @@ use serde_json::Value;
 
 use crate::binary::{Milkrun, Ran, binary, ran};
 
-/// What tests wait for takes no longer, or does not come.
+/// The longest time that tests wait for something.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// What `GET path` answers on loopback: the status line and the body.
+/// The answer to `GET path` on loopback: the status line and the body.
 ///
 /// # Panics
 /// If nobody answers.
@@ -40,7 +41,7 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a port").port()
 }
 
-/// Looks until `look` has something.
+/// Calls `look` until it returns something.
 ///
 /// # Panics
 /// After a minute.
@@ -55,11 +56,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A process of the test's own; killed when dropped.
+/// A process that the test started. It is killed when dropped.
 pub struct Process {
     child: Child,
     log: PathBuf,
-    /// Where it begins in its log: one of the same name may have written there before.
+    /// Where its own lines begin in the log: another process of the same name may have written there before.
     from: usize,
 }
 
@@ -92,7 +93,7 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Panics
-    /// If it is gone.
+    /// If the process has ended.
     #[expect(clippy::expect_used, reason = "a test helper")]
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("it runs");
@@ -115,7 +116,7 @@ impl Process {
         wait_for("the end of a process", || self.child.try_wait().ok().flatten()).code()
     }
 
-    /// Its anonymous resident memory at its highest, in bytes (what `VmHWM` says, files included, bounds it).
+    /// An upper bound of its anonymous memory at its highest, in bytes: `VmHWM`, which includes mapped files.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
@@ -123,7 +124,7 @@ impl Process {
     }
 }
 
-/// So many of a log's last lines are shown when a test fails: it may never fail that way again.
+/// The number of a log's last lines that are shown when a test fails: the failure may not repeat.
 const LAST_LINES: usize = 80;
 
 impl Drop for Process {
@@ -139,14 +140,14 @@ impl Drop for Process {
     }
 }
 
-/// A network of hosts, each a namespace.
+/// A network of hosts. Each host is a network namespace.
 pub struct Network {
     prefix: String,
     hosts: BTreeMap<String, u8>,
 }
 
 impl Network {
-    /// A bridge in a namespace of its own. `None` where namespaces can't be made.
+    /// Makes a bridge in its own namespace. `None` if namespaces can't be made.
     pub fn new() -> Option<Self> {
         static NETWORKS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NETWORKS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -193,12 +194,12 @@ impl Network {
         format!("10.77.0.{}", self.hosts.get(host).copied().unwrap_or(0))
     }
 
-    /// The words before a command that make it run on that host.
+    /// The words that come before a command to run it on that host.
     pub fn prefix(&self, host: &str) -> Vec<String> {
         ["ip", "netns", "exec"].map(str::to_owned).into_iter().chain([self.name(host)]).collect()
     }
 
-    /// A command as it runs on that host.
+    /// A command that runs on that host.
     pub fn on(&self, host: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let prefix = self.prefix(host);
         let mut command = Command::new(&prefix[0]);
@@ -206,7 +207,7 @@ impl Network {
         command
     }
 
-    /// Does something in this process, on that host.
+    /// Runs `work` in a thread of this process, on that host.
     ///
     /// # Panics
     /// If the host's namespace can't be entered, or `work` panics.
@@ -214,14 +215,14 @@ impl Network {
     pub fn within<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> T {
         let space = File::open(format!("/run/netns/{}", self.name(host))).expect("the namespace");
         let inside = move || {
-            // Of this thread alone; it ends with the work.
+            // This changes only this thread, which ends with the work.
             nix::sched::setns(space, nix::sched::CloneFlags::CLONE_NEWNET).expect("the namespace can be entered");
             work()
         };
         std::thread::scope(|scope| scope.spawn(inside).join().expect("the work ends"))
     }
 
-    /// Nothing that `from` sends reaches `to` any more; the other direction stays.
+    /// Cuts one direction: nothing that `from` sends reaches `to` any more.
     ///
     /// # Panics
     /// If that fails.
@@ -253,29 +254,29 @@ fn ip(args: &[&str]) -> bool {
     status.is_ok_and(|s| s.success())
 }
 
-/// Whether a run, as `milkrun runs --json` has it, is over.
+/// Whether a run, in the format of `milkrun runs --json`, has ended.
 pub fn is_over(run: &Value) -> bool {
     run["state"] == "done" || run["state"] == "failed"
 }
 
-/// A coordinator's host, agents' hosts, certificates, a repository.
+/// A cluster: hosts for the coordinator and the agents, certificates, a repository.
 pub struct Cluster {
     folder: tempfile::TempDir,
     repository: Milkrun,
     env: Vec<(String, String)>,
     network: Option<Network>,
     port: u16,
-    /// More for every agent's command line.
+    /// Further arguments for each agent.
     pub agent_args: Vec<String>,
-    /// More for every coordinator's environment.
+    /// Further variables for each coordinator's environment.
     pub coordinator_env: Vec<(String, String)>,
-    /// More for every agent's environment.
+    /// Further variables for each agent's environment.
     pub agent_env: Vec<(String, String)>,
 }
 
 #[expect(clippy::expect_used, reason = "a test helper")]
 impl Cluster {
-    /// Over a repository in a directory, on loopback.
+    /// With a repository in a directory, on loopback.
     ///
     /// # Panics
     /// If it can't be set up.
@@ -287,7 +288,8 @@ impl Cluster {
         Self::over(folder, repository, Vec::new(), None, agent_args)
     }
 
-    /// Over a repository in a bucket, with these variables in every environment; with a network, every process is a host.
+    /// With a repository in a bucket, and these variables in each environment. With a network, each process has its own
+    /// host.
     ///
     /// # Panics
     /// If it can't be set up.
@@ -323,7 +325,7 @@ impl Cluster {
         self.folder.path()
     }
 
-    /// The repository, driven directly.
+    /// The repository, for commands that use it without the coordinator.
     pub fn repository(&self) -> &Milkrun {
         &self.repository
     }
@@ -372,15 +374,15 @@ impl Cluster {
         }
     }
 
-    /// Starts a coordinator, with more for its command line, and waits until it serves.
+    /// Starts a coordinator with further arguments. Does not wait until it serves.
     ///
     /// # Panics
-    /// If it does not.
+    /// If it can't be started.
     pub fn coordinator_with(&self, name: &str, args: &[&str]) -> Process {
         self.start_coordinator(name, &format!("{}:{}", self.coordinator_host(), self.port), args)
     }
 
-    /// Starts a coordinator that serves elsewhere.
+    /// Starts a coordinator that listens at another address.
     ///
     /// # Panics
     /// If it can't be started.
@@ -412,7 +414,7 @@ impl Cluster {
         process
     }
 
-    /// Starts a node's agent, with its certificate made if it has none.
+    /// Starts a node's agent. Makes its certificate if it has none.
     pub fn agent(&self, node: &str) -> Process {
         let tls = self.folder().join("certs").join(format!("agent-{node}"));
         if !tls.exists() {
@@ -426,7 +428,7 @@ impl Cluster {
         self.start_agent(node, tls, &self.url())
     }
 
-    /// Starts a node's agent, whose certificate was made, for another coordinator.
+    /// Starts a node's agent for another coordinator. Its certificate must exist already.
     pub fn agent_of(&self, node: &str, url: &str) -> Process {
         self.start_agent(node, &self.folder().join("certs").join(format!("agent-{node}")), url)
     }
@@ -434,7 +436,7 @@ impl Cluster {
     fn start_agent(&self, node: &str, tls: &Path, url: &str) -> Process {
         let mut command = self.on(node, &Self::program("milkrun-agent"));
         command.args(["--coordinator", url, "--node", node]).arg("--tls").arg(tls).args(&self.agent_args);
-        // What reads or writes the bucket by itself would fail: agents have grants alone.
+        // The agent has no credentials of the bucket: an access without a grant would fail.
         command.envs(self.agent_env.iter().map(|(k, v)| (k, v)));
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
         Process::start(command, &self.folder().join(format!("{node}.log")))
@@ -459,7 +461,7 @@ impl Cluster {
         command
     }
 
-    /// Runs a command as the one who may do everything.
+    /// Runs a command as a user with all roles.
     pub fn run(&self, args: &[&str]) -> Ran {
         ran(self.command("root", &["view", "backup", "restore", "operate"], args).output())
     }
@@ -467,7 +469,7 @@ impl Cluster {
     /// The runs that the coordinator knows.
     ///
     /// # Panics
-    /// If it does not tell.
+    /// If it does not answer.
     pub fn runs(&self) -> Vec<Value> {
         self.run(&["runs", "--json"]).ok().json()["runs"].as_array().cloned().unwrap_or_default()
     }

@@ -69,7 +69,7 @@ impl Mount {
         Self(at.to_owned())
     }
 
-    /// Where.
+    /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.0
     }

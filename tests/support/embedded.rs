@@ -1,4 +1,4 @@
-//! Coordinator and agent in this process, over a store that fails as a script says, and a scripted device.
+//! Coordinator and agent in this process, with a store that fails as a script says, and scripted devices.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,17 +26,17 @@ use milkrun_repository::store::{Operation, SharedStore};
 use milkrun_repository::verify::{Options, Report, verify};
 use tonic::transport::{Channel, Endpoint};
 
-/// A repository, in memory unless said otherwise, and scripted devices by path.
+/// A repository, in memory by default, and scripted devices by path.
 pub struct World {
     store: SharedStore,
     redeem: Arc<dyn Redeem>,
     repository: Repository,
     folder: tempfile::TempDir,
-    /// What a path reads.
+    /// The device that is read at each path.
     pub devices: Arc<Mutex<HashMap<String, Scripted>>>,
 }
 
-/// No fault at all.
+/// A script without faults.
 pub fn sound() -> Script {
     Arc::new(|_: u64, _: Operation, _: &str| None)
 }
@@ -64,7 +64,7 @@ impl World {
         Self { store, redeem, repository: made.repository, folder, devices: Arc::default() }
     }
 
-    /// What `path` reads from now on.
+    /// Sets the device that is read at `path` from now on.
     ///
     /// # Panics
     /// Never, but for a poisoned lock.
@@ -72,7 +72,7 @@ impl World {
         self.devices.lock().expect("not poisoned").insert(path.into(), device);
     }
 
-    /// A device of these bytes.
+    /// Sets a device of these bytes, without faults.
     pub fn content(&self, path: &str, content: Vec<u8>) {
         self.device(path, Scripted { content: Arc::new(content), mishap: None, size_at_end: None });
     }
@@ -83,7 +83,7 @@ impl World {
     /// What the coordinator answers.
     ///
     /// # Panics
-    /// If the pair can't be started.
+    /// If coordinator and agent can't be started.
     pub async fn back_up(&self, paths: &[&str], script: Script) -> Result<control::BackupDone, tonic::Status> {
         let mut control = self.start(script).await;
         let source = |p: &&str| control::Source { name: (*p).into(), path: (*p).into(), ..Default::default() };
@@ -111,7 +111,7 @@ impl World {
     /// What the coordinator answers.
     ///
     /// # Panics
-    /// If the pair can't be started.
+    /// If coordinator and agent can't be started.
     pub async fn restore(&self, names: &[&str], script: Script) -> Result<control::RestoreDone, tonic::Status> {
         let mut control = self.start(script).await;
         let target = |n: &&str| control::Target {
@@ -139,7 +139,7 @@ impl World {
         self.folder.path().join(format!("{name}.restored"))
     }
 
-    /// The repository, for tests that play somebody who holds its secret.
+    /// The repository, for tests that act as somebody who has its secret.
     pub fn repository(&self) -> &Repository {
         &self.repository
     }

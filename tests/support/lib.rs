@@ -1,4 +1,4 @@
-//! What system tests share: the real binary, a real S3 server, real devices. Public interfaces only.
+//! Helpers that system tests share: the real binary, a real S3 server, real devices. They use public interfaces only.
 
 pub mod binary;
 pub mod cluster;
@@ -12,13 +12,13 @@ pub mod versity;
 
 use std::io::Write;
 
-/// Names what can't run here, and why; `cargo xtask test` lists it at the end.
+/// Notes a test that can't run here, and why. `cargo xtask test` lists these at the end.
 pub fn skip(test: &str, why: &str) {
     let line = format!("  {test}: {why}\n");
     if let Some(path) = std::env::var_os("MILKRUN_TEST_SKIPPED")
         && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(path)
     {
-        // Losing the line would hide the skip.
+        // If the line were lost, the skip would not be noticed.
         assert!(file.write_all(line.as_bytes()).is_ok(), "can't note a skip");
     }
     let _ = std::io::stderr().write_all(format!("SKIPPED{line}").as_bytes());

@@ -1,4 +1,4 @@
-//! A real PostgreSQL 15 on a folder of the test's own, run as the user `postgres`.
+//! A real PostgreSQL 15 in a folder of the test, run as the user `postgres`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,7 +35,7 @@ impl Cluster {
         cluster
     }
 
-    /// A cluster that is there already.
+    /// A cluster that exists already.
     ///
     /// # Panics
     /// If the folder for its socket can't be made.

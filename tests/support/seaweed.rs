@@ -1,4 +1,4 @@
-//! A SeaweedFS server of the test's own: S3 with Object Lock, on loopback.
+//! A SeaweedFS server for one test: S3 with Object Lock, on loopback.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::binary::Milkrun;
 use crate::cluster::Network;
 
-/// A running server; stopped when dropped.
+/// A running server. It is stopped when dropped.
 pub struct Seaweed {
     child: Child,
     address: String,
@@ -21,10 +21,10 @@ pub const ACCESS_KEY: &str = "milkrun";
 /// Its credentials.
 pub const SECRET_KEY: &str = "milkrun-secret";
 
-/// How often a server is started whose ports were taken meanwhile.
+/// How often to start the server if its ports were taken meanwhile.
 const PORTS_TRIED: usize = 5;
 
-/// Ports whose + 10000 is free too: SeaweedFS puts gRPC there.
+/// A free port `p` for which `p + 10000` is free too: SeaweedFS uses that one for gRPC.
 fn free_port() -> u16 {
     for _ in 0..1000 {
         let Ok(listener) = TcpListener::bind("127.0.0.1:0") else { continue };
@@ -39,15 +39,15 @@ fn free_port() -> u16 {
 }
 
 impl Seaweed {
-    /// Starts one, if the binary is here. Says that a test is skipped otherwise.
+    /// Starts a server if the binary is installed. Else notes that the test is skipped.
     ///
     /// # Panics
-    /// If it is here and does not start within a minute.
+    /// If it is installed and does not start within a minute.
     pub fn start(test: &str) -> Option<Self> {
         Self::start_at(test, "127.0.0.1", Command::new, |at| TcpStream::connect(at))
     }
 
-    /// Starts one on a host of its own.
+    /// Starts a server on a host of the network.
     ///
     /// # Panics
     /// As [`Self::start`].
@@ -77,7 +77,7 @@ impl Seaweed {
                 assert!(began.elapsed() < Duration::from_secs(60), "SeaweedFS does not answer: {}", server.log());
                 std::thread::sleep(Duration::from_millis(200));
             }
-            // Ports that were free a moment ago are somebody else's by now: others are tried.
+            // A port that was free a moment ago was taken meanwhile: others are tried.
             let log = server.log();
             tried += 1;
             assert!(tried < PORTS_TRIED && log.contains("address already in use"), "SeaweedFS ended: {log}");
@@ -132,7 +132,7 @@ impl Seaweed {
         stream.write_all(request).is_ok() && stream.read_exact(&mut answer).is_ok() && answer.ends_with(b"200")
     }
 
-    /// Where it answers.
+    /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://{}:{}", self.address, self.port)
     }
@@ -169,7 +169,7 @@ impl Seaweed {
     /// Sends it a signal.
     ///
     /// # Panics
-    /// If it is gone.
+    /// If the server has ended.
     #[expect(clippy::expect_used, reason = "a test helper")]
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));

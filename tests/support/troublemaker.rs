@@ -1,5 +1,5 @@
-//! A server between milkrun and a real S3 server that passes everything on, until a script tells it not to: the faults of
-//! real networks and real stores, at the level of HTTP.
+//! A server between milkrun and a real S3 server. It passes everything on, except where a script wants a fault: the
+//! faults of real networks and real stores, at the level of HTTP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,40 +21,40 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// What goes wrong with one request.
+/// A fault of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// An S3 error with this status and code; the server never sees the request.
     Answer(u16, &'static str),
     /// The connection is reset; the server never sees the request.
     Reset,
-    /// No answer, ever; the server never sees the request.
+    /// No answer ever comes; the server never sees the request.
     Stall,
-    /// "Done", and the server never sees the request.
+    /// The answer says success, and the server never sees the request.
     Lie,
-    /// The server does it, and the answer is lost.
+    /// The server handles the request, and the connection is reset instead of an answer.
     DoneThenReset,
-    /// The server does it, and the answer never comes.
+    /// The server handles the request, and no answer ever comes.
     DoneThenStall,
-    /// The server does it, and the answer is an error.
+    /// The server handles the request, and the answer is an error.
     DoneThen(u16, &'static str),
-    /// The body of the answer ends in the middle.
+    /// The connection ends in the middle of the answer's body.
     Truncate,
-    /// A bit of the body of the answer is another.
+    /// One bit of the answer's body is flipped.
     Flip,
-    /// The answer's `Last-Modified` says so.
+    /// The answer has this `Last-Modified`.
     Dated(&'static str),
-    /// The range that was asked for is ignored.
+    /// The requested range is ignored, and the whole object is returned.
     Whole,
-    /// The answer ends in the middle and says that this is all of the range.
+    /// The answer has half of the range, and its length is stated as complete.
     Shorter,
-    /// The answer goes on after the range.
+    /// The answer is longer than the range.
     Longer,
-    /// The answer lacks all headers that begin so.
+    /// The answer lacks all headers whose names begin like this.
     Without(&'static str),
 }
 
-/// Decides on the n-th request.
+/// Decides on the fault of the n-th request.
 pub type Script = Arc<dyn Fn(u64, &Request<Incoming>) -> Option<Trouble> + Send + Sync>;
 
 /// The server.
@@ -71,7 +71,7 @@ struct Shared {
     troubles: AtomicU64,
 }
 
-/// Why no answer is given: the connection is to be reset.
+/// No answer is given: the connection is to be reset.
 #[derive(Debug, thiserror::Error)]
 #[error("reset on purpose")]
 struct ResetNow;
@@ -137,7 +137,7 @@ impl Troublemaker {
                 let (this, tls) = (accepting.clone(), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        // A client that does not trust us hangs up: its business.
+                        // A client that does not trust the certificate hangs up, which is expected.
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
                                 this.connection(stream, None).await;
@@ -161,7 +161,7 @@ impl Troublemaker {
         self.address
     }
 
-    /// From now on, this goes wrong.
+    /// Uses this script from now on.
     ///
     /// # Panics
     /// Never, but for a poisoned lock.
@@ -169,7 +169,7 @@ impl Troublemaker {
         *self.shared.script.lock().expect("not poisoned") = Arc::new(script);
     }
 
-    /// From now on, nothing goes wrong. Returns how often something did since the last time.
+    /// Makes no faults from now on. Returns the number of faults since the last call.
     ///
     /// # Panics
     /// Never, but for a poisoned lock.
@@ -178,7 +178,7 @@ impl Troublemaker {
         self.shared.troubles.swap(0, Ordering::SeqCst)
     }
 
-    /// Requests so far.
+    /// The number of requests so far.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::SeqCst)
     }
@@ -193,7 +193,7 @@ impl Troublemaker {
         if served.await.is_err()
             && let Some(socket) = socket
         {
-            // Closing with nothing to linger for sends RST instead of FIN.
+            // With a linger time of zero, closing sends RST instead of FIN.
             let now = nix::libc::linger { l_onoff: 1, l_linger: 0 };
             let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &now);
         }
@@ -207,7 +207,7 @@ impl Troublemaker {
         match trouble {
             Trouble::Answer(status, code) => {
                 let head = request.method() == Method::HEAD;
-                // As real servers do: the request's body is read before the answer is sent.
+                // Like a real server, this reads the request's body before it answers.
                 request.into_body().collect().await.map_err(|_| ResetNow)?;
                 Ok(error(status, code, head))
             }
@@ -260,7 +260,7 @@ impl Troublemaker {
             Trouble::Longer => self.resized(request, |body| [&body[..], b"more"].concat().into()).await,
             Trouble::Without(start) => {
                 let (mut head, body) = self.pass_on(request).await?.into_parts();
-                // A name that repeats comes without one; none of those here does.
+                // A repeated header comes without its name; no header here is repeated.
                 head.headers = head
                     .headers
                     .into_iter()
@@ -289,12 +289,14 @@ impl Troublemaker {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|_| ResetNow)?;
         tokio::spawn(connection);
         let (mut head, body) = request.into_parts();
-        // A proxy is asked for an absolute address; the server wants the path. The Host header, which is signed, stays.
+        // As a proxy, it gets an absolute URI, and the server needs only the path. The Host header, which is signed,
+        // stays.
         head.uri = head.uri.path_and_query().expect("a path").as_str().parse().expect("a path");
         let answer = sender.send_request(Request::from_parts(head, body)).await.map_err(|_| ResetNow)?;
         let (mut head, body) = answer.into_parts();
         let body = body.collect().await.map_err(|_| ResetNow)?.to_bytes();
-        // Collected: its length is known, and stated for bodies that came in pieces (HEAD states another's length).
+        // The body is complete, so its length is known, and is stated even if the body came in chunks. The answer to a
+        // HEAD has no body, and keeps the stated length.
         if !body.is_empty() {
             head.headers.remove("transfer-encoding");
             head.headers.insert(CONTENT_LENGTH, body.len().into());
@@ -308,7 +310,7 @@ fn whole(body: Bytes) -> Body {
 }
 
 async fn forever() -> Result<Response<Body>, ResetNow> {
-    // Until the client hangs up; bounded, so that no test hangs.
+    // Waits until the client hangs up. The time is bounded, so that no test hangs.
     tokio::time::sleep(Duration::from_secs(600)).await;
     Err(ResetNow)
 }

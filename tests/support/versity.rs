@@ -1,4 +1,5 @@
-//! A versitygw server of the test's own: a second, independent S3 with Object Lock, over a folder, on loopback.
+//! A versitygw server for one test: a second, independent S3 server with Object Lock, with a folder as its storage, on
+//! loopback.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -9,21 +10,21 @@ use crate::binary::Milkrun;
 use crate::cluster::free_port;
 use crate::seaweed::{ACCESS_KEY, SECRET_KEY, env_of, milkrun_at};
 
-/// A running server; stopped when dropped.
+/// A running server. It is stopped when dropped.
 pub struct Versity {
     child: Child,
     port: u16,
     folder: tempfile::TempDir,
 }
 
-/// How often a server is started whose port was taken meanwhile.
+/// How often to start the server if its port was taken meanwhile.
 const PORTS_TRIED: usize = 5;
 
 impl Versity {
-    /// Starts one, if the binary is here. Says that a test is skipped otherwise.
+    /// Starts a server if the binary is installed. Else notes that the test is skipped.
     ///
     /// # Panics
-    /// If it is here and does not start within a minute.
+    /// If it is installed and does not start within a minute.
     pub fn start(test: &str) -> Option<Self> {
         let Some(program) = std::env::var_os("MILKRUN_TEST_VERSITYGW") else {
             crate::skip(test, "no versitygw here (cargo xtask test builds it with Go)");
@@ -45,7 +46,7 @@ impl Versity {
 
     #[expect(clippy::expect_used, reason = "a test helper")]
     fn spawn(program: &std::ffi::OsStr) -> Self {
-        // Its data needs user attributes, which temporary folders in memory may lack.
+        // Its data folder needs extended attributes, which a temporary folder in memory may lack.
         let folder = tempfile::tempdir().expect("a folder");
         let [data, versions] = ["data", "versions"].map(|name| folder.path().join(name));
         for folder in [&data, &versions] {
@@ -70,7 +71,7 @@ impl Versity {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Where it answers.
+    /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

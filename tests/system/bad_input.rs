@@ -1,4 +1,4 @@
-//! Whatever a person or a script gets wrong: a clear message, the right exit code, never a panic, nothing half done.
+//! Wrong input by a person or a script: a clear message, the right exit code, never a panic, and nothing unfinished.
 
 use std::fs;
 
@@ -40,7 +40,7 @@ fn wrong_usage_ends_with_2_and_says_why() {
     assert_eq!(m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len(), 0);
 }
 
-/// Two volumes can't go to one place, by whatever path it is named; nothing is written.
+/// Two volumes can't be restored to one target, whatever paths name it. Nothing is written.
 #[test]
 fn one_target_for_two_volumes_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -80,7 +80,7 @@ fn odd_names_work() {
 }
 
 #[test]
-fn sources_that_are_none() {
+fn invalid_sources_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     m.run(["init"]).ok();
@@ -93,7 +93,7 @@ fn sources_that_are_none() {
 }
 
 #[test]
-fn manifests_that_are_none_are_refused_before_a_byte_is_moved() {
+fn invalid_manifests_are_refused_before_a_byte_is_moved() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     m.run(["init"]).ok();
@@ -135,7 +135,7 @@ fn a_manifest_of_50_mb_travels() {
 }
 
 #[test]
-fn secrets_that_do_not_open() {
+fn wrong_secrets_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     m.run(["points"]).fails(1, "there is no repository");
@@ -172,7 +172,7 @@ fn targets_are_checked_before_a_byte_is_written() {
     m.run(["restore", "shop", "--volume", "data=/no/such/folder/x"]).fails(1, "/no/such/folder");
     m.run(["restore", "shop", "--volume", "other=/tmp/x"]).fails(2, "it has data");
     m.run(["restore", "nothing", "--volume", "a=/tmp/x"]).fails(1, "no such restore point");
-    // Existing longer files keep what they have beyond the volume, unless asked otherwise.
+    // An existing longer file keeps its bytes behind the volume, unless `--discard-rest` is passed.
     fs::write(&out, [9; 150_000]).unwrap();
     m.run(["restore", "shop", "--volume", &volume(&out), "--force"]).ok();
     assert_eq!(fs::read(&out).unwrap()[100_000..], [9; 50_000]);
@@ -181,7 +181,7 @@ fn targets_are_checked_before_a_byte_is_written() {
 }
 
 #[test]
-fn a_store_that_is_not_there_is_told_from_one_that_is_empty() {
+fn an_unreachable_store_is_distinguished_from_an_empty_one() {
     let folder = tempfile::tempdir().unwrap();
     // Nothing listens on port 9 of loopback.
     let s3 = Milkrun::at("s3://bucket/prefix", folder.path())
@@ -194,9 +194,10 @@ fn a_store_that_is_not_there_is_told_from_one_that_is_empty() {
     assert_eq!(ran.json()["exit"], 4);
 }
 
-/// Whoever may write to a repository can put anything there. It is named and passed over, and costs neither time nor memory.
+/// Anybody with write access can put rubbish into a repository. It is reported and skipped, and costs neither time nor
+/// memory.
 #[test]
-fn rubbish_among_the_roots_keeps_nobody_from_the_others() {
+fn rubbish_among_the_roots_is_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     m.run(["init"]).ok();
@@ -212,7 +213,7 @@ fn rubbish_among_the_roots_keeps_nobody_from_the_others() {
     for n in 4..40 {
         fs::write(name(n), noise(3 << 20, n.into())).unwrap();
     }
-    // A bound that 16 roots at once stay under, whatever they hold.
+    // Reading 16 roots at once takes less memory than this, whatever they hold.
     let mut bounded = std::process::Command::new("sh");
     let listed = m.command(["points", "--json"]);
     bounded.args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh"]).arg(listed.get_program()).args(listed.get_args());
@@ -220,7 +221,7 @@ fn rubbish_among_the_roots_keeps_nobody_from_the_others() {
     let ran = ran(bounded.output()).ok();
     assert_eq!(ran.json()["points"].as_array().unwrap().len(), 1);
     assert_eq!(ran.json()["refused"].as_array().unwrap().len(), 39, "{}", ran.err);
-    // A newer one than all of them is what the application's name means.
+    // A point that is newer than all of them is the one that the application's name selects.
     let out = folder.path().join("out");
     m.run(["restore", "shop", "--volume", &volume(&out)]).ok();
 }

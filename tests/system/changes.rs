@@ -1,4 +1,5 @@
-//! Single changed pages and lists of changes: whatever is left unread or kept by reference, the volume comes back bit for bit.
+//! Single changed pages and changed-block lists: whatever is not read or is kept by reference, the volume is restored
+//! bit for bit.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +14,7 @@ use crate::round_trip::volume;
 
 const PAGE: usize = 4096;
 
-/// A volume in a file, and what it must hold.
+/// A volume in a file, and its expected content.
 struct Volume {
     m: Milkrun,
     folder: tempfile::TempDir,
@@ -38,7 +39,7 @@ impl Volume {
         self.content.len() / PAGE
     }
 
-    /// Changes so many pages at random, each by a few bytes; which ones, in order, each once.
+    /// Changes so many random pages by a few bytes each. Returns the changed pages, in order, each once.
     fn change(&mut self, pages: usize) -> Vec<usize> {
         let mut changed: Vec<usize> = (0..pages)
             .map(|_| {
@@ -75,7 +76,7 @@ impl Volume {
         self.m.run(words.iter().chain(more).copied()).ok().json()
     }
 
-    /// To a file, and to what can't seek; how many reads each took.
+    /// Restores to a file and to a stream, and checks both. Returns how many reads each took.
     fn restores_whole(&self) -> [u64; 2] {
         let out = self.folder.path().join("out");
         ["--volume", "--stream"].map(|how| {
@@ -115,7 +116,7 @@ fn only_the_pages_that_changed_are_new() {
         assert_eq!(number(&v.back_up(&[]), "new_bytes"), 0);
     }
     v.m.run(["verify", "--data"]).ok();
-    // And whole chunks, when they are asked for; after that, pages again.
+    // Whole chunks are new if they are asked for; after that, single pages again.
     let changed = v.change(10);
     let made = v.back_up(&["--whole-chunks"]);
     assert!(number(&made, "new_bytes") > (changed.len() * PAGE * 4) as u64, "{made}");
@@ -130,7 +131,7 @@ fn only_the_pages_that_changed_are_new() {
 }
 
 #[test]
-fn by_a_list_only_what_it_names_is_read() {
+fn only_the_ranges_of_a_list_are_read() {
     let mut v = Volume::new(mixed(40));
     let first = v.back_up(&[]);
     let changed = v.change(50);
@@ -140,7 +141,7 @@ fn by_a_list_only_what_it_names_is_read() {
     assert_eq!(number(&made, "lists_in_a_row"), 1);
     assert!(number(&made, "sampled_bytes") > 0);
     v.restores_whole();
-    // A list of whole MiB, as some storage keeps them: read, and compared page by page.
+    // A list of whole MiB, as some storage systems keep them: the ranges are read, and compared page by page.
     let changed = v.change(3);
     let coarse: String = changed.iter().map(|p| format!("{} {}\n", (p * PAGE) >> 20 << 20, 1 << 20)).collect();
     let list = v.list(point(&made), &[]);
@@ -157,13 +158,13 @@ fn by_a_list_only_what_it_names_is_read() {
     let made = v.back_up(&["--changed-from", &v.list(point(&made), &[])]);
     assert_eq!((number(&made, "new_bytes"), number(&made, "lists_in_a_row")), (0, 3));
     v.restores_whole();
-    // The third in a row is the last that may be.
+    // After three points in a row that rest on lists, the next one is read in full.
     let changed = v.change(5);
     let list = v.list(point(&made), &changed);
     let made = v.back_up(&["--changed-from", &list, "--full-every", "4"]);
     assert_eq!((number(&made, "lists_in_a_row"), number(&made, "read_bytes")), (0, v.content.len() as u64));
     v.restores_whole();
-    // Whole chunks by a list: the chunks of the pages that it names, and nothing else.
+    // Whole chunks with a list: only the chunks of the pages that it names are read.
     let changed = v.change(5);
     let made = v.back_up(&["--whole-chunks", "--changed-from", &v.list(point(&made), &changed)]);
     let read = number(&made, "read_bytes") - number(&made, "sampled_bytes");
@@ -176,14 +177,14 @@ fn by_a_list_only_what_it_names_is_read() {
 fn a_wrong_list_is_noticed_and_everything_is_read() {
     let mut v = Volume::new(mixed(40));
     let first = v.back_up(&[]);
-    // One page in fifty is missing: in a sample of some thousand pages one of them is met.
+    // One of fifty changed pages is missing: a sample of some thousand pages has at least one of them.
     let changed = v.change(v.pages() / 25);
     let named: Vec<usize> = changed.iter().copied().step_by(2).collect();
     let made = v.back_up(&["--changed-from", &v.list(point(&first), &named)]);
     assert!(notes(&made).contains("THE LIST OF CHANGES IS WRONG"), "{made}");
     assert_eq!((number(&made, "lists_in_a_row"), number(&made, "read_bytes") >= v.content.len() as u64), (0, true));
     v.restores_whole();
-    // What became data in a hole is a change as well.
+    // Data in a former hole is a change, too.
     let mut v = Volume::new([noise(1 << 20, 1), vec![0; 30 << 20]].concat());
     let first = v.back_up(&[]);
     v.change(2000);
@@ -196,30 +197,31 @@ fn a_wrong_list_is_noticed_and_everything_is_read() {
 fn a_list_that_does_not_fit_is_not_used() {
     let mut v = Volume::new(mixed(20));
     let first = v.back_up(&["--whole-chunks"]);
-    // Made without digests, the parent can't check a list.
+    // If the parent was made without digests, the list can't be checked.
     let changed = v.change(5);
     let made = v.back_up(&["--changed-from", &v.list(point(&first), &changed)]);
     assert!(notes(&made).contains("no digests of pages"), "{made}");
     v.restores_whole();
-    // Since another point.
+    // The list is relative to another point.
     v.change(5);
     let made = v.back_up(&["--changed-from", &v.list(point(&first), &[])]);
     assert!(notes(&made).contains("is since"), "{made}");
     assert_eq!(number(&made, "lists_in_a_row"), 0);
     v.restores_whole();
-    // A volume that grew: what is behind the parent's end is read, whatever the list says.
+    // A volume that grew: everything behind the parent's end is read, whatever the list says.
     v.content.extend(noise((17 << 20) + 5, 9));
     fs::write(v.image(), &v.content).unwrap();
     let made = v.back_up(&["--changed-from", &v.list(point(&made), &[])]);
     assert_eq!(number(&made, "lists_in_a_row"), 1);
     v.restores_whole();
-    // And one that shrank into a page: nothing is wrong with its list.
+    // A volume that shrank to an end within a page: its list is right.
     v.content.truncate((18 << 20) + 77);
     fs::write(v.image(), &v.content).unwrap();
     let made = v.back_up(&["--changed-from", &v.list(point(&made), &[])]);
     assert_eq!(notes(&made), "[]");
     v.restores_whole();
-    // And one that grew from within a page: what was its last page is one of another chunk, which the sample knows.
+    // A volume that grew from an end within a page: its former last page now belongs to another chunk. The sample
+    // handles this.
     v.content.extend(noise(9000, 5));
     fs::write(v.image(), &v.content).unwrap();
     let last = (18 << 20) / PAGE;
@@ -274,11 +276,11 @@ fn a_hundred_generations_stay_within_their_budgets() {
         changed_bytes += (changed.len() * PAGE) as u64;
         new_bytes += number(&made, "new_bytes");
         requests = requests.max(number(&made, "restore_requests"));
-        // What wore in this very generation is mended by the next.
+        // Fragmentation that arises in this generation is removed by the next one.
         let opened = number(&made, "restore_opened_bytes");
         assert!(opened * 100 <= data * 153, "generation {generation} opens {opened} of {data}");
         if generation % 50 == 0 {
-            // In order, chunks are read once for each region that uses them, not for each piece.
+            // A stream opens a chunk once for each region that uses it, and not for each piece.
             let [anyhow, in_order] = v.restores_whole();
             assert!(in_order <= anyhow * 4, "{in_order} reads in order, {anyhow} otherwise");
         }

@@ -1,5 +1,5 @@
 //! `kill -9` before and after every store call and every fsync, of a backup and of a restore. The points are not listed
-//! here: the faulty store and the directory count them. Afterwards nothing half done is listed, nothing is lost, and a
+//! here: the faulty store and the directory count them. Afterwards nothing unfinished is listed, nothing is lost, and a
 //! clean run succeeds.
 
 use std::fs;
@@ -16,7 +16,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-/// How many points a run passes; none if the binary was built without them.
+/// How many crash points a run passes; 0 if the binary was built without them.
 fn count(mut command: Command, log: &Path) -> usize {
     let _ = fs::remove_file(log);
     ran(command.env("MILKRUN_CRASH_LOG", log).output()).ok();
@@ -57,10 +57,10 @@ fn a_backup_killed_anywhere_leaves_no_half_point() {
     }
     assert!(total > 50, "only {total} points");
     let (mut committed, mut killed) = (0, 0);
-    // Until a run gets through: when a lock has to be extended meanwhile, there are more points than were counted.
+    // Until a run succeeds: if a lock has to be extended meanwhile, there are more crash points than were counted.
     for at in 1..=total * 3 {
         copy(&before, &repository);
-        // It is older than what this machine saw.
+        // The copy is older than what this machine has recorded, so the record is removed.
         let _ = fs::remove_dir_all(folder.path().join("cache"));
         let crashed = ran(m.command(args).env("MILKRUN_CRASH_AT", at.to_string()).output());
         if crashed.code == Some(0) {
@@ -70,7 +70,7 @@ fn a_backup_killed_anywhere_leaves_no_half_point() {
         let left = points(&m);
         assert!(left.starts_with(&first) && left.len() <= 2, "point {at}: {left:?}");
         committed += left.len() - 1;
-        // Everything that is listed is whole.
+        // Each listed point is whole.
         let verified = m.run(["verify", "--data"]);
         assert_eq!(verified.code, Some(0), "point {at}: {} {}", verified.out, verified.err);
         m.run(args).ok();

@@ -1,4 +1,5 @@
-//! Objects that are damaged, missing, replaced or forged: noticed, named with what they touch, and nothing wrong restored.
+//! Objects that are damaged, missing, replaced or forged: each is noticed and named with the points that it affects,
+//! and no wrong byte is restored.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -78,7 +79,7 @@ fn every_object_that_is_flipped_cut_or_gone_is_found() {
                     None => fs::remove_file(&path).unwrap(),
                 }
                 let found = w.m.run(["verify", "--data", "--json"]);
-                // A root that is gone leaves nothing that could tell of it but its placement.
+                // Only its placement still refers to a root that is gone.
                 if !(prefix == "points" && change.is_none()) {
                     assert_eq!(found.code, Some(3), "{path:?}: {} {}", found.out, found.err);
                     let findings = found.json()["findings"].as_array().unwrap().clone();
@@ -96,7 +97,7 @@ fn every_object_that_is_flipped_cut_or_gone_is_found() {
                     assert_eq!(public.code, Some(3), "{path:?}: {} {}", public.out, public.err);
                     assert!(!public.err.contains("panicked"));
                 }
-                // Restoring either gives exactly the bytes, or fails and leaves no target.
+                // A restore gives exactly the bytes, or it fails and leaves no target.
                 let (ran, out) = restored(&w);
                 assert!(!ran.err.contains("panicked"), "{}", ran.err);
                 if ran.code == Some(0) {
@@ -105,7 +106,7 @@ fn every_object_that_is_flipped_cut_or_gone_is_found() {
                     assert!(good, "{path:?}: restored something else");
                 } else {
                     assert!(!out.exists(), "{path:?}: left half a volume");
-                    // Whatever was done to a pack is damage, and said to be.
+                    // Any change of a pack is reported as damage.
                     let codes: &[i32] = if prefix == "packs" { &[3] } else { &[1, 3] };
                     assert!(ran.code.is_some_and(|c| codes.contains(&c)), "{path:?}: {ran:?}");
                 }
@@ -127,16 +128,16 @@ fn a_lost_or_damaged_index_is_rebuilt() {
             if damage { fs::write(&path, b"rot").unwrap() } else { fs::remove_file(&path).unwrap() }
         }
         let _ = fs::remove_dir_all(w.folder.path().join("cache"));
-        // Restores need no index at all.
+        // Restores need no index.
         let (ran, _) = restored(&w);
         ran.ok();
-        // And a backup finds its chunks again, by the parent's maps.
+        // A backup finds known chunks by the parent's maps.
         let moved = [noise(16 << 20, 99), fs::read(&image).unwrap()].concat();
         let other = w.folder.path().join("other");
         fs::write(&other, moved).unwrap();
         let made = w.m.run(["backup", "shop", "--volume", &volume(&other), "--json"]).ok().json();
         let new = made["volumes"][0]["new_bytes"].as_u64().unwrap();
-        // Beside the seam a chunk may be cut otherwise.
+        // Beside a changed run, a chunk may be cut differently.
         assert!(new <= 18 << 20, "{made}");
         fs::remove_dir_all(w.folder.path().join("cache")).unwrap();
     }
@@ -160,13 +161,14 @@ fn a_lost_pack_is_uploaded_again_and_later_points_are_whole() {
     w.m.run(["verify", &w.points[0]]).fails_or_finds();
 }
 
-/// Packs that rot, and whose names, lengths and directories are as they were: only reading them tells.
+/// Packs that rot while their names, lengths and directories stay the same: only reading their data shows it.
 #[test]
 fn a_rotten_pack_is_set_aside_and_its_content_stored_again() {
     rot_and_set_aside(&|bytes: &mut Vec<u8>| bytes[100] ^= 1, true);
 }
 
-/// Right after it was found, with a parent whose maps are rotten at their beginning, or somewhere else.
+/// The next backup is made right after the damage was found. The parent's packs are rotten at their beginning, or
+/// elsewhere.
 #[test]
 fn a_rotten_parent_predicts_nothing_that_was_set_aside() {
     rot_and_set_aside(&|bytes: &mut Vec<u8>| bytes[100] ^= 1, false);
@@ -177,13 +179,13 @@ fn a_rotten_parent_predicts_nothing_that_was_set_aside() {
     rot_and_set_aside(&middle, false);
 }
 
-/// Cuts depend on the repository's random key: of each of the four runs of data, one chunk of at most 1 MiB may be cut otherwise with
-/// a parent than without.
-const CUT_OTHERWISE: u64 = 4 << 20;
+/// Cuts depend on the repository's random key: in each of the four runs of data, one chunk of at most 1 MiB may be cut
+/// differently with a parent than without.
+const CUT_DIFFERENTLY: u64 = 4 << 20;
 
 fn rot_and_set_aside(rot: &dyn Fn(&mut Vec<u8>), refer_first: bool) {
     let w = world();
-    // Several leaves, and a node above them.
+    // The map has several leaves, and a node above them.
     let file = fs::File::options().write(true).open(w.folder.path().join("image")).unwrap();
     for leaf in 1..4 {
         file.write_all_at(&noise(1 << 20, 10 + leaf), leaf << 26).unwrap();
@@ -199,10 +201,10 @@ fn rot_and_set_aside(rot: &dyn Fn(&mut Vec<u8>), refer_first: bool) {
         rot(&mut bytes);
         fs::write(&path, bytes).unwrap();
     }
-    // Nothing tells that it is not there any more. (A chunk may be cut otherwise without the parent.)
+    // Nothing shows yet that the content is damaged. (A chunk may be cut differently without the parent.)
     if refer_first {
         let (referring, new) = backup("none");
-        assert!(new <= CUT_OTHERWISE, "{new}");
+        assert!(new <= CUT_DIFFERENTLY, "{new}");
         w.m.run(["verify", &referring, "--data"]).fails_or_finds();
     }
     let found = w.m.run(["verify", "--data"]);
@@ -214,20 +216,20 @@ fn rot_and_set_aside(rot: &dyn Fn(&mut Vec<u8>), refer_first: bool) {
     assert!(aside.json()["set_aside"].as_u64() > Some(0), "{}", aside.out);
     let again = w.m.run(["verify", "--data", "--set-aside", "--json"]);
     assert_eq!(again.json()["set_aside"], 0);
-    // With the parent that refers to them: what it says of unchanged content counts no more.
+    // With a parent that refers to these packs: its prediction for their content is not used any more.
     let (whole, new) = backup("auto");
     assert!(new > 6 << 20, "{new}");
     w.m.run(["verify", &whole, "--data"]).ok();
     let (ran, out) = restored(&w);
     ran.ok();
     assert!(fs::read(out).unwrap() == fs::read(&image).unwrap());
-    // Once: from then on it is known, wherever it lies.
+    // The content is stored once. From then on its chunks are known, wherever they lie.
     for parent in ["auto", "none"] {
         let (point, new) = backup(parent);
-        assert!(new <= CUT_OTHERWISE, "{parent}: {new}");
+        assert!(new <= CUT_DIFFERENTLY, "{parent}: {new}");
         w.m.run(["verify", &point, "--data"]).ok();
     }
-    // A note that was altered sets nothing aside, and harms nobody.
+    // A note that was altered sets nothing aside, and does no harm.
     for note in objects(w.folder.path(), "damaged") {
         fs::write(note, b"something else").unwrap();
     }
@@ -249,17 +251,17 @@ impl Finds for milkrun_tests::binary::Ran {
 fn roots_that_were_replaced_are_refused() {
     let w = world();
     let all = objects(w.folder.path(), "points");
-    // In the order in which they were made; two of one second have names in any order.
+    // The points in the order in which they were made: the names of two points of one second are in any order.
     let root_of = |point: &String| all.iter().find(|r| format!("rp-{}", r.file_name().unwrap().display()) == *point);
     let roots: Vec<PathBuf> = w.points.iter().map(|p| root_of(p).unwrap().clone()).collect();
     let (first, second) = (fs::read(&roots[0]).unwrap(), fs::read(&roots[1]).unwrap());
-    // Another valid root in its place.
+    // Another valid root takes its place.
     fs::write(&roots[1], &first).unwrap();
     let listed = w.m.run(["points", "--json"]).ok().json();
     assert_eq!(listed["points"].as_array().unwrap().len(), 1);
     assert!(listed["refused"][0]["reason"].as_str().unwrap().contains("another point"));
     assert_eq!(w.m.run(["verify"]).code, Some(3));
-    // Whoever asks for the newest does not get an older one instead, unless he names it.
+    // A restore of the newest point does not use an older one instead. An older one must be named.
     let out = w.folder.path().join("instead");
     for selector in ["shop", "shop@latest", "shop@2100-01-01T00:00:00Z"] {
         w.m.run(["show", selector]).fails(3, "the newest, is refused");
@@ -269,7 +271,7 @@ fn roots_that_were_replaced_are_refused() {
     w.m.run(["restore", &w.points[0], "--volume", &volume(&out)]).ok();
     fs::write(&roots[1], &second).unwrap();
 
-    // A root that a stranger signed: of a repository of his own, under our application's name.
+    // A root of another repository, signed with another key, under the name of our application.
     let strange = tempfile::tempdir().unwrap();
     let stranger = Milkrun::in_folder(strange.path());
     stranger.run(["init"]).ok();

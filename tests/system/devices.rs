@@ -43,7 +43,7 @@ fn file_system(name: &str, check: &[&str]) {
         fs::write(mount.path().join(format!("file{i}")), noise(1 << 20, i)).unwrap();
     }
     let v = format!("data={}", source.path());
-    // Mounted read-write: refused, unless asked for, and then the point says so.
+    // A device that is mounted read-write is refused, unless that is allowed; the point then says so.
     m.run(["backup", "shop", "--volume", &v]).fails(1, "mounted read-write");
     let image = format!("data={}", folder.path().join("source.img").display());
     m.run(["backup", "shop", "--volume", &image]).fails(1, "mounted read-write");
@@ -56,7 +56,7 @@ fn file_system(name: &str, check: &[&str]) {
     assert_eq!(made["volumes"][0]["size_bytes"], size);
     assert!(made["volumes"][0]["hole_bytes"].as_u64().unwrap() > 100 << 20, "zeros are holes: {made}");
 
-    // To a larger device, which has to be empty or forced.
+    // A larger device must be empty, or `--force` be passed.
     let target = Loop::fresh(folder.path(), "target.img", size + (8 << 20));
     let t = format!("data={}", target.path());
     m.run(["restore", "shop", "--volume", &t]).ok();
@@ -66,14 +66,14 @@ fn file_system(name: &str, check: &[&str]) {
     assert!(files(mount.path()) == wanted, "the files differ");
     m.run(["restore", "shop", "--volume", &t]).fails(1, "mounted");
     drop(mount);
-    // Over what is there: every byte is the volume's, holes too.
+    // Written over other data: every byte is the volume's, also in holes.
     let fill = noise(8 << 20, 77);
     fs::write(target.path(), &fill).unwrap();
     m.run(["restore", "shop", "--volume", &t, "--force"]).ok();
     let (a, b) = (source.path(), target.path());
     must("cmp", &["-n", &size.to_string(), &a, &b]);
 
-    // Too small: refused before a byte is written. Other sector sizes work.
+    // A device that is too small is refused before a byte is written. Other sector sizes work.
     let small = Loop::fresh(folder.path(), "small.img", size - (1 << 20));
     m.run(["restore", "shop", "--volume", &format!("data={}", small.path())]).fails(1, "at least that size");
     m.run(["verify", "--data"]).ok();
@@ -120,9 +120,10 @@ fn a_full_disk_ends_cleanly_on_both_sides() {
     assert!(!out.exists(), "half a volume was left");
 }
 
-/// A point that has some devices of a file system or volume group that lies on several says so; one that has all of them does not.
+/// A file system or volume group on several devices: a point that has only some of them says so; a point with all of
+/// them does not.
 #[test]
-fn a_part_of_a_set_is_told_as_one() {
+fn a_point_says_that_it_has_only_a_part_of_a_set() {
     if !is_root() {
         return skip("sets of devices", "loop devices need root");
     }
@@ -160,7 +161,7 @@ fn a_part_of_a_set_is_told_as_one() {
     }
     if has("vgcreate") {
         let devices = pair("lvm");
-        // Its name is known to the whole machine.
+        // The volume group's name is visible on the whole machine.
         let group = format!("milkrun{}", std::process::id());
         must("vgcreate", &["--yes", &group, &devices[0].path(), &devices[1].path()]);
         is_told("lvm", &format!("LVM volume group {group} "), &devices);

@@ -1,4 +1,4 @@
-//! What an ext4 file system has free is left out on demand, and nothing else ever is.
+//! The free space of an ext4 file system is left out if asked for. Nothing else is ever left out.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,8 @@ struct Disk {
 }
 
 impl Disk {
-    /// A file full of noise, and in it an ext4 with some files. `None` where the tools are not here.
+    /// A file of random bytes with an ext4 file system in it, which has some files. `None` if the tools are not
+    /// installed.
     fn new(name: &str, size: u64, options: &[&str]) -> Option<Self> {
         for tool in ["mke2fs", "dumpe2fs", "debugfs", "e2fsck"] {
             if Command::new(tool).arg("-V").output().is_err() {
@@ -49,7 +50,7 @@ impl Disk {
         self.folder.path().join("image")
     }
 
-    /// Something that debugfs does to it.
+    /// Runs a request of debugfs on it.
     fn debugfs(&self, request: &str) {
         must("debugfs", &["-w", "-R", request, self.image().to_str().unwrap()]);
     }
@@ -66,7 +67,8 @@ impl Disk {
         out
     }
 
-    /// Every block that dumpe2fs does not list as free is as it was; how many bytes differ otherwise.
+    /// Checks that all blocks that dumpe2fs does not list as free are equal. Returns how many bytes of free blocks
+    /// differ.
     fn same_but_for_free(&self, out: &Path) -> u64 {
         let said = Command::new("dumpe2fs").arg(self.image()).output().unwrap();
         let said = String::from_utf8(said.stdout).unwrap();
@@ -112,12 +114,12 @@ fn left_out(name: &str, size: u64, options: &[&str]) {
     assert!(number(&all, "read_bytes") > size * 3 / 4 && !notes(&all).contains("free"), "{all}");
     let made = disk.back_up(&["--skip-free"]);
     assert!(notes(&made).contains("free space was left out: "), "{made}");
-    // Eight MiB of files, a journal, tables of inodes.
+    // There are eight MiB of files, a journal and inode tables.
     assert!(number(&made, "read_bytes") < size / 2, "{made}");
     assert_eq!(number(&made, "new_bytes"), 0, "zeros are new to nobody: {made}");
     let out = disk.restored();
     assert!(disk.same_but_for_free(&out) > size / 2);
-    // Files go, others come: also where nothing lay before.
+    // Some files are removed and others written, also where space was free before.
     for n in 0..10 {
         disk.debugfs(&format!("rm f{n}"));
     }
@@ -127,7 +129,7 @@ fn left_out(name: &str, size: u64, options: &[&str]) {
     disk.back_up(&["--skip-free"]);
     disk.same_but_for_free(&disk.restored());
     disk.m.run(["verify", "--data"]).ok();
-    // And without it, all comes back.
+    // Without `--skip-free`, everything is read again.
     disk.back_up(&[]);
     assert!(fs::read(disk.restored()).unwrap() == fs::read(disk.image()).unwrap());
 }
@@ -139,18 +141,18 @@ fn free_space_of_ext4() {
 
 #[test]
 fn free_space_of_ext4_with_small_blocks_and_odd_sizes() {
-    // The last group is cut short, and the volume is longer than its file system.
+    // The last group is shorter than the others, and the volume is longer than its file system.
     left_out("free space of ext4, 1 KiB", 101 * MIB + 4096, &["-b", "1024", "-O", "^flex_bg", "-N", "2000"]);
     left_out("free space of ext4, 32 bits", 200 * MIB, &["-b", "4096", "-O", "^64bit,^resize_inode", "-g", "8192"]);
     left_out("free space of ext4, sparse_super2", 200 * MIB, &["-O", "sparse_super2,^resize_inode", "-g", "4096"]);
 }
 
 #[test]
-fn on_any_doubt_everything_is_read() {
+fn in_any_doubt_everything_is_read() {
     let read_in_full = |disk: &Disk, why: &str| {
         let made = disk.back_up(&["--skip-free", "--parent", "none"]);
         assert!(notes(&made).contains(why), "{made}");
-        // What the file has as holes is hardly read by either; what reads as zeros is left out by both.
+        // Both hardly read the holes of the file, and both leave out zeros.
         let plain = disk.back_up(&["--parent", "none"]);
         assert_eq!(number(&made, "hole_bytes"), number(&plain, "hole_bytes"), "{made}");
         assert!(number(&made, "read_bytes") > 50 * MIB, "{made}");
@@ -161,7 +163,7 @@ fn on_any_doubt_everything_is_read() {
     let good = fs::read(disk.image()).unwrap();
     disk.debugfs("feature needs_recovery");
     read_in_full(&disk, "its journal needs recovery");
-    // A byte of each thing that has a checksum.
+    // One byte of each structure that has a checksum is damaged.
     let said = Command::new("dumpe2fs").arg(disk.image()).output().unwrap().stdout;
     let said = String::from_utf8(said).unwrap();
     let bitmap = said.lines().find_map(|l| l.trim().strip_prefix("Block bitmap at ")).unwrap();
@@ -188,7 +190,7 @@ fn on_any_doubt_everything_is_read() {
 }
 
 #[test]
-fn no_list_of_changes_rests_on_a_point_that_left_something_out() {
+fn no_list_is_used_on_a_parent_that_left_free_space_out() {
     let Some(disk) = Disk::new("free space and lists", 64 * MIB, &[]) else { return };
     let image = volume(&disk.image());
     let since = |point: &Value| {
@@ -205,7 +207,7 @@ fn no_list_of_changes_rests_on_a_point_that_left_something_out() {
     disk.m
         .run(["backup", "app", "--volume", &image, "--skip-free", "--changed-from", &list])
         .fails(2, "cannot be used with");
-    // Its holes are no measure for the sample, and what was free comes back with a full read.
+    // The left-out space would look like holes to the sample. A full read includes what was free.
     let second = back_up(&["--changed-from", &list]);
     assert_eq!(
         (number(&second["volumes"][0], "lists_in_a_row"), notes(&second["volumes"][0]).as_str()),

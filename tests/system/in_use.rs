@@ -1,4 +1,4 @@
-//! Devices that are in use without a mount that this process sees, and targets that are none.
+//! Devices that are in use without a mount that this process sees, and paths that are no valid targets.
 
 use std::fs;
 use std::io::Read;
@@ -13,7 +13,8 @@ use milkrun_tests::{is_root, noise, skip};
 
 use crate::round_trip::volume;
 
-/// Refused as a source and as a target, whatever is passed but `--allow-mounted`, with which the point says so.
+/// Checks that a device is refused as a source and as a target. Only `--allow-mounted` allows it as a source, and the
+/// point then says so.
 fn in_use(m: &Milkrun, device: &str, by: &str) {
     let v = format!("data={device}");
     m.run(["backup", "used", "--volume", &v]).fails(1, by);
@@ -23,16 +24,16 @@ fn in_use(m: &Milkrun, device: &str, by: &str) {
         m.run(["restore", "small", "--volume", &v].into_iter().chain(force)).fails(1, by);
         m.run(["restore", "small", "--stream", &v].into_iter().chain(force)).fails(1, by);
     }
-    // Its file system writes to it as well: what must not be there is a byte of the volume.
+    // Its own file system writes to it, too, so only the bytes of the volume must not be there.
     let mut start = [0; 64];
     fs::File::open(device).unwrap().read_exact(&mut start).unwrap();
     assert!(start != noise(64, 1)[..], "{device} was written to");
 }
 
-/// A mount in a namespace of its own, as each container has them.
-struct Elsewhere(Child);
+/// A mount in a namespace of its own, as in a container.
+struct NamespaceMount(Child);
 
-impl Elsewhere {
+impl NamespaceMount {
     fn mount(device: &str, at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
         let script = format!("mount {device} {at} && touch {at}/mounted && exec sleep 600", at = at.display());
@@ -49,7 +50,7 @@ impl Elsewhere {
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for NamespaceMount {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -57,7 +58,7 @@ impl Drop for Elsewhere {
 }
 
 #[test]
-fn a_device_that_the_kernel_holds_is_neither_read_nor_written_unasked() {
+fn a_device_that_the_kernel_uses_is_neither_read_nor_written() {
     if !is_root() {
         return skip("devices in use elsewhere", "needs root");
     }
@@ -70,9 +71,9 @@ fn a_device_that_the_kernel_holds_is_neither_read_nor_written_unasked() {
 
     let device = Loop::fresh(folder.path(), "namespace", 64 << 20);
     must("mkfs.ext4", &["-q", &device.path()]);
-    let elsewhere = Elsewhere::mount(&device.path(), &folder.path().join("elsewhere"));
+    let elsewhere = NamespaceMount::mount(&device.path(), &folder.path().join("elsewhere"));
     in_use(&m, &device.path(), "another namespace");
-    // The image below it is as much in use.
+    // The image below it is in use, too.
     let image = format!("data={}", folder.path().join("namespace").display());
     m.run(["backup", "used", "--volume", &image]).fails(1, "another namespace");
     m.run(["restore", "small", "--volume", &image, "--force"]).fails(1, "another namespace");
@@ -81,7 +82,7 @@ fn a_device_that_the_kernel_holds_is_neither_read_nor_written_unasked() {
 
     // A device below a loop device.
     let top = Loop::attach(Path::new(&device.path()));
-    let elsewhere = Elsewhere::mount(&top.path(), &folder.path().join("top"));
+    let elsewhere = NamespaceMount::mount(&top.path(), &folder.path().join("top"));
     in_use(&m, &device.path(), "another namespace");
     drop(elsewhere);
     drop(top);
@@ -114,7 +115,7 @@ fn the_second_device_of_a_btrfs_is_in_use_with_the_first() {
 }
 
 #[test]
-fn a_device_whose_end_no_read_gets_is_named() {
+fn a_device_whose_end_can_not_be_read_is_an_error() {
     if !is_root() {
         return skip("a device with odd sectors", "needs root");
     }
@@ -137,7 +138,7 @@ fn a_device_whose_end_no_read_gets_is_named() {
 }
 
 #[test]
-fn what_is_no_target_is_not_made_one() {
+fn paths_that_are_no_targets_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     m.run(["init"]).ok();
@@ -159,7 +160,7 @@ fn what_is_no_target_is_not_made_one() {
         }
         assert!(!path.exists());
     }
-    // A name of any length, for nobody else's eyes.
+    // A name of any length works, and only the owner may read the file.
     for len in [219, 255] {
         let out = folder.path().join("n".repeat(len));
         for kind in ["--volume", "--stream"] {
@@ -171,7 +172,7 @@ fn what_is_no_target_is_not_made_one() {
     }
 }
 
-/// Two restores to one name: the second is refused, and the first comes to its end.
+/// Two restores to one name: the second is refused, and the first succeeds.
 #[test]
 fn a_second_restore_to_one_name_leaves_the_first_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -181,7 +182,7 @@ fn a_second_restore_to_one_name_leaves_the_first_alone() {
     fs::write(&image, noise(64 << 20, 1)).unwrap();
     m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
     let out = folder.path().join("out");
-    // The first stands still before its first byte is durable.
+    // The first restore hangs before its first byte is durable.
     let mut first = m.command(["restore", "shop", "--volume", &volume(&out)]);
     first.env("MILKRUN_HANG_AT", "before fsync of the target");
     let mut first = first.spawn().unwrap();
@@ -199,7 +200,7 @@ fn a_second_restore_to_one_name_leaves_the_first_alone() {
     assert_eq!(partial(), kept);
     first.kill().unwrap();
     first.wait().unwrap();
-    // What nobody holds any more goes.
+    // An unfinished file that nobody has locked is removed.
     m.run(["restore", "shop", "--volume", &volume(&out)]).ok();
     assert_eq!(partial(), [""; 0]);
 }

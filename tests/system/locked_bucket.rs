@@ -1,4 +1,5 @@
-//! A bucket with Object Lock: `init` proves it, points are locked, and a committed point survives whoever may write.
+//! A bucket with Object Lock: `init` proves it, points are locked, and nobody with write access can destroy a committed
+//! point.
 
 use std::fs;
 
@@ -42,7 +43,7 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
     make_bucket(&server.endpoint(), "plain", false);
     let folder = tempfile::tempdir().unwrap();
 
-    // A bucket without Object Lock is refused for locked use, and fine without.
+    // A bucket without Object Lock is refused if locks are asked for, and accepted otherwise.
     let plain = server.milkrun("plain", "p", folder.path());
     plain.run(["init", "--lock", "compliance", "--lock-for", "1h"]).fails(1, "no Object Lock");
     plain.run(["init"]).ok();
@@ -92,7 +93,8 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
         }
         assert!(tried >= 8, "{tried}");
 
-        // A delete marker on a root, and another version beside it: the locked one is still found, and both are told.
+        // A root has a delete marker, and another version on top: the locked version is still found, and both are
+        // reported.
         let client = client(&server.endpoint());
         let root = store.versions("points/").await.unwrap().pop().unwrap().key;
         let name = format!("some/prefix/{root}");

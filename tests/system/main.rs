@@ -1,4 +1,4 @@
-//! System tests: real processes, real devices, a real S3 server, a real PostgreSQL. Public interfaces only.
+//! System tests: real processes, real devices, a real S3 server, a real PostgreSQL. They use public interfaces only.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod bad_input;

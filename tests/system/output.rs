@@ -1,4 +1,4 @@
-//! What a person or a script is told: all of it, or a failure. And what comes from the environment.
+//! Output for people and scripts: it is complete, or the command fails. Also: what comes from the environment.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -40,14 +40,14 @@ fn output_that_could_not_be_written_is_a_failure() {
         closed.args(["-c", "exec \"$@\" >&-", "sh"]).arg(binary()).args(args);
         closed.envs(m.command(args).get_envs().filter_map(|(k, v)| Some((k, v?))));
         to(closed, Stdio::null()).fails(1, "standard output: it is closed");
-        // Who stops reading has what he wanted.
+        // A reader that closes the pipe is no failure.
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         to(m.command(args), writer).ok();
     }
-    // What was asked for was done all the same.
+    // The command was carried out all the same.
     assert_eq!(m.run(["points", "--json"]).ok().json()["points"].as_array().unwrap().len(), 4);
-    // Damage stays damage.
+    // The exit code for damage stays.
     fs::remove_dir_all(folder.path().join("repository/placements")).unwrap();
     to(m.command(["verify"]), full()).fails(3, "can't write to standard output");
 }
@@ -69,7 +69,7 @@ fn a_stream_to_an_output_that_takes_nothing_is_a_failure() {
 }
 
 #[test]
-fn a_variable_that_is_set_to_nothing_is_not_set() {
+fn an_empty_variable_counts_as_not_set() {
     let (_folder, m) = world();
     let names = ["MILKRUN_COORDINATOR", "MILKRUN_TLS", "AWS_CA_BUNDLE", "MILKRUN_PASSWORD_FILE", "MILKRUN_LOG"];
     let mut command = m.command(["points"]);
@@ -95,7 +95,7 @@ fn what_goes_to_a_file_has_no_colours() {
 }
 
 #[test]
-fn too_few_threads_are_said_and_no_panic() {
+fn too_few_threads_are_an_error_and_no_panic() {
     if !is_root() {
         return skip("a bound on threads", "needs root, to become somebody else");
     }
@@ -110,7 +110,7 @@ fn too_few_threads_are_said_and_no_panic() {
     ran(command.output()).fails(1, "ulimit -u");
 }
 
-/// A terminal that is closed stops a run as Ctrl-C does: nothing stays behind. Under nohup it goes on.
+/// Closing the terminal stops a run like Ctrl-C does, and nothing is left behind. Under nohup the run goes on.
 #[test]
 fn a_hangup_stops_a_run_cleanly() {
     let (folder, _) = world();
@@ -130,14 +130,14 @@ fn a_hangup_stops_a_run_cleanly() {
             assert!(Instant::now() < deadline);
             std::thread::sleep(Duration::from_millis(20));
         }
-        // The run is announced a moment after its lease.
+        // The run is announced shortly after its lease is taken.
         std::thread::sleep(Duration::from_millis(500));
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
         if nohup {
             std::thread::sleep(Duration::from_millis(500));
         } else {
-            // Its input stays open: only the signal ends it.
+            // Its standard input stays open, so that only the signal ends it.
             let deadline = Instant::now() + Duration::from_secs(60);
             while child.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < deadline, "it goes on");

@@ -1,5 +1,6 @@
-//! A real PostgreSQL with page checksums on ext4: three frozen generations between runs of pgbench, each restored to a new
-//! device, checked, started, and asked. Once in a directory, once in a bucket with a compliance lock.
+//! A real PostgreSQL with page checksums on ext4. Three frozen generations are backed up between runs of pgbench. Each
+//! is restored to a new device, checked, started, and queried. The repository is once in a directory, and once in a
+//! bucket with a compliance lock.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +34,7 @@ fn generations(folder: &Path, m: &Milkrun) -> Vec<Generation> {
         cluster.client("pgbench -n -c 2 -t 500");
         cluster.query("checkpoint");
         let answer = cluster.query(ASK);
-        // A frozen image is what a storage snapshot gives.
+        // A frozen image is like a storage snapshot.
         let at = mount.path().display().to_string();
         must("fsfreeze", &["--freeze", &at]);
         let copied = Command::new("cp").arg("--sparse=always").arg(&image).arg(folder.join("snapshot.img")).status();
@@ -52,12 +53,12 @@ fn generations(folder: &Path, m: &Milkrun) -> Vec<Generation> {
 fn prove(folder: &Path, m: &Milkrun, generation: &Generation) {
     let device = Loop::fresh(folder, "restored.img", SIZE);
     m.run(["restore", &format!("shop@{}", generation.time), "--volume", &format!("pg={}", device.path())]).ok();
-    // A frozen ext4 is consistent; its journal was replayed by the freeze.
+    // A frozen ext4 is consistent: freezing empties its journal.
     must("e2fsck", &["-fn", &device.path()]);
     let mount = Mount::new(&device.path(), &folder.join("restored"), &[]);
     let mut cluster = Cluster::existing(mount.path(), &folder.join("socket"));
     let _ = fs::remove_file(mount.path().join("pg/postmaster.pid"));
-    // The image was taken from a running server: it recovers by its log, then every page is checked.
+    // The image was taken from a running server. PostgreSQL recovers from its log; then every page is checked.
     cluster.start();
     assert_eq!(cluster.query(ASK), generation.answer);
     cluster.stop("fast");

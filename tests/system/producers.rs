@@ -1,4 +1,4 @@
-//! Streams whose producer fails, is silent, or writes a file while it is read: no restore point.
+//! Streams whose producer fails, writes nothing, or writes to a file while it is read: there is no restore point.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -69,7 +69,8 @@ fn a_stream_file_that_changes_while_it_is_read_is_refused() {
     for allow in [None, Some("--allow-changing")] {
         let mut backup = m.command(["backup", "db", "--stream", &v].into_iter().chain(allow));
         let child = backup.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
-        // Until it is read, each millisecond: at least one of them comes between its first byte and its last.
+        // The file is written each millisecond while it is read: at least one write comes between its first byte and
+        // its last.
         let mut writer = OpenOptions::new().append(true).open(&file).unwrap();
         let mut child = child;
         while child.try_wait().unwrap().is_none() {

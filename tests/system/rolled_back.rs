@@ -1,4 +1,5 @@
-//! A repository that is sound by itself and is not what it was: rolled back as a whole, or exchanged for another.
+//! A repository that is valid by itself but not the one of before: it was rolled back as a whole, or exchanged for
+//! another.
 
 use std::fs;
 use std::path::Path;
@@ -32,12 +33,12 @@ fn a_repository_of_an_earlier_day_is_noticed() {
     back_up(3).fails(3, &format!("{newest} was in this repository"));
     let points = m.run(["points"]).ok();
     assert!(points.err.contains("rolled back") && points.err.contains(&newest), "{}", points.err);
-    // What is there can be had, and that it is not the newest is said.
+    // Its points can be restored, with a warning that they are not the newest.
     let out = folder.path().join("out");
     let restored = m.run(["restore", "shop", "--volume", &volume(&out)]).ok();
     assert!(restored.err.contains("rolled back"), "{}", restored.err);
     assert!(fs::read(&out).unwrap() == noise(1 << 20, 1));
-    // Who means it removes the record that the message names.
+    // If the rollback was intended, a person removes the record that the message names.
     let ran = back_up(3);
     let record = ran.err.split("remove \"").nth(1).unwrap().split('"').next().unwrap();
     fs::remove_file(record).unwrap();

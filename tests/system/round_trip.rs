@@ -1,4 +1,4 @@
-//! Volumes of every shape, streams and manifests: what goes in comes out.
+//! Volumes of every shape, streams and manifests: a restore gives what was backed up.
 
 use std::fs;
 use std::io::Write;
@@ -52,7 +52,7 @@ fn volumes_of_every_shape_come_back_bit_for_bit() {
             }
         }
         let out = folder.path().join("out");
-        // To what can seek, and to what can't.
+        // Restored to a file, and to a stream.
         for how in ["--volume", "--stream"] {
             let restored = m.run(["restore", &app, how, &volume(&out), "--json"]).ok().json();
             assert!(fs::read(&out).unwrap() == *content, "{name} {how}");
@@ -61,7 +61,7 @@ fn volumes_of_every_shape_come_back_bit_for_bit() {
             fs::remove_file(&out).unwrap();
         }
     }
-    // And what came as a stream.
+    // The same content, backed up as a stream.
     for (name, content) in &shapes {
         let from = folder.path().join("from");
         fs::write(&from, content).unwrap();
@@ -124,14 +124,14 @@ fn streams_come_from_standard_input_and_go_to_standard_output() {
     };
     let made = back_up(&content);
     assert_eq!(made["volumes"][0]["size_bytes"], content.len() as u64);
-    // Bytes that shift are found again.
+    // Content that moves is deduplicated.
     let shifted = [b"a new line in front\n".to_vec(), content.clone()].concat();
     let again = back_up(&shifted);
     assert!(again["volumes"][0]["new_bytes"].as_u64().unwrap() < 2 << 20, "{again}");
     let restored = m.command(["restore", "shop", "--stream", "dump=-"]).output().unwrap();
     assert!(restored.status.success());
     assert!(restored.stdout == shifted, "the stream differs");
-    // Many threads and little memory: what waits for its turn must not hold the room that the next part needs.
+    // Many threads and little memory: groups that wait for their turn must not hold the room that the next group needs.
     let out = folder.path().join("dump.sql");
     let target = format!("dump={}", out.display());
     m.run(["restore", "shop", "--stream", &target, "--threads", "8", "--memory", "64MiB"]).ok();
@@ -158,12 +158,12 @@ fn manifests_travel_with_the_volumes() {
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(value["data"]["x"], "1");
     assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
-    // Manifests alone are an application too.
+    // An application may consist of manifests alone.
     m.run(["backup", "config only", "--manifests", &yaml]).ok();
     m.run(["verify", "--data"]).ok();
 }
 
-/// They go through the same cutter as streams: what did not change is named, and not stored again.
+/// Manifests go through the same cutter as streams: unchanged chunks are referred to, and not stored again.
 #[test]
 fn manifests_that_did_not_change_are_not_stored_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -187,7 +187,7 @@ fn manifests_that_did_not_change_are_not_stored_again() {
     assert!(backup() < 1 << 20);
     object(40, 1000);
     let changed = backup();
-    // The chunks that the object lies in, and those beside them, of at most 512 KiB each.
+    // New are the chunks of the changed object, and their neighbours, of at most 512 KiB each.
     assert!((128 << 10..first / 4).contains(&changed), "{changed} of {first}");
     let out = folder.path().join("out");
     m.run(["restore", "shop", "--manifests", &out.display().to_string()]).ok();
@@ -217,7 +217,7 @@ fn a_time_picks_the_last_point_at_or_before_it() {
     }
     m.run(["show", "shop@1999-01-01T00:00:00Z"]).fails(1, "no such restore point");
     m.run(["show", "shop@tomorrow"]).fails(2, "RFC 3339");
-    // Without a target it says what there is.
+    // Without a target, the error says which volumes there are.
     m.run(["restore", "shop"]).fails(2, "the point has data");
 }
 
@@ -240,9 +240,9 @@ fn two_processes_back_up_into_one_repository_at_once() {
     m.run(["verify", "--data"]).ok();
 }
 
-/// There is no other way through the code: also on one machine an agent registers with a coordinator, over gRPC.
+/// There is only one way through the code: also on one machine, an agent registers with a coordinator over gRPC.
 #[test]
-fn one_machine_goes_through_the_same_services() {
+fn one_machine_uses_the_same_services() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     m.run(["init"]).ok();
@@ -280,7 +280,7 @@ fn manifests_of_like_names_come_back_as_files_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     m.run(["init"]).ok();
-    // As the kubelet lays out a mounted ConfigMap: each file is linked beside what backs it.
+    // The layout of a ConfigMap that the kubelet mounts: each file is a link to another folder.
     let k8s = folder.path().join("k8s");
     fs::create_dir_all(k8s.join("..2026_11_29")).unwrap();
     let role = |namespace: &str, name: &str| {
@@ -301,7 +301,7 @@ fn manifests_of_like_names_come_back_as_files_of_their_own() {
         let value: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
         assert_eq!((&value["mode"], &value["true"]), (&420.into(), &true.into()), "{value}");
     }
-    // What another point left there is no part of this one, and is named.
+    // A file that another point left there is not part of this one, and is reported.
     fs::write(out.join("left.json"), "{}").unwrap();
     m.run(["restore", "shop", "--manifests", &out_text]).fails(2, "not empty");
     let again = m.run(["restore", "shop", "--manifests", &out_text, "--force", "--json"]).ok();

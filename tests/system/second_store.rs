@@ -1,4 +1,4 @@
-//! A second, independent S3 server, and what it does otherwise than the first: the same promises hold.
+//! A second, independent S3 server, which differs from the first in details: milkrun keeps the same promises.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use milkrun_tests::versity::Versity;
 use crate::locked_bucket::{client, make_bucket};
 use crate::round_trip::volume;
 
-/// A plain delete of each key: all of it is there, behind delete markers.
+/// Deletes each key without a version: all objects are still there, behind delete markers.
 fn hide_all(endpoint: &str, bucket: &str) -> usize {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -23,8 +23,9 @@ fn hide_all(endpoint: &str, bucket: &str) -> usize {
     })
 }
 
-/// A slip hides everything. Each byte comes back, nothing is found but that, and the next backup goes on.
-fn a_slip_loses_nothing(endpoint: &str, m: &milkrun_tests::binary::Milkrun, folder: &std::path::Path) {
+/// An accidental delete hides everything. Each byte can be restored, only the delete markers are found, and the next
+/// backup succeeds.
+fn an_accidental_delete_loses_nothing(endpoint: &str, m: &milkrun_tests::binary::Milkrun, folder: &std::path::Path) {
     make_bucket(endpoint, "locked", true);
     let key = folder.join("key.pub").display().to_string();
     let words = ["init", "--lock", "compliance", "--lock-for", "1h", "--write-public-key", &key];
@@ -46,7 +47,7 @@ fn a_slip_loses_nothing(endpoint: &str, m: &milkrun_tests::binary::Milkrun, fold
         let hidden = |f: &serde_json::Value| f["reason"].as_str().unwrap().contains("hidden by a delete marker");
         assert!(!findings.is_empty() && findings.iter().all(hidden), "{findings:?}");
     }
-    // Nothing is made on top of it, and what follows refers to what is there.
+    // Nothing is written on top of the delete markers, and the next backup refers to the hidden objects.
     m.run(["init"]).fails(1, "delete markers hide");
     let next = m.run(["backup", "shop", "--volume", &volume(&image), "--json"]).ok().json();
     assert_eq!(next["volumes"][0]["new_bytes"], 0, "{next}");
@@ -59,12 +60,20 @@ fn a_slip_loses_nothing(endpoint: &str, m: &milkrun_tests::binary::Milkrun, fold
 fn on_versitygw() {
     let Some(server) = Versity::start("a slip on a second S3 server") else { return };
     let folder = tempfile::tempdir().unwrap();
-    a_slip_loses_nothing(&server.endpoint(), &server.milkrun("locked", "p", folder.path()), folder.path());
+    an_accidental_delete_loses_nothing(
+        &server.endpoint(),
+        &server.milkrun("locked", "p", folder.path()),
+        folder.path(),
+    );
 }
 
 #[test]
 fn on_seaweedfs() {
     let Some(server) = Seaweed::start("a slip on a real S3 server") else { return };
     let folder = tempfile::tempdir().unwrap();
-    a_slip_loses_nothing(&server.endpoint(), &server.milkrun("locked", "p", folder.path()), folder.path());
+    an_accidental_delete_loses_nothing(
+        &server.endpoint(),
+        &server.milkrun("locked", "p", folder.path()),
+        folder.path(),
+    );
 }

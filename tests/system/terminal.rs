@@ -1,4 +1,5 @@
-//! What a person sees and does while it runs: bars on a terminal, lines elsewhere, Ctrl-C; and what they try first.
+//! What a person sees and does while a command runs: bars on a terminal, lines elsewhere, Ctrl-C. Also: `milkrun try`,
+//! help and completion.
 
 use std::fs;
 use std::io::Read;
@@ -27,7 +28,7 @@ fn wait_until(what: &str, limit: u64, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Its result, or a failure if it has none by then; it is ended either way.
+/// Waits for the result of a process, and fails if it still runs then. It is killed in that case.
 fn end_of(mut child: Child, seconds: u64) -> milkrun_tests::binary::Ran {
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(seconds) {
@@ -42,9 +43,9 @@ fn end_of(mut child: Child, seconds: u64) -> milkrun_tests::binary::Ran {
     ran
 }
 
-/// Plain lines now and then on a pipe; and the first Ctrl-C stops cleanly.
+/// On a pipe, a plain line is printed now and then. The first Ctrl-C stops the run cleanly.
 #[test]
-fn a_backup_tells_how_far_it_is_and_stops_when_asked() {
+fn a_backup_reports_progress_and_stops_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path()).aloud();
     m.run(["init"]).ok();
@@ -62,7 +63,7 @@ fn a_backup_tells_how_far_it_is_and_stops_when_asked() {
     assert_eq!(ended.code, Some(1), "{text}");
     assert!(text.contains("once more to stop at once") && text.contains("nothing was committed"), "{text}");
     assert_eq!(points(&m).len(), 0);
-    // What was stored by then is found again, and the point is whole.
+    // The next backup finds the chunks that were stored until then, and its point is whole.
     m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
     m.run(["verify", "--data"]).ok();
 }
@@ -76,7 +77,7 @@ fn a_restore_that_is_stopped_leaves_no_half_volume() {
     fs::write(&image, noise(300 << 20, 2)).unwrap();
     m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
     let out = folder.path().join("out");
-    // Its name ends with the attempt's.
+    // The name of the unfinished file ends with the attempt's.
     let partial = || {
         let mut files = fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().path());
         files.find(|f| f.file_name().unwrap().to_string_lossy().starts_with("out.milkrun-partial"))
@@ -87,7 +88,7 @@ fn a_restore_that_is_stopped_leaves_no_half_volume() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // In the middle: something is written.
+    // The restore is under way: something is written.
     let begun = || partial().is_some_and(|p| fs::metadata(p).is_ok_and(|f| f.blocks() > 0));
     wait_until("the first bytes", 60, begun);
     interrupt(&child);
@@ -108,12 +109,12 @@ fn the_second_interrupt_stops_at_once() {
     m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
     let log = folder.path().join("log");
     let mut command = m.command(["restore", "shop", "--stream", "data=-"]);
-    // Nobody reads the pipe: it stays under way.
+    // Nobody reads the pipe, so the command does not end.
     let mut child = command.stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(2));
     interrupt(&child);
     wait_until("the first answer", 20, || fs::read_to_string(&log).unwrap().contains("once more to stop at once"));
-    // Longer than what counts as the same request, shorter than the coordinator's patience.
+    // Longer than the time in which two signals count as one, and shorter than the limit for a clean stop.
     std::thread::sleep(Duration::from_secs(2));
     assert!(child.try_wait().unwrap().is_none(), "the clean stop did not hang: {}", fs::read_to_string(&log).unwrap());
     interrupt(&child);
@@ -127,7 +128,7 @@ fn bars_are_drawn_on_a_terminal() {
     m.run(["init"]).ok();
     let image = folder.path().join("image");
     fs::write(&image, noise(20 << 20, 4)).unwrap();
-    // Not inherited by what other tests start meanwhile: the terminal would never close.
+    // Processes of other tests must not inherit it, or the terminal would never close.
     let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY | nix::fcntl::OFlag::O_CLOEXEC;
     let terminal = nix::pty::posix_openpt(flags).unwrap();
     nix::pty::grantpt(&terminal).unwrap();
@@ -149,7 +150,7 @@ fn bars_are_drawn_on_a_terminal() {
 }
 
 #[test]
-fn the_first_thing_one_tries() {
+fn the_try_command() {
     let folder = tempfile::tempdir().unwrap();
     let m = Milkrun::in_folder(folder.path());
     let run = |place: &str, paths: &[&Path]| {
@@ -174,7 +175,7 @@ fn the_first_thing_one_tries() {
     assert_eq!(mine["backups"][1]["volumes"][0]["new_bytes"], 0, "{mine}");
     assert_eq!(fs::metadata(&image).unwrap().modified().unwrap(), before);
     assert!(fs::read(folder.path().join("named/restored/mine.img")).unwrap() == noise(5 << 20, 5));
-    // Again in the same place: it is not overwritten.
+    // A second time in the same folder: nothing is overwritten.
     run("named", &[&image]).fails(2, "choose another --folder");
 }
 

@@ -1,5 +1,5 @@
-//! A directory repository that goes away in the middle of a backup: moved, unmounted, or another one in its place. Nothing is
-//! made anew under the old name, and nothing is called a success.
+//! A directory repository that disappears in the middle of a backup: it is moved, unmounted, or replaced by another
+//! one. Nothing is made under the old name, and no success is reported.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +19,7 @@ fn packs(repository: &Path) -> usize {
     folders.map(|f| fs::read_dir(f.path()).map_or(0, Iterator::count)).sum()
 }
 
-/// Backs up a stream, and lets `vanish` happen once a pack of it is stored.
+/// Backs up a stream, and calls `vanish` once a pack of it is stored.
 fn back_up_while(m: &Milkrun, repository: &Path, vanish: impl FnOnce()) -> Ran {
     let before = packs(repository);
     let mut command = m.command(["backup", "shop", "--stream", "d=-"]);
@@ -33,7 +33,7 @@ fn back_up_while(m: &Milkrun, repository: &Path, vanish: impl FnOnce()) -> Ran {
         std::thread::sleep(Duration::from_millis(20));
     }
     vanish();
-    // It may have given up by now.
+    // The backup may have ended by now.
     let _ = pipe.write_all(&noise(HALF, 2));
     drop(pipe);
     ran(child.wait_with_output())
@@ -85,14 +85,15 @@ fn a_copy_in_its_place_gets_no_point() {
         fs::rename(&copy, &here).unwrap();
     });
     assert_eq!(ran.code, Some(1), "{}", ran.err);
-    // Whichever is looked at first: the place, or a pack that went to the original.
-    let told = ["not where this run began", "is not in the store although"];
-    assert!(told.iter().any(|t| ran.err.contains(t)), "{}", ran.err);
+    // The message depends on what is checked first: the repository's location, or a pack that was stored in the
+    // original.
+    let messages = ["not where this run began", "is not in the store although"];
+    assert!(messages.iter().any(|t| ran.err.contains(t)), "{}", ran.err);
     no_point_in(folder.path(), &here);
     no_point_in(folder.path(), &moved);
 }
 
-/// What is not there can't be told missing while the repository is not.
+/// While the repository is absent, no object counts as missing.
 #[test]
 fn verify_of_a_repository_that_went_away_finds_nothing() {
     let (folder, m, here, moved) = world();
@@ -105,7 +106,7 @@ fn verify_of_a_repository_that_went_away_finds_nothing() {
     }
     let verified = m.run(["verify"]);
     assert!(verified.code == Some(3) && verified.out.contains("placement"), "{verified:?}");
-    // A root without its configuration is a mount point with left-overs.
+    // A folder with roots but without a configuration is a mount point with left-overs.
     fs::rename(here.join("repository.json"), moved.join("repository.json")).unwrap();
     m.run(["verify"]).fails(1, "there is no repository");
 }

@@ -1,14 +1,14 @@
-//! The book: built by mdBook, and every link between pages of this tree held against what is there.
+//! The book: mdBook builds it, and every link between pages of this tree is checked.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Markdown that people read, besides the book's own pages.
+/// Markdown files for people, besides the book's pages.
 const PAGES: [&str; 6] =
     ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md", "repository/FORMAT.md"];
 
-/// A link: its target, without its text.
+/// The targets of all links.
 fn links(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     let mut code = false;
@@ -48,7 +48,7 @@ fn pages(root: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(all)
 }
 
-/// Fails if a link leads nowhere, and names it.
+/// Fails if a link is broken, and names it.
 pub(crate) fn check_links(root: &Path) -> Result<(), String> {
     let mut broken = String::new();
     for page in pages(root)? {
@@ -75,9 +75,9 @@ pub(crate) fn build(root: &Path, mdbook: Option<&Path>) -> Result<(), String> {
     let mdbook = mdbook.ok_or("there is no mdbook")?;
     let output =
         Command::new(mdbook).arg("build").arg(root.join("docs")).output().map_err(|e| format!("{mdbook:?}: {e}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    // What it can't include is a warning to it.
-    if output.status.success() && !said.contains("ERROR") { Ok(()) } else { Err(said.into_owned()) }
+    let log = String::from_utf8_lossy(&output.stderr);
+    // mdBook succeeds even if it can't include a file; the log has the error.
+    if output.status.success() && !log.contains("ERROR") { Ok(()) } else { Err(log.into_owned()) }
 }
 
 #[cfg(test)]
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_of_this_tree_leads_nowhere() {
+    fn no_link_of_this_tree_is_broken() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         assert_eq!(check_links(root), Ok(()));
     }

@@ -1,7 +1,8 @@
-//! Circles of imports: no file may import what imports it, directly or through others.
+//! Circular imports: no file may import a file that imports it, directly or through others.
 //!
-//! Files are nodes; what a file names of its crate (`use crate::…`, `super::…`, paths in code) are edges. What a module's parts take from
-//! the module that they are parts of is no edge: a part can't be understood without its whole. Tests are left out.
+//! Files are nodes. The files of the same crate that a file names (`use crate::…`, `super::…`, paths in code) are its
+//! edges. A submodule that imports from its parent module makes no edge: it is a part of the parent. Tests are left
+//! out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ type Module = Vec<String>;
 
 /// The names that a file uses, as paths from the crate's root.
 struct Names {
-    /// Where we are: the file's module, and modules within it.
+    /// The module that is being visited: the file's, or a module within it.
     at: Module,
     found: BTreeSet<Module>,
 }
@@ -61,7 +62,7 @@ fn quote(a: &syn::Attribute) -> String {
 
 impl<'a> Visit<'a> for Names {
     fn visit_item_use(&mut self, item: &'a syn::ItemUse) {
-        // What a module passes on is named by whoever takes it.
+        // Re-exports are left out: the file that uses one names it itself.
         if !is_test(&item.attrs) && matches!(item.vis, syn::Visibility::Inherited) {
             self.tree(&[], &item.tree);
         }
@@ -96,7 +97,7 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) -> Result<(), String> {
     Ok(())
 }
 
-/// `backup/claims.rs` is the module `backup::claims`; roots are the crate.
+/// `backup/claims.rs` is the module `backup::claims`. `lib.rs` and `main.rs` are the crate itself.
 fn module_of(relative: &Path) -> Module {
     let mut module: Module = relative.with_extension("").iter().map(|p| p.to_string_lossy().into_owned()).collect();
     if matches!(module.last().map(String::as_str), Some("lib" | "main" | "mod")) {
@@ -105,7 +106,7 @@ fn module_of(relative: &Path) -> Module {
     module
 }
 
-/// The files of a crate, and what each imports.
+/// The files of a crate, and the files that each imports.
 fn imports(src: &Path) -> Result<BTreeMap<Module, BTreeSet<Module>>, String> {
     let mut files = Vec::new();
     sources(src, &mut files)?;
@@ -130,7 +131,7 @@ fn imports(src: &Path) -> Result<BTreeMap<Module, BTreeSet<Module>>, String> {
     Ok(edges.collect())
 }
 
-/// Groups of files that reach each other, by Tarjan's algorithm.
+/// Groups of files that import each other, by Tarjan's algorithm.
 fn circles(edges: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
     struct Search<'a> {
         edges: &'a BTreeMap<Module, BTreeSet<Module>>,
@@ -139,15 +140,15 @@ fn circles(edges: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
         found: Vec<Vec<Module>>,
     }
     impl<'a> Search<'a> {
-        fn look(&mut self, at: &'a Module) -> usize {
+        fn visit(&mut self, at: &'a Module) -> usize {
             let number = self.order.len();
             self.order.insert(at, (number, number));
             self.stack.push(at);
             let mut lowest = number;
             for next in self.edges.get(at).into_iter().flatten() {
                 lowest = match self.order.get(next) {
-                    None => lowest.min(self.look(next)),
-                    Some((seen, _)) if self.stack.contains(&next) => lowest.min(*seen),
+                    None => lowest.min(self.visit(next)),
+                    Some((number, _)) if self.stack.contains(&next) => lowest.min(*number),
                     Some(_) => lowest,
                 };
             }
@@ -164,26 +165,26 @@ fn circles(edges: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
     let mut search = Search { edges, order: BTreeMap::new(), stack: Vec::new(), found: Vec::new() };
     for module in edges.keys() {
         if !search.order.contains_key(module) {
-            search.look(module);
+            search.visit(module);
         }
     }
     search.found
 }
 
-/// Fails if a crate of the workspace has circles, and names them.
+/// Fails if a crate of the workspace has circular imports, and names them.
 pub(crate) fn check(root: &Path) -> Result<(), String> {
-    let mut said = String::new();
+    let mut report = String::new();
     for name in ["agent", "cli", "coordinator", "identity", "observe", "repository", "xtask"] {
         let edges = imports(&root.join(name).join("src"))?;
         for circle in circles(&edges) {
-            said.push_str(&format!("{name} has a circle of imports:\n"));
+            report.push_str(&format!("{name} has a circle of imports:\n"));
             for from in &circle {
                 let to: Vec<String> = edges[from].iter().filter(|m| circle.contains(m)).map(|m| m.join("::")).collect();
-                said.push_str(&format!("  {} -> {}\n", from.join("::"), to.join(", ")));
+                report.push_str(&format!("  {} -> {}\n", from.join("::"), to.join(", ")));
             }
         }
     }
-    if said.is_empty() { Ok(()) } else { Err(said) }
+    if report.is_empty() { Ok(()) } else { Err(report) }
 }
 
 #[cfg(test)]
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_are_found_and_chains_are_none() {
+    fn circles_are_found_and_chains_are_accepted() {
         let found = circles(&edges(&[("a", &["b"]), ("b", &["c"]), ("c", &["a"]), ("d", &["a", "e"]), ("e", &[])]));
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].len(), 3);
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn this_tree_has_none() {
+    fn this_tree_has_no_circles() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         assert_eq!(check(root), Ok(()));
     }

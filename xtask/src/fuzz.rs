@@ -1,14 +1,14 @@
-//! Fuzzing every decoder, guided by coverage, with the stable toolchain (see `fuzz/`).
+//! Coverage-guided fuzzing of every decoder, with the stable toolchain (see `fuzz/`).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::{exists, root, run, say, target};
 
-/// At once: as many as the smallest machine has cores.
+/// Targets that run at once: as many as the smallest machine has cores.
 const AT_ONCE: usize = 2;
 
-/// One target at work.
+/// A fuzz target that runs.
 struct Running {
     name: String,
     child: Child,
@@ -17,18 +17,18 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has ended is not hurt.
+        // If it has ended, this does nothing.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Whether it can run here.
+/// Whether fuzzing can run here.
 pub(crate) fn possible() -> bool {
     exists("c++")
 }
 
-/// Fuzzes each target for so many seconds. What was found along the way stays in `target/fuzz` and helps the next run.
+/// Fuzzes each target for so many seconds. The corpus stays in `target/fuzz`, and the next run begins with it.
 pub(crate) fn run_all(seconds: u32) -> Result<(), String> {
     if !possible() {
         return Err("libFuzzer needs a C++ compiler".into());

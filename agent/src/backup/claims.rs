@@ -1,7 +1,7 @@
-//! Chunks that this agent is uploading for a run: the first region that meets one claims it, the others refer to it.
+//! Chunks that this agent is uploading for a run. The first region that has such a chunk claims it; others refer to it.
 //!
-//! An entry lives until its pack is sealed; from then on the coordinator knows the chunk. So the table is bounded by the
-//! packs in flight, not by the volume.
+//! An entry lives until its pack is sealed; from then on the coordinator knows the chunk. So the size of the table
+//! depends on the packs in flight, and not on the volume.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,12 +30,12 @@ pub enum Claim {
     Theirs(Settled),
 }
 
-/// The table.
+/// The claims of a run on this agent.
 #[derive(Default)]
 pub struct Claims {
     table: Mutex<HashMap<ChunkId, Settled>>,
-    /// Rung whenever something was settled, or failed.
-    bell: Notify,
+    /// Notified whenever a chunk is settled, or the run failed.
+    changed: Notify,
 }
 
 impl Claims {
@@ -51,7 +51,7 @@ impl Claims {
         }
     }
 
-    /// These chunks are known to the coordinator now.
+    /// Marks chunks that the coordinator knows now.
     pub fn settle(&self, ids: impl IntoIterator<Item = ChunkId>) {
         let mut table = self.table();
         for id in ids {
@@ -60,12 +60,12 @@ impl Claims {
             }
         }
         drop(table);
-        self.bell.notify_waiters();
+        self.changed.notify_waiters();
     }
 
-    /// Wakes all who wait, to look again.
-    pub fn ring(&self) {
-        self.bell.notify_waiters();
+    /// Wakes all tasks in [`Self::wait`], so that they check again.
+    pub fn wake_all(&self) {
+        self.changed.notify_waiters();
     }
 
     /// Waits until all are settled, or `stop` says why not.
@@ -75,17 +75,17 @@ impl Claims {
     pub async fn wait<E>(&self, wanted: &[Settled], stop: impl Fn() -> Option<E>) -> Result<(), E> {
         for settled in wanted {
             loop {
-                // Registered before looking, so that a bell in between is not missed.
-                let bell = self.bell.notified();
-                tokio::pin!(bell);
-                bell.as_mut().enable();
+                // Registered before the check, so that a notification in between is not missed.
+                let notified = self.changed.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
                 if let Some(e) = stop() {
                     return Err(e);
                 }
                 if settled.is_set() {
                     break;
                 }
-                bell.await;
+                notified.await;
             }
         }
         Ok(())
@@ -110,6 +110,6 @@ mod tests {
         assert!(!waiting.is_finished());
         claims.settle([id]);
         waiting.await.unwrap().unwrap();
-        assert!(matches!(claims.claim(id), Claim::Mine(_)), "a settled chunk is the coordinator's to know");
+        assert!(matches!(claims.claim(id), Claim::Mine(_)), "a settled chunk leaves the table");
     }
 }

@@ -1,5 +1,5 @@
-//! Compares a region with its parent while it is read. Each piece is compared as long as it lies in the core's cache, and is not needed afterwards.
-//! A region that is read whole before it is compared goes through memory three times.
+//! Compares a region with its parent while it is read. Each piece is compared while it is in the core's cache, and is
+//! not needed afterwards. A region that is read whole before it is compared goes through memory three times.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -14,24 +14,25 @@ use crate::buffer::BufferPool;
 use crate::device::Source;
 use crate::workers::Workers;
 
-/// So much is read and compared at once, if no single chunk is longer: buffer and bytes stay in a core's own cache.
+/// Bytes that are read and compared at once, unless a single chunk is longer: they stay in a core's own cache.
 const AT_ONCE: usize = 512 << 10;
 
-/// Whether it is worth to look: where regions changed, all that is read before that is found is read twice.
+/// Predicts whether regions are unchanged. Comparing pays off only then: in a region that changed, what was read until
+/// the change was found is read twice.
 #[derive(Debug, Default)]
 pub(super) struct UnchangedGuess(AtomicI32);
 
 impl UnchangedGuess {
-    /// What a region that changed weighs against one that did not, and how far it goes either way.
+    /// A changed region counts as much as this many unchanged ones; the score stays between -`MOST` and `MOST`.
     const CHANGED: i32 = 3;
     const MOST: i32 = 8;
 
-    /// Whether the next region is probably as it was.
+    /// Whether the next region is probably unchanged.
     pub(super) fn is_good(&self) -> bool {
         self.0.load(Ordering::Relaxed) > -Self::CHANGED
     }
 
-    /// What a region was.
+    /// Records whether a region was unchanged.
     pub(super) fn note(&self, unchanged: bool) {
         let next =
             |n: i32| Some(if unchanged { (n + 1).min(Self::MOST) } else { (n - Self::CHANGED).max(-Self::MOST) });
@@ -39,19 +40,19 @@ impl UnchangedGuess {
     }
 }
 
-/// What is read and compared at once: extents beside each other.
+/// A piece that is read and compared at once. Its extents lie beside each other; none: a part of a hole.
 struct Piece<'a> {
     at: u64,
     len: usize,
     extents: &'a [ParentExtent],
 }
 
-/// Whether all of a region is what the parent has there, and nothing is to be learned: then, how much was read. Says no where
-/// [`super::cut::cut_region`] has to look.
+/// Whether a region equals the parent's, and there are no page digests to compute. If so, returns how many bytes were
+/// read. `None` means that [`super::cut::cut_region`] must decide.
 ///
 /// # Errors
 /// Where a read failed, and why.
-pub(super) fn is_same(
+pub(super) fn read_unchanged(
     source: &dyn Source,
     buffers: &BufferPool,
     region: Range<u64>,
@@ -69,7 +70,7 @@ pub(super) fn is_same(
         changed.fetch_or(!same, Ordering::Relaxed);
         Ok(read)
     };
-    // Of several reads that fail side by side, the first on the volume is the one that tells where it begins.
+    // If several parallel reads fail, the lowest offset is reported: it says where the damage begins.
     let first = |a: Failed, b: Failed| if a.0 <= b.0 { a } else { b };
     let read = pieces.par_iter().map(compare).reduce(
         || Ok(0),
@@ -96,7 +97,7 @@ fn pieces<'a>(region: &Range<u64>, parent: &'a [ParentExtent], how: &Cutting) ->
             return None;
         }
         if matches!(p.extent.run, Run::Hole { .. }) {
-            // However long; in parts that each fit a buffer.
+            // A hole of any length, in parts that each fit into a buffer.
             let parts = (0..len).step_by(AT_ONCE).map(|from| Piece {
                 at: at + from as u64,
                 len: AT_ONCE.min(len - from),
@@ -135,7 +136,7 @@ fn comparable(p: &ParentExtent, how: &Cutting) -> bool {
 }
 
 impl Piece<'_> {
-    /// Reads it. Returns how much was read, and whether it is the parent's.
+    /// Reads the piece. Returns how many bytes were read, and whether it equals the parent's.
     fn compare(
         &self,
         source: &dyn Source,
@@ -144,16 +145,16 @@ impl Piece<'_> {
         cpu: &Workers,
     ) -> std::io::Result<(u64, bool)> {
         let end = self.at + self.len as u64;
-        // By the file system's word a hole is one.
+        // The file system says that this is a hole: nothing needs to be read.
         if self.extents.is_empty() && source.next_data(self.at)?.is_none_or(|(start, _)| start >= end) {
             return Ok((0, true));
         }
         let mut buffer = buffers.take(self.len);
         source.read_at(&mut buffer, self.at)?;
-        Ok((self.len as u64, cpu.lend(|| self.is_parents(&buffer, how))))
+        Ok((self.len as u64, cpu.lend(|| self.is_unchanged(&buffer, how))))
     }
 
-    fn is_parents(&self, bytes: &[u8], how: &Cutting) -> bool {
+    fn is_unchanged(&self, bytes: &[u8], how: &Cutting) -> bool {
         if self.extents.is_empty() {
             return is_zero(bytes);
         }
@@ -166,7 +167,7 @@ impl Piece<'_> {
                     how.domain.identify(here) == id
                 }
                 Run::Chunk { chunk_offset, .. } => how.domain.page_digests(here, chunk_offset) == p.extent.pages,
-                // Neither comes here: holes are pieces of their own, and what is only known to be kept is not compared.
+                // Neither occurs: holes are pieces of their own, and `kept` runs can't be compared.
                 Run::Hole { .. } | Run::Kept { .. } => false,
             }
         })
@@ -201,7 +202,7 @@ mod tests {
         bytes
     }
 
-    fn held(bytes: &[u8]) -> RegionBytes {
+    fn region_bytes(bytes: &[u8]) -> RegionBytes {
         let mut buffer = BufferPool::new(bytes.len()).take(bytes.len());
         buffer.copy_from_slice(bytes);
         RegionBytes::whole(buffer)
@@ -211,14 +212,14 @@ mod tests {
         Scripted { content: Arc::new(bytes.to_vec()), mishap: None, size_at_end: None }
     }
 
-    fn look(source: &Scripted, parent: &[ParentExtent], how: &Cutting) -> Result<Option<u64>, Failed> {
+    fn compare(source: &Scripted, parent: &[ParentExtent], how: &Cutting) -> Result<Option<u64>, Failed> {
         let buffers = BufferPool::new(usize::try_from(SMALL_BYTES).unwrap());
-        is_same(source, &buffers, 0..source.len(), parent, how, &Workers::new("test", 1).unwrap())
+        read_unchanged(source, &buffers, 0..source.len(), parent, how, &Workers::new("test", 1).unwrap())
     }
 
-    /// What a cut makes of it, some chunks in two parts.
+    /// The extents that a cut returns; some chunks are in two parts.
     fn parent(bytes: &[u8], how: &Cutting, parts: u64) -> Vec<ParentExtent> {
-        let cut = cut_region(&held(bytes), &[], how);
+        let cut = cut_region(&region_bytes(bytes), &[], how);
         let mut parent = Vec::new();
         for (n, e) in cut.extents.into_iter().enumerate() {
             let pages = e.run.len() as usize / PAGE;
@@ -240,25 +241,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unchanged_is_read_once() {
+    fn an_unchanged_region_is_read_once() {
         let how = how(false, true);
         let bytes = volume(700, 100, 1);
         let parent = parent(&bytes, &how, 6);
-        assert_eq!(look(&scripted(&bytes), &parent, &how).unwrap(), Some(bytes.len() as u64));
+        assert_eq!(compare(&scripted(&bytes), &parent, &how).unwrap(), Some(bytes.len() as u64));
     }
 
     #[test]
-    fn the_first_read_that_fails_is_named() {
+    fn the_first_read_that_fails_is_reported() {
         let how = how(false, true);
         let bytes = volume(700, 0, 1);
         let parent = parent(&bytes, &how, 0);
         let source = Scripted { mishap: Some((1_200_000, Mishap::Error)), ..scripted(&bytes) };
-        let (at, _) = look(&source, &parent, &how).unwrap_err();
+        let (at, _) = compare(&source, &parent, &how).unwrap_err();
         assert!((1_200_000 - SMALL_BYTES..=1_200_000).contains(&at), "{at}");
     }
 
     #[test]
-    fn a_hunch_follows_what_happens() {
+    fn the_prediction_follows_the_regions() {
         let guess = UnchangedGuess::default();
         assert!(guess.is_good());
         guess.note(false);
@@ -278,7 +279,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn it_says_what_the_cut_says(
+        fn it_agrees_with_the_cut(
             pages in 1usize..500, tail in 0usize..PAGE, seed: u64, parts: u64, whole_chunks: bool, learn: bool, forget: bool,
             changes in proptest::collection::vec((0usize..500 * PAGE, 0u8..2), 0..3), more in 0usize..3 * PAGE, lengthen in 0u8..4,
         ) {
@@ -297,8 +298,8 @@ mod tests {
                 1 => bytes.truncate(bytes.len().saturating_sub(more).max(1)),
                 _ => {}
             }
-            let cut = cut_region(&held(&bytes), &parent, &how);
-            let same = look(&scripted(&bytes), &parent, &how).unwrap();
+            let cut = cut_region(&region_bytes(&bytes), &parent, &how);
+            let same = compare(&scripted(&bytes), &parent, &how).unwrap();
             prop_assert_eq!(same.is_some(), cut.unchanged);
         }
     }

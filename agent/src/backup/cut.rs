@@ -1,6 +1,6 @@
-//! What a region is made of. With a parent, its extents are compared first: where a chunk still has its id, or a page its
-//! digest, nothing is cut, looked up, compressed or sent. Of what changed, long runs go to the cutter; single pages are put
-//! together into a chunk of their own, and the rest of the old chunk stays in use by reference.
+//! Cuts a region into extents. If there is a parent, its extents are compared first: where a chunk still has its id, or
+//! a page its digest, nothing is cut, looked up, compressed or sent. Long changed runs go to the cutter. Single changed
+//! pages are put together into one new chunk, and the rest of the old chunk stays in use by reference.
 
 use std::ops::Range;
 
@@ -16,17 +16,17 @@ use super::{Extent, ParentExtent, Run};
 /// How regions are cut.
 #[derive(Clone)]
 pub struct Cutting {
-    /// Where changed runs are cut.
+    /// Cuts changed runs.
     pub cutter: PageCutter,
     /// Identifies chunks.
     pub domain: DomainKey,
-    /// Moves the cuts.
+    /// The key that decides where the cutter cuts.
     pub seed: u64,
-    /// A chunk of which a page changed is stored whole, and no digests of pages are kept.
+    /// A chunk is stored whole if one of its pages changed, and no page digests are kept.
     pub whole_chunks: bool,
-    /// What is as the parent has it need not be said in full.
+    /// An unchanged run may be reported as [`Run::Kept`], by its length alone.
     pub may_keep: bool,
-    /// The parent was asked for digests: where it has none, they are learned.
+    /// The parent's page digests were asked for: where it has none, they are computed and reported.
     pub learn: bool,
 }
 
@@ -35,22 +35,22 @@ pub struct Cutting {
 pub struct CutRegion {
     /// Its extents, in order; none if it is unchanged.
     pub extents: Vec<Extent>,
-    /// Whether it is the parent's region to the byte, and nothing is to be learned about it.
+    /// Whether it equals the parent's region byte for byte, and there are no new page digests to report.
     pub unchanged: bool,
     /// Chunks that the parent does not have here.
-    pub fresh: Vec<Fresh>,
+    pub fresh: Vec<NewChunk>,
 }
 
-/// A chunk to be stored.
+/// A chunk that is to be stored, unless it is known already.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fresh {
+pub struct NewChunk {
     /// Its id.
     pub id: ChunkId,
-    /// Of which parts of the region it consists, in order: (offset, bytes). Whole pages, but for the last.
+    /// The parts of the region that it consists of, in order: (offset, bytes). Whole pages, except the last.
     pub parts: Vec<(usize, usize)>,
 }
 
-impl Fresh {
+impl NewChunk {
     /// Its bytes.
     pub fn len(&self) -> usize {
         self.parts.iter().map(|p| p.1).sum()
@@ -61,36 +61,36 @@ impl Fresh {
         self.parts.is_empty()
     }
 
-    /// Its plaintext: where it lies in the region, or put together in `scratch`.
+    /// Its plaintext: a slice of the region, or copied together in `scratch`.
     pub fn plaintext<'a>(&self, region: &'a RegionBytes, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         region.together(&self.parts, scratch)
     }
 }
 
-/// A part of a region: as the parent has it, or not.
+/// A part of a region that is as in the parent, or one that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     from: usize,
     to: usize,
-    /// The extent of the parent that it is a part of; `None`: it changed.
-    same: Option<usize>,
+    /// The number of the parent's extent that it is an unchanged part of; `None`: it changed.
+    extent: Option<usize>,
 }
 
-/// Cuts a region of an image. `parent` are the extents of the parent at the same place, empty if there are none; they may
-/// cover less than the region. What of the region was not read is the parent's by somebody's word.
+/// Cuts a region of an image. `parent` are the parent's extents at the same place, empty if there are none; they may
+/// cover less than the region. What was not read of the region counts as unchanged: a changed-block list says so.
 pub fn cut_region(bytes: &RegionBytes, parent: &[ParentExtent], how: &Cutting) -> CutRegion {
     let compared = Compared::compare(bytes, parent, how);
     let covered: usize = parent.iter().map(|p| p.extent.run.len() as usize).sum();
-    let changed = compared.segments.iter().any(|s| s.same.is_none());
+    let changed = compared.segments.iter().any(|s| s.extent.is_none());
     let learned = compared.digests.iter().any(|d| !d.is_empty());
     if !changed && !learned && covered == bytes.len() && !parent.is_empty() {
         return CutRegion { extents: Vec::new(), unchanged: true, fresh: Vec::new() };
     }
-    let mut out = Out { bytes, how, extents: Vec::new(), fresh: Vec::new(), open: Vec::new(), open_bytes: 0 };
+    let mut out = RegionBuilder { bytes, how, extents: Vec::new(), fresh: Vec::new(), open: Vec::new(), open_bytes: 0 };
     let mut segments = compared.segments.iter().peekable();
-    let anew = |s: &Segment| s.same.is_none_or(|n| changed && parent[n].retire);
+    let anew = |s: &Segment| s.extent.is_none_or(|n| changed && parent[n].retire);
     while let Some(segment) = segments.next() {
-        match segment.same {
+        match segment.extent {
             Some(n) if !anew(segment) => out.keep(&parent[n], compared.starts[n], segment, &compared.digests[n]),
             _ => {
                 let mut to = segment.to;
@@ -105,12 +105,12 @@ pub fn cut_region(bytes: &RegionBytes, parent: &[ParentExtent], how: &Cutting) -
     CutRegion { extents: out.extents, unchanged: false, fresh: out.fresh }
 }
 
-/// A region against its parent.
+/// A region compared with its parent.
 struct Compared {
     segments: Vec<Segment>,
     /// Where each extent of the parent begins.
     starts: Vec<usize>,
-    /// Of each extent: digests of all its pages, where the parent had none and they came to be known.
+    /// For each extent: digests of all its pages, if the parent had none and they were computed here.
     digests: Vec<Vec<PageDigest>>,
 }
 
@@ -120,7 +120,8 @@ impl Compared {
         let mut at = 0;
         for (n, p) in parent.iter().enumerate() {
             let end = at + p.extent.run.len() as usize;
-            // What ends within a page is compared only where the region ends with it: behind it nothing would lie on pages.
+            // An extent that ends within a page is compared only at the end of the region: nothing behind it would be
+            // page-aligned.
             if end > bytes.len() || (!end.is_multiple_of(PAGE) && end != bytes.len()) {
                 break;
             }
@@ -129,7 +130,7 @@ impl Compared {
             let mut from = at;
             for part in bytes.present(at..end) {
                 this.push(from, part.start, Some(n));
-                this.part(bytes, part.clone(), n, p, at..end, how);
+                this.compare_part(bytes, part.clone(), n, p, at..end, how);
                 from = part.end;
             }
             this.push(from, end, Some(n));
@@ -139,8 +140,8 @@ impl Compared {
         this
     }
 
-    /// A part of an extent that was read.
-    fn part(
+    /// Compares a part of an extent that was read.
+    fn compare_part(
         &mut self,
         bytes: &RegionBytes,
         part: Range<usize>,
@@ -154,8 +155,8 @@ impl Compared {
         match p.extent.run {
             Run::Hole { .. } if is_zero(here) => self.push(from, to, Some(n)),
             Run::Hole { .. } if how.whole_chunks => self.push(from, to, None),
-            Run::Hole { .. } => self.pages(part, n, |at, end| is_zero(bytes.at(at..end))),
-            // What it was is not known.
+            Run::Hole { .. } => self.compare_pages(part, n, |at, end| is_zero(bytes.at(at..end))),
+            // The parent's content is not known here.
             Run::Kept { .. } => self.push(from, to, None),
             Run::Chunk { id, len, chunk_offset, chunk_len } => {
                 let whole = part == all && chunk_offset == 0 && len == chunk_len;
@@ -167,7 +168,7 @@ impl Compared {
                         let (now_id, now) = how.domain.identify_pages(here);
                         (now_id == id, now)
                     }
-                    // What a part of a chunk was can't be told by the chunk's id.
+                    // The chunk's id says nothing about a part of the chunk.
                     (false, false) if p.extent.pages.is_empty() => (false, Vec::new()),
                     (false, false) => (false, how.domain.page_digests(here, offset)),
                 };
@@ -180,7 +181,7 @@ impl Compared {
                 let first = (from - all.start) / PAGE;
                 match p.extent.pages.get(first..first + now.len()) {
                     Some(then) if !now.is_empty() => {
-                        self.pages(part, n, |at, _| now[(at - from) / PAGE] == then[(at - from) / PAGE]);
+                        self.compare_pages(part, n, |at, _| now[(at - from) / PAGE] == then[(at - from) / PAGE]);
                     }
                     _ => self.push(from, to, None),
                 }
@@ -188,36 +189,36 @@ impl Compared {
         }
     }
 
-    /// Page by page.
-    fn pages(&mut self, part: Range<usize>, n: usize, same: impl Fn(usize, usize) -> bool) {
+    /// Compares page by page.
+    fn compare_pages(&mut self, part: Range<usize>, n: usize, same: impl Fn(usize, usize) -> bool) {
         for at in part.clone().step_by(PAGE) {
             let end = (at + PAGE).min(part.end);
             self.push(at, end, same(at, end).then_some(n));
         }
     }
 
-    fn push(&mut self, from: usize, to: usize, same: Option<usize>) {
+    fn push(&mut self, from: usize, to: usize, extent: Option<usize>) {
         match self.segments.last_mut() {
             _ if from >= to => {}
-            Some(last) if last.same == same => last.to = to,
-            _ => self.segments.push(Segment { from, to, same }),
+            Some(last) if last.extent == extent => last.to = to,
+            _ => self.segments.push(Segment { from, to, extent }),
         }
     }
 }
 
-/// What comes out.
-struct Out<'a> {
+/// Collects a region's extents and new chunks.
+struct RegionBuilder<'a> {
     bytes: &'a RegionBytes,
     how: &'a Cutting,
     extents: Vec<Extent>,
-    fresh: Vec<Fresh>,
-    /// Changed pages that wait to be put together: which extent, and where they are.
+    fresh: Vec<NewChunk>,
+    /// Changed pages that will be put together into one chunk: (number of the extent, offset, bytes).
     open: Vec<(usize, usize, usize)>,
     open_bytes: usize,
 }
 
-impl Out<'_> {
-    /// A part of a parent's extent, which begins at `start` of the region.
+impl RegionBuilder<'_> {
+    /// Adds an unchanged part of a parent's extent. The extent begins at `start` of the region.
     fn keep(&mut self, p: &ParentExtent, start: usize, segment: &Segment, learned: &[PageDigest]) {
         let len = narrow(segment.to - segment.from);
         let skipped = segment.from - start;
@@ -241,7 +242,7 @@ impl Out<'_> {
         }
     }
 
-    /// A run that is not as the parent has it.
+    /// Adds a run that changed.
     fn change(&mut self, from: usize, to: usize) {
         let cutter = &self.how.cutter;
         if self.how.whole_chunks || to - from >= cutter.min_pages as usize * PAGE {
@@ -255,7 +256,7 @@ impl Out<'_> {
         }
         self.open.push((self.extents.len(), from, to - from));
         self.open_bytes += to - from;
-        // Holds the place until the chunk is complete.
+        // A placeholder until the chunk is complete.
         self.extents.push(Extent { run: Run::Hole { len: narrow(to - from) }, pages: Vec::new() });
     }
 
@@ -269,14 +270,14 @@ impl Out<'_> {
                 Piece::Data { offset, len } => {
                     let start = from + offset;
                     let (id, pages) = self.how.identify(&bytes[offset..offset + len]);
-                    self.fresh.push(Fresh { id, parts: vec![(start, len)] });
+                    self.fresh.push(NewChunk { id, parts: vec![(start, len)] });
                     self.extents.push(Extent { run: whole_chunk(id, len), pages });
                 }
             }
         }
     }
 
-    /// Puts the changed pages that wait together into one chunk.
+    /// Puts the open changed pages together into one chunk.
     fn close(&mut self) {
         let open = std::mem::take(&mut self.open);
         let chunk_len = narrow(std::mem::take(&mut self.open_bytes));
@@ -295,14 +296,14 @@ impl Out<'_> {
             };
             chunk_offset += narrow(len);
         }
-        self.fresh.push(Fresh { id, parts });
+        self.fresh.push(NewChunk { id, parts });
     }
 
-    /// Neighbouring holes become one, unless changed pages wait for one of them.
+    /// Adds a hole. Neighbouring holes become one, unless the one before is a placeholder.
     fn hole(&mut self, more: u32) {
-        let waits = self.open.last().is_some_and(|o| o.0 + 1 == self.extents.len());
+        let placeholder = self.open.last().is_some_and(|o| o.0 + 1 == self.extents.len());
         match self.extents.last_mut() {
-            Some(Extent { run: Run::Hole { len }, .. }) if !waits => *len += more,
+            Some(Extent { run: Run::Hole { len }, .. }) if !placeholder => *len += more,
             _ => self.extents.push(Extent { run: Run::Hole { len: more }, pages: Vec::new() }),
         }
     }
@@ -314,7 +315,7 @@ impl Cutting {
     }
 }
 
-/// A chunk that is used whole.
+/// A run that is a whole chunk.
 pub fn whole_chunk(id: ChunkId, len: usize) -> Run {
     Run::Chunk { len: narrow(len), id, chunk_offset: 0, chunk_len: narrow(len) }
 }

@@ -1,4 +1,4 @@
-//! Walking a device or image: regions are read and cut side by side, and come out in order.
+//! The backup of a device or image: regions are read and cut in parallel, and come out in order.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,23 +9,23 @@ use futures::{FutureExt, StreamExt};
 use milkrun_repository::chunk::PAGE;
 use tokio::sync::Semaphore;
 
-use super::checkpoint::{Checkpoints, Done};
-use super::compare::{UnchangedGuess, is_same};
+use super::checkpoint::{Checkpoints, FinishedRegion};
+use super::compare::{UnchangedGuess, read_unchanged};
 use super::cut::{Cutting, cut_region};
 use super::lookups::Lookups;
 use super::parent::Parent;
-use super::read::{read_named, read_region};
+use super::read::{read_ranges, read_region};
 use super::region_bytes::RegionBytes;
-use super::remote_chunks::{Elsewhere, Pending};
+use super::remote_chunks::{Pending, RemoteChunks};
 use super::sample::{self, Verdict};
-use super::sparse_read::Few;
-use super::{BackupError, Counters, FEW_BYTES, IN_FLIGHT, Outcome, ParentExtent, SMALL_BYTES, VolumeJob};
+use super::sparse_read::SparseRead;
+use super::{BackupError, Counters, IN_FLIGHT, Outcome, ParentExtent, SMALL_BYTES, SPARSE_BYTES, VolumeJob};
 use crate::budget::Permit;
 use crate::device::Source;
 use crate::device::changes::Changes;
 use crate::extent::Region;
 
-/// Backs up an image: all of it, or what a list of changes names.
+/// Backs up an image: reads all of it, or the dirty ranges that a changed-block list names.
 ///
 /// # Errors
 /// [`BackupError`]: the first thing that failed; nothing is skipped.
@@ -36,16 +36,16 @@ pub async fn back_up(
 ) -> Result<Outcome, BackupError> {
     let len = source.len();
     job.counters.total.store(len, std::sync::atomic::Ordering::Relaxed);
-    let (list, mut outcome) = trusted(&job, &source, changes).await?;
+    let (list, mut outcome) = check_list(&job, &source, changes).await?;
     let mut checkpoints = Checkpoints::start(&job);
     let mut in_flight = FuturesOrdered::new();
-    let (elsewhere, _waiting) = Elsewhere::start(&job, &source);
-    let (lookups, _asking) = Lookups::start(&job, true);
+    let (remote, _waiting) = RemoteChunks::start(&job, &source);
+    let (lookups, _lookup_task) = Lookups::start(&job, true);
     let parent = Parent::open(&job, list.as_ref()).await?;
     let learn = parent.has_pages();
     let large = Arc::new(Semaphore::new(job.engine.cpu.count() * 2 + 2));
     let guess = Arc::default();
-    let context = RegionContext { job: job.clone(), source: source.clone(), elsewhere, lookups, learn, guess, large };
+    let context = RegionContext { job: job.clone(), source: source.clone(), remote, lookups, learn, guess, large };
     let mut walk = Walk { context, list, parent, offset: job.resume_at };
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
@@ -53,7 +53,7 @@ pub async fn back_up(
         while in_flight.len() >= IN_FLIGHT {
             collect(&job, &mut checkpoints, &mut in_flight).await?;
         }
-        // What is done is handed over at once, lest it be done again should this agent die.
+        // Finished regions are handed over at once: if this agent dies, they need not be read again.
         while let Some(Some(done)) = in_flight.next().now_or_never() {
             checkpoints.push(&job, done?).await?;
         }
@@ -67,23 +67,23 @@ pub async fn back_up(
     Ok(Outcome { len, sector_bytes: source.sector_bytes(), file_system: source.file_system(), ..outcome })
 }
 
-/// What each region is dealt with.
+/// What the work on each region needs.
 #[derive(Clone)]
 struct RegionContext {
     job: Arc<VolumeJob>,
     source: Arc<dyn Source>,
-    elsewhere: Elsewhere,
+    remote: RemoteChunks,
     lookups: Lookups,
-    /// The parent was asked for digests of pages.
+    /// The parent's page digests were asked for.
     learn: bool,
     /// Whether regions are mostly unchanged.
     guess: Arc<UnchangedGuess>,
-    /// Turns of regions of which much is read: enough for every thread to have one in hand while others are read or wait for an
-    /// answer. More would only take memory.
+    /// Limits the regions of which much is read: enough that every thread has one to work on while others are read or
+    /// wait for an answer. More would only take memory.
     large: Arc<Semaphore>,
 }
 
-/// The way through the volume.
+/// A walk over the regions of a volume.
 struct Walk {
     context: RegionContext,
     list: Option<Changes>,
@@ -92,7 +92,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Begins the next region, or passes over what need not be read; `None` at the end.
+    /// Begins the next region, or skips what need not be read. `None` at the end.
     async fn next(&mut self) -> Result<Option<Task>, BackupError> {
         let (offset, len) = (self.offset, self.context.source.len());
         let region_bytes = self.context.job.engine.region_bytes;
@@ -103,22 +103,23 @@ impl Walk {
         self.offset = end;
         if let Some(list) = &self.list {
             let predicted = self.parent.take(offset, end).await?;
-            return Ok(Some(match named(list, offset..end, &predicted, self.context.job.whole_chunks) {
-                Some(named) if named.is_empty() => {
+            return Ok(Some(match dirty_ranges(list, offset..end, &predicted, self.context.job.whole_chunks) {
+                Some(dirty) if dirty.is_empty() => {
                     unread(Region { offset, len: end - offset, unchanged: true, extents: Vec::new() })
                 }
-                Some(named) => {
-                    self.context.clone().region(Part { offset, end, predicted, reads: Reads::Named(named) }).await
+                Some(dirty) => {
+                    let reads = Reads::Dirty(dirty);
+                    self.context.clone().region(RegionPlan { offset, end, predicted, reads }).await
                 }
                 None => {
-                    let data = next_data(&self.context, offset).await?;
-                    self.context.clone().region(Part { offset, end, predicted, reads: Reads::All(data) }).await
+                    let reads = Reads::All(next_data(&self.context, offset).await?);
+                    self.context.clone().region(RegionPlan { offset, end, predicted, reads }).await
                 }
             }));
         }
         let data = next_data(&self.context, offset).await?;
         if data.is_none_or(|(start, _)| start >= end) {
-            // Holes by the file system's word: whole regions at once, unread.
+            // The file system says that these are holes: whole regions are skipped at once, unread.
             self.offset = data.map_or(len, |(start, _)| start - start % region_bytes);
             return Ok(Some(unread(Region {
                 offset,
@@ -128,12 +129,12 @@ impl Walk {
             })));
         }
         let predicted = self.parent.take(offset, end).await?;
-        Ok(Some(self.context.clone().region(Part { offset, end, predicted, reads: Reads::All(data) }).await))
+        Ok(Some(self.context.clone().region(RegionPlan { offset, end, predicted, reads: Reads::All(data) }).await))
     }
 }
 
-/// The list of changes, if everything speaks for it; else what a person should know.
-async fn trusted(
+/// The changed-block list, if it may be used. Else the outcome has a note that says why not.
+async fn check_list(
     job: &Arc<VolumeJob>,
     source: &Arc<dyn Source>,
     changes: Option<Changes>,
@@ -153,7 +154,7 @@ async fn trusted(
             outcome.sampled_bytes = sampled_bytes;
             Ok((Some(changes), outcome))
         }
-        // What an earlier attempt handed over rests on it, and can't be taken back.
+        // An earlier attempt handed over regions that rely on the list, and these can't be taken back.
         Verdict::Wrong(at) if job.resume_at > 0 => Err(BackupError::WrongList { at, since: changes.since }),
         Verdict::Wrong(at) => {
             metrics::counter!("milkrun_agent_wrong_lists_total").increment(1);
@@ -176,14 +177,20 @@ async fn trusted(
     }
 }
 
-/// What of a region is to be read by a list, in whole pages: what it names, what has worn if something is named, and chunks that
-/// must stay whole. `None` when the parent does not say all of the region: then all of it is.
-fn named(list: &Changes, region: Range<u64>, parent: &[ParentExtent], whole_chunks: bool) -> Option<Vec<Range<usize>>> {
+/// The ranges of a region that are to be read, in whole pages: those that the list names and, if it names any,
+/// fragmented extents and, with `whole_chunks`, the whole of each changed chunk. `None`: the parent does not cover the
+/// region, and all of it is to be read.
+fn dirty_ranges(
+    list: &Changes,
+    region: Range<u64>,
+    parent: &[ParentExtent],
+    whole_chunks: bool,
+) -> Option<Vec<Range<usize>>> {
     let within = |at: u64| usize::try_from(at - region.start).unwrap_or(usize::MAX);
     let mut end = region.start;
     for p in parent {
         end += u64::from(p.extent.run.len());
-        // As in `cut`: behind what ends within a page, nothing lies on pages.
+        // As in `cut`: nothing behind an extent that ends within a page would be page-aligned.
         if !end.is_multiple_of(PAGE as u64) && end != region.end {
             return None;
         }
@@ -191,40 +198,40 @@ fn named(list: &Changes, region: Range<u64>, parent: &[ParentExtent], whole_chun
     if end != region.end {
         return None;
     }
-    let mut named: Vec<Range<usize>> = list.within(region.clone()).map(|r| within(r.start)..within(r.end)).collect();
-    if named.is_empty() {
-        return Some(named);
+    let mut dirty: Vec<Range<usize>> = list.within(region.clone()).map(|r| within(r.start)..within(r.end)).collect();
+    if dirty.is_empty() {
+        return Some(dirty);
     }
     let mut at = 0;
     let mut more = Vec::new();
     for p in parent {
         let end = at + p.extent.run.len() as usize;
-        let first = named.partition_point(|r| r.end <= at);
-        let touched = named.get(first).is_some_and(|r| r.start < end);
+        let first = dirty.partition_point(|r| r.end <= at);
+        let touched = dirty.get(first).is_some_and(|r| r.start < end);
         if p.retire || (whole_chunks && touched) {
             more.push(at..end);
         }
         at = end;
     }
-    named.extend(more);
-    named.sort_unstable_by_key(|r| r.start);
-    named.dedup_by(|next, last| {
+    dirty.extend(more);
+    dirty.sort_unstable_by_key(|r| r.start);
+    dirty.dedup_by(|next, last| {
         let joins = next.start <= last.end;
         if joins {
             last.end = last.end.max(next.end);
         }
         joins
     });
-    Some(named)
+    Some(dirty)
 }
 
-/// A region that nobody need read.
+/// A region that need not be read.
 fn unread(region: Region) -> Task {
-    Task(tokio::spawn(async move { Ok(Done { region, read: 0, wanted: Vec::new() }) }))
+    Task(tokio::spawn(async move { Ok(FinishedRegion { region, read: 0, wanted: Vec::new() }) }))
 }
 
-/// A spawned region; stopped when dropped, so that a failure ends its siblings.
-struct Task(tokio::task::JoinHandle<Result<Done, BackupError>>);
+/// A spawned task for a region. Dropping it stops the task, so that a failure ends the tasks of other regions.
+struct Task(tokio::task::JoinHandle<Result<FinishedRegion, BackupError>>);
 
 impl Drop for Task {
     fn drop(&mut self) {
@@ -233,7 +240,7 @@ impl Drop for Task {
 }
 
 impl Future for Task {
-    type Output = Result<Done, BackupError>;
+    type Output = Result<FinishedRegion, BackupError>;
     fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
         std::pin::Pin::new(&mut self.0).poll(cx).map(|joined| match joined {
             Ok(result) => result,
@@ -259,50 +266,50 @@ async fn next_data(context: &RegionContext, offset: u64) -> Result<Option<(u64, 
     asked.map_err(|e| BackupError::Read { offset, length, source: e })
 }
 
-/// A region that is to be dealt with.
-struct Part {
+/// A region that is to be read and cut.
+struct RegionPlan {
     offset: u64,
     end: u64,
-    /// What the parent has there.
+    /// The parent's extents at this place.
     predicted: Vec<ParentExtent>,
     reads: Reads,
 }
 
-/// What of a region is read.
+/// What is read of a region.
 enum Reads {
-    /// All that may hold data; the first range that does.
+    /// All ranges that may hold data. The value is the first of them.
     All(Option<(u64, u64)>),
-    /// This.
-    Named(Vec<Range<usize>>),
+    /// The dirty ranges.
+    Dirty(Vec<Range<usize>>),
 }
 
 impl Reads {
-    /// How much that is, if it is known.
+    /// The number of bytes to read, or `u64::MAX` if it is not known.
     fn bytes(&self) -> u64 {
         match self {
             Self::All(_) => u64::MAX,
-            Self::Named(named) => named.iter().map(|r| r.len() as u64).sum(),
+            Self::Dirty(ranges) => ranges.iter().map(|r| r.len() as u64).sum(),
         }
     }
 }
 
 impl RegionContext {
-    /// Begins a region. The permit is taken here, in order, so that the first regions get it.
-    async fn region(self, part: Part) -> Task {
+    /// Begins a region. The permit is taken here, in the order of the volume, so that earlier regions get theirs first.
+    async fn region(self, plan: RegionPlan) -> Task {
         let engine = &self.job.engine;
-        let small = part.reads.bytes() <= SMALL_BYTES;
+        let small = plan.reads.bytes() <= SMALL_BYTES;
         let turn = if small { None } else { self.large.clone().acquire_owned().await.ok() };
         let permit = engine.budget.transfer(if small { SMALL_BYTES } else { engine.region_bytes }).await;
         Task(tokio::spawn(async move {
-            let done = self.deal_with(part, small, permit).await;
+            let done = self.process(plan, small, permit).await;
             drop(turn);
             done
         }))
     }
 
-    async fn deal_with(self, part: Part, small: bool, permit: Permit) -> Result<Done, BackupError> {
-        let Self { job, source, elsewhere, lookups, learn, guess, .. } = self;
-        let Part { offset, end, mut predicted, reads } = part;
+    async fn process(self, plan: RegionPlan, small: bool, permit: Permit) -> Result<FinishedRegion, BackupError> {
+        let Self { job, source, remote, lookups, learn, guess, .. } = self;
+        let RegionPlan { offset, end, mut predicted, reads } = plan;
         let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let length = source.len();
         let failed = |(at, e)| BackupError::Read { offset: at, length, source: e };
@@ -314,58 +321,61 @@ impl RegionContext {
             may_keep: job.may_keep,
             learn,
         };
-        let counted = |read: u64| {
+        let count_read = |read: u64| {
             Counters::add(&job.counters.read, read);
             metrics::counter!("milkrun_agent_read_bytes_total").increment(read);
         };
-        let by_list = matches!(reads, Reads::Named(_));
-        // The threads that read do the comparing, and there are more of them than of those for CPU work.
-        let may_look = !by_list && !predicted.is_empty() && job.engine.cpu.has_all_cores();
-        if may_look && guess.is_good() {
+        let by_list = matches!(reads, Reads::Dirty(_));
+        // The I/O threads do the comparing, and there are more of them than CPU threads: not if cores are to be left
+        // alone.
+        let may_compare = !by_list && !predicted.is_empty() && job.engine.cpu.has_all_cores();
+        if may_compare && guess.is_good() {
             let (source, engine, how) = (source.clone(), job.engine.clone(), how.clone());
-            let look =
-                move || (is_same(&*source, &engine.small, offset..end, &predicted, &how, &engine.cpu), predicted);
-            let (same, told) = job.engine.io.run(look).await;
-            if let Some(read) = same.map_err(failed)? {
-                counted(read);
+            let compare = move || {
+                let read = read_unchanged(&*source, &engine.small, offset..end, &predicted, &how, &engine.cpu);
+                (read, predicted)
+            };
+            let (unchanged, parent) = job.engine.io.run(compare).await;
+            if let Some(read) = unchanged.map_err(failed)? {
+                count_read(read);
                 guess.note(true);
                 let region = Region { offset, len: end - offset, unchanged: true, extents: Vec::new() };
-                return Ok(Done { region, read, wanted: Vec::new() });
+                return Ok(FinishedRegion { region, read, wanted: Vec::new() });
             }
-            predicted = told;
+            predicted = parent;
         }
-        let bytes = reads.bytes();
-        let (held, permit, read, cut) = match reads {
-            // A few pages are compared where they were read: to wake another thread would cost as much.
-            Reads::Named(named) if small => {
-                let few = bytes <= FEW_BYTES;
-                let buffer = if few { &job.engine.few } else { &job.engine.small }.take(usize::MAX);
+        let to_read = reads.bytes();
+        let (bytes, permit, read, cut) = match reads {
+            // A few pages are compared by the thread that read them: waking another thread would cost as much.
+            Reads::Dirty(ranges) if small => {
+                let buffers = if to_read <= SPARSE_BYTES { &job.engine.sparse } else { &job.engine.small };
+                let buffer = buffers.take(usize::MAX);
                 let stopped = || BackupError::Stopped { why: "reading pages broke off".into(), passing: false };
-                let few = Few { source, offset, len, named, buffer, permit, predicted, how };
-                let seen = job.engine.readers.read(few).await.ok_or_else(stopped)?.map_err(failed)?;
-                (Arc::new(seen.held), seen.permit, seen.read, seen.cut)
+                let request = SparseRead { source, offset, len, ranges, buffer, permit, predicted, how };
+                let result = job.engine.readers.read(request).await.ok_or_else(stopped)?.map_err(failed)?;
+                (Arc::new(result.bytes), result.permit, result.read, result.cut)
             }
             reads => {
                 let buffer = job.engine.regions.take(len);
                 let read = move || match reads {
                     Reads::All(data) => read_region(&*source, buffer, offset, data),
-                    Reads::Named(named) => read_named(&*source, buffer, offset, len, named),
+                    Reads::Dirty(ranges) => read_ranges(&*source, buffer, offset, len, ranges),
                 };
-                let (held, read) = job.engine.io.run(read).await.map_err(failed)?;
-                let held = Arc::new(held);
-                let bytes: Arc<RegionBytes> = held.clone();
-                let cut = job.engine.cpu.run(move || cut_region(&bytes, &predicted, &how)).await;
-                (held, permit, read, cut)
+                let (bytes, read) = job.engine.io.run(read).await.map_err(failed)?;
+                let bytes = Arc::new(bytes);
+                let region: Arc<RegionBytes> = bytes.clone();
+                let cut = job.engine.cpu.run(move || cut_region(&region, &predicted, &how)).await;
+                (bytes, permit, read, cut)
             }
         };
-        counted(read);
+        count_read(read);
         if !by_list {
             guess.note(cut.unchanged);
         }
         let region = Region { offset, len: end - offset, unchanged: cut.unchanged, extents: cut.extents };
-        let stored = job.run.store(&job, &lookups, held, cut.fresh).await?;
+        let stored = job.run.store(&job, &lookups, bytes, cut.fresh).await?;
         drop(permit);
-        elsewhere.add(stored.elsewhere.into_iter().map(|chunk| Pending { region: offset, chunk }).collect()).await;
-        Ok(Done { region, read, wanted: stored.wanted })
+        remote.add(stored.remote.into_iter().map(|chunk| Pending { region: offset, chunk }).collect()).await;
+        Ok(FinishedRegion { region, read, wanted: stored.wanted })
     }
 }

@@ -1,5 +1,6 @@
-//! Asks the coordinator which chunks are known. Questions that come up while an answer is on its way go together in the next call: an incremental
-//! has a chunk or two in each region, and a call costs the same for one id and for a thousand.
+//! Asks the coordinator which chunks are known. Questions that come up while a call is in flight are sent together in
+//! the next call: an incremental has one or two new chunks in each region, and a call costs the same for one id as for
+//! a thousand.
 
 use std::sync::Arc;
 
@@ -9,34 +10,35 @@ use tokio::sync::{mpsc, oneshot};
 use super::{BackupError, IN_FLIGHT, VolumeJob};
 use crate::rpc::Answer;
 
-/// Ids in one question.
-const ASKED: usize = 4096;
+/// About this many ids go into one call.
+const IDS_PER_CALL: usize = 4096;
 
 struct Question {
     ids: Vec<ChunkId>,
     answer: oneshot::Sender<Result<Vec<Answer>, BackupError>>,
 }
 
-/// The way in.
+/// Takes questions.
 #[derive(Clone)]
 pub struct Lookups {
     sender: mpsc::Sender<Question>,
 }
 
-/// The task that asks; stopped when dropped.
-pub struct Asking(tokio::task::JoinHandle<()>);
+/// The task that calls the coordinator. Dropping this stops it.
+pub struct LookupTask(tokio::task::JoinHandle<()>);
 
-impl Drop for Asking {
+impl Drop for LookupTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 impl Lookups {
-    /// Starts asking for one volume. With `share`, a chunk that another node is storing is told apart; else it is ours too.
-    pub fn start(job: &Arc<VolumeJob>, share: bool) -> (Self, Asking) {
+    /// Starts lookups for one volume. With `share`, a chunk that another node is storing is [`Answer::Remote`]; else it
+    /// is [`Answer::Yours`] too.
+    pub fn start(job: &Arc<VolumeJob>, share: bool) -> (Self, LookupTask) {
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-        (Self { sender }, Asking(tokio::spawn(ask(job.clone(), receiver, share))))
+        (Self { sender }, LookupTask(tokio::spawn(ask(job.clone(), receiver, share))))
     }
 
     /// Which of these chunks are known.
@@ -55,7 +57,7 @@ async fn ask(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Question>, share:
     while let Some(first) = receiver.recv().await {
         let mut ids = first.ids.clone();
         let mut questions = vec![first];
-        while ids.len() < ASKED {
+        while ids.len() < IDS_PER_CALL {
             let Ok(next) = receiver.try_recv() else { break };
             ids.extend_from_slice(&next.ids);
             questions.push(next);
@@ -69,7 +71,7 @@ async fn ask(job: Arc<VolumeJob>, mut receiver: mpsc::Receiver<Question>, share:
                 }
             }
             Err(e) => {
-                // The first hears why, the others what follows for them.
+                // The first question gets the error itself, the others get one that says why they stop.
                 let others = e.stops_others();
                 let mut first = Some(e);
                 for question in questions {

@@ -1,8 +1,9 @@
-//! Open packs of a run on this agent. CPU jobs fill them, full ones are uploaded by grant and sealed.
+//! Open packs of a run on this agent. CPU jobs fill them; full ones are uploaded by grant and sealed.
 //!
-//! A pack is either idle, in one CPU job's hands, or on its way. The last two hold a permit of the budget; an idle one holds
-//! none, lest who waits for a permit wait for packs that nobody fills. Their number is bounded all the same: a new pack is
-//! made only when none is idle, so that all packs together are never more than the permits.
+//! A pack is idle, or a CPU job fills it, or it is being uploaded. In the last two states it holds a permit of the
+//! budget. An idle pack holds none: otherwise a task could wait for a permit that only packs hold which nobody fills.
+//! The number of packs is bounded all the same: a new pack is made only if none is idle, so there are never more packs
+//! than permits.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use super::adaptive_level::{LevelControl, Worked};
 use super::claims::{Claim, Claims, Settled};
-use super::cut::Fresh;
+use super::cut::NewChunk;
 use super::lookups::Lookups;
 use super::region_bytes::RegionBytes;
 use super::{BackupError, Counters, Uploads, VolumeJob};
@@ -31,7 +32,7 @@ thread_local! {
 }
 
 struct OpenPack {
-    /// Lower: begun earlier.
+    /// Packs are numbered in the order in which they are begun.
     number: u64,
     builder: PackBuilder,
     entries: Vec<(ChunkId, Place)>,
@@ -41,17 +42,17 @@ struct OpenPack {
 pub struct RunPacks {
     target: PackTarget,
     redeem: Arc<dyn Redeem>,
-    pace: LevelControl,
-    /// Who uploads what.
+    level_control: LevelControl,
+    /// Which chunks are being uploaded.
     pub claims: Claims,
     idle: Mutex<Vec<OpenPack>>,
-    /// Packs that were begun.
+    /// The number of packs that were begun.
     begun: AtomicU64,
     buffers: Mutex<Vec<Vec<u8>>>,
     uploads: tokio::sync::Mutex<JoinSet<()>>,
-    /// Packs that are being uploaded or wait for leave to be.
-    on_the_line: AtomicUsize,
-    /// Why they can't be stored, as others hear it, and for the first who asks.
+    /// The number of packs that are being uploaded, or that wait for a grant.
+    uploading: AtomicUsize,
+    /// Why packs can't be stored: the error for all who ask later, and the original one for the first who asks.
     failed: Mutex<Option<(BackupError, Option<BackupError>)>>,
 }
 
@@ -59,17 +60,17 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Chunks of a region that are to be stored: the region's bytes and where the chunks lie in them.
+/// Chunks that are to be stored, and the region in whose bytes they lie.
 pub(super) struct Batch {
     pub(super) bytes: Arc<RegionBytes>,
-    pub(super) chunks: std::collections::VecDeque<Fresh>,
+    pub(super) chunks: std::collections::VecDeque<NewChunk>,
 }
 
-/// Counts a pack on its way in an assignment's name: the coordinator takes it only as long as that is in force.
+/// Counts an upload under an assignment. The coordinator accepts the pack only as long as the assignment is in force.
 struct Underway(tokio::sync::watch::Sender<Uploads>);
 
 impl Underway {
-    /// `None` once no more may set out.
+    /// `None` once no more uploads may begin.
     fn of(job: &VolumeJob) -> Option<Self> {
         let may = job.uploads.send_if_modified(|u| {
             u.under_way += usize::from(!u.closed);
@@ -86,42 +87,42 @@ impl Drop for Underway {
 }
 
 /// Counts a pack that is being uploaded.
-struct OnTheLine(Arc<RunPacks>);
+struct Uploading(Arc<RunPacks>);
 
-impl OnTheLine {
+impl Uploading {
     fn of(run: &Arc<RunPacks>) -> Self {
-        run.on_the_line.fetch_add(1, Ordering::Relaxed);
+        run.uploading.fetch_add(1, Ordering::Relaxed);
         Self(run.clone())
     }
 }
 
-impl Drop for OnTheLine {
+impl Drop for Uploading {
     fn drop(&mut self) {
-        self.0.on_the_line.fetch_sub(1, Ordering::Relaxed);
+        self.0.uploading.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// What became of a region's fresh chunks.
+/// What happened to the new chunks of a region.
 pub struct Stored {
-    /// What must be settled before the region may be named in a checkpoint.
+    /// Chunks that must be settled before the region may be checkpointed.
     pub wanted: Vec<Settled>,
-    /// What another node is storing.
-    pub elsewhere: Vec<Fresh>,
+    /// Chunks that another node is storing.
+    pub remote: Vec<NewChunk>,
 }
 
 impl RunPacks {
     /// For one run.
-    pub fn new(target: PackTarget, redeem: Arc<dyn Redeem>, pace: LevelControl) -> Self {
+    pub fn new(target: PackTarget, redeem: Arc<dyn Redeem>, level_control: LevelControl) -> Self {
         Self {
             target,
             redeem,
-            pace,
+            level_control,
             claims: Claims::default(),
             idle: Mutex::default(),
             begun: AtomicU64::new(0),
             buffers: Mutex::default(),
             uploads: tokio::sync::Mutex::default(),
-            on_the_line: AtomicUsize::new(0),
+            uploading: AtomicUsize::new(0),
             failed: Mutex::default(),
         }
     }
@@ -130,22 +131,23 @@ impl RunPacks {
     pub fn failed(&self) -> Option<BackupError> {
         let mut failed = lock(&self.failed);
         let (others, first) = failed.as_mut()?;
-        // The first to ask gets the error itself, the others what follows for them.
+        // The first caller gets the error itself, later ones get one that says why they stop.
         Some(first.take().unwrap_or_else(|| others.stops_others()))
     }
 
-    /// Whether they can't be stored any more.
+    /// Whether the run's packs can't be stored any more.
     pub fn is_broken(&self) -> bool {
         lock(&self.failed).is_some()
     }
 
-    /// Nothing of the run is stored from here any more.
+    /// Marks the run as failed: this agent stores nothing of it any more.
     pub fn fail(&self, e: BackupError) {
         lock(&self.failed).get_or_insert_with(|| (e.stops_others(), Some(e)));
-        self.claims.ring();
+        self.claims.wake_all();
     }
 
-    /// Stores those of a region's fresh chunks that are not known yet, and that no other node is storing, if that is told.
+    /// Stores the new chunks of a region, except those that are known already. If `lookups` are shared, also except
+    /// those that another node is storing.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -154,7 +156,7 @@ impl RunPacks {
         job: &VolumeJob,
         lookups: &Lookups,
         bytes: Arc<RegionBytes>,
-        fresh: Vec<Fresh>,
+        fresh: Vec<NewChunk>,
     ) -> Result<Stored, BackupError> {
         let mut wanted = Vec::new();
         let mut mine = Vec::new();
@@ -168,18 +170,18 @@ impl RunPacks {
             }
         }
         if mine.is_empty() {
-            return Ok(Stored { wanted, elsewhere: Vec::new() });
+            return Ok(Stored { wanted, remote: Vec::new() });
         }
         let ids: Vec<ChunkId> = mine.iter().map(|c| c.id).collect();
         let answers = lookups.ask(ids).await.inspect_err(|e| self.fail(e.stops_others()))?;
-        let with = |wanted: Answer| {
-            let matching = mine.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
+        let answered = |answer: Answer| {
+            let matching = mine.iter().zip(&answers).filter(move |(_, a)| **a == answer);
             matching.map(|(c, _)| c.clone())
         };
-        self.claims.settle(with(Answer::Known).map(|c| c.id));
-        let elsewhere = with(Answer::Elsewhere).collect();
-        self.fill(job, Batch { bytes, chunks: with(Answer::Yours).collect() }).await?;
-        Ok(Stored { wanted, elsewhere })
+        self.claims.settle(answered(Answer::Known).map(|c| c.id));
+        let remote = answered(Answer::Remote).collect();
+        self.fill(job, Batch { bytes, chunks: answered(Answer::Yours).collect() }).await?;
+        Ok(Stored { wanted, remote })
     }
 
     pub(super) async fn fill(self: &Arc<Self>, job: &VolumeJob, mut batch: Batch) -> Result<(), BackupError> {
@@ -190,7 +192,7 @@ impl RunPacks {
             let (open, permit, waited) = self.take(job).await;
             let (counters, cpu) = (job.counters.clone(), &job.engine.cpu);
             let worked = Worked { time: cpu.worked(), threads: cpu.count() };
-            let level = self.pace.level(waited, worked, Instant::now());
+            let level = self.level_control.level(waited, worked, Instant::now());
             let (open, rest, full) = cpu.run(move || fill_now(open, batch, level, &counters)).await?;
             batch = rest;
             if full {
@@ -203,16 +205,18 @@ impl RunPacks {
         Ok(())
     }
 
-    /// An idle pack, or a new one when there is none and the budget has room; and whether that had to wait for packs on their way.
+    /// An idle pack, or a new one if none is idle and the budget has room. Also returns whether the caller had to wait
+    /// for uploads.
     async fn take(&self, job: &VolumeJob) -> (OpenPack, Permit, bool) {
         let (permit, waited) = match job.engine.budget.try_pack() {
             Some(permit) => (permit, false),
             None => {
-                // If it is rather threads of ours that hold the room, it is not the line that is slow. When a wait begins, packs may
-                // still be on their way to it; when it ends, the one that made room may have left it.
-                let before = self.on_the_line.load(Ordering::Relaxed);
+                // If mostly CPU jobs hold the permits, uploads are not the bottleneck. The count is taken twice: when
+                // the wait begins, full packs may not be uploading yet; when it ends, the upload that made room may be
+                // over.
+                let before = self.uploading.load(Ordering::Relaxed);
                 let permit = job.engine.budget.pack().await;
-                let after = self.on_the_line.load(Ordering::Relaxed);
+                let after = self.uploading.load(Ordering::Relaxed);
                 let most = before.max(after + usize::from(after < before));
                 (permit, most * 2 > job.engine.budget.pack_count())
             }
@@ -221,22 +225,23 @@ impl RunPacks {
             return (open, permit, waited);
         }
         let capacity = job.engine.budget.pack_bytes();
-        // A fresh one has no pages until they are filled; those that come back are of this size.
+        // The kernel gives a new buffer its pages only as it is filled. Buffers that come back have this size already.
         let mut buffer = lock(&self.buffers).pop().unwrap_or_else(|| vec![0; capacity]);
         buffer.resize(capacity, 0);
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         (OpenPack { number, builder: PackBuilder::new(self.target, buffer), entries: Vec::new() }, permit, waited)
     }
 
-    /// What lies in the oldest pack are the first regions, and those behind them wait to be handed over until it is full.
+    /// The oldest idle pack. It holds chunks of the earliest regions, and all later regions wait for these to be handed
+    /// over.
     fn oldest_idle(&self) -> Option<OpenPack> {
         let mut idle = lock(&self.idle);
         let (oldest, _) = idle.iter().enumerate().min_by_key(|(_, open)| open.number)?;
         Some(idle.swap_remove(oldest))
     }
 
-    /// Finishes a pack and sends it on its way. Returns whether it went: in the name of a volume that is about to be done none
-    /// does any more, and it lies idle again.
+    /// Finishes a pack and starts its upload. Returns whether it did: while a volume is being finished no more uploads
+    /// begin under its assignment, and the pack becomes idle again.
     async fn dispatch(self: &Arc<Self>, job: &VolumeJob, open: OpenPack, permit: Permit) -> bool {
         let Some(underway) = Underway::of(job) else {
             lock(&self.idle).push(open);
@@ -250,7 +255,7 @@ impl RunPacks {
             let finished = engine.cpu.run(move || builder.finish()).await;
             let result = match finished {
                 Ok(pack) => {
-                    let _counted = OnTheLine::of(&this);
+                    let _counted = Uploading::of(&this);
                     this.upload(&coordinator, pack, entries).await
                 }
                 Err(e) => Err(BackupError::Pack(e.to_string())),
@@ -291,7 +296,7 @@ impl RunPacks {
         Ok(())
     }
 
-    /// Sends all open packs on their way, full or not.
+    /// Uploads all idle packs, full or not.
     pub async fn flush(self: &Arc<Self>, job: &VolumeJob) {
         loop {
             let permit = job.engine.budget.pack().await;
@@ -302,7 +307,7 @@ impl RunPacks {
         }
     }
 
-    /// Stops what is on its way.
+    /// Stops all uploads, and drops the idle packs.
     pub async fn abort(&self) {
         self.uploads.lock().await.shutdown().await;
         lock(&self.idle).clear();
@@ -316,7 +321,7 @@ fn fill_now(
     level: Level,
     counters: &Counters,
 ) -> Result<(OpenPack, Batch, bool), BackupError> {
-    // For chunks that are put together from single pages: no longer than the cutter's longest.
+    // For chunks that are put together from single pages. It grows no longer than the cutter's longest chunk.
     let mut scratch = Vec::new();
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {

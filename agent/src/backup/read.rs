@@ -1,4 +1,4 @@
-//! Reading a region: all that may hold data, or what a list of changes names.
+//! Reading a region: all ranges that may hold data, or the dirty ranges.
 
 use std::io;
 use std::ops::Range;
@@ -10,32 +10,32 @@ use super::region_bytes::RegionBytes;
 use crate::buffer::Buffer;
 use crate::device::{Piece, Source};
 
-/// One read: long enough to cost little per byte, short enough that a region keeps many in flight.
+/// The length of one read: long enough to cost little per byte, short enough that a region keeps many reads in flight.
 const READ_BYTES: usize = 1 << 20;
 
 /// Where a read failed, and why.
 pub(super) type Failed = (u64, io::Error);
 
-/// Reads these parts of a region of `len` bytes at `offset`, which are apart from each other and in order, side by side into a
-/// buffer that has room for just them. Returns how much was read, too.
-pub(super) fn read_named(
+/// Reads these ranges of a region of `len` bytes at `offset` into a buffer, one behind the other. The ranges are in
+/// order and do not touch. Also returns how many bytes were read.
+pub(super) fn read_ranges(
     source: &dyn Source,
     mut buffer: Buffer,
     offset: u64,
     len: usize,
-    named: Vec<Range<usize>>,
+    ranges: Vec<Range<usize>>,
 ) -> Result<(RegionBytes, u64), Failed> {
-    let pieces = named_pieces(&mut buffer, offset, &named);
+    let pieces = range_pieces(&mut buffer, offset, &ranges);
     let read = pieces.iter().map(|(_, p)| p.len() as u64).sum();
     source.read_pieces(pieces)?;
-    Ok((RegionBytes::parts(buffer, named, len), read))
+    Ok((RegionBytes::parts(buffer, ranges, len), read))
 }
 
-/// Where these parts of a region at `offset` go: one behind the other.
-pub(super) fn named_pieces<'a>(buffer: &'a mut [u8], offset: u64, named: &[Range<usize>]) -> Vec<Piece<'a>> {
-    let mut pieces: Vec<Piece<'_>> = Vec::with_capacity(named.len());
+/// The reads for these ranges of a region at `offset`: they fill the buffer one behind the other.
+pub(super) fn range_pieces<'a>(buffer: &'a mut [u8], offset: u64, ranges: &[Range<usize>]) -> Vec<Piece<'a>> {
+    let mut pieces: Vec<Piece<'_>> = Vec::with_capacity(ranges.len());
     let mut rest = buffer;
-    for range in named {
+    for range in ranges {
         let (part, tail) = std::mem::take(&mut rest).split_at_mut(range.len());
         let start = offset + range.start as u64;
         pieces.extend(part.chunks_mut(READ_BYTES).enumerate().map(|(i, p)| (start + (i * READ_BYTES) as u64, p)));
@@ -44,7 +44,8 @@ pub(super) fn named_pieces<'a>(buffer: &'a mut [u8], offset: u64, named: &[Range
     pieces
 }
 
-/// Fills a region's buffer: ranges with data are read in parallel parts, the rest is zeroed. Returns how much was read.
+/// Fills a region's buffer: ranges with data are read in parallel pieces, the rest is zeroed. Also returns how many
+/// bytes were read.
 pub(super) fn read_region(
     source: &dyn Source,
     mut buffer: Buffer,
@@ -66,14 +67,15 @@ pub(super) fn read_region(
     rest.fill(0);
     let read = pieces.iter().map(|(_, p)| p.len() as u64).sum();
     let failed = pieces.into_par_iter().filter_map(|(at, piece)| source.read_at(piece, at).err().map(|e| (at, e)));
-    // Of several reads that fail side by side, the first on the volume is the one that tells where it begins.
+    // If several parallel reads fail, the lowest offset is reported: it says where the damage begins.
     match failed.min_by_key(|(at, _)| *at) {
         Some(first) => Err(first),
         None => Ok((RegionBytes::whole(buffer), read)),
     }
 }
 
-/// Where a region of `len` bytes at `offset` may hold data, in whole pages, in order and apart; `first` is the first range that does.
+/// The ranges of a region of `len` bytes at `offset` that may hold data: whole pages, in order, not touching each
+/// other. `first` is the first such range at or after `offset`.
 fn data_ranges(
     source: &dyn Source,
     offset: u64,
@@ -84,7 +86,7 @@ fn data_ranges(
     let mut ranges: Vec<Range<usize>> = Vec::new();
     let mut next = first;
     while let Some((start, stop)) = next {
-        // Whole pages are read, whatever the file system's granule: O_DIRECT and prediction both want them.
+        // Whole pages are read, whatever the file system's granularity: O_DIRECT and prediction both need them.
         let range = within(start) / PAGE * PAGE..within(stop).next_multiple_of(PAGE).min(len);
         if within(start) == len {
             break;
@@ -113,7 +115,7 @@ mod tests {
 
     const LEN: usize = 40 * PAGE;
 
-    /// A file with holes: where it has data, to the byte.
+    /// A file with holes: the byte ranges that have data.
     struct Sparse(Vec<Range<usize>>);
 
     impl Sparse {
@@ -155,9 +157,9 @@ mod tests {
             // Left over from earlier use.
             buffer.fill(0xaa);
             let data = sparse.next_data(offset as u64).unwrap();
-            let (held, read) = read_region(&sparse, buffer, offset as u64, data).map_err(|e| e.1).unwrap();
+            let (region, read) = read_region(&sparse, buffer, offset as u64, data).map_err(|e| e.1).unwrap();
             let wanted: Vec<u8> = (offset..offset + len).map(|at| sparse.byte(at)).collect();
-            prop_assert!(held.at(0..len) == wanted, "other bytes");
+            prop_assert!(region.at(0..len) == wanted, "other bytes");
             let with_data = |page: usize| sparse.0.iter().any(|r| r.start < (page + 1) * PAGE && page * PAGE < r.end);
             prop_assert_eq!(read as usize, (first..first + pages).filter(|&page| with_data(page)).count() * PAGE);
         }

@@ -1,4 +1,4 @@
-//! The bytes of a region that were read: all of it, or some parts side by side in a smaller buffer.
+//! The bytes of a region that were read: all of it, or some parts one after the other in a smaller buffer.
 
 use std::ops::Range;
 
@@ -7,7 +7,8 @@ use crate::buffer::Buffer;
 /// A region in memory.
 pub struct RegionBytes {
     buffer: Buffer,
-    /// What is there: where in the region, in order, and where in the buffer. `None`: all of it.
+    /// The parts that were read, in order: where each lies in the region and where it begins in the buffer. `None`: all
+    /// of the region was read.
     parts: Option<Vec<(Range<usize>, usize)>>,
     /// Bytes of the region.
     len: usize,
@@ -19,7 +20,8 @@ impl RegionBytes {
         Self { len: buffer.len(), buffer, parts: None }
     }
 
-    /// These parts of a region of `len` bytes, apart from each other and in order; the buffer holds them one after the other.
+    /// These parts of a region of `len` bytes. They are in order and do not touch; the buffer holds them one after the
+    /// other.
     pub fn parts(buffer: Buffer, parts: Vec<Range<usize>>, len: usize) -> Self {
         let mut at = 0;
         let placed = parts.into_iter().map(|part| {
@@ -42,7 +44,7 @@ impl RegionBytes {
         self.len == 0
     }
 
-    /// What of `within` is there, in order.
+    /// The parts of `within` that were read, in order.
     pub fn present(&self, within: Range<usize>) -> Vec<Range<usize>> {
         match &self.parts {
             None => std::iter::once(within).collect(),
@@ -54,20 +56,20 @@ impl RegionBytes {
         }
     }
 
-    /// Bytes of the region that are there, all of them in one part.
+    /// Bytes of the region. All of them must lie in one part that was read.
     ///
     /// # Panics
-    /// If they are not.
+    /// If they do not.
     pub fn at(&self, range: Range<usize>) -> &[u8] {
         let from = self.place(&range);
         &self.buffer[from..from + range.len()]
     }
 
-    /// Parts of the region, (offset, bytes) each, one after the other: where they lie like that, which those that were read alone do, or
-    /// put together in `scratch`.
+    /// These parts of the region, (offset, bytes) each, one after the other: a slice of the buffer if they lie there
+    /// like that, as the parts of a sparse read do, else copied together in `scratch`.
     ///
     /// # Panics
-    /// If they are not there.
+    /// If one of them was not read.
     pub fn together<'a>(&'a self, parts: &[(usize, usize)], scratch: &'a mut Vec<u8>) -> &'a [u8] {
         let Some(&(first, len)) = parts.first() else { return &[] };
         let start = self.place(&(first..first + len));
@@ -86,7 +88,7 @@ impl RegionBytes {
         scratch
     }
 
-    /// Where in the buffer a part of the region lies.
+    /// Where a part of the region begins in the buffer.
     fn place(&self, range: &Range<usize>) -> usize {
         let Some(parts) = &self.parts else { return range.start };
         let n = parts.partition_point(|(p, _)| p.end <= range.start);
@@ -102,14 +104,14 @@ mod tests {
     use crate::buffer::BufferPool;
 
     #[test]
-    fn parts_are_lent_where_they_follow_each_other_and_put_together_where_not() {
+    fn parts_are_copied_only_if_they_do_not_follow_each_other() {
         let mut buffer = BufferPool::new(60).take(60);
         (0..60).for_each(|n| buffer[n] = n as u8);
         // 10..30 of the region is bytes 0..20 of the buffer, 50..60 bytes 20..30, 90..100 bytes 30..40.
-        let held = RegionBytes::parts(buffer, vec![10..30, 50..60, 90..100], 100);
+        let region = RegionBytes::parts(buffer, vec![10..30, 50..60, 90..100], 100);
         let together = |parts: &[(usize, usize)]| {
             let mut scratch = Vec::new();
-            let bytes = held.together(parts, &mut scratch).to_vec();
+            let bytes = region.together(parts, &mut scratch).to_vec();
             (bytes, scratch.is_empty())
         };
         let bytes = |first: Range<u8>, then: Range<u8>| first.chain(then).collect::<Vec<u8>>();

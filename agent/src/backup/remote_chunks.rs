@@ -1,5 +1,5 @@
-//! Chunks in flight on other nodes. Their bytes are not kept. A chunk that turns up in the index is settled; a chunk whose uploader is gone is
-//! read again and uploaded here (a snapshot does not change).
+//! Chunks in flight on other nodes. Their bytes are not kept. A chunk that appears in the index is settled. A chunk
+//! whose uploader is gone is read again and uploaded here (a snapshot does not change).
 
 use std::sync::Arc;
 
@@ -7,37 +7,37 @@ use milkrun_repository::chunk::PAGE;
 use milkrun_repository::id::ChunkId;
 use tokio::sync::mpsc;
 
-use super::cut::Fresh;
+use super::cut::NewChunk;
 use super::open_packs::Batch;
 use super::region_bytes::RegionBytes;
 use super::{BackupError, VolumeJob};
 use crate::device::Source;
 use crate::rpc::Answer;
 
-/// Chunks that may wait at once. More, and regions wait before they go on.
+/// The largest number of chunks that wait. When it is reached, regions wait before they add more.
 const WAITING_MAX: usize = 16 * 1024;
-/// Ids in one question.
-const ASKED: usize = 4096;
+/// Ids in one call.
+const IDS_PER_CALL: usize = 4096;
 
 /// A chunk that another node is storing.
 #[derive(Clone, Debug)]
 pub struct Pending {
     /// Where the region begins in this volume.
     pub region: u64,
-    /// Which one, and of which parts of the region it consists.
-    pub chunk: Fresh,
+    /// The chunk, and the parts of the region that it consists of.
+    pub chunk: NewChunk,
 }
 
-/// The way in; waiting ends when it is dropped and all is settled.
+/// Takes chunks to wait for. Waiting ends when this is dropped and all chunks are settled.
 #[derive(Clone)]
-pub struct Elsewhere {
+pub struct RemoteChunks {
     sender: mpsc::Sender<Pending>,
 }
 
-impl Elsewhere {
-    /// Starts waiting for what is sent.
+impl RemoteChunks {
+    /// Starts the task that waits.
     pub fn start(job: &Arc<VolumeJob>, source: &Arc<dyn Source>) -> (Self, Waiting) {
-        let (sender, receiver) = mpsc::channel(ASKED);
+        let (sender, receiver) = mpsc::channel(IDS_PER_CALL);
         let (job, source) = (job.clone(), source.clone());
         let task = tokio::spawn(async move {
             if let Err(e) = wait_for(&job, &source, receiver).await {
@@ -47,10 +47,10 @@ impl Elsewhere {
         (Self { sender }, Waiting(task))
     }
 
-    /// More to wait for. Whoever calls holds no buffer: what is waited for may need one.
+    /// Adds chunks to wait for. The caller must not hold a buffer: a chunk that is read again may need one.
     pub async fn add(&self, pending: Vec<Pending>) {
         for p in pending {
-            // Waiting failed: whoever hands over the region hears why.
+            // The task failed: the error is reported where the region is handed over.
             if self.sender.send(p).await.is_err() {
                 return;
             }
@@ -58,7 +58,7 @@ impl Elsewhere {
     }
 }
 
-/// The task that waits; stopped when dropped.
+/// The task that waits. Dropping this stops it.
 pub struct Waiting(tokio::task::JoinHandle<()>);
 
 impl Drop for Waiting {
@@ -84,22 +84,22 @@ async fn wait_for(
             let Ok(pending) = receiver.try_recv() else { break };
             waiting.push(pending);
         }
-        let asked = waiting.split_off(waiting.len().saturating_sub(ASKED));
+        let asked = waiting.split_off(waiting.len().saturating_sub(IDS_PER_CALL));
         let ids: Vec<ChunkId> = asked.iter().map(|p| p.chunk.id).collect();
         let answers = job.coordinator.lookup_later(&ids).await?;
-        let with = |wanted: Answer| {
-            let matching = asked.iter().zip(&answers).filter(move |(_, a)| **a == wanted);
+        let answered = |answer: Answer| {
+            let matching = asked.iter().zip(&answers).filter(move |(_, a)| **a == answer);
             matching.map(|(p, _)| p.clone()).collect::<Vec<_>>()
         };
-        job.run.claims.settle(with(Answer::Known).into_iter().map(|p| p.chunk.id));
-        store_again(job, source, with(Answer::Yours)).await?;
-        // Others first, next time.
-        waiting.splice(0..0, with(Answer::Elsewhere));
+        job.run.claims.settle(answered(Answer::Known).into_iter().map(|p| p.chunk.id));
+        store_here(job, source, answered(Answer::Yours)).await?;
+        // The next call begins with other chunks: ids are taken from the end.
+        waiting.splice(0..0, answered(Answer::Remote));
     }
 }
 
-/// Stores chunks whose uploader is gone, as many at a time as a region's buffer holds.
-async fn store_again(
+/// Reads and stores chunks whose uploader is gone, as many at a time as a region's buffer holds.
+async fn store_here(
     job: &Arc<VolumeJob>,
     source: &Arc<dyn Source>,
     mut chunks: Vec<Pending>,
@@ -108,7 +108,7 @@ async fn store_again(
     while !chunks.is_empty() {
         let mut used = 0;
         let mut placed = Vec::new();
-        // Page by page: reads past the system's cache need it.
+        // Each chunk begins on a page of the buffer: O_DIRECT needs it.
         while let Some(pending) = chunks.pop_if(|p| used + p.chunk.len().next_multiple_of(PAGE) <= room) {
             let len = pending.chunk.len();
             placed.push((used, pending));
@@ -133,7 +133,7 @@ async fn store_again(
         };
         let buffer = job.engine.io.run(read).await;
         let buffer = buffer.map_err(|(offset, e)| BackupError::Read { offset, length, source: e })?;
-        let chunks = placed.into_iter().map(|(at, p)| Fresh { parts: vec![(at, p.chunk.len())], id: p.chunk.id });
+        let chunks = placed.into_iter().map(|(at, p)| NewChunk { parts: vec![(at, p.chunk.len())], id: p.chunk.id });
         let chunks = chunks.collect();
         job.run.fill(job, Batch { bytes: Arc::new(RegionBytes::whole(buffer)), chunks }).await?;
         drop(permit);

@@ -1,5 +1,5 @@
-//! Checking a list of changes before anything rests on it: pages that it does not name, at random, are read and compared with
-//! what the parent knows of them.
+//! Checks a changed-block list before it is used. Random pages that the list does not name are read and compared with
+//! the parent's digests.
 //!
 //! A list says since which point it holds. It is used only if that point is the parent, the parent has digests of most of its
 //! data, and the sample is as it was. Otherwise everything is read, and the point says why. A list stays on its node: only the
@@ -26,19 +26,19 @@ use crate::device::Source;
 use crate::device::changes::Changes;
 use crate::extent::ParentRange;
 
-/// Regions that are looked at.
+/// Regions that are drawn.
 const LEAVES: u32 = 32;
-/// Of a hole that may be terabytes.
+/// Bytes of a hole that are considered; a hole may be terabytes long.
 const HOLE_BYTES: u64 = 16 << 20;
-/// Of which so many are compared side by side.
+/// Regions that are compared in parallel.
 const AT_ONCE: usize = 4;
-/// Pages of each.
+/// Pages that are drawn of each region.
 const PAGES: usize = 128;
 
-/// What a sample says of a list.
+/// What a sample says about a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// So many bytes that it does not name are as they were.
+    /// So many bytes that it does not name were compared, and none of them changed.
     Holds(u64),
     /// This page changed, and is not named.
     Wrong(u64),
@@ -46,17 +46,17 @@ pub enum Verdict {
     Unknown,
 }
 
-/// A page as the parent has it.
+/// A page of the parent.
 struct Page {
-    /// Where in the volume.
+    /// Its offset in the volume.
     at: u64,
-    /// Its bytes: fewer at the parent's end.
+    /// Its bytes; the last page of the parent may be shorter.
     len: usize,
-    /// Where in its chunk, and its digest; `None`: zeros.
+    /// Its offset in its chunk, and its digest; `None`: zeros.
     digest: Option<(u32, PageDigest)>,
 }
 
-/// Compares a sample.
+/// Draws and compares a sample.
 ///
 /// # Errors
 /// [`BackupError`] when the coordinator or the device can't be asked.
@@ -67,29 +67,29 @@ pub async fn check(job: &VolumeJob, source: &Arc<dyn Source>, changes: &Changes)
         Ok::<_, BackupError>(next.map(|range| (range, ranges)))
     });
     let mut compared = pin!(ranges.map_ok(|range| compare(job, source, changes, range)).try_buffer_unordered(AT_ONCE));
-    let (mut bytes, mut with, mut without) = (0, 0, 0);
+    let (mut bytes, mut with_digests, mut no_digests) = (0, 0, 0);
     while let Some(one) = compared.try_next().await? {
         if let Some(at) = one.wrong {
             return Ok(Verdict::Wrong(at));
         }
         bytes += one.bytes;
-        with += one.with;
-        without += one.without;
+        with_digests += one.with_digests;
+        no_digests += one.no_digests;
     }
     Counters::add(&job.counters.read, bytes);
-    // Holes alone say nothing of the data, and neither do a few digests of much data.
-    Ok(if with > without { Verdict::Holds(bytes) } else { Verdict::Unknown })
+    // Holes alone say nothing about the data, and neither do digests of a small part of the data.
+    Ok(if with_digests > no_digests { Verdict::Holds(bytes) } else { Verdict::Unknown })
 }
 
-/// What a region says of a list.
+/// The result for one region.
 struct Compared {
     /// A page that changed and is not named.
     wrong: Option<u64>,
     /// Bytes that were compared.
     bytes: u64,
     /// Pages with digests, and without.
-    with: usize,
-    without: usize,
+    with_digests: usize,
+    no_digests: usize,
 }
 
 /// Compares some pages of one region.
@@ -100,13 +100,13 @@ async fn compare(
     range: ParentRange,
 ) -> Result<Compared, BackupError> {
     let pages = pages_of(&range, source.len());
-    let with = pages.iter().filter(|p| p.digest.is_some()).count();
-    let without = without_digests(&range);
-    let mut left: Vec<Page> = pages.into_iter().filter(|p| !changes.names(p.at)).collect();
+    let with_digests = pages.iter().filter(|p| p.digest.is_some()).count();
+    let no_digests = pages_without_digests(&range);
+    let mut unnamed: Vec<Page> = pages.into_iter().filter(|p| !changes.names(p.at)).collect();
     let mut drawn = Vec::new();
-    while drawn.len() < PAGES && !left.is_empty() {
-        let n = usize::try_from(u64::from_le_bytes(entropy()) % left.len() as u64).unwrap_or(0);
-        drawn.push(left.swap_remove(n));
+    while drawn.len() < PAGES && !unnamed.is_empty() {
+        let n = usize::try_from(u64::from_le_bytes(entropy()) % unnamed.len() as u64).unwrap_or(0);
+        drawn.push(unnamed.swap_remove(n));
     }
     drawn.sort_unstable_by_key(|p| p.at);
     let bytes = drawn.len() as u64 * PAGE as u64;
@@ -116,10 +116,10 @@ async fn compare(
     let wrong = job.engine.io.run(move || {
         let _permit = permit;
         let mut buffer = buffers.take(drawn.len() * PAGE);
-        // Whole pages, as far as there are: reads past the system's cache need it.
-        let there = |page: &Page| usize::try_from(length - page.at).unwrap_or(PAGE).min(PAGE);
+        // Whole pages, except at the volume's end: O_DIRECT needs it.
+        let readable = |page: &Page| usize::try_from(length - page.at).unwrap_or(PAGE).min(PAGE);
         let pieces = drawn.iter().zip(buffer.chunks_mut(PAGE));
-        from.read_pieces(pieces.map(|(page, bytes)| (page.at, &mut bytes[..there(page)])).collect())?;
+        from.read_pieces(pieces.map(|(page, bytes)| (page.at, &mut bytes[..readable(page)])).collect())?;
         let differs = drawn.iter().zip(buffer.chunks(PAGE)).find(|(page, bytes)| {
             let bytes = &bytes[..page.len];
             match page.digest {
@@ -130,10 +130,10 @@ async fn compare(
         Ok(differs.map(|(page, _)| page.at))
     });
     let wrong = wrong.await.map_err(|(offset, e)| BackupError::Read { offset, length, source: e })?;
-    Ok(Compared { wrong, bytes, with, without })
+    Ok(Compared { wrong, bytes, with_digests, no_digests })
 }
 
-/// The pages of a range that can be compared: on the volume's pages, and not cut by its present end.
+/// The pages of a range that can be compared: they are page-aligned, and the volume's present end does not cut them.
 fn pages_of(range: &ParentRange, len: u64) -> Vec<Page> {
     let mut pages = Vec::new();
     let mut add = |from: u64, to: u64, digest: &dyn Fn(usize) -> Option<(u32, PageDigest)>| {
@@ -166,8 +166,8 @@ fn pages_of(range: &ParentRange, len: u64) -> Vec<Page> {
     pages
 }
 
-/// Pages of data without digests.
-fn without_digests(range: &ParentRange) -> usize {
+/// The number of data pages without digests.
+fn pages_without_digests(range: &ParentRange) -> usize {
     let data = range.extents.iter().filter(|p| matches!(p.extent.run, Run::Chunk { .. }) && p.extent.pages.is_empty());
     data.map(|p| (p.extent.run.len() as usize).div_ceil(PAGE)).sum()
 }

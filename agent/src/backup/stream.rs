@@ -1,11 +1,11 @@
-//! Walking a byte stream: read in order, cut by content, packed like a volume.
+//! The backup of a byte stream: it is read in order, cut by content, and packed like a volume.
 
 use std::sync::Arc;
 
 use milkrun_repository::chunk::Piece;
 
-use super::checkpoint::{Checkpoints, Done};
-use super::cut::{Fresh, whole_chunk};
+use super::checkpoint::{Checkpoints, FinishedRegion};
+use super::cut::{NewChunk, whole_chunk};
 use super::lookups::Lookups;
 use super::region_bytes::RegionBytes;
 use super::{BackupError, Counters, Extent, Outcome, VolumeJob};
@@ -19,8 +19,8 @@ use crate::extent::Region;
 /// [`BackupError`].
 pub async fn back_up(job: Arc<VolumeJob>, source: Box<dyn ByteSource>) -> Result<Outcome, BackupError> {
     let mut checkpoints = Checkpoints::start(&job);
-    // Not shared with other nodes: what is gone by can't be read again when its uploader is gone.
-    let (lookups, _asking) = Lookups::start(&job, false);
+    // Not shared with other nodes: if the node that stores a chunk dies, a stream can't be read again.
+    let (lookups, _lookup_task) = Lookups::start(&job, false);
     let mut source = Some(source);
     let mut notes = Vec::new();
     let mut rest: Vec<u8> = Vec::new();
@@ -49,7 +49,7 @@ pub async fn back_up(job: Arc<VolumeJob>, source: Box<dyn ByteSource>) -> Result
                 let chunks = pieces.into_iter().filter_map(|p| match p {
                     Piece::Data { offset, len } => {
                         let id = domain.identify(bytes.at(offset..offset + len));
-                        Some(Fresh { id, parts: vec![(offset, len)] })
+                        Some(NewChunk { id, parts: vec![(offset, len)] })
                     }
                     Piece::Hole { .. } => None,
                 });
@@ -58,17 +58,17 @@ pub async fn back_up(job: Arc<VolumeJob>, source: Box<dyn ByteSource>) -> Result
             .await;
         rest.extend_from_slice(buffer.at(used..filled));
         if used > 0 {
-            // Nobody looks for single pages of a stream: what is inserted moves all that follows.
-            let extent = |f: &Fresh| Extent { run: whole_chunk(f.id, f.len()), pages: Vec::new() };
+            // Page digests are of no use for a stream: an insertion moves everything behind it.
+            let extent = |f: &NewChunk| Extent { run: whole_chunk(f.id, f.len()), pages: Vec::new() };
             let extents = fresh.iter().map(extent).collect();
             let region = Region { offset, len: used as u64, unchanged: false, extents };
             let wanted = job.run.store(&job, &lookups, buffer, fresh).await?.wanted;
             offset += used as u64;
-            checkpoints.push(&job, Done { region, read: used as u64, wanted }).await?;
+            checkpoints.push(&job, FinishedRegion { region, read: used as u64, wanted }).await?;
         }
         drop(permit);
         if last {
-            // A producer that failed at its end has not said all of it.
+            // If the producer failed at its end, the stream is not complete.
             notes = job.engine.io.run(move || reader.finish()).await?;
             break;
         }
@@ -79,7 +79,8 @@ pub async fn back_up(job: Arc<VolumeJob>, source: Box<dyn ByteSource>) -> Result
     Ok(Outcome { len: offset, notes, ..Outcome::default() })
 }
 
-/// What came over from the last buffer, then the stream, until the buffer is full or the stream ends.
+/// Fills a buffer: first with what is left over from the last buffer, then from the stream, until it is full or the
+/// stream ends.
 fn fill(source: &mut dyn ByteSource, mut buffer: Buffer, carried: &[u8]) -> std::io::Result<(Buffer, usize, usize)> {
     buffer[..carried.len()].copy_from_slice(carried);
     let mut at = carried.len();

@@ -26,10 +26,10 @@ pub(super) fn size(file: &File) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Bytes of a block device that can be read and written whole.
+/// Bytes of a block device whose size is a multiple of its sector size.
 ///
 /// # Errors
-/// What the system says; [`io::ErrorKind::InvalidData`] for a size that is no multiple of the sectors: no read gets the rest.
+/// What the system says; [`io::ErrorKind::InvalidData`] for any other size: its last bytes can't be read.
 pub(super) fn whole_size(file: &File) -> io::Result<u64> {
     let (bytes, sector) = (size(file)?, u64::from(sector_bytes(file)?.max(1)));
     let rest = bytes % sector;
@@ -52,7 +52,7 @@ pub(super) fn sector_bytes(file: &File) -> io::Result<u32> {
     u32::try_from(bytes).map_err(|_| io::Error::other("negative sector size"))
 }
 
-/// Drops the device's page cache, so that what is read next comes from the device.
+/// Drops the device's page cache, so that the next read comes from the device.
 pub(super) fn flush_buffers(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open; the call takes no argument.
     #[expect(unsafe_code, reason = "ioctl")]
@@ -60,7 +60,8 @@ pub(super) fn flush_buffers(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Which device this is, and not what was or will be found under the same name: `None` where that can't be told.
+/// Identifies this very device, and not another one that had or will have the same name. `None` if the kernel can't
+/// say.
 pub(super) fn identity(file: &File) -> Option<String> {
     let mut sequence = 0;
     // SAFETY: the descriptor is open and the call writes one u64 to a valid address.

@@ -1,15 +1,16 @@
-//! A list of what may have changed in a volume since a restore point, made by somebody who can tell: a storage system, a device
-//! mapper target, a CSI driver. Text, one entry a line:
+//! The changed-block list: the ranges of a volume that may have changed since a restore point. A storage system, a
+//! device mapper target or a CSI driver makes it. It is text, one entry a line:
 //!
 //! ```text
-//! # whatever
+//! # a comment
 //! since rp-20261124t120000z-0123456789abcdef
 //! 0 1048576
 //! 7340032 4096
 //! end
 //! ```
-//! Bytes: offset and length, in any order; they may overlap. `since` stands once, before the first range, and `end` is the last line:
-//! without it the list was cut short. A list without ranges says that nothing changed.
+//! A range is an offset and a length in bytes. Ranges may come in any order and overlap. `since` appears once, before
+//! the first range. `end` is the last line; without it the list was cut short. A list without ranges says that nothing
+//! changed.
 
 use std::io::{BufRead, Read};
 use std::ops::Range;
@@ -21,11 +22,11 @@ use milkrun_repository::id::PointId;
 /// Ranges that may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
-    /// Since this point.
+    /// The restore point that they are relative to.
     pub since: PointId,
-    /// Whole pages, in order, apart from each other.
+    /// Whole pages, in order, not touching each other.
     ranges: Vec<Range<u64>>,
-    /// Of more than a few pages on average: much of it may be as it was.
+    /// The ranges have more than a few pages on average, so many of these pages may be unchanged.
     coarse: bool,
 }
 
@@ -54,14 +55,14 @@ pub enum ChangesError {
     /// It was cut short.
     #[error("the list of changes {0:?} has no last line \"end\": it was cut short, or is still being written")]
     NoEnd(PathBuf),
-    /// It does not say since when.
+    /// It does not name a restore point.
     #[error(
         "the list of changes {0:?} does not say since which restore point: its first line must be, say, \"since rp-20261124t120000z-0123456789abcdef\""
     )]
     NoSince(PathBuf),
 }
 
-/// Ranges this long on average may hold much that did not change.
+/// Ranges that are longer on average may hold much that did not change.
 const COARSE_BYTES: u64 = 4 * PAGE as u64;
 
 impl Changes {
@@ -74,7 +75,7 @@ impl Changes {
         Self::parse(std::io::BufReader::new(std::fs::File::open(path).map_err(read)?), path)
     }
 
-    /// Reads a list of any origin; errors call it by this name.
+    /// Reads a list from any source. Errors name it by `name`.
     ///
     /// # Errors
     /// [`ChangesError`].
@@ -99,7 +100,7 @@ impl Changes {
         self.within(offset..offset + 1).next().is_some()
     }
 
-    /// Whether it is worth to look which of the listed pages really changed.
+    /// Whether it is worth checking which of the listed pages really changed.
     pub fn is_coarse(&self) -> bool {
         self.coarse
     }
@@ -115,7 +116,7 @@ enum Bad {
     Line(usize, &'static str),
 }
 
-/// Longer lines are none of a list.
+/// Longer lines are refused.
 const LINE_BYTES_MAX: u64 = 4096;
 
 fn parse(mut text: impl BufRead) -> Result<Changes, Bad> {
@@ -187,7 +188,7 @@ mod tests {
     const SINCE: &str = "since rp-20261124t120000z-0123456789abcdef\n";
 
     #[test]
-    fn what_a_list_says() {
+    fn a_list_is_read() {
         let list = parse(format!("# made by x\n{SINCE}\n 8192 1\n0\t4097\r\n20480 8192\nend").as_bytes()).unwrap();
         assert_eq!(list.since.to_string(), "rp-20261124t120000z-0123456789abcdef");
         assert_eq!(list.ranges, [0..12288, 20480..28672]);
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_named_with_its_line() {
+    fn errors_name_the_line() {
         for (text, line) in [
             ("", 0),
             ("0 4096", 0),
@@ -219,7 +220,7 @@ mod tests {
             assert_eq!(found, line, "{text:?}");
         }
         assert!(matches!(parse(&b"\xff\xfe"[..]), Err(Bad::Line(1, _))));
-        // Cut short anywhere, it is no list.
+        // A list that is cut short at any byte is refused.
         let whole = format!("{SINCE}7340032 4096\nend");
         for cut in 0..whole.len() {
             assert!(parse(&whole.as_bytes()[..cut]).is_err(), "{cut}");
@@ -240,7 +241,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_text_makes_the_parser_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse(&text[..]);
         }
     }

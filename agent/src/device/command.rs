@@ -1,5 +1,5 @@
-//! A byte stream that a command writes. Its exit status decides whether the stream is whole: a dump that failed half-way ends
-//! like one that is done, and only its status tells them apart.
+//! A byte stream that a command writes. The command's exit status decides whether the stream is whole: a dump that
+//! failed half-way ends like one that succeeded, and only the status tells them apart.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -10,25 +10,25 @@ use std::time::Duration;
 
 use super::{ByteSource, SourceError};
 
-/// Of what a command says on its standard error, so much of the end is kept for the failure.
-const SAID_MAX: usize = 2000;
+/// Bytes of a command's standard error, from its end, that are kept for the error message.
+const STDERR_MAX: usize = 2000;
 
-/// After the command's end, what it started may keep its standard error open for ever.
-const SAID_WAIT: Duration = Duration::from_secs(2);
+/// How long to wait for the end of standard error once the command has ended: its children may keep it open for ever.
+const STDERR_WAIT: Duration = Duration::from_secs(2);
 
 /// A command that runs.
 struct Running {
     command: String,
     child: Child,
     out: ChildStdout,
-    /// The end of its standard error, once that is closed.
-    said: Receiver<String>,
-    /// Nothing is left to be stopped.
+    /// The last part of its standard error, once that is closed.
+    stderr: Receiver<String>,
+    /// The command has ended: there is nothing to kill.
     ended: bool,
 }
 
-/// Starts a command, by bash where there is one: of a pipe it tells when any part failed (`pipefail`), sh tells of the last
-/// part alone.
+/// Starts a command, with bash if there is one: bash reports the failure of any part of a pipe (`pipefail`), sh only
+/// that of the last part.
 ///
 /// # Errors
 /// [`SourceError`] when it can't be started; [`SourceError::Shell`] for a pipe without bash.
@@ -47,25 +47,25 @@ pub fn run_command(command: &str) -> Result<Box<dyn ByteSource>, SourceError> {
     let mut child = shell.spawn().map_err(fail)?;
     let missing = || fail(io::Error::other("it has no output"));
     let (out, err) = (child.stdout.take().ok_or_else(missing)?, child.stderr.take().ok_or_else(missing)?);
-    // Fewer switches between us and who writes; that it is refused does not matter.
+    // A larger pipe means fewer context switches between reader and writer. If it is refused, that does not matter.
     let _ = nix::fcntl::fcntl(&out, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
-    let (tell, said) = channel();
-    std::thread::Builder::new().name("command".into()).spawn(move || tell.send(pass_on(err))).map_err(fail)?;
-    Ok(Box::new(Running { command: command.to_owned(), child, out, said, ended: false }))
+    let (sender, stderr) = channel();
+    std::thread::Builder::new().name("command".into()).spawn(move || sender.send(pass_on(err))).map_err(fail)?;
+    Ok(Box::new(Running { command: command.to_owned(), child, out, stderr, ended: false }))
 }
 
-/// Shows what a command says, and returns the end of it.
+/// Copies a command's standard error to ours, and returns the last part of it.
 fn pass_on(mut err: ChildStderr) -> String {
-    let mut said = Vec::new();
+    let mut kept = Vec::new();
     let mut buffer = [0; 4096];
     while let Ok(n @ 1..) = err.read(&mut buffer) {
-        // Nobody may listen.
+        // Our standard error may be closed.
         let _ = io::stderr().write_all(&buffer[..n]);
-        said.extend_from_slice(&buffer[..n]);
-        let over = said.len().saturating_sub(SAID_MAX);
-        said.drain(..over);
+        kept.extend_from_slice(&buffer[..n]);
+        let over = kept.len().saturating_sub(STDERR_MAX);
+        kept.drain(..over);
     }
-    String::from_utf8_lossy(&said).trim().to_owned()
+    String::from_utf8_lossy(&kept).trim().to_owned()
 }
 
 fn how(status: ExitStatus) -> String {
@@ -90,15 +90,15 @@ impl ByteSource for Running {
         if status.success() {
             return Ok(Vec::new());
         }
-        let said = self.said.recv_timeout(SAID_WAIT).unwrap_or_default();
+        let said = self.stderr.recv_timeout(STDERR_WAIT).unwrap_or_default();
         Err(SourceError::Command { command: self.command.clone(), how: how(status), said })
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Nobody reads on. Whatever it started sees its pipe closed.
-        // The group: the shell alone may not be what runs.
+        // Nobody reads the output any more. The whole process group is killed: the shell may have started other
+        // processes.
         let group = i32::try_from(self.child.id()).unwrap_or(i32::MAX);
         if !self.ended {
             let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
@@ -126,13 +126,13 @@ mod tests {
         let failed = failed.unwrap_err();
         assert!(failed.contains("exit code 3") && failed.ends_with("it said: why"), "{failed}");
         assert!(read("kill -9 $$").1.unwrap_err().contains("signal 9"));
-        // Any part of a pipe.
+        // The failure of any part of a pipe counts.
         assert!(read("(echo part; exit 1) | cat").1.is_err());
         assert!(read("/no/such/program").1.unwrap_err().contains("127"));
     }
 
     #[test]
-    fn who_is_not_read_any_more_ends() {
+    fn a_command_that_is_not_read_any_more_ends() {
         let source = run_command("exec yes").unwrap();
         drop(source);
     }

@@ -1,7 +1,8 @@
-//! What a file system says is free need not be read: a volume whose file system is clean is read as if zeros lay there.
+//! Free space of a file system need not be read: if the file system is clean, the volume is read as if its free space
+//! were zeros.
 //!
-//! Opt-in (`--skip-free`). On any doubt everything is read, and the point says why: a file system that is not known, that was not
-//! cleanly unmounted or frozen, that has a feature which is not known, or of which any checksum is wrong.
+//! Opt-in (`--skip-free`). In any doubt everything is read, and the point says why: the file system is unknown, was not cleanly
+//! unmounted or frozen, has an unknown feature, or one of its checksums is wrong.
 //!
 //! Everything behind it (holes, prediction, page digests) stays as it is. When the volume is done, the superblock must be what it
 //! was: it changes when somebody mounts or thaws the file system.
@@ -25,32 +26,33 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Piece, Source, SourceError};
 
-/// Ranges that are kept at most: as many again, and shorter ones are forgotten.
+/// The largest number of free ranges that are kept. When it is exceeded, the shortest allowed length doubles, and
+/// shorter ranges are dropped.
 const RANGES_MAX: usize = 1 << 20;
-/// Shorter ranges are read: to pass over them saves less than it costs.
+/// Shorter ranges are read: skipping them saves less than it costs.
 const SHORTEST: u64 = 256 << 10;
 
-/// One file system at a time: what is known of one while it is looked through lies outside of the budget.
+/// One file system at a time: the memory that scanning one takes is not part of the budget.
 static TURN: Semaphore = Semaphore::const_new(1);
 
-/// Waits until nobody looks through a file system. To be held around [`leave_out`]; taken before its thread is, for a thread of a
-/// pool that waits for its reads may begin another volume meanwhile.
+/// Waits until no other file system is being scanned. Hold the permit around [`leave_out`], and take it before a pool
+/// thread begins that work: a pool thread that waits for its reads may begin another volume meanwhile.
 pub async fn turn() -> Option<SemaphorePermit<'static>> {
     // It is never closed.
     TURN.acquire().await.ok()
 }
 
-/// What is free.
+/// The free space of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FreeSpace {
-    /// Whole pages, in order, apart from each other.
+    /// Whole pages, in order, not touching each other.
     ranges: Vec<Range<u64>>,
     shortest: u64,
-    /// The file system's superblock: it changes when somebody mounts it, or thaws it.
-    witness: Vec<u8>,
+    /// The file system's superblock: it changes when somebody mounts or thaws the file system.
+    superblock: Vec<u8>,
 }
 
-/// Why a file system isn't believed.
+/// Why the free space of a file system is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Doubt {
     /// It can't be read.
@@ -62,15 +64,15 @@ pub enum Doubt {
         #[source]
         source: io::Error,
     },
-    /// It has none, or one that is not known.
+    /// There is no file system, or an unknown one.
     #[error("there is no ext4 file system on it")]
     Unknown,
-    /// What is on the disk is not all there is.
+    /// The state on the disk is not complete.
     #[error(
         "its ext4 file system was neither unmounted nor frozen when it was copied (its journal needs recovery), or has errors"
     )]
     Unclean,
-    /// It has a feature that is not known, or that leaves it without checksums.
+    /// It has an unknown feature, or one that leaves it without checksums.
     #[error("its ext4 file system {0}")]
     Feature(String),
     /// It contradicts itself.
@@ -80,20 +82,20 @@ pub enum Doubt {
 
 impl Default for FreeSpace {
     fn default() -> Self {
-        Self { ranges: Vec::new(), shortest: SHORTEST, witness: Vec::new() }
+        Self { ranges: Vec::new(), shortest: SHORTEST, superblock: Vec::new() }
     }
 }
 
 impl FreeSpace {
-    /// What lies free on a volume.
+    /// Finds the free space of a volume.
     ///
     /// # Errors
-    /// [`Doubt`]: then all of it has to be read.
+    /// [`Doubt`]: then all of the volume has to be read.
     pub fn of(source: &dyn Source) -> Result<Self, Doubt> {
         ext4::free_space(source)
     }
 
-    /// Adds free bytes behind those that were added before.
+    /// Adds a free range. It must lie behind those that were added before.
     fn add(&mut self, free: Range<u64>) {
         match self.ranges.last_mut() {
             Some(last) if last.end == free.start => last.end = free.end,
@@ -105,14 +107,14 @@ impl FreeSpace {
         if self.ranges.len() > RANGES_MAX {
             self.shortest *= 2;
             let shortest = self.shortest;
-            // The last may still grow.
+            // The last range may still grow.
             let last = self.ranges.pop();
             self.ranges.retain(|r| r.end - r.start >= shortest);
             self.ranges.extend(last);
         }
     }
 
-    /// No more joins the last range: it is cut to whole pages, or forgotten.
+    /// Ends the last range: it is cut to whole pages, or dropped if it is too short.
     fn settle(&mut self) {
         let Some(last) = self.ranges.last_mut() else { return };
         let page = PAGE as u64;
@@ -122,7 +124,7 @@ impl FreeSpace {
         }
     }
 
-    /// All was added.
+    /// Call this after the last range was added.
     fn done(mut self) -> Self {
         self.settle();
         self.ranges.shrink_to_fit();
@@ -134,12 +136,12 @@ impl FreeSpace {
         self.ranges.iter().map(|r| r.end - r.start).sum()
     }
 
-    /// The first free range that ends behind `offset`, and those after it.
+    /// The free ranges that end behind `offset`.
     fn from(&self, offset: u64) -> &[Range<u64>] {
         &self.ranges[self.ranges.partition_point(|r| r.end <= offset)..]
     }
 
-    /// Zeroes what of a piece at `offset` is free.
+    /// Zeroes the free parts of a piece at `offset`.
     fn clear(&self, piece: &mut [u8], offset: u64) {
         let end = offset + piece.len() as u64;
         for free in self.from(offset).iter().take_while(|r| r.start < end) {
@@ -149,14 +151,15 @@ impl FreeSpace {
     }
 }
 
-/// A volume, with zeros where its file system has nothing.
+/// A volume that reads as zeros where its file system is free.
 struct WithoutFree {
     path: PathBuf,
     inner: Box<dyn Source>,
     free: FreeSpace,
 }
 
-/// Leaves out what is free of a volume, if its file system can be believed; else what a person should know comes with it.
+/// Leaves out the free space of a volume, if its file system is clean and known. Else the volume is returned as it is,
+/// with a note for people.
 pub fn leave_out(inner: Box<dyn Source>, path: &Path) -> (Arc<dyn Source>, Option<String>) {
     match FreeSpace::of(&*inner) {
         Ok(free) => (Arc::new(WithoutFree { path: path.to_owned(), inner, free }), None),
@@ -208,8 +211,8 @@ impl Source for WithoutFree {
 
     fn finish(&self) -> Result<Vec<String>, SourceError> {
         let mut notes = self.inner.finish()?;
-        if ext4::superblock(&*self.inner).is_none_or(|now| now != self.free.witness) {
-            // Files may lie by now where nothing lay: others were read that name them.
+        if ext4::superblock(&*self.inner).is_none_or(|now| now != self.free.superblock) {
+            // Files may have been written to what was free, while blocks that refer to them were read later.
             return Err(SourceError::Thawed { path: self.path.clone() });
         }
         notes.push(format!("{FREE_LEFT_OUT}{} bytes that its ext4 file system has free", self.free.bytes()));
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_ranges_than_memory_allows_and_the_longest_stay() {
+    fn the_number_of_ranges_is_limited_and_the_longest_stay() {
         let mut free = FreeSpace::default();
         for n in 0..RANGES_MAX as u64 + 2 {
             let len = if n.is_multiple_of(1000) { 2 * SHORTEST } else { SHORTEST };
@@ -251,8 +254,8 @@ mod tests {
     #[test]
     fn a_file_system_that_was_mounted_meanwhile_is_not_backed_up() {
         let of = |first: u8| Scripted { content: Arc::new(vec![first; 8192]), mishap: None, size_at_end: None };
-        let finish = |witness: Vec<u8>| {
-            let free = FreeSpace { witness, ..FreeSpace::default() };
+        let finish = |superblock: Vec<u8>| {
+            let free = FreeSpace { superblock, ..FreeSpace::default() };
             WithoutFree { path: "p".into(), inner: Box::new(of(1)), free }.finish()
         };
         assert!(finish(vec![1; 1024]).unwrap()[0].starts_with(FREE_LEFT_OUT));
@@ -261,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_volume_reads_as_if_zeros_lay_where_it_is_free(
+        fn free_space_reads_as_zeros(
             lens in proptest::collection::vec((0..3 * SHORTEST, 1..3 * SHORTEST), 0..6),
             offset in 0..MIB / PAGE as u64,
         ) {
@@ -282,7 +285,7 @@ mod tests {
             }
             let inner = Scripted { content: Arc::new(content), mishap: None, size_at_end: None };
             let source = WithoutFree { path: "scripted".into(), inner: Box::new(inner), free };
-            // By what it says is data alone.
+            // Reading only what `next_data` returns.
             let mut by_ranges = vec![0; wanted.len()];
             let mut next = 0;
             while let Some((start, end)) = source.next_data(next).unwrap() {
@@ -291,7 +294,7 @@ mod tests {
                 next = end;
             }
             prop_assert!(by_ranges == wanted);
-            // And anywhere.
+            // Reading at any offset.
             let offset = offset * PAGE as u64;
             let mut piece = vec![9; 300_000];
             source.read_at(&mut piece, offset).unwrap();

@@ -1,5 +1,5 @@
-//! The unfinished file of a volume or stream. Half of one is worth nothing under any name: it is removed when it is given up,
-//! unless another attempt of the same run is to go on with it.
+//! The unfinished file of a volume or stream that is restored to a new file. An incomplete volume is useless, so the
+//! file is removed when the attempt is given up, unless another attempt of the same run may resume with it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -14,36 +14,36 @@ use std::time::UNIX_EPOCH;
 use milkrun_repository::crash;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::exclusive::{self, Alone};
+use super::exclusive::{self, TargetLock};
 use super::lock;
 
-/// Between a target's name and the attempt's.
+/// The part of the file name between the target's name and the attempt's.
 const INFIX: &str = ".milkrun-partial";
 
-/// Whose attempt at a target this is.
+/// An attempt to restore to a target.
 #[derive(Clone, Debug, Default)]
 pub struct Attempt {
-    /// Of this attempt and no other; a part of the name of an unfinished file that it makes.
+    /// A unique name; it becomes a part of the name of an unfinished file that the attempt makes.
     pub name: String,
-    /// The tag of what an earlier attempt of the run wrote; empty: there was none.
+    /// The tag of the target that an earlier attempt of the run wrote; empty: there was none.
     pub before: String,
-    /// Whether an unfinished file is to stay for the next attempt, should this one be given up.
+    /// Whether an unfinished file stays for the next attempt if this one is given up.
     pub keep: Arc<AtomicBool>,
 }
 
-/// Which file this is, and not what was or will be found under the same name.
+/// Identifies this very file, and not another one that had or will have the same name.
 pub(super) fn identity(file: &File) -> io::Result<String> {
     let meta = file.metadata()?;
     let born = meta.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
     Ok(format!("{:x}:{}:{born:x}", meta.dev(), meta.ino()))
 }
 
-/// The tag of a file: who made it, or "file" if it was there, and which it is.
+/// The tag of a file: the attempt that made it, or "file" if it existed before, and the file's identity.
 pub(super) fn tag_of(file: &File, made_by: &str) -> io::Result<String> {
     Ok(format!("{made_by} {}", identity(file)?))
 }
 
-/// Whether a tag is that file's, under whatever name it stands now.
+/// Whether a tag is this file's. The name of the file does not matter.
 pub(super) fn is_of(tag: &str, file: &File) -> io::Result<bool> {
     let identity = identity(file)?;
     Ok(tag.split_once(' ').is_some_and(|(_, i)| i == identity))
@@ -57,20 +57,21 @@ pub(super) struct Partial {
     finished: bool,
     was_there: bool,
     keep: Arc<AtomicBool>,
-    /// Other restores leave it alone.
-    _alone: Arc<Alone>,
+    /// Keeps other restores away.
+    _lock: Arc<TargetLock>,
 }
 
 impl Partial {
-    /// Opens the file beside `path` that an earlier attempt left, if it is that very one and has `len` bytes; else a new one.
+    /// Opens the file beside `path` that an earlier attempt left, if its tag matches and it has `len` bytes. Else makes
+    /// a new one.
     pub(super) fn open(path: &Path, len: u64, attempt: &Attempt) -> io::Result<(Self, File)> {
         let made_by = attempt.before.split(' ').next().filter(|m| !m.is_empty() && !m.contains('/'));
         if let Some(made_by) = made_by {
             let partial = name(path, made_by)?;
             match OpenOptions::new().read(true).write(true).open(&partial) {
                 Ok(file) if is_of(&attempt.before, &file)? && file.metadata()?.len() == len => {
-                    let alone = exclusive::take(&file)?;
-                    return Ok((Self::of(partial, made_by, true, attempt, alone), file));
+                    let file_lock = exclusive::take(&file)?;
+                    return Ok((Self::of(partial, made_by, true, attempt, file_lock), file));
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -84,28 +85,28 @@ impl Partial {
     pub(super) fn create(path: &Path, attempt: &Attempt) -> io::Result<(Self, File)> {
         let partial = name(path, &attempt.name)?;
         let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial) {
-            // The same attempt, again: what it left is its own.
+            // This attempt was begun before: the file is its own.
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 exclusive::remove(&partial)?;
                 OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial)?
             }
             file => file?,
         };
-        // First its own lock: of two restores that begin at once, neither takes the other's file for a left-over.
-        let alone = exclusive::take(&file)?;
-        // One that was made a moment ago could be taken for a left-over until it was locked.
+        // The lock is taken before other files are removed: two restores that begin at once do not remove each other's.
+        let file_lock = exclusive::take(&file)?;
+        // Before it was locked, another restore may have removed this file as a left-over.
         if !fs::metadata(&partial)
             .is_ok_and(|m| file.metadata().is_ok_and(|f| (f.dev(), f.ino()) == (m.dev(), m.ino())))
         {
             return Err(ErrorKind::WouldBlock.into());
         }
-        let this = Self::of(partial, &attempt.name, false, attempt, alone);
+        let this = Self::of(partial, &attempt.name, false, attempt, file_lock);
         this.remove_others(path)?;
         Ok((this, file))
     }
 
-    /// Removes what crashes, and attempts that nobody went on with, left of this target. What is locked belongs to a restore
-    /// that runs: [`ErrorKind::WouldBlock`].
+    /// Removes other unfinished files of this target: crashes left them, or attempts that were not resumed. A locked
+    /// one belongs to a running restore: [`ErrorKind::WouldBlock`].
     fn remove_others(&self, path: &Path) -> io::Result<()> {
         let start = name(path, "")?;
         let start = start.file_name().unwrap_or_default().as_bytes();
@@ -119,9 +120,9 @@ impl Partial {
         Ok(())
     }
 
-    fn of(path: PathBuf, made_by: &str, was_there: bool, attempt: &Attempt, alone: Arc<Alone>) -> Self {
+    fn of(path: PathBuf, made_by: &str, was_there: bool, attempt: &Attempt, file_lock: Arc<TargetLock>) -> Self {
         let keep = attempt.keep.clone();
-        Self { path, made_by: made_by.to_owned(), finished: false, was_there, keep, _alone: alone }
+        Self { path, made_by: made_by.to_owned(), finished: false, was_there, keep, _lock: file_lock }
     }
 
     /// The attempt that made it.
@@ -134,14 +135,14 @@ impl Partial {
         self.was_there
     }
 
-    /// Gives a whole and durable file its name, durably.
+    /// Renames a complete and durable file to its final name, durably.
     fn put_in_place(mut self, path: &Path, taken: Name) -> io::Result<()> {
         let exclusive = || renameat2(AT_FDCWD, &self.path, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE);
         match taken {
             Name::Taken => fs::rename(&self.path, path)?,
             Name::New => match exclusive() {
                 Ok(()) => {}
-                // A file system that knows no such flag.
+                // The file system does not support this flag.
                 Err(nix::Error::EINVAL) if fs::symlink_metadata(path).is_err() => fs::rename(&self.path, path)?,
                 Err(nix::Error::EINVAL) => return Err(ErrorKind::AlreadyExists.into()),
                 Err(e) => return Err(e.into()),
@@ -156,9 +157,9 @@ impl Partial {
 /// Whether a target's name was free when the restore began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
-    /// It was: what came there meanwhile is somebody else's.
+    /// It was free: a file that has this name by now is somebody else's.
     New,
-    /// What is there is replaced.
+    /// It was taken: the file is replaced.
     Taken,
 }
 
@@ -170,7 +171,8 @@ impl Drop for Partial {
     }
 }
 
-/// Gives the finished file its name, unless it was given up meanwhile; nobody gives it up in between.
+/// Renames the finished file to its final name, unless it was given up meanwhile. The mutex keeps others from giving it
+/// up during that.
 pub(super) fn put_in_place(partial: &Mutex<Option<Partial>>, path: &Path, taken: Name) -> io::Result<()> {
     let mut partial = lock(partial);
     match partial.take() {
@@ -183,10 +185,11 @@ pub(super) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What a file name may have, less what an attempt's name has: run, epoch and attempt.
+/// The longest file name, less the length of an attempt's name: run, epoch and attempt.
 const NAME_MAX: usize = 255 - 32 - 1 - 16 - 1 - 10;
 
-/// `<target>.milkrun-partial-<attempt>`. Of a name that would be too long, its start and a digest of it stand for the target.
+/// `<target>.milkrun-partial-<attempt>`. If the target's name is too long, its start and a digest of it are used
+/// instead.
 fn name(path: &Path, made_by: &str) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?.as_bytes();
     let mut partial = name.to_vec();
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_found_by_its_tag_alone() {
+    fn a_kept_file_is_found_by_its_tag_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.img");
         let (partial, mut file) = Partial::open(&path, 3, &attempt("aa", "", true)).unwrap();
@@ -226,20 +229,21 @@ mod tests {
         drop((partial, file));
         assert_eq!(files(folder.path()), ["data.img.milkrun-partial-aa"]);
 
-        // It goes on, by any later attempt, and keeps its tag.
+        // Any later attempt may resume with it; its tag stays.
         let (partial, file) = Partial::open(&path, 3, &attempt("bb", &tag, true)).unwrap();
         assert_eq!((partial.was_there(), partial.made_by()), (true, "aa"));
         assert_eq!(tag_of(&file, partial.made_by()).unwrap(), tag);
         drop((partial, file));
 
-        // Its twin under the same name is another.
+        // Another file under the same name is not it.
         let kept = folder.path().join("data.img.milkrun-partial-aa");
         fs::rename(&kept, folder.path().join("elsewhere")).unwrap();
         fs::write(&kept, b"xyz").unwrap();
         drop(Partial::open(&path, 3, &attempt("cc", &tag, true)).unwrap());
         fs::rename(folder.path().join("elsewhere"), &kept).unwrap();
 
-        // Another length, or what was written in place, is none of it: anew, under a new tag. Nobody mistakes that for the first.
+        // With another length, or with the tag of a file that is written in place, a new file is made, which has a new
+        // tag.
         for (len, before) in [(4, tag.as_str()), (3, "file 1:2:3"), (3, &tag), (3, "../x 1:2:3")] {
             let (partial, file) = Partial::open(&path, len, &attempt("cc", before, true)).unwrap();
             assert_eq!((partial.was_there(), partial.made_by()), (false, "cc"));
@@ -248,18 +252,18 @@ mod tests {
             assert_eq!(files(folder.path()), ["data.img.milkrun-partial-cc"]);
         }
 
-        // What looks alike and is another's stays; what is given up and not kept goes.
+        // The unfinished file of a target with a similar name stays. A file that is given up and not kept is removed.
         fs::write(folder.path().join("data.img2.milkrun-partial-aa"), b"").unwrap();
         drop(Partial::open(&path, 3, &attempt("dd", "", false)).unwrap());
         assert_eq!(files(folder.path()), ["data.img2.milkrun-partial-aa"]);
     }
 
-    /// A restore that runs keeps its file; a second one is told so, and what nobody holds goes.
+    /// The file of a running restore stays, and a second restore is refused. An unlocked file is removed.
     #[test]
-    fn what_another_restore_holds_is_no_left_over() {
+    fn a_file_that_another_restore_holds_is_not_a_left_over() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.img");
-        // As another process has it: this one knows nothing of the lock.
+        // Locked as by another process: the lock is not in this process's table.
         let kept = folder.path().join("data.img.milkrun-partial-aa");
         let file = File::create_new(&kept).unwrap();
         file.try_lock().unwrap();
@@ -269,7 +273,7 @@ mod tests {
         drop(file);
         let (second, _file) = Partial::create(&path, &attempt("bb", "", false)).unwrap();
         assert_eq!(files(folder.path()), ["data.img.milkrun-partial-bb"]);
-        // Nor does it replace what came to its name meanwhile.
+        // It does not replace a file that got the target's name meanwhile.
         fs::write(&path, "somebody's").unwrap();
         let placed = put_in_place(&Mutex::new(Some(second)), &path, Name::New);
         assert_eq!(placed.unwrap_err().kind(), ErrorKind::AlreadyExists);
@@ -277,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_any_length_work_and_are_for_their_owner() {
+    fn names_of_any_length_work_and_only_the_owner_may_read() {
         let folder = tempfile::tempdir().unwrap();
         let attempt = attempt(&format!("{}-{:x}-{}", "a".repeat(32), u64::MAX, u32::MAX), "", true);
         for len in [1, 170, 180, 219, 254, 255] {

@@ -1,5 +1,5 @@
-//! Many small reads at once through io_uring, with less of the kernel's work than as many `pread` calls on threads cost
-//! (docs/performance-history.md). Where the kernel or a container's filter refuses it, threads read.
+//! Many small reads at once through io_uring. This takes less CPU time in the kernel than as many `pread` calls on
+//! threads (docs/performance-history.md). Where the kernel or a container's system call filter refuses io_uring, threads read.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -12,20 +12,20 @@ use io_uring::{IoUring, opcode, types};
 
 /// Reads in flight for each thread that reads.
 const DEPTH: u32 = 64;
-/// Between two looks at what a ring that can't be waited for still has to do.
-const LOOK: Duration = Duration::from_micros(100);
+/// The pause between two polls of a ring that can't be waited for.
+const POLL_PAUSE: Duration = Duration::from_micros(100);
 
-/// Set once a ring was refused, or one failed.
+/// Set once a ring was refused, or failed.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static RING: RefCell<Option<IoUring>> = const { RefCell::new(None) };
 }
 
-/// A part of a file, and where it goes.
+/// The offset of a part of a file, and the buffer for it.
 pub type Piece<'a> = (u64, &'a mut [u8]);
 
-/// Whether a person turned it off.
+/// Whether a person turned io_uring off.
 fn is_off() -> bool {
     static OFF: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *OFF.get_or_init(|| std::env::var_os("MILKRUN_IO_URING").is_some_and(|v| v == "off"))
@@ -41,8 +41,8 @@ fn open() -> io::Result<IoUring> {
     newest.or_else(|_| IoUring::new(DEPTH))
 }
 
-/// Reads these pieces and returns the numbers of those that were not read whole, in order: they are to be read in the plain way, which also
-/// says what is wrong with them. All of them where there is no io_uring.
+/// Reads these pieces and returns the numbers of those that were not read whole, in order. The caller reads these with
+/// `pread`, which also says what is wrong with them. Without io_uring, all numbers are returned.
 pub(super) fn read(file: &File, pieces: &mut [Piece<'_>]) -> Vec<usize> {
     if !has_ring() {
         return (0..pieces.len()).collect();
@@ -80,16 +80,16 @@ impl Drop for NoUnwinding {
     }
 }
 
-/// As [`read`], and why the ring can't be used again, if it can't.
+/// As [`read`]. Also returns why the ring can't be used again, if it can't.
 fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<usize>, Option<io::Error>) {
     let fd = types::Fd(file.as_raw_fd());
     let mut left = Vec::new();
-    let (mut next, mut flying, mut failed) = (0, 0_usize, None);
+    let (mut next, mut in_flight, mut failed) = (0, 0_usize, None);
     let guard = NoUnwinding;
-    while flying > 0 || (failed.is_none() && next < pieces.len()) {
-        while failed.is_none() && flying < DEPTH as usize && next < pieces.len() {
+    while in_flight > 0 || (failed.is_none() && next < pieces.len()) {
+        while failed.is_none() && in_flight < DEPTH as usize && next < pieces.len() {
             let (offset, piece) = &mut pieces[next];
-            // One that is longer than a read can be is read in part, and so is left.
+            // A piece that is too long for one read is read only in part, and so its number is returned.
             let len = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             let read = opcode::Read::new(fd, piece.as_mut_ptr(), len).offset(*offset).build().user_data(next as u64);
             // SAFETY: the piece is borrowed mutably until this function ends, and it does not end, nor unwind, before the kernel has
@@ -100,27 +100,28 @@ fn read_all(ring: &mut IoUring, file: &File, pieces: &mut [Piece<'_>]) -> (Vec<u
                 break;
             }
             next += 1;
-            flying += 1;
+            in_flight += 1;
         }
         if failed.is_some() {
-            // Nothing is submitted any more, what was taken back least of all: what flies is waited for by looking.
-            std::thread::sleep(LOOK);
-        } else if let Err(e) = ring.submit_and_wait(usize::from(flying > 0)) {
+            // Nothing is submitted any more, and above all not the reads that were taken back. Reads in flight are
+            // polled for.
+            std::thread::sleep(POLL_PAUSE);
+        } else if let Err(e) = ring.submit_and_wait(usize::from(in_flight > 0)) {
             match e.raw_os_error() {
                 Some(nix::libc::EINTR) => {}
-                Some(nix::libc::EAGAIN | nix::libc::EBUSY) => std::thread::sleep(LOOK),
+                Some(nix::libc::EAGAIN | nix::libc::EBUSY) => std::thread::sleep(POLL_PAUSE),
                 _ => {
-                    // What the kernel did not take is among the last that were pushed, and never flies.
+                    // The reads that the kernel did not take are the last that were pushed. They are not in flight.
                     let mut queue = ring.submission();
                     queue.sync();
                     next -= queue.len();
-                    flying -= queue.len();
+                    in_flight -= queue.len();
                     failed = Some(e);
                 }
             }
         }
         for done in ring.completion() {
-            flying -= 1;
+            in_flight -= 1;
             let number = usize::try_from(done.user_data()).unwrap_or(usize::MAX);
             let whole = pieces.get(number).is_some_and(|(_, p)| usize::try_from(done.result()) == Ok(p.len()));
             if !whole {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn every_piece_gets_its_bytes_and_what_is_not_there_is_left() {
+    fn every_piece_gets_its_bytes_and_pieces_behind_the_end_are_left() {
         let mut file = tempfile::tempfile().unwrap();
         let len = 1_000_000;
         file.write_all(&(0..len).map(byte).collect::<Vec<_>>()).unwrap();
@@ -164,7 +165,7 @@ mod tests {
         for (start, buffer) in starts.iter().zip(&buffers).take(500) {
             assert!(buffer.iter().zip(*start..).all(|(b, at)| *b == byte(at)), "the piece at {start}");
         }
-        // Once more with the same ring: nothing of the last time is left in it.
+        // Once more with the same ring: nothing of the first time is left in it.
         let mut buffer = vec![0; 10];
         let (left, failed) = read_all(&mut ring, &file, &mut [(5, &mut buffer)]);
         assert!(left.is_empty() && failed.is_none(), "{left:?} {failed:?}");
@@ -192,7 +193,7 @@ mod tests {
             eprintln!("SKIPPED: no io_uring here");
             return;
         };
-        // Its descriptor is gone: whatever is asked of it fails.
+        // The ring's descriptor is replaced: all its calls fail.
         // SAFETY: both are open; the number stays the ring's, and is closed once, by it.
         #[expect(unsafe_code, reason = "a descriptor under somebody's hands")]
         let replaced = unsafe { nix::libc::dup2(file.as_raw_fd(), ring.as_raw_fd()) };

@@ -1,11 +1,11 @@
-//! A device for tests: content by rule, and errors where a script wants them.
+//! A device for tests: its content is in memory, and reads fail where the test wants it.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use super::{Source, SourceError};
 
-/// What a read meets.
+/// How a read fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mishap {
     /// EIO.
@@ -19,9 +19,9 @@ pub enum Mishap {
 pub struct Scripted {
     /// The content.
     pub content: Arc<Vec<u8>>,
-    /// Reads that touch this byte meet this.
+    /// Reads that touch this byte fail like this.
     pub mishap: Option<(u64, Mishap)>,
-    /// Its length after the last read, if another.
+    /// Its length after the last read, if it changes.
     pub size_at_end: Option<u64>,
 }
 

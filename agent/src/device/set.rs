@@ -1,6 +1,6 @@
-//! Members of a set: devices that are a file system or a volume only together with others. Known by what lies at their beginning, or
-//! near their end: btrfs (its on-disk format, `struct btrfs_super_block`), LVM2 (`lib/format_text/layout.h`), Linux RAID (md(4),
-//! version-1 superblock).
+//! Members of a set: devices that make up a file system or a volume only together with others. They are recognised by
+//! the metadata at their beginning, or near their end: btrfs (its on-disk format, `struct btrfs_super_block`), LVM2
+//! (`lib/format_text/layout.h`), Linux RAID (md(4), version-1 superblock).
 
 use super::superblock::Ends;
 
@@ -10,13 +10,13 @@ const SECTOR: usize = 512;
 /// A member of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
-    /// Of which kind of set, and which one.
+    /// The kind of the set, and its id.
     pub(super) set: String,
     /// How many devices it has.
     pub(super) devices: u64,
 }
 
-/// What a device or image is a member of, if it has others beside it.
+/// The set that a device or image is a member of, if the set has more than one device.
 pub(super) fn member_of(ends: &Ends) -> Option<Member> {
     find(&ends.head, &ends.tail).filter(|m| m.devices > 1)
 }
@@ -41,7 +41,8 @@ fn uuid(bytes: &[u8], from: usize) -> Option<String> {
     Some(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
-/// `struct mdp_superblock_1`: magic, version, features, padding, then the set's UUID (16), its name (32), …, `raid_disks` at 92.
+/// `struct mdp_superblock_1`: magic, version, features, padding, then the set's UUID (16), its name (32), …,
+/// `raid_disks` at 92.
 fn raid(superblock: &[u8]) -> Option<Member> {
     const MAGIC: u64 = 0xa92b_4efc;
     let sound = number::<4>(superblock, 0)? == MAGIC && number::<4>(superblock, 4)? == 1;
@@ -59,12 +60,12 @@ fn btrfs(head: &[u8]) -> Option<Member> {
     Some(Member { set: format!("btrfs {}", uuid(block, 32)?), devices: number::<8>(block, 136)? })
 }
 
-/// A label in one of the first four sectors leads to the header of the physical volume, that to the areas of metadata, and those to
-/// the volume group as text.
+/// A label in one of the first four sectors points to the header of the physical volume, the header to the metadata
+/// areas, and these to the volume group as text.
 fn lvm(head: &[u8]) -> Option<Member> {
     let label = (0..4).filter_map(|n| at(head, n * SECTOR)).find(|s| s.starts_with(b"LABELONE"))?;
     let header = at(label, usize::try_from(number::<4>(label, 20)?).ok()?)?;
-    // UUID (32), size (8); then places of data, and of metadata, each list with zeros at its end.
+    // UUID (32), size (8); then the list of data areas, and the list of metadata areas. Each list ends with zeros.
     let mut place = 40;
     while number::<8>(header, place)? != 0 {
         place += 16;
@@ -92,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    /// As md(4) and the kernel's `md_p.h` have it: there is no RAID driver to make one with.
+    /// The superblock is made after md(4) and the kernel's `md_p.h`: there is no RAID driver here to make one.
     #[test]
     fn a_member_of_a_raid_is_known_wherever_its_superblock_lies() {
         let mut superblock = vec![0; 256];
@@ -115,9 +116,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever lies there, nothing panics; also where it begins like one of them.
+        /// Random bytes do not make it panic, also if they begin with the magic of one of the formats.
         #[test]
-        fn anything_may_lie_there(mut head in proptest::collection::vec(any::<u8>(), 0..8192), kind in 0..3) {
+        fn no_content_makes_it_panic(mut head in proptest::collection::vec(any::<u8>(), 0..8192), kind in 0..3) {
             let begin: &[u8] = match kind { 0 => b"LABELONE", 1 => &[0xfc, 0x4e, 0x2b, 0xa9, 1, 0, 0, 0], _ => b"" };
             if head.len() > begin.len() {
                 head[..begin.len()].copy_from_slice(begin);

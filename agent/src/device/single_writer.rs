@@ -1,41 +1,42 @@
-//! One writer for each target. The kernel lets one writer at a time into a file, and those that wait for it spin: on two cores that cost a seventh
-//! of a restore's CPU time (measured on tmpfs), and a lock of our own left a core idle. So a thread that finds another one writing leaves its bytes
-//! with that one and goes on; it waits only when too many bytes lie there. Block devices have no such lock: they are written
-//! [beside](SingleWriter::beside).
+//! One writer for each target. The kernel lets one writer at a time into a file, and other writers spin while they
+//! wait: on two cores that cost a seventh of a restore's CPU time (measured on tmpfs), and a lock of our own left a
+//! core idle. So a thread that finds another one writing queues its bytes for that one and goes on; it waits only if
+//! too many bytes are queued. Block devices have no such lock: they are written
+//! [concurrently](SingleWriter::concurrently).
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Bytes that may lie with the one who writes.
-pub(super) const LEFT_MAX: usize = 8 << 20;
+/// Bytes that may be queued for the writing thread.
+pub(super) const QUEUED_MAX: usize = 8 << 20;
 
-/// Something that was not written any more: writing ended before.
+/// Something was not written, since writing to the target had ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ended;
 
-/// The turns of one target; `E` is why a write failed.
+/// Lets one thread at a time write to a target. `E` is why a write failed.
 #[derive(Debug)]
 pub(super) struct SingleWriter<E> {
     state: Mutex<State<E>>,
     changed: Condvar,
-    left_max: usize,
+    queued_max: usize,
 }
 
 #[derive(Debug)]
 struct State<E> {
-    /// Somebody writes.
-    taken: bool,
-    /// So many zero, which the kernel does beside writes.
-    beside: usize,
-    /// What they will write next: plaintext, and where each part of it goes.
-    left: VecDeque<Piece>,
-    left_bytes: usize,
-    /// How many buffers were taken, and how many of them, in the same order, are written.
-    taken_in: u64,
+    /// A thread writes.
+    writing: bool,
+    /// The number of threads in [`SingleWriter::concurrently`].
+    concurrent: usize,
+    /// What the writing thread writes next: plaintext, and where each part of it goes.
+    queue: VecDeque<Piece>,
+    queued_bytes: usize,
+    /// How many buffers were accepted, and how many of them, in the same order, are written.
+    accepted: u64,
     written: u64,
-    /// Buffers whose bytes were written; no more of them than may be left.
+    /// Buffers whose bytes were written. Together they are no larger than the queue may be.
     spare: Vec<Vec<u8>>,
-    /// Nothing is written any more.
+    /// Writing has ended: nothing is written any more.
     ended: bool,
     failed: Option<E>,
 }
@@ -50,20 +51,20 @@ struct Piece {
 }
 
 impl<E> SingleWriter<E> {
-    /// With at most about `left_max` bytes (one buffer more) left to whoever writes.
-    pub(super) fn new(left_max: usize) -> Self {
+    /// With at most about `queued_max` bytes (and one buffer more) in the queue.
+    pub(super) fn new(queued_max: usize) -> Self {
         let state = State {
-            taken: false,
-            beside: 0,
-            left: VecDeque::new(),
-            left_bytes: 0,
-            taken_in: 0,
+            writing: false,
+            concurrent: 0,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            accepted: 0,
             written: 0,
             spare: Vec::new(),
             ended: false,
             failed: None,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new(), left_max }
+        Self { state: Mutex::new(state), changed: Condvar::new(), queued_max }
     }
 
     fn state(&self) -> MutexGuard<'_, State<E>> {
@@ -74,7 +75,8 @@ impl<E> SingleWriter<E> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes, or leaves to whoever writes now, parts of `bytes`. `bytes` is then another buffer, or the same one.
+    /// Writes parts of `bytes`, or queues them if another thread is writing. Afterwards `bytes` is the same buffer, or
+    /// another one.
     ///
     /// # Errors
     /// [`Ended`] after a write failed (see [`Self::failure`]) or after [`Self::end`].
@@ -85,21 +87,21 @@ impl<E> SingleWriter<E> {
         write_at: impl Fn(&[u8], u64) -> Result<(), E>,
     ) -> Result<(), Ended> {
         let mut state = self.state();
-        while !state.ended && state.taken && state.left_bytes >= self.left_max {
+        while !state.ended && state.writing && state.queued_bytes >= self.queued_max {
             state = self.wait(state);
         }
         if state.ended {
             return Err(Ended);
         }
-        state.taken_in += 1;
+        state.accepted += 1;
         let mut own = Piece { bytes: std::mem::take(bytes), parts };
-        if state.taken {
+        if state.writing {
             *bytes = state.spare.pop().unwrap_or_default();
-            state.left_bytes += own.bytes.len();
-            state.left.push_back(own);
+            state.queued_bytes += own.bytes.len();
+            state.queue.push_back(own);
             return Ok(());
         }
-        state.taken = true;
+        state.writing = true;
         loop {
             for &(to, from, len) in &own.parts {
                 drop(state);
@@ -116,80 +118,80 @@ impl<E> SingleWriter<E> {
             state.written += u64::from(!state.ended);
             self.changed.notify_all();
             if !state.ended
-                && let Some(next) = state.left.pop_front()
+                && let Some(next) = state.queue.pop_front()
             {
-                state.left_bytes -= next.bytes.len();
+                state.queued_bytes -= next.bytes.len();
                 let written = std::mem::replace(&mut own, next).bytes;
-                if state.spare.iter().map(Vec::capacity).sum::<usize>() + written.capacity() <= self.left_max {
+                if state.spare.iter().map(Vec::capacity).sum::<usize>() + written.capacity() <= self.queued_max {
                     state.spare.push(written);
                 }
                 continue;
             }
-            state.taken = false;
-            state.left.clear();
+            state.writing = false;
+            state.queue.clear();
             self.changed.notify_all();
             *bytes = own.bytes;
             return if state.ended { Err(Ended) } else { Ok(()) };
         }
     }
 
-    /// Does what may be done beside writes (and takes long, perhaps), unless writing ended.
+    /// Runs `work` at once, concurrently with writes, unless writing has ended. [`Self::end`] waits for it.
     ///
     /// # Errors
     /// [`Ended`].
-    pub(super) fn beside<T>(&self, work: impl FnOnce() -> T) -> Result<T, Ended> {
+    pub(super) fn concurrently<T>(&self, work: impl FnOnce() -> T) -> Result<T, Ended> {
         let mut state = self.state();
         if state.ended {
             return Err(Ended);
         }
-        state.beside += 1;
+        state.concurrent += 1;
         drop(state);
         let out = work();
-        self.state().beside -= 1;
+        self.state().concurrent -= 1;
         self.changed.notify_all();
         Ok(out)
     }
 
-    /// Waits until everything is written that was left when this is called.
+    /// Waits until everything is written that was accepted before this call.
     ///
     /// # Errors
-    /// [`Ended`] if it is not.
+    /// [`Ended`] if writing ends before that.
     pub(super) fn catch_up(&self) -> Result<(), Ended> {
         let mut state = self.state();
-        let wanted = state.taken_in;
+        let wanted = state.accepted;
         while state.written < wanted && !state.ended {
             state = self.wait(state);
         }
         if state.ended { Err(Ended) } else { Ok(()) }
     }
 
-    /// Whether everything was written that was left so far.
+    /// Waits until no thread is writing and the queue is empty.
     ///
     /// # Errors
-    /// [`Ended`] if not.
+    /// [`Ended`] if writing has ended, so that something may not be written.
     pub(super) fn settle(&self) -> Result<(), Ended> {
         let mut state = self.state();
-        while state.taken {
+        while state.writing {
             state = self.wait(state);
         }
         if state.ended { Err(Ended) } else { Ok(()) }
     }
 
-    /// Ends all writing; waits for the one write that is under way. What was left is dropped.
+    /// Ends all writing, and waits for the writes that are under way. The queue is dropped.
     pub(super) fn end(&self) {
         let mut state = self.state();
         state.ended = true;
-        state.left.clear();
-        // Those who wait for room need not wait any more.
+        state.queue.clear();
+        // Threads that wait for room in the queue need not wait any more.
         self.changed.notify_all();
-        while state.taken || state.beside > 0 {
+        while state.writing || state.concurrent > 0 {
             state = self.wait(state);
         }
     }
 
-    /// Why writing ended by itself, if it did.
-    pub(super) fn failure<T>(&self, tell: impl FnOnce(&E) -> T) -> Option<T> {
-        self.state().failed.as_ref().map(tell)
+    /// The error of the write that failed, if one did.
+    pub(super) fn failure<T>(&self, map: impl FnOnce(&E) -> T) -> Option<T> {
+        self.state().failed.as_ref().map(map)
     }
 }
 
@@ -202,7 +204,7 @@ mod tests {
     use super::*;
 
     fn fill(
-        turns: &SingleWriter<u64>,
+        writer: &SingleWriter<u64>,
         image: &Mutex<Vec<u8>>,
         inside: &AtomicUsize,
         thread: usize,
@@ -213,7 +215,7 @@ mod tests {
             let at = (i * 4 + thread) * 100;
             buffer.clear();
             buffer.resize(100, (at % 251) as u8 + 1);
-            // In two parts, the second first.
+            // In two parts, of which the second is written first.
             let parts = vec![(at as u64 + 60, 60, 40), (at as u64, 0, 60)];
             let write = |bytes: &[u8], to: u64| {
                 assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two write at once");
@@ -222,55 +224,55 @@ mod tests {
                 inside.fetch_sub(1, Ordering::SeqCst);
                 if fail_at.is_some_and(|f| f <= to) { Err(to) } else { Ok(()) }
             };
-            turns.write(&mut buffer, parts, write).is_ok()
+            writer.write(&mut buffer, parts, write).is_ok()
         })
     }
 
     fn run(fail_at: Option<u64>) -> (Vec<bool>, Arc<SingleWriter<u64>>, Vec<u8>) {
-        // Room for hardly more than two buffers: they wait for each other.
-        let turns = Arc::new(SingleWriter::new(250));
+        // The queue has room for hardly more than two buffers, so the threads wait for each other.
+        let writer = Arc::new(SingleWriter::new(250));
         let image = Arc::new(Mutex::new(vec![0; 80_000]));
         let inside = Arc::new(AtomicUsize::new(0));
         let threads: Vec<_> = (0..4)
             .map(|t| {
-                let (turns, image, inside) = (turns.clone(), image.clone(), inside.clone());
-                std::thread::spawn(move || fill(&turns, &image, &inside, t, fail_at))
+                let (writer, image, inside) = (writer.clone(), image.clone(), inside.clone());
+                std::thread::spawn(move || fill(&writer, &image, &inside, t, fail_at))
             })
             .collect();
         let results = threads.into_iter().map(|t| t.join().unwrap()).collect();
         let image = image.lock().unwrap().clone();
-        (results, turns, image)
+        (results, writer, image)
     }
 
     #[test]
     fn everything_is_written_by_one_at_a_time() {
-        let (results, turns, image) = run(None);
+        let (results, writer, image) = run(None);
         assert_eq!(results, [true; 4]);
-        assert!(turns.settle().is_ok() && turns.failure(|_| ()).is_none());
+        assert!(writer.settle().is_ok() && writer.failure(|_| ()).is_none());
         for (n, piece) in image.chunks(100).enumerate() {
             assert!(piece.iter().all(|&b| b == (n * 100 % 251) as u8 + 1), "{n}");
         }
     }
 
     #[test]
-    fn a_failed_write_ends_all_writing_and_is_told() {
-        let (results, turns, _) = run(Some(40_000));
-        // One whose last bytes lay with the writer may have gone before; the end is told to whoever finishes.
+    fn a_failed_write_ends_all_writing_and_is_reported() {
+        let (results, writer, _) = run(Some(40_000));
+        // A thread whose last bytes were queued may have succeeded before the failure; `settle` reports it then.
         assert!(results.contains(&false));
-        assert!(turns.failure(|at| *at).is_some_and(|at| at >= 40_000));
-        assert_eq!(turns.settle(), Err(Ended));
+        assert!(writer.failure(|at| *at).is_some_and(|at| at >= 40_000));
+        assert_eq!(writer.settle(), Err(Ended));
     }
 
     #[test]
     fn nothing_is_written_after_the_end() {
-        let turns = Arc::new(SingleWriter::<()>::new(20));
+        let writer = Arc::new(SingleWriter::<()>::new(20));
         let (ended, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let writers: Vec<_> = (0..3)
             .map(|_| {
-                let (turns, ended, late) = (turns.clone(), ended.clone(), late.clone());
+                let (writer, ended, late) = (writer.clone(), ended.clone(), late.clone());
                 std::thread::spawn(move || {
                     let mut buffer = vec![0; 10];
-                    while turns
+                    while writer
                         .write(&mut buffer, vec![(0, 0, 0)], |_, _| {
                             std::thread::sleep(Duration::from_micros(200));
                             late.fetch_or(ended.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -282,7 +284,7 @@ mod tests {
             })
             .collect();
         std::thread::sleep(Duration::from_millis(50));
-        turns.end();
+        writer.end();
         ended.store(true, Ordering::SeqCst);
         for writer in writers {
             writer.join().unwrap();

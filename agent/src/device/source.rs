@@ -1,7 +1,8 @@
-//! Opening what is backed up, always read-only.
+//! Opens the sources of backups, always read-only.
 //!
-//! A block device is read with O_DIRECT. A device that is mounted read-write is refused: what is read would be neither
-//! before nor after. A file that changes while it is read fails. Both can be overridden, and the point then says so.
+//! A block device is read with O_DIRECT. A device that is mounted read-write is refused: it would be read in no
+//! consistent state. The backup of a file that changes while it is read fails. Both can be overridden, and the point
+//! then says so.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -16,10 +17,10 @@ use rayon::prelude::*;
 use super::superblock::Ends;
 use super::{Piece, Source, block, ring, set, usage};
 
-/// Where a file has data, so much of it is taken for data until it is asked again.
+/// Where a file has data, so many bytes count as data before the file system is asked again.
 const DATA_BYTES: u64 = 1 << 20;
 
-/// What is allowed against advice.
+/// Checks that a person turned off.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SourceOptions {
     /// Read a device that is mounted read-write.
@@ -31,7 +32,7 @@ pub struct SourceOptions {
 /// Why a source can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// It can't be opened or asked.
+    /// It can't be opened, or its properties can't be read.
     #[error("can't open {path:?}")]
     Open {
         /// Which one.
@@ -56,7 +57,7 @@ pub enum SourceError {
         /// By what.
         by: String,
     },
-    /// It is not what it was when the backup began.
+    /// It changed since the backup began.
     #[error("{path:?} changed while it was read ({what}): back up a snapshot, or pass --allow-changing")]
     Changed {
         /// Which one.
@@ -74,7 +75,7 @@ pub enum SourceError {
         /// The end of its standard error.
         said: String,
     },
-    /// A pipe, and no shell that tells when a part of it fails.
+    /// The command is a pipe, and there is no shell that reports the failure of each part.
     #[error(
         "{command:?} is a pipe, and without bash nobody tells whether all of it succeeded: install bash, or leave the pipe out"
     )]
@@ -82,7 +83,7 @@ pub enum SourceError {
         /// The command.
         command: String,
     },
-    /// What its file system had free may not be free any more.
+    /// The free space of its file system may not be free any more.
     #[error(
         "the file system on {path:?} was mounted or thawed while it was read: back up a snapshot, or leave out --skip-free"
     )]
@@ -132,7 +133,8 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
     let device = kind.is_block_device();
     let open = |flags: OFlag| OpenOptions::new().read(true).custom_flags((flags | OFlag::O_CLOEXEC).bits()).open(path);
     let (file, len, sector) = if device {
-        // Not every device takes O_DIRECT; without it the page cache is dropped first, lest it serve stale pages.
+        // Not every device supports O_DIRECT. Without it the page cache is dropped first, since it may hold stale
+        // pages.
         let file = match open(OFlag::O_DIRECT) {
             Err(e) if e.kind() == ErrorKind::InvalidInput => {
                 let file = open(OFlag::empty()).map_err(fail)?;
@@ -156,13 +158,13 @@ pub fn open_source(path: &Path, options: SourceOptions) -> Result<Box<dyn Source
             let member = set::member_of(&ends);
             notes.extend(member.map(|m| format!("{SET_MEMBER}{} devices: {}", m.devices, m.set)));
         }
-        // It will be read in a moment, and then the error counts.
+        // This does not fail the backup here: the same bytes are read soon, and then the error counts.
         Err(e) => tracing::debug!(?path, error = %e, "can't tell what it holds"),
     }
     Ok(Box::new(FileSource { path: path.to_owned(), file, len, sector, device, file_system, options, notes, stamp }))
 }
 
-/// What a point says of a source that others may write to; an error, unless that is allowed.
+/// The notes of a point about a source that others may write to. An error, unless `--allow-mounted` allows it.
 pub(super) fn notes_of_use(path: &Path, options: SourceOptions) -> Result<Vec<String>, SourceError> {
     let uses = usage::uses_of(path).map_err(|source| SourceError::Open { path: path.to_owned(), source })?;
     let mut notes = Vec::new();
@@ -200,7 +202,7 @@ impl Source for FileSource {
         }
         let is_left = |(number, _): &(usize, Piece<'_>)| left.binary_search(number).is_ok();
         if rayon::current_thread_index().is_none() {
-            // Not on a thread of ours: one after the other, lest rayon start as many as there are cores for it.
+            // Not on a thread of our pools: one after the other, since rayon would start a global pool for it.
             let mut plain = pieces.into_iter().enumerate().filter(is_left);
             return plain.try_for_each(|(_, (at, piece))| self.read_at(piece, at).map_err(|e| (at, e)));
         }
@@ -216,7 +218,7 @@ impl Source for FileSource {
         if self.device {
             return Ok(Some((offset, self.len)));
         }
-        // Where the data ends is not asked: on tmpfs and others that takes as long as it is, page by page.
+        // SEEK_HOLE is not used for the end: on tmpfs and others it walks all pages of the data.
         let from = i64::try_from(offset).map_err(io::Error::other)?;
         match lseek64(&self.file, from, Whence::SeekData) {
             Ok(start) => {
@@ -225,7 +227,7 @@ impl Source for FileSource {
                 Ok((start < self.len).then_some((start, end.min(self.len))))
             }
             Err(nix::Error::ENXIO) => Ok(None),
-            // A file system that can't tell: everything may be data.
+            // The file system does not support this: everything may be data.
             Err(_) => Ok(Some((offset, self.len))),
         }
     }

@@ -1,4 +1,4 @@
-//! Byte streams: a file, a pipe, standard input, or what somebody who embeds the agent opens.
+//! Byte streams to back up: a file, a pipe, standard input, or what an embedding program opens.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,20 +10,20 @@ use super::source::{SourceOptions, notes_of_use, stamp};
 
 /// A stream that is read once, in order.
 pub trait ByteSource: Read + Send {
-    /// After its end: was all of it read, as it was meant? Returns what a person should know though it did not fail.
+    /// Checks after its end that the stream is whole. Returns notes for people.
     ///
     /// # Errors
-    /// [`SourceError`] of a stream that ended and is not whole.
+    /// [`SourceError`] if the stream ended and is not whole.
     fn finish(&mut self) -> Result<Vec<String>, SourceError>;
 }
 
-/// Something that was opened by its path.
+/// A stream that was opened by its path.
 struct Opened {
     path: PathBuf,
     file: File,
     options: SourceOptions,
     notes: Vec<String>,
-    /// Of a plain file: times and size when it was opened.
+    /// For a regular file: its times and its size when it was opened.
     stamp: Option<(i64, i64, i64, i64, u64)>,
 }
 
@@ -35,7 +35,7 @@ pub fn open_stream(path: &str, options: SourceOptions) -> Result<Box<dyn ByteSou
     let fail = |source| SourceError::Open { path: path.into(), source };
     let mut notes = Vec::new();
     let file = if path == "-" {
-        // A duplicate, so that closing it does not close ours.
+        // A duplicate, so that closing it does not close standard input.
         nix::unistd::dup(io::stdin()).map(File::from).map_err(|e| fail(e.into()))?
     } else {
         let kind = std::fs::metadata(path).map_err(fail)?.file_type();
@@ -47,7 +47,7 @@ pub fn open_stream(path: &str, options: SourceOptions) -> Result<Box<dyn ByteSou
         }
         File::open(path).map_err(fail)?
     };
-    // A larger pipe means fewer switches between us and who writes; that it is refused does not matter.
+    // A larger pipe means fewer context switches between reader and writer. If it is refused, that does not matter.
     let _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
     let meta = file.metadata().map_err(fail)?;
     let stamp = meta.is_file().then(|| stamp(&meta));

@@ -1,7 +1,7 @@
-//! Where a volume is restored to. Everything that can be refused is refused before a byte is written.
+//! The targets of restores. A target is checked before a byte is written.
 //!
-//! A new file is written beside its name and renamed when it is whole and durable, so that a crash leaves nothing that
-//! could be taken for the volume. A device, or an existing file with `--force`, is written in place.
+//! A new file is written under a temporary name and renamed when it is whole and durable, so that a crash leaves nothing that
+//! could be mistaken for the volume. A device, or an existing file with `--force`, is written in place.
 //!
 //! A target is known by its *tag*: of a file its device, inode and time of birth (and the attempt that made it), of a device its
 //! number, its sequence number and the machine's boot. The coordinator keeps the tag, in the run's journal too, before the first
@@ -19,12 +19,12 @@ use milkrun_repository::chunk::is_zero;
 use milkrun_repository::crash;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::exclusive::{self, Alone};
+use super::exclusive::{self, TargetLock};
 use super::partial::{self, Attempt, Name, Partial, put_in_place};
-use super::single_writer::{Ended, LEFT_MAX, Part, SingleWriter};
+use super::single_writer::{Ended, Part, QUEUED_MAX, SingleWriter};
 use super::{block, lock, usage};
 
-/// Zeroed in one call: an end is noticed in between.
+/// Bytes that are zeroed in one call. Between calls it is noticed that writing ended.
 const ZERO_BYTES: u64 = 1 << 30;
 
 /// How a volume is written.
@@ -32,14 +32,14 @@ const ZERO_BYTES: u64 = 1 << 30;
 pub struct TargetOptions {
     /// Write to a device that is mounted or not empty, or over an existing file.
     pub force: bool,
-    /// Zero what a larger target has behind the volume.
+    /// Zero the rest of a target that is larger than the volume.
     pub discard_rest: bool,
 }
 
 /// Why a target can't be used, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    /// It can't be opened or asked.
+    /// It can't be opened, or its properties can't be read.
     #[error("can't open {path:?}")]
     Open {
         /// Which one.
@@ -111,7 +111,7 @@ pub enum TargetError {
         #[source]
         source: io::Error,
     },
-    /// It was given up meanwhile.
+    /// The attempt was given up meanwhile.
     #[error("{path:?} was given up")]
     Abandoned {
         /// Which one.
@@ -135,41 +135,41 @@ pub struct VolumeTarget {
     file: File,
     len: u64,
     capacity: u64,
-    /// A block device: it takes writes side by side.
+    /// A block device: it can be written concurrently.
     device: bool,
-    /// Other restores leave it alone; of a new file, its unfinished one says so.
+    /// Keeps other restores away. `None` for a new file: its `partial` has the lock.
     #[expect(dead_code, reason = "kept as long as the target")]
-    alone: Option<Arc<Alone>>,
-    /// All zeros until written: holes need nothing.
+    target_lock: Option<Arc<TargetLock>>,
+    /// The target reads as zeros until it is written: holes need no work.
     fresh: bool,
     options: TargetOptions,
-    turns: SingleWriter<(u64, io::Error)>,
-    /// A new file is written here, and renamed to its name at the end.
+    writer: SingleWriter<(u64, io::Error)>,
+    /// The unfinished file of a new target. It is renamed at the end.
     partial: Mutex<Option<Partial>>,
-    /// What an earlier attempt wrote is there.
+    /// An earlier attempt wrote to this very target.
     resumed: bool,
     tag: String,
 }
 
-/// Ends all writing to a target when dropped: whoever stops waiting for a restore can rely on it. What was not finished by
-/// then leaves no file.
+/// Ends all writing to a target when dropped: once a caller has stopped waiting for a restore, nothing is written any
+/// more. If the restore was not finished by then, no unfinished file is left (unless it is kept for another attempt).
 #[derive(Debug)]
 pub struct Writing<'a>(&'a VolumeTarget);
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        // First: the file may go while somebody still writes to it, and that write may take its time.
+        // This is done first: the file can be removed while a thread still writes to it, and that write may take long.
         drop(self.0.partial().take());
-        self.0.turns.end();
+        self.0.writer.end();
     }
 }
 
-/// How much of a device is looked at, at its start and its end, to tell whether it is empty: file systems, partition
+/// Bytes at the start and at the end of a device that are read to check that it is empty: file systems, partition
 /// tables and volume managers all keep something there.
-const LOOK: u64 = 4 << 20;
+const CHECKED_BYTES: u64 = 4 << 20;
 
-/// Refuses a device or file that somebody uses. A mount that is seen here can be written over if that was asked for; what
-/// the kernel holds for something else can't.
+/// Refuses a device or file that is in use. With `force`, a mount that this process sees is accepted; any other use is
+/// not.
 fn check_use(path: &Path, force: bool) -> Result<(), TargetError> {
     let uses = usage::uses_of(path).map_err(|source| TargetError::Open { path: path.to_owned(), source })?;
     match uses.into_iter().find(|u| !u.mounted || !force) {
@@ -181,17 +181,17 @@ fn check_use(path: &Path, force: bool) -> Result<(), TargetError> {
 
 /// Refuses a device that has something at its start or its end.
 fn check_empty(path: &Path, file: &File, capacity: u64) -> Result<(), TargetError> {
-    let mut look = vec![0; usize::try_from(LOOK.min(capacity)).unwrap_or(0)];
-    for at in [0, capacity - look.len() as u64] {
-        file.read_exact_at(&mut look, at).map_err(|source| TargetError::Open { path: path.to_owned(), source })?;
-        if !is_zero(&look) {
+    let mut bytes = vec![0; usize::try_from(CHECKED_BYTES.min(capacity)).unwrap_or(0)];
+    for at in [0, capacity - bytes.len() as u64] {
+        file.read_exact_at(&mut bytes, at).map_err(|source| TargetError::Open { path: path.to_owned(), source })?;
+        if !is_zero(&bytes) {
             return Err(TargetError::NotEmpty { path: path.to_owned() });
         }
     }
     Ok(())
 }
 
-/// Refuses to make a file where a device was meant, or where a link points.
+/// Refuses to make a file where a device was probably meant, or through a dangling link.
 fn check_new(path: &Path) -> Result<(), TargetError> {
     let missing = |why| Err(TargetError::Missing { path: path.to_owned(), why });
     if fs::symlink_metadata(path).is_ok() {
@@ -205,7 +205,7 @@ fn check_new(path: &Path) -> Result<(), TargetError> {
     Ok(())
 }
 
-/// What is locked is being restored to by somebody else.
+/// A target whose lock is held is being restored to by another process.
 fn busy_or(path: &Path, source: io::Error) -> TargetError {
     match source.kind() {
         ErrorKind::WouldBlock => TargetError::Busy { path: path.to_owned() },
@@ -214,8 +214,8 @@ fn busy_or(path: &Path, source: io::Error) -> TargetError {
 }
 
 impl VolumeTarget {
-    /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file. Of an attempt that
-    /// goes on, [`Self::resumed`] says afterwards whether it can.
+    /// Opens and checks a target for a volume of `len` bytes. Writes nothing to a device or existing file. If an
+    /// earlier attempt is to be resumed, [`Self::resumed`] says afterwards whether that is possible.
     ///
     /// # Errors
     /// [`TargetError`].
@@ -227,10 +227,10 @@ impl VolumeTarget {
             len,
             capacity,
             device: false,
-            alone: None,
+            target_lock: None,
             fresh,
             options,
-            turns: SingleWriter::new(LEFT_MAX),
+            writer: SingleWriter::new(QUEUED_MAX),
             resumed,
             tag,
             partial: Mutex::new(partial),
@@ -251,9 +251,9 @@ impl VolumeTarget {
         check_use(path, options.force)?;
         if kind.is_file() {
             let file = write()?;
-            let alone = exclusive::take(&file).map_err(|e| busy_or(path, e))?;
+            let target_lock = exclusive::take(&file).map_err(|e| busy_or(path, e))?;
             let capacity = file.metadata().map_err(fail)?.len();
-            // What an earlier attempt wrote need not be empty; what was put in its place meanwhile must.
+            // The file that an earlier attempt wrote need not be empty. Any other file in its place must be.
             let ours = partial::is_of(&attempt.before, &file).map_err(fail)?;
             if capacity > 0 && !options.force && !ours {
                 return Err(TargetError::NotEmpty { path: path.to_owned() });
@@ -261,13 +261,13 @@ impl VolumeTarget {
             let tag = partial::tag_of(&file, "file").map_err(fail)?;
             let resumed = ours && capacity >= len;
             let target = base(file, None, capacity.max(len), capacity == 0, tag, resumed);
-            return Ok(Self { alone: Some(alone), ..target });
+            return Ok(Self { target_lock: Some(target_lock), ..target });
         }
         if !kind.is_block_device() {
             return Err(TargetError::Kind { path: path.to_owned() });
         }
         let file = write()?;
-        let alone = exclusive::take(&file).map_err(|e| busy_or(path, e))?;
+        let target_lock = exclusive::take(&file).map_err(|e| busy_or(path, e))?;
         let capacity = block::whole_size(&file).map_err(fail)?;
         if capacity < len {
             return Err(TargetError::Small { path: path.to_owned(), found: capacity, wanted: len });
@@ -277,11 +277,11 @@ impl VolumeTarget {
         if !options.force && !ours {
             check_empty(path, &file, capacity)?;
         }
-        Ok(Self { device: true, alone: Some(alone), ..base(file, None, capacity, false, tag, ours) })
+        Ok(Self { device: true, target_lock: Some(target_lock), ..base(file, None, capacity, false, tag, ours) })
     }
 
-    /// Before the first write, once every target of the restore was checked: a file grows to the volume's size. What it
-    /// has beyond stays, as on a larger device.
+    /// Call this before the first write, once all targets of the restore are checked. A file grows to the volume's
+    /// size. A larger file keeps its rest, like a larger device.
     ///
     /// # Errors
     /// [`TargetError::Write`].
@@ -294,22 +294,22 @@ impl VolumeTarget {
         Ok(Writing(self))
     }
 
-    /// Whether an attempt that goes on finds what the one before made durable.
+    /// Whether this is the target that the attempt before wrote, so that the restore can resume.
     pub fn resumed(&self) -> bool {
         self.resumed
     }
 
-    /// What another attempt that goes on knows it by.
+    /// The tag by which another attempt recognises this target.
     pub fn tag(&self) -> &str {
         &self.tag
     }
 
-    /// Makes everything durable that was written when this is called.
+    /// Makes everything durable that was written before this call.
     ///
     /// # Errors
     /// [`TargetError`].
     pub fn sync(&self) -> Result<(), TargetError> {
-        self.turns.catch_up().map_err(|Ended| self.ended())?;
+        self.writer.catch_up().map_err(|Ended| self.ended())?;
         crash::point("before a sync of the target");
         self.file.sync_data().map_err(|source| TargetError::Sync { path: self.path.clone(), source })
     }
@@ -320,16 +320,16 @@ impl VolumeTarget {
 
     /// Why nothing may be written any more.
     fn ended(&self) -> TargetError {
-        // Whoever asks gets the write that failed; an I/O error can't be cloned, but its number can.
-        let again = |e: &io::Error| {
+        // Each caller gets the error of the failed write. An I/O error can't be cloned, but its number can.
+        let copy = |e: &io::Error| {
             e.raw_os_error().map_or_else(|| io::Error::new(e.kind(), e.to_string()), io::Error::from_raw_os_error)
         };
-        let failed = self.turns.failure(|(offset, e)| self.write_error(*offset, again(e)));
+        let failed = self.writer.failure(|(offset, e)| self.write_error(*offset, copy(e)));
         failed.unwrap_or_else(|| TargetError::Abandoned { path: self.path.clone() })
     }
 
-    /// Writes parts of a buffer, now or soon (what fails then is told by [`Self::finish`] at the latest). The buffer is then
-    /// another one.
+    /// Writes parts of a buffer, now or soon; [`Self::finish`] reports a failure at the latest. Afterwards `bytes` may
+    /// be another buffer.
     ///
     /// # Errors
     /// [`TargetError::Write`] of this write or an earlier one; [`TargetError::Abandoned`] after the end.
@@ -339,20 +339,20 @@ impl VolumeTarget {
         }
         if self.device {
             for (offset, from, len) in parts {
-                let written = self.turns.beside(|| self.write_at(&bytes[from..from + len], offset));
+                let written = self.writer.concurrently(|| self.write_at(&bytes[from..from + len], offset));
                 let written = written.map_err(|Ended| self.ended())?;
                 written.map_err(|(offset, e)| self.write_error(offset, e))?;
             }
             return Ok(());
         }
-        self.turns.write(bytes, parts, |bytes, offset| self.write_at(bytes, offset)).map_err(|Ended| self.ended())
+        self.writer.write(bytes, parts, |bytes, offset| self.write_at(bytes, offset)).map_err(|Ended| self.ended())
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), (u64, io::Error)> {
         self.file.write_all_at(bytes, offset).map_err(|e| (offset, e))
     }
 
-    /// What a plan says comes from elsewhere; behind the volume may lie somebody's data.
+    /// Refuses a range behind the volume's end: the plan comes over the network, and other data may lie there.
     fn check_inside(&self, offset: u64, len: u64) -> Result<(), TargetError> {
         let end = if self.options.discard_rest { self.capacity } else { self.len };
         if offset.checked_add(len).is_none_or(|e| e > end) {
@@ -366,7 +366,8 @@ impl VolumeTarget {
         TargetError::Write { path: self.path.clone(), offset, source }
     }
 
-    /// Makes a range read as zeros: by punching or zeroing out where the target can, else by writing.
+    /// Makes a range read as zeros: by punching a hole or zeroing it where the target supports that, else by writing
+    /// zeros.
     ///
     /// # Errors
     /// [`TargetError::Write`].
@@ -375,7 +376,7 @@ impl VolumeTarget {
         if self.fresh || len == 0 {
             return Ok(());
         }
-        // On a block device both are done by the kernel with the device's own zeroing, and read as zeros after it.
+        // On a block device the kernel does both with the device's own zeroing; the range reads as zeros afterwards.
         let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let by_kernel = |at: u64, n: u64| {
@@ -385,7 +386,7 @@ impl VolumeTarget {
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let n = (end - at).min(ZERO_BYTES);
-            if !self.turns.beside(|| by_kernel(at, n)).map_err(|Ended| self.ended())? {
+            if !self.writer.concurrently(|| by_kernel(at, n)).map_err(|Ended| self.ended())? {
                 self.write_zeros(at, n)?;
             }
             at += n;
@@ -400,7 +401,7 @@ impl VolumeTarget {
         self.write_parts(&mut vec![0; PIECE], parts.collect())
     }
 
-    /// Finishes: the rest as asked, durable, under its name.
+    /// Finishes the target: zeroes the rest if asked to, makes everything durable, and renames a new file.
     ///
     /// # Errors
     /// [`TargetError`]; the volume is then not whole.
@@ -410,7 +411,7 @@ impl VolumeTarget {
         }
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
         // Waits for the last write, and fails if one failed.
-        self.turns.settle().map_err(|Ended| self.ended())?;
+        self.writer.settle().map_err(|Ended| self.ended())?;
         crash::point("before fsync of the target");
         self.file.sync_all().map_err(fail)?;
         crash::point("after fsync of the target");
@@ -418,7 +419,8 @@ impl VolumeTarget {
     }
 }
 
-/// The unfinished file of a stream, kept by whoever waits for the stream's end; gone when that one stops waiting.
+/// The unfinished file of a stream. The caller keeps this while it waits for the end of the restore; when it is
+/// dropped, the file is removed.
 #[derive(Debug)]
 pub struct StreamPartial(Arc<Mutex<Option<Partial>>>);
 
@@ -435,24 +437,24 @@ pub struct StreamTarget {
     file: File,
     partial: Arc<Mutex<Option<Partial>>>,
     kind: StreamKind,
-    /// Of a device: other restores leave it alone.
-    alone: Option<Arc<Alone>>,
+    /// For a device: keeps other restores away.
+    target_lock: Option<Arc<TargetLock>>,
     offset: u64,
 }
 
 /// What a stream goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamKind {
-    /// A pipe, or a character device: what was written is on its way.
+    /// A pipe, or a character device: it needs no sync.
     Pipe,
     /// A block device.
     Device,
-    /// A file, under a name of its own until it is whole.
+    /// A file; it has a temporary name until it is whole.
     File(Name),
 }
 
 impl StreamTarget {
-    /// Opens it. The second part is kept by whoever waits for the end.
+    /// Opens a stream target. The caller keeps the second value until the restore has ended.
     ///
     /// # Errors
     /// [`TargetError`].
@@ -460,7 +462,7 @@ impl StreamTarget {
         let fail = |source| TargetError::Open { path: path.into(), source };
         let whole = |file, partial, kind| {
             let partial = Arc::new(Mutex::new(partial));
-            let target = Self { path: path.into(), file, partial: partial.clone(), kind, alone: None, offset: 0 };
+            let target = Self { path: path.into(), file, partial: partial.clone(), kind, target_lock: None, offset: 0 };
             (target, StreamPartial(partial))
         };
         if path == "-" {
@@ -479,7 +481,7 @@ impl StreamTarget {
             Ok(m) if m.is_file() && m.len() > 0 && !options.force => Err(TargetError::NotEmpty { path: path.into() }),
             Ok(m) if m.is_file() => {
                 check_use(at, options.force)?;
-                // Of a link, what it points to is replaced, and not the link.
+                // The file that a link points to is replaced, and not the link.
                 let at = fs::canonicalize(at).map_err(fail)?;
                 let (partial, file) = Partial::create(&at, attempt).map_err(|e| busy_or(&at, e))?;
                 let (mut target, kept) = whole(file, Some(partial), StreamKind::File(Name::Taken));
@@ -489,19 +491,19 @@ impl StreamTarget {
             Ok(m) if m.file_type().is_block_device() => {
                 check_use(at, options.force)?;
                 let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
-                let alone = exclusive::take(&file).map_err(|e| busy_or(at, e))?;
+                let target_lock = exclusive::take(&file).map_err(|e| busy_or(at, e))?;
                 if !options.force {
                     check_empty(at, &file, block::whole_size(&file).map_err(fail)?)?;
                 }
                 let (mut target, kept) = whole(file, None, StreamKind::Device);
-                target.alone = Some(alone);
+                target.target_lock = Some(target_lock);
                 Ok((target, kept))
             }
             Ok(_) => Ok(whole(OpenOptions::new().write(true).open(path).map_err(fail)?, None, StreamKind::Pipe)),
         }
     }
 
-    /// Writes what comes next.
+    /// Writes the next bytes.
     ///
     /// # Errors
     /// [`TargetError::Write`].
@@ -515,18 +517,18 @@ impl StreamTarget {
         Ok(())
     }
 
-    /// Finishes: durable, under its name.
+    /// Finishes the target: makes it durable, and renames a new file.
     ///
     /// # Errors
     /// [`TargetError::Sync`].
     pub fn finish(self) -> Result<(), TargetError> {
         let fail = |source| TargetError::Sync { path: self.path.clone(), source };
         match self.kind {
-            // Standard output may be a file, which takes what a full disk refuses later.
+            // Standard output may be a file. Only a sync reports what a full disk refused.
             StreamKind::Pipe if self.file.metadata().is_ok_and(|m| m.is_file()) => self.file.sync_all().map_err(fail),
             StreamKind::Pipe => Ok(()),
             StreamKind::Device => self.file.sync_all().map_err(fail),
-            // Given up meanwhile.
+            // The attempt was given up meanwhile.
             StreamKind::File(_) if lock(&self.partial).is_none() => Ok(()),
             StreamKind::File(name) => {
                 crash::point("before fsync of the target");
@@ -542,7 +544,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_behind_the_volume_is_touched_only_if_that_was_asked_for() {
+    fn bytes_behind_the_volume_are_changed_only_if_asked() {
         const PAGE: usize = 4096;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("larger");

@@ -1,10 +1,10 @@
-//! Who uses a device or an image file: mounts, also those in other mount namespaces (each container has one), and whatever
-//! else the kernel holds a device for.
+//! Finds out who uses a device or an image file: mounts, also those in other mount namespaces (each container has one),
+//! and any other exclusive use by the kernel.
 //!
-//! Mounts of this namespace are listed in `/proc/self/mountinfo`. Of everything else the kernel says only *that* a device is
-//! in use: an exclusive open (`O_EXCL`, open(2)) is refused with EBUSY. So it is for a mount elsewhere, a further device of a
-//! btrfs, an external journal, active swap, a member of a RAID or of LVM. A loop device on top holds nothing; it is found by
-//! its backing file.
+//! Mounts of this namespace are listed in `/proc/self/mountinfo`. About all other uses the kernel says only *that* a
+//! device is in use: an exclusive open (`O_EXCL`, open(2)) is refused with EBUSY. This covers a mount in another
+//! namespace, a further device of a btrfs, an external journal, active swap, and a member of a RAID or of LVM. A loop
+//! device on top does not block an exclusive open; it is found by its backing file.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -15,7 +15,7 @@ use std::time::Duration;
 /// A use of a device or file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Use {
-    /// By what, for people: "mounted at /mnt".
+    /// A description for people: "mounted at /mnt".
     pub by: String,
     /// Whether it may be written to.
     pub writable: bool,
@@ -28,7 +28,7 @@ pub struct Use {
 struct Mount {
     at: String,
     writable: bool,
-    /// Its super block can't be written by any other mount either.
+    /// The superblock is read-only: no other mount can write to it either.
     frozen: bool,
 }
 
@@ -44,7 +44,7 @@ pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
     let meta = fs::metadata(path)?;
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
     let block = meta.file_type().is_block_device();
-    // Devices, each with its node: the thing itself, what lies on it, and loop devices on top of it.
+    // Devices with their nodes: the device itself, those that lie on it, and loop devices on top of these.
     let mut devices: Vec<(u64, PathBuf)> = Vec::new();
     let add = |device: u64, node: PathBuf, devices: &mut Vec<(u64, PathBuf)>| {
         let mut above = Vec::new();
@@ -79,7 +79,7 @@ pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
     if !block && swaps.contains(&(meta.dev(), meta.ino())) {
         uses.push(Use { by: "used as swap space".into(), writable: true, mounted: false });
     }
-    // What a use of another device on top explains.
+    // A use of a device on top was found, which explains why this one is in use.
     let mut explained = false;
     for (device, node) in devices.iter().rev() {
         let of = if node == path { String::new() } else { format!(" of {}", node.display()) };
@@ -100,7 +100,7 @@ pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
             explained = true;
             continue;
         }
-        // A disk is held for what is on its partitions, and they were looked at.
+        // A disk is in use because of its partitions, and these were checked already.
         if explained && !mounted && devices.len() > 1 && *device == meta.rdev() {
             continue;
         }
@@ -115,7 +115,7 @@ pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
                 explained = true;
             }
             Err(e) if node == path => return Err(e),
-            // A container sees what lies on a device in /sys, and may lack the node.
+            // In a container, /sys may list a device for which there is no node.
             Err(e) => tracing::debug!(?node, error = %e, "can't tell whether it is in use"),
         }
     }
@@ -130,7 +130,7 @@ fn node_of(device: u64) -> PathBuf {
     Path::new("/dev").join(name.unwrap_or_else(|| format!("block/{major}:{minor}").into()))
 }
 
-/// Whether the kernel refuses to let one process alone have it.
+/// Whether the kernel refuses an exclusive open.
 fn is_held(node: &Path) -> io::Result<bool> {
     for tried in 1.. {
         match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL | nix::libc::O_CLOEXEC).open(node) {
@@ -143,7 +143,7 @@ fn is_held(node: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What is active swap, as (0, block device), or file system and inode.
+/// Active swap: (0, block device), or (file system, inode).
 fn swaps() -> Vec<(u64, u64)> {
     let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let names = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
@@ -151,7 +151,7 @@ fn swaps() -> Vec<(u64, u64)> {
     metas.map(|m| if m.file_type().is_block_device() { (0, m.rdev()) } else { (m.dev(), m.ino()) }).collect()
 }
 
-/// What lies on a device: its partitions, and whatever holds it or them (device mapper, RAID).
+/// The devices that lie on a device: its partitions, and the holders of it or of these (device mapper, RAID).
 fn on_top(sys: &Path, device: u64, out: &mut Vec<u64>) {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let node = sys.join(format!("{major}:{minor}"));
@@ -174,7 +174,7 @@ fn on_top(sys: &Path, device: u64, out: &mut Vec<u64>) {
 struct Loop {
     device: u64,
     node: PathBuf,
-    /// What it lies on: a file by device and inode, or (0, block device).
+    /// Its backing: a file by (file system, inode), or (0, block device).
     backing: Option<(u64, u64)>,
 }
 

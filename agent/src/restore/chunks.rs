@@ -1,5 +1,6 @@
-//! The chunks of one range: fetched, opened and checked. A range of a bucket is fetched whole. A range of a local directory is read chunk by chunk by
-//! the thread that opens it, so that it is opened, checked and written while it is in that core's cache.
+//! Fetches, opens and checks the chunks of one range. A range of a bucket is fetched whole. A range of a local
+//! directory is read chunk by chunk by the thread that opens it, so that each chunk is opened, checked and written
+//! while it is in that core's cache.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -17,13 +18,13 @@ use crate::rpc::{GrantedRange, GrantedSlot};
 
 /// Where the sealed bytes of a range are.
 enum Sealed {
-    /// Here, all of them.
+    /// In memory, all of them.
     Fetched(RangeBuffer),
     /// In a file of this machine.
     Local(LocalObject),
 }
 
-/// What a thread needs to open chunks, kept from one range to the next.
+/// The state of a thread that opens chunks, kept from one range to the next.
 struct Opener {
     repository: RepositoryId,
     slots: SlotOpener,
@@ -36,8 +37,8 @@ thread_local! {
 }
 
 impl RestoreJob {
-    /// Gives each chunk of a range to `put`, in order, once its id is checked: a buffer that begins with its plaintext (and may
-    /// be exchanged for another), and where its parts go.
+    /// Passes each chunk of a range to `put`, in order, once its id is checked. `put` gets a buffer that begins with
+    /// the plaintext, and which it may exchange for another, and where the parts of the chunk are written.
     pub(super) async fn each_chunk(
         self: Arc<Self>,
         range: GrantedRange,
@@ -56,7 +57,8 @@ impl RestoreJob {
             let result;
             (range, next, put, result) = self.engine.cpu.run(work).await;
             match result {
-                // A disk that has trouble gets what a store far away gets: patience. What was written is not done again.
+                // A local disk with a transient error is retried like a remote store: the range is fetched. Chunks that
+                // `put` has taken are not repeated.
                 Err(RestoreError::Fetch { source: GetError::Failed(f), .. }) if local && f.transient() => {
                     sealed = Sealed::Fetched(self.fetch(&range).await?);
                 }
@@ -83,7 +85,7 @@ impl RestoreJob {
         Ok(body)
     }
 
-    /// Opens slot after slot from `next` on, which counts those that `put` has taken.
+    /// Opens the slots from number `next` on. `next` counts the slots that `put` has taken.
     fn open_slots(
         &self,
         range: &GrantedRange,

@@ -1,7 +1,8 @@
-//! How far a target is durable: all before this offset is written and synced, so that another attempt goes on from there.
+//! The durable offset of a target: everything before it is written and synced, so that another attempt can resume
+//! there.
 //!
-//! A plan comes in windows of the volume; within one, ranges are written in any order. The target is as far as the first
-//! window that is not whole. Now and then the agent makes the target durable and reports the offset. The coordinator keeps it, in
+//! A plan comes in windows of the volume. Within a window, ranges are written in any order; so everything is written up to the
+//! first window that is not whole. Now and then the agent makes the target durable and reports the offset. The coordinator keeps it, in
 //! the run's journal too, beside the target's tag (`device/target.rs`), and gives both to the next attempt.
 
 use std::collections::VecDeque;
@@ -19,27 +20,27 @@ use crate::device::VolumeTarget;
 pub const SYNC_EVERY_BYTES: u64 = 1 << 30;
 const SYNC_EVERY: Duration = Duration::from_secs(30);
 
-/// What another attempt need not do again.
+/// The progress that another attempt need not repeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
     /// All before it is durable.
     pub offset: u64,
-    /// Bytes written for that, by this attempt.
+    /// Bytes that this attempt wrote before the offset.
     pub written: u64,
-    /// Bytes of holes, the same.
+    /// Bytes of holes that this attempt made before the offset.
     pub holes: u64,
-    /// Bytes fetched so far, by this attempt.
+    /// Bytes that this attempt has fetched so far.
     pub fetched: u64,
-    /// Ranged reads, the same.
+    /// Ranged reads that this attempt has made so far.
     pub requests: u64,
 }
 
-/// Whoever hears how far a target is.
+/// Receives the durable offset.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// Hears it.
+    /// Where it is sent.
     pub reports: mpsc::Sender<Reached>,
-    /// After so many bytes of the volume.
+    /// It is sent after so many bytes of the volume.
     pub every: u64,
 }
 
@@ -49,7 +50,7 @@ pub(super) type Number = u64;
 /// The windows of a plan that are not whole.
 #[derive(Debug)]
 pub(super) struct Windows {
-    /// Never empty: the last one is the window that comes now.
+    /// Never empty: the last one is the window whose pages come now.
     open: VecDeque<Window>,
     first: Number,
     whole: Reached,
@@ -57,16 +58,16 @@ pub(super) struct Windows {
 
 #[derive(Debug, Default)]
 struct Window {
-    /// Where it ends, once that is known: no more of it comes.
+    /// Where it ends. Known once all its pages have come.
     until: Option<u64>,
-    /// Ranges that are not written.
+    /// Ranges that are not written yet.
     pending: usize,
     written: u64,
     holes: u64,
 }
 
 impl Windows {
-    /// For a plan that begins here.
+    /// For a plan that begins at `offset`.
     pub(super) fn from(offset: u64) -> Self {
         let whole = Reached { offset, ..Reached::default() };
         Self { open: VecDeque::from([Window::default()]), first: 0, whole }
@@ -77,12 +78,12 @@ impl Windows {
         &mut self.open[last]
     }
 
-    /// A hole of the window that comes now is dealt with.
+    /// Records a hole that was made in the current window.
     pub(super) fn hole(&mut self, bytes: u64) {
         self.last().holes += bytes;
     }
 
-    /// A range of the window that comes now is under way, which writes so many bytes. Its end is told to [`Self::done`].
+    /// Records a range of the current window that will write so many bytes. Call [`Self::done`] when it is written.
     pub(super) fn begin(&mut self, bytes: u64) -> Number {
         let last = self.last();
         last.pending += 1;
@@ -90,14 +91,14 @@ impl Windows {
         self.first + self.open.len() as u64 - 1
     }
 
-    /// The window that came is complete, and ends there.
+    /// Records that all pages of the current window have come, and that it ends at `until`.
     pub(super) fn end(&mut self, until: u64) {
         self.last().until = Some(until);
         self.open.push_back(Window::default());
         self.advance();
     }
 
-    /// A range of that window is written.
+    /// Records that a range of the window with this number is written.
     pub(super) fn done(&mut self, number: Number) {
         let at = usize::try_from(number - self.first).unwrap_or(usize::MAX);
         if let Some(window) = self.open.get_mut(at) {
@@ -116,17 +117,17 @@ impl Windows {
         }
     }
 
-    /// How far the target is; not yet durable.
+    /// How far the target is written. It need not be durable yet.
     pub(super) fn whole(&self) -> Reached {
         self.whole
     }
 }
 
-/// Makes a target durable now and then, and tells how far it is.
+/// Syncs a target now and then, and reports the durable offset.
 pub(super) struct Syncs {
     listener: Option<Listener>,
-    /// What was made durable last, and when.
-    told: u64,
+    /// The offset of the last sync, and when it began.
+    synced: u64,
     when: Instant,
     under_way: Option<tokio::task::JoinHandle<Result<(), RestoreError>>>,
 }
@@ -141,10 +142,10 @@ impl Drop for Syncs {
 
 impl Syncs {
     pub(super) fn new(listener: Option<Listener>, from: u64) -> Self {
-        Self { listener, told: from, when: Instant::now(), under_way: None }
+        Self { listener, synced: from, when: Instant::now(), under_way: None }
     }
 
-    /// Waits for one that is under way: the kernel tells of bytes that it could not write once, and perhaps only there.
+    /// Waits for a sync that is under way. The kernel reports a failed write to one sync only, which may be this one.
     ///
     /// # Errors
     /// Why it failed.
@@ -155,11 +156,11 @@ impl Syncs {
         }
     }
 
-    /// Begins a sync if one is due and none is under way; its end is told.
+    /// Begins a sync if one is due and none is under way. When it is done, the durable offset is reported.
     ///
     /// # Errors
-    /// Why one failed.
-    pub(super) async fn look(
+    /// Why an earlier one failed.
+    pub(super) async fn sync_if_due(
         &mut self,
         engine: &Arc<Engine>,
         target: &Arc<VolumeTarget>,
@@ -170,16 +171,16 @@ impl Syncs {
             self.settle().await?;
         }
         let Some(listener) = &self.listener else { return Ok(()) };
-        let news = whole.offset.saturating_sub(self.told);
-        let due = news >= listener.every || (news > 0 && self.when.elapsed() >= SYNC_EVERY);
+        let unsynced = whole.offset.saturating_sub(self.synced);
+        let due = unsynced >= listener.every || (unsynced > 0 && self.when.elapsed() >= SYNC_EVERY);
         if due && self.under_way.is_none() {
             let (fetched, requests) = tally.fetched_so_far();
             let reached = Reached { fetched, requests, ..whole };
-            (self.told, self.when) = (whole.offset, Instant::now());
+            (self.synced, self.when) = (whole.offset, Instant::now());
             let (engine, target, reports) = (engine.clone(), target.clone(), listener.reports.clone());
             self.under_way = Some(tokio::spawn(async move {
                 engine.io.run(move || target.sync()).await?;
-                // Who listens is gone only when this attempt is over.
+                // An error means that this attempt is over.
                 let _ = reports.send(reached).await;
                 Ok(())
             }));
@@ -193,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_as_far_as_its_first_window_that_is_not_whole() {
+    fn a_target_is_written_up_to_its_first_window_that_is_not_whole() {
         let mut w = Windows::from(100);
         w.hole(10);
         let (a, b) = (w.begin(20), w.begin(30));
@@ -206,7 +207,7 @@ mod tests {
         assert_eq!(offset(&w), (100, 0, 0));
         w.done(b);
         assert_eq!(offset(&w), (200, 90, 10));
-        // A window of holes alone is whole at once; the last one ends without a word.
+        // A window that has only holes is whole at once. The last window has no end until it is known.
         w.hole(50);
         w.end(250);
         assert_eq!(offset(&w), (250, 90, 60));

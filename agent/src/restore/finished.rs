@@ -1,5 +1,5 @@
-//! The restores that this agent has finished. A coordinator that did not hear so, or that was given back an old journal, assigns them
-//! again: by then the application may have written to the target, and old bytes must not come over it.
+//! The restores that this agent has finished. A coordinator assigns one again if it did not receive the report, or if somebody put
+//! an old journal back. By then the application may have written to the target, and it must not be overwritten with old bytes.
 //!
 //! A target's tag alone does not tell: of a device, or of a file that is written in place, it stays the same. So an agent
 //! remembers what it finished, for as long as it lives, beside the end that the coordinator writes to the repository.
@@ -7,22 +7,22 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// So many are remembered.
+/// The number of restores that are remembered.
 const KEPT: usize = 4096;
 
-/// A volume of a run.
-type Of = (Vec<u8>, String);
+/// A run, and a volume of it.
+type RunVolume = (Vec<u8>, String);
 
-/// What is remembered, for as long as the process lives.
+/// The restores that were finished since this process started.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Finished(Arc<Mutex<VecDeque<Of>>>);
+pub(crate) struct Finished(Arc<Mutex<VecDeque<RunVolume>>>);
 
 impl Finished {
-    fn table(&self) -> MutexGuard<'_, VecDeque<Of>> {
+    fn table(&self) -> MutexGuard<'_, VecDeque<RunVolume>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A volume is restored, and durable.
+    /// Records that a volume is restored, and durable.
     pub(crate) fn add(&self, run: &[u8], volume: &str) {
         let mut table = self.table();
         table.push_back((run.to_vec(), volume.to_owned()));
@@ -31,7 +31,7 @@ impl Finished {
         }
     }
 
-    /// Whether it was.
+    /// Whether a volume was restored.
     pub(crate) fn contains(&self, run: &[u8], volume: &str) -> bool {
         self.table().iter().any(|(r, v)| r == run && v == volume)
     }

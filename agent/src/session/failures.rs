@@ -1,4 +1,5 @@
-//! The kind of a failure, as it is reported to the coordinator: it decides whether the volume goes on at another node.
+//! The kind of a failure, as it is reported to the coordinator. It decides whether another node goes on with the
+//! volume.
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::store::{CreateError, GetError, Trouble};

@@ -1,4 +1,4 @@
-//! What is done under one assignment, in a task of its own: a volume's backup, or its restore.
+//! The work under one assignment, in a task of its own: the backup or the restore of a volume.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,10 +45,10 @@ impl Session {
         let job = Arc::new(job);
         let open = self.agent.options.open.clone();
         let (up, reports) = (self.up.clone(), self.reports.clone());
-        let (task_key, working) = (key.clone(), job.clone());
+        let (task_key, task_job) = (key.clone(), job.clone());
         let span = span_of("backup", &assignment);
         let work = async move {
-            let job = working;
+            let job = task_job;
             let ticker = Ticker::start(up, assignment.clone(), backup_progress(job.counters.clone()));
             let result = back_up(&job, &b, open).await;
             drop(ticker);
@@ -56,7 +56,7 @@ impl Session {
                 // `Finish` told the coordinator already.
                 Ok(()) => None,
                 Err(e) => {
-                    // What it claimed and did not store would be waited for in vain.
+                    // Other volumes would wait in vain for the chunks that it claimed and did not store.
                     job.run.fail(BackupError::Stopped { why: "another volume's attempt ended".into(), passing: true });
                     Some(Up::Failed(failed(assignment, kind_of_backup(&e), chain(&e))))
                 }
@@ -75,7 +75,7 @@ impl Session {
             recipient: HybridPublic::from_bytes(b.data_key[..].try_into().ok()?),
         };
         RunId::try_from(&assignment.run[..]).ok()?;
-        let pace = LevelControl::new(Level::new(b.level).ok()?, b.adapt_level);
+        let level = LevelControl::new(Level::new(b.level).ok()?, b.adapt_level);
         let pages = PageCutter {
             min_pages: c.min_pages,
             avg_pages: c.avg_pages,
@@ -87,14 +87,14 @@ impl Session {
         if b.region_bytes != self.agent.engine.region_bytes {
             return None;
         }
-        // A run whose packs could not be stored from here begins anew here.
+        // If the run's packs could not be stored from here before, the run begins anew on this agent.
         if self.runs.get(&assignment.run[..]).is_some_and(|run| run.is_broken()) {
             self.runs.remove(&assignment.run[..]);
         }
         let run = self
             .runs
             .entry(assignment.run.to_vec())
-            .or_insert_with(|| Arc::new(RunPacks::new(target, self.agent.options.redeem.clone(), pace)))
+            .or_insert_with(|| Arc::new(RunPacks::new(target, self.agent.options.redeem.clone(), level)))
             .clone();
         Some(VolumeJob {
             engine: self.agent.engine.clone(),
@@ -116,9 +116,9 @@ impl Session {
     pub(super) fn start_restore(&mut self, r: wire::RestoreVolume) {
         let Some(assignment) = r.assignment.clone() else { return };
         let key = AssignmentKey::of(&assignment);
-        let (go, gone) = oneshot::channel();
+        let (go, may_write) = oneshot::channel();
         let reports = self.reports.clone();
-        // A stream begins anew, and nobody goes on with what is restored within one process.
+        // A stream always begins anew, and a restore within one process is not resumed.
         let keep = Arc::new(AtomicBool::new(r.resumable && r.kind() != wire::VolumeKind::Stream));
         let restoring = Restoring {
             engine: self.agent.engine.clone(),
@@ -134,9 +134,9 @@ impl Session {
         let finished = self.agent.finished.clone();
         let work = async move {
             let result = if finished.contains(&assignment.run, &assignment.volume) {
-                finished_before(restoring, &r, gone).await
+                finished_before(restoring, &r, may_write).await
             } else {
-                restore(restoring, &r, gone).await
+                restore(restoring, &r, may_write).await
             };
             if result.is_ok() {
                 finished.add(&assignment.run, &assignment.volume);
@@ -158,7 +158,7 @@ impl Session {
     }
 }
 
-/// What all that is logged about an assignment says of it.
+/// The span whose fields each log line about an assignment has.
 fn span_of(work: &'static str, a: &wire::Assignment) -> tracing::Span {
     let run = RunId::try_from(&a.run[..]).map(|r| r.hex()).unwrap_or_default();
     tracing::info_span!("assignment", work, run, volume = a.volume, attempt = a.attempt, epoch = a.epoch)
@@ -168,7 +168,7 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: Open) -> Re
     let options = SourceOptions { allow_mounted: b.allow_mounted, allow_changing: b.allow_changing };
     let outcome = if b.kind() == wire::VolumeKind::Stream {
         let path = b.path.clone();
-        // Opening a pipe waits for its other end.
+        // Opening a pipe blocks until its other end is open.
         let source = job.engine.io.run(move || (open.stream)(&path, options)).await?;
         stream::back_up(job.clone(), source).await?
     } else {
@@ -188,7 +188,8 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: Open) -> Re
         outcome.notes.extend(doubt);
         outcome
     };
-    // Those of other volumes too that went in this one's name: once it is done, nobody takes them any more.
+    // This includes packs with other volumes' chunks that are uploaded under this assignment: once it is finished, the
+    // coordinator does not accept them any more.
     job.close_uploads().await;
     if let Some(e) = job.run.failed() {
         return Err(e);
@@ -216,27 +217,28 @@ enum Opened {
     Volume(Arc<VolumeTarget>),
 }
 
-/// Returns what was done.
-/// Says once more that a volume is restored, and touches nothing: what is in the target by now may be newer.
+/// Reports once more that a volume is restored, and touches nothing: the target may hold newer data by now. Returns
+/// empty counters.
 async fn finished_before(
-    with: Restoring,
+    restoring: Restoring,
     r: &wire::RestoreVolume,
     go: oneshot::Receiver<()>,
 ) -> Result<Arc<Tally>, RestoreError> {
     tracing::warn!(path = r.path, "is restored again, though this agent finished it: it is left as it is");
     let (tag, from) = (r.resume_tag.clone(), r.resume_at);
-    let _ = with.up.send(message(Up::Ready(wire::Ready { assignment: Some(with.assignment), tag, from }))).await;
+    let ready = wire::Ready { assignment: Some(restoring.assignment), tag, from };
+    let _ = restoring.up.send(message(Up::Ready(ready))).await;
     go.await.map_err(|_| RestoreError::Call(CallError::Nonsense("to go")))?;
     Ok(Arc::default())
 }
 
 async fn restore(
-    with: Restoring,
+    restoring: Restoring,
     r: &wire::RestoreVolume,
     go: oneshot::Receiver<()>,
 ) -> Result<Arc<Tally>, RestoreError> {
     let nonsense = |what| RestoreError::Call(CallError::Nonsense(what));
-    let Restoring { engine, redeem, coordinator, up, assignment, sync_every, keep } = with;
+    let Restoring { engine, redeem, coordinator, up, assignment, sync_every, keep } = restoring;
     let repository = RepositoryId::try_from(&r.repository[..]).map_err(|_| nonsense("a repository id"))?;
     let domain = DomainKey::from_bytes(r.domain_key[..].try_into().map_err(|_| nonsense("a domain key"))?);
     let run = RunId::try_from(&assignment.run[..]).map_err(|_| nonsense("a run id"))?.hex();
@@ -265,8 +267,8 @@ async fn restore(
     };
     let listener = match &opened {
         Opened::Volume(_) if r.resumable => {
-            let (reports, heard) = mpsc::channel(4);
-            tokio::spawn(tell_reached(heard, up.clone(), assignment.clone(), tag.clone()));
+            let (reports, reached) = mpsc::channel(4);
+            tokio::spawn(report_reached(reached, up.clone(), assignment.clone(), tag.clone()));
             Some(Listener { reports, every: sync_every })
         }
         _ => None,
@@ -290,14 +292,14 @@ async fn restore(
     Ok(tally)
 }
 
-/// Tells the coordinator how far a target is, until the attempt is over.
-async fn tell_reached(
-    mut heard: mpsc::Receiver<Reached>,
+/// Reports the durable offset of a target to the coordinator, until the attempt is over.
+async fn report_reached(
+    mut reports: mpsc::Receiver<Reached>,
     up: mpsc::Sender<wire::FromAgent>,
     assignment: wire::Assignment,
     tag: String,
 ) {
-    while let Some(r) = heard.recv().await {
+    while let Some(r) = reports.recv().await {
         let reached = wire::Reached {
             assignment: Some(assignment.clone()),
             offset: r.offset,

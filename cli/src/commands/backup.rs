@@ -11,7 +11,7 @@ use milkrun_repository::config::LockMode;
 use serde_json::{Value, json};
 use tokio_stream::StreamExt;
 
-use super::{Interrupt, check_lock_for, thing};
+use super::{Interrupt, check_lock_for, identity};
 use crate::args::{self, Global, Named};
 use crate::driver::Driver;
 use crate::embedded::{self, host};
@@ -27,7 +27,7 @@ pub(crate) async fn run(a: args::Backup, global: &Global) -> Result<Exit, CliErr
     if let Some(lock_for) = a.lock_for {
         check_lock_for(lock_for, a.yes)?;
     }
-    // Before a byte is moved: what can't be understood is refused.
+    // Manifests that can't be parsed are refused before a byte is moved.
     let mut objects = manifests::load_paths(&a.manifests).map_err(|e| CliError::from_error(&e))?;
     let lines = manifests::encode(&mut objects);
     let order = order(&a, objects.len());
@@ -85,7 +85,7 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
     }
 }
 
-/// Names and paths that can't be meant: one name twice, one device under two names, standard input twice.
+/// Refuses names and paths that must be a mistake: one name twice, one device under two names, standard input twice.
 fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
     if global.coordinator.is_some() {
         return match a
@@ -106,12 +106,12 @@ fn check_sources(a: &args::Backup, global: &Global) -> Result<(), CliError> {
         };
     }
     let mut names = HashMap::new();
-    let mut things: HashMap<String, &Named> = HashMap::new();
+    let mut sources: HashMap<String, &Named> = HashMap::new();
     for named in a.volume.iter().chain(&a.stream) {
         if names.insert(&named.name, &named.path).is_some() {
             return Err(CliError::usage(format!("{} is named twice", named.name)));
         }
-        if let Some(first) = things.insert(thing(&named.path), named) {
+        if let Some(first) = sources.insert(identity(&named.path), named) {
             let what = format!("{} and {} are the same: {}", first.name, named.name, named.path);
             return Err(CliError::usage(what));
         }

@@ -11,7 +11,7 @@ use milkrun_proto::control::v1 as control;
 use serde_json::json;
 use tokio_stream::StreamExt;
 
-use super::{Interrupt, thing};
+use super::{Interrupt, identity};
 use crate::args::{self, Global, Named};
 use crate::driver::Driver;
 use crate::embedded;
@@ -19,7 +19,7 @@ use crate::output::{CliError, Exit, note, print, print_json, table};
 use crate::progress::Progress;
 use crate::{place, units};
 
-/// What came back.
+/// The result of a restore.
 pub(crate) struct Restored {
     pub(crate) done: control::RestoreDone,
     left_out: Vec<String>,
@@ -86,9 +86,9 @@ fn check_targets(a: &args::Restore) -> Result<(), CliError> {
     if let Some(twice) = a.volume.iter().chain(&a.stream).find(|n| !names.insert(&n.name)) {
         return Err(CliError::usage(format!("{} is named twice", twice.name)));
     }
-    let mut things = std::collections::HashMap::new();
+    let mut targets = std::collections::HashMap::new();
     for target in a.volume.iter().chain(&a.stream) {
-        if let Some(first) = things.insert(thing(&target.path), target)
+        if let Some(first) = targets.insert(identity(&target.path), target)
             && target.path != "-"
         {
             let what = format!("{} and {} go to the same place: {}", first.name, target.name, target.path);
@@ -165,11 +165,11 @@ pub(crate) async fn drive(
 pub(crate) struct Written {
     /// How many.
     pub(crate) files: usize,
-    /// Names of what else was in the folder, and stays.
+    /// Names of other files in the folder. They stay.
     pub(crate) others: Vec<String>,
 }
 
-/// Writes one file per object; each is whole under its name.
+/// Writes one file per object. A file gets its name only when it is complete.
 pub(crate) fn write_manifests(folder: &Path, lines: &[u8]) -> Result<Written, CliError> {
     let objects = manifests::decode(lines).map_err(|line| CliError {
         exit: Exit::Damage,
@@ -181,7 +181,7 @@ pub(crate) fn write_manifests(folder: &Path, lines: &[u8]) -> Result<Written, Cl
     let mut names = HashSet::new();
     for object in &objects {
         let name = object.identity.file_name();
-        // Points of earlier releases were not checked for it.
+        // Earlier releases did not check this when they made a point.
         if !names.insert(name.clone()) {
             return Err(CliError::failed(format!("two objects of this point are called {}", object.identity)));
         }

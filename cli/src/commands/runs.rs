@@ -109,18 +109,18 @@ pub(crate) async fn list(global: &Global) -> Result<Exit, CliError> {
 pub(crate) async fn watch(run: RunId, global: &Global) -> Result<Exit, CliError> {
     let mut driver = Driver::required(global).await?;
     let request = control::WatchRunRequest { run: run.as_bytes().to_vec().into() };
-    let mut moments = driver.control.watch_run(request).await?.into_inner();
+    let mut updates = driver.control.watch_run(request).await?.into_inner();
     let mut progress = Progress::new(global.quiet);
     let mut last = None;
     let lost = loop {
-        match moments.message().await {
-            Ok(Some(moment)) => {
-                for volume in moment.volumes.iter().filter(|v| !v.done) {
+        match updates.message().await {
+            Ok(Some(run)) => {
+                for volume in run.volumes.iter().filter(|v| !v.done) {
                     if let Some(p) = &volume.progress {
                         progress.update(p);
                     }
                 }
-                last = Some(moment);
+                last = Some(run);
             }
             Ok(None) => break None,
             Err(status) => break Some(status),
@@ -133,7 +133,7 @@ pub(crate) async fn watch(run: RunId, global: &Global) -> Result<Exit, CliError>
     let Some(last) = last.filter(|r| r.state() != State::Running) else {
         return Err(CliError {
             exit: Exit::Unknown,
-            ..CliError::failed("the coordinator stopped telling; the run may go on")
+            ..CliError::failed("the coordinator stopped reporting before the run ended; the run may go on")
         });
     };
     if global.json {

@@ -14,7 +14,7 @@ use crate::args::{self, Global};
 use crate::output::{CliError, Exit, print, print_json, table};
 use crate::{place, units};
 
-/// Bytes of data from which a number of requests for each GiB says something.
+/// The number of requests for each GiB is shown only from this many bytes on.
 const RATE_FROM: u64 = 64 << 20;
 
 pub(crate) async fn run(a: args::Show, global: &Global) -> Result<Exit, CliError> {
@@ -165,7 +165,7 @@ fn describe(layout: &Layout, data: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "ratios for people")]
     let requests = layout.ranges as f64 / gib;
     let times = if layout.ranges == 1 { "once".to_owned() } else { format!("{} times", layout.ranges) };
-    // Of little data a rate says nothing.
+    // For little data a rate says nothing.
     let rate = if data < RATE_FROM { String::new() } else { format!(" ({requests:.0} for each GiB)") };
     format!("{read}; a restore asks {times}{rate} and opens {opened:.2} bytes for each that it writes")
 }

@@ -1,4 +1,4 @@
-//! `milkrun try`: the whole round on a sample application, or on what the user names.
+//! `milkrun try`: backup, restore and verification of a sample application, or of files that the user names.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -41,7 +41,7 @@ const MANIFESTS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: sam
 struct Volume {
     name: String,
     path: PathBuf,
-    /// Ours to change; what the user names is only read.
+    /// A sample may be changed. Files that the user names are only read.
     sample: bool,
     file_system: String,
 }
@@ -163,7 +163,7 @@ fn print_summary(
     print(&format!("\n{}", table(&rows)));
 }
 
-/// Two volumes with a real file system, where `mkfs.ext4` is there.
+/// Makes two volumes; with a real file system if `mkfs.ext4` is installed.
 fn sample(folder: &Path) -> Result<Vec<Volume>, CliError> {
     let fail = |what: &Path, e: std::io::Error| CliError::failed(format!("{what:?}: {e}"));
     let mut volumes = Vec::new();
@@ -183,7 +183,7 @@ fn sample(folder: &Path) -> Result<Vec<Volume>, CliError> {
         let file_system = if made.is_ok_and(|s| s.success()) {
             " (ext4)".to_owned()
         } else {
-            // Without mkfs the files' bytes stand in the image as they are.
+            // Without mkfs.ext4 the bytes of the files are written one after the other into the image.
             let mut at = 0;
             for entry in fs::read_dir(&content).map_err(|e| fail(&content, e))?.flatten() {
                 let mut bytes = Vec::new();
@@ -199,7 +199,7 @@ fn sample(folder: &Path) -> Result<Vec<Volume>, CliError> {
     Ok(volumes)
 }
 
-/// Files: half text, half noise.
+/// Makes files of half text, half random bytes.
 fn fill(folder: &Path, bytes: u64) -> std::io::Result<()> {
     const FILE: usize = 4 << 20;
     let text = b"2026-11-22T14:30:00Z INFO order 4711 accepted: 3 items, 42.50 EUR\n".repeat(FILE / 2 / 66);
@@ -300,7 +300,7 @@ async fn restore_all(
     Ok(restored)
 }
 
-/// Byte by byte.
+/// Compares two files byte by byte.
 fn compare(source: &Path, restored: &Path) -> Result<(), CliError> {
     let fail = |e: std::io::Error| CliError::failed(format!("can't compare {source:?} with {restored:?}: {e}"));
     let (mut a, mut b) = (File::open(source).map_err(fail)?, File::open(restored).map_err(fail)?);

@@ -59,7 +59,7 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
                 aside = match set_aside(&repository, &report).await {
                     Ok(packs) => Some(packs),
                     Err(e) => {
-                        // What was found stands, whatever becomes of the note.
+                        // The findings are printed even if setting aside fails.
                         print_report(&report, None, a.data.is_some(), global);
                         return Err(e);
                     }
@@ -71,7 +71,7 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
     Ok(print_report(&report, aside, a.data.is_some() || a.public_key.is_some(), global))
 }
 
-/// Sets aside what was found damaged and is not set aside yet. Returns how many packs that are.
+/// Sets aside the damaged packs that are not set aside yet. Returns how many these are.
 async fn set_aside(repository: &Repository, report: &Report) -> Result<usize, CliError> {
     let mut count = 0;
     for (app, packs) in &report.damaged {

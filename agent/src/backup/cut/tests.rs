@@ -22,8 +22,8 @@ pub(in crate::backup) fn noise(len: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
-/// A region of which all was read, or these parts.
-fn held(bytes: &[u8], read: Option<&[Range<usize>]>) -> RegionBytes {
+/// A region of which all was read, or only these parts.
+fn region(bytes: &[u8], read: Option<&[Range<usize>]>) -> RegionBytes {
     let mut buffer = BufferPool::new(bytes.len()).take(bytes.len());
     match read {
         None => {
@@ -42,11 +42,11 @@ fn held(bytes: &[u8], read: Option<&[Range<usize>]>) -> RegionBytes {
 }
 
 fn cut_it(bytes: &[u8], parent: &[ParentExtent], read: Option<&[Range<usize>]>, how: &Cutting) -> CutRegion {
-    cut_region(&held(bytes, read), parent, how)
+    cut_region(&region(bytes, read), parent, how)
 }
 
-/// Extents as a coordinator knows them: what is kept is what the parent has there.
-fn named(extents: &[Extent], parent: &[ParentExtent]) -> Vec<Extent> {
+/// Extents as a coordinator stores them: `kept` runs are replaced by the parent's extents.
+fn resolved(extents: &[Extent], parent: &[ParentExtent]) -> Vec<Extent> {
     let mut all = Vec::new();
     let mut at = 0;
     for extent in extents {
@@ -75,7 +75,7 @@ fn named(extents: &[Extent], parent: &[ParentExtent]) -> Vec<Extent> {
     all
 }
 
-/// The parent as a coordinator tells of it to whoever needs no more.
+/// The parent in outline, as a coordinator sends it.
 fn outline(parent: &[ParentExtent]) -> Vec<ParentExtent> {
     let mut all: Vec<ParentExtent> = Vec::new();
     for p in parent {
@@ -100,15 +100,15 @@ fn outline(parent: &[ParentExtent]) -> Vec<ParentExtent> {
     all
 }
 
-/// A store of chunks, and what a coordinator keeps of a region: the extents with the digests of all their pages.
+/// A store of chunks with their page digests.
 #[derive(Default)]
 struct Stored(HashMap<ChunkId, (Vec<u8>, Vec<PageDigest>)>);
 
 impl Stored {
-    /// Takes what was cut, checks it against the bytes, and returns the parent that the next cut has.
+    /// Stores what was cut, checks it against the bytes, and returns the parent's extents for the next cut.
     fn take(&mut self, bytes: &[u8], parent: &[ParentExtent], cut: &CutRegion, how: &Cutting) -> Vec<ParentExtent> {
         for fresh in &cut.fresh {
-            let plain = fresh.plaintext(&held(bytes, None), &mut Vec::new()).to_vec();
+            let plain = fresh.plaintext(&region(bytes, None), &mut Vec::new()).to_vec();
             assert_eq!((plain.len(), how.domain.identify(&plain)), (fresh.len(), fresh.id));
             let digests = how.domain.page_digests(&plain, 0);
             self.0.insert(fresh.id, (plain, digests));
@@ -116,7 +116,7 @@ impl Stored {
         assert!(!cut.unchanged || cut.fresh.is_empty());
         let extents: Vec<Extent> = match cut.unchanged {
             true => parent.iter().map(|p| p.extent.clone()).collect(),
-            false => named(&cut.extents, parent),
+            false => resolved(&cut.extents, parent),
         };
         let mut at = 0;
         let mut next = Vec::new();
@@ -148,11 +148,11 @@ impl Stored {
 }
 
 fn new_bytes(cut: &CutRegion) -> usize {
-    cut.fresh.iter().map(Fresh::len).sum()
+    cut.fresh.iter().map(NewChunk::len).sum()
 }
 
 #[test]
-fn an_unchanged_region_is_told_at_once() {
+fn an_unchanged_region_is_recognised() {
     for whole_chunks in [false, true] {
         let how = how(whole_chunks);
         let mut stored = Stored::default();
@@ -188,7 +188,7 @@ fn single_pages_make_one_chunk_of_just_these_pages() {
     assert_eq!((cut.fresh.len(), new_bytes(&cut)), (1, 4 * PAGE));
     let parent = stored.take(&bytes, &parent, &cut, &how);
     assert!(cut_it(&bytes, &parent, None, &how).unchanged);
-    // The same again, without reading more than these pages.
+    // Again, by a sparse read of these ranges.
     bytes[4 * PAGE] ^= 1;
     let read = [2 * PAGE..6 * PAGE, 700 * PAGE..701 * PAGE];
     let cut = cut_it(&bytes, &parent, Some(&read), &how);
@@ -206,12 +206,12 @@ fn a_parent_without_digests_learns_them() {
     let cut = cut_it(&bytes, &parent, None, &how);
     assert!(!cut.unchanged && cut.fresh.is_empty());
     assert!(cut.extents.iter().all(|e| !e.pages.is_empty()));
-    // By a list nothing is learned, and nothing changes.
+    // A sparse read that covers nothing computes no digests, and finds no change.
     assert!(cut_it(&bytes, &parent, Some(&[]), &how).unchanged);
 }
 
 #[test]
-fn what_has_worn_is_stored_anew_when_something_changes() {
+fn a_fragmented_chunk_is_stored_anew_when_something_changes() {
     let how = how(false);
     let mut stored = Stored::default();
     let mut bytes = noise(1 << 20, 1);
@@ -224,11 +224,11 @@ fn what_has_worn_is_stored_anew_when_something_changes() {
     let retired = parent[0].extent.run.len() as usize;
     assert_eq!(new_bytes(&cut), retired + PAGE);
     let Run::Chunk { id, .. } = parent[0].extent.run else { panic!() };
-    assert!(!named(&cut.extents, &parent)[1..].iter().any(|e| matches!(e.run, Run::Chunk { id: i, .. } if i == id)));
+    assert!(!resolved(&cut.extents, &parent)[1..].iter().any(|e| matches!(e.run, Run::Chunk { id: i, .. } if i == id)));
     stored.take(&bytes, &parent, &cut, &how);
 }
 
-/// What a volume had that ended within a page is not compared page by page once it is longer: the pages would be others.
+/// An extent that ended within a page is not compared page by page once the volume is longer: its last page differs.
 #[test]
 fn a_volume_that_grew_from_within_a_page_loses_nothing() {
     let how = how(false);
@@ -244,9 +244,9 @@ fn a_volume_that_grew_from_within_a_page_loses_nothing() {
             parent = stored.take(&bytes, &parent, &cut_it(&bytes, &parent, None, &how), &how);
             let mut at = 0_usize;
             for p in &parent {
-                assert!(at.is_multiple_of(PAGE), "extents begin on pages");
+                assert!(at.is_multiple_of(PAGE), "extents are page-aligned");
                 if let Run::Chunk { chunk_offset, .. } = p.extent.run {
-                    assert!((chunk_offset as usize).is_multiple_of(PAGE), "and so do parts of chunks");
+                    assert!((chunk_offset as usize).is_multiple_of(PAGE), "parts of chunks are page-aligned");
                 }
                 at += p.extent.run.len() as usize;
             }
@@ -281,11 +281,11 @@ proptest! {
         let mut stored = Stored::default();
         let mut bytes = noise(pages * PAGE + tail, seed);
         let mut parent = stored.take(&bytes, &[], &cut_it(&bytes, &[], None, &how), &how);
-        for (changes, by_list, worn, length) in generations {
-            // Longer or shorter, by bytes, pages and both; then there is no list.
+        for (changes, by_list, bits, length) in generations {
+            // The volume becomes longer or shorter, by bytes, pages or both; then there is no list.
             let by_list = by_list && length % 3 > 0;
             match length % 6 {
-                0 => bytes.extend(noise(length, worn)),
+                0 => bytes.extend(noise(length, bits)),
                 3 => bytes.truncate(bytes.len().saturating_sub(length).max(1)),
                 _ => {}
             }
@@ -294,16 +294,16 @@ proptest! {
             for (page, value, count) in changes {
                 let at = (page * PAGE).min(bytes.len() - 1) / PAGE * PAGE;
                 let end = (at + count * PAGE).min(bytes.len());
-                // Zeros, some other value, or what is there: a list may name what did not change.
+                // Zeros, another value, or no change: a list may name pages that did not change.
                 if value < 3 {
                     bytes[at..end].fill(value);
                 }
                 touched[at / PAGE..end.div_ceil(PAGE)].fill(true);
             }
             for (n, p) in parent.iter_mut().enumerate() {
-                p.retire = worn >> (n % 64) & 7 == 7;
+                p.retire = bits >> (n % 64) & 7 == 7;
             }
-            // What has worn, and chunks that are to stay whole, are read as well.
+            // Fragmented extents, and chunks that are to stay whole, are read as well.
             let mut at = 0;
             for p in &parent {
                 let end = (at + p.extent.run.len() as usize).div_ceil(PAGE);
@@ -320,8 +320,8 @@ proptest! {
                     _ => read.push(from..to),
                 }
             }
-            let told = if by_list && may_keep && !whole_chunks { &outline(&parent) } else { &parent };
-            let cut = cut_it(&bytes, told, by_list.then_some(&read), &how);
+            let sent = if by_list && may_keep && !whole_chunks { &outline(&parent) } else { &parent };
+            let cut = cut_it(&bytes, sent, by_list.then_some(&read), &how);
             parent = stored.take(&bytes, &parent, &cut, &how);
         }
     }

@@ -1,8 +1,10 @@
-//! ext4: its block bitmaps. Sources: Documentation/filesystems/ext4 of the Linux kernel ("Super Block", "Block Group Descriptors",
-//! "Block and inode Bitmaps", "Checksums"), and `ext4_init_block_bitmap` for groups that have no bitmap yet.
+//! The block bitmaps of ext4. Sources: Documentation/filesystems/ext4 of the Linux kernel ("Super Block", "Block Group
+//! Descriptors", "Block and inode Bitmaps", "Checksums"), and `ext4_init_block_bitmap` for groups that have no bitmap
+//! yet.
 //!
-//! Believed only with checksums of metadata, which every file system has that was made since e2fsprogs 1.44 (2018): of the
-//! superblock, of each group's descriptor, of each bitmap. So a copy that was torn is not taken for one that is clean.
+//! A file system is used only if it has metadata checksums, as each one has that was made since e2fsprogs 1.44 (2018).
+//! The checksums of the superblock, of each group descriptor and of each bitmap are checked, so that a torn copy does
+//! not pass for a clean one.
 
 use std::ops::Range;
 
@@ -16,25 +18,26 @@ use crate::device::{Piece, Source};
 const SUPERBLOCK: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 1024;
 const MAGIC: u16 = 0xEF53;
-/// `s_state`: unmounted cleanly (a journal sees to that); errors were found.
+/// `s_state`: unmounted cleanly (with a journal it is always set); errors were found.
 const VALID: u16 = 1;
 const ERRORS: u16 = 2;
 const CRC32C: u8 = 1;
 
-/// Features that change nothing about what is free, and that are known: file types, extents, 64 bits, flexible groups, large extended
+/// Known features that do not matter for free space: file types, extents, 64 bits, flexible groups, large extended
 /// attributes, a checksum seed, large directories, inline data, encryption, case folding.
 const KNOWN: u32 = 0x2 | 0x40 | 0x80 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
 const RECOVER: u32 = 0x4;
 const WIDE: u32 = 0x80;
 const SEED: u32 = 0x2000;
-/// Clusters of several blocks; checksums of metadata.
+/// Clusters of several blocks; metadata checksums.
 const RO_BIGALLOC: u32 = 0x200;
 const RO_CHECKSUMS: u32 = 0x400;
-/// Others that change nothing about what is free: copies of the superblock in few groups, large files, huge files, descriptors with
-/// checksums, many links, extra inode fields, quotas, read-only, projects, shared blocks, verity, orphans.
+/// Known read-only-compatible features that do not matter for free space: copies of the superblock in few groups, large
+/// files, huge files, descriptors with checksums, many links, extra inode fields, quotas, read-only, projects, shared
+/// blocks, verity, orphans.
 const RO_KNOWN: u32 =
     RO_CHECKSUMS | 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x100 | 0x1000 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000;
-/// Groups that are taken for uninitialised with the old meaning.
+/// `lazy_bg`: an old feature that gives uninitialised groups another meaning.
 const COMPAT_LAZY: u32 = 0x40;
 
 /// `bg_flags`: the group has no bitmap yet.
@@ -43,10 +46,10 @@ const BLOCK_UNINIT: u16 = 2;
 const BITMAPS: usize = 64;
 /// Bytes of descriptors that are read at once.
 const DESCRIPTORS: usize = 1 << 20;
-/// As many as 128 TiB have in blocks of 4 KiB: no volume is larger.
+/// The number of groups of 128 TiB in blocks of 4 KiB: no volume is larger.
 const GROUPS_MAX: u64 = 1 << 20;
 
-/// The kernel's `crc32c`: it inverts neither what it starts from nor what comes out.
+/// The kernel's `crc32c`, which inverts neither the seed nor the result.
 fn crc(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
@@ -59,7 +62,7 @@ fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
 
-/// What of the superblock matters here.
+/// The fields of the superblock that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Geometry {
     block: u64,
@@ -155,12 +158,12 @@ struct Group {
     bitmap: u64,
     inode_bitmap: u64,
     inode_table: u64,
-    /// No bitmap yet: nothing lies in it but what the file system itself put there.
+    /// It has no bitmap yet: only the file system's own metadata lies in the group.
     fresh: bool,
-    /// Blocks that are free.
+    /// Free blocks.
     free: u32,
     checksum: u32,
-    /// Whether all of the checksum is kept, or its lower half.
+    /// Whether the descriptor has the whole checksum, or only its lower half.
     whole_checksum: bool,
 }
 
@@ -198,7 +201,7 @@ impl Group {
         Ok(group)
     }
 
-    /// Whether this is its bitmap.
+    /// Whether the checksum of this bitmap is right.
     fn has(&self, bitmap: &[u8], g: &Geometry) -> bool {
         let bytes = usize::try_from(g.per_group / 8).unwrap_or(usize::MAX);
         let sum = crc(g.seed, &bitmap[..bytes]);
@@ -206,7 +209,7 @@ impl Group {
     }
 }
 
-/// Reads whole pages around some bytes; returns a buffer, and where they begin in it.
+/// Reads the whole pages around some bytes. Returns the buffer, and where the bytes begin in it.
 fn read(source: &dyn Source, pool: &BufferPool, at: u64, len: usize) -> Result<(Buffer, usize), Doubt> {
     let page = PAGE as u64;
     let start = at - at % page;
@@ -227,7 +230,7 @@ pub(super) fn superblock(source: &dyn Source) -> Option<Vec<u8>> {
     Some(buffer[at..at + SUPERBLOCK_BYTES].to_vec())
 }
 
-/// What lies free on a volume.
+/// Finds the free space of a volume.
 ///
 /// # Errors
 /// [`Doubt`].
@@ -239,14 +242,14 @@ pub(super) fn free_space(source: &dyn Source) -> Result<FreeSpace, Doubt> {
     let (buffer, at) = read(source, &pool, SUPERBLOCK, SUPERBLOCK_BYTES)?;
     let sb = buffer[at..at + SUPERBLOCK_BYTES].try_into().map_err(|_| Doubt::Unknown)?;
     let g = Geometry::of(sb, source.len())?;
-    let witness = sb.to_vec();
+    let superblock = sb.to_vec();
     drop(buffer);
     let groups = groups(source, &pool, &g)?;
     drop(pool);
     let own = if groups.iter().any(|group| group.fresh) { own_blocks(&groups, &g) } else { Vec::new() };
     let bitmap = usize::try_from(g.block).unwrap_or(usize::MAX).max(PAGE);
     let pool = BufferPool::new(BITMAPS * bitmap);
-    let mut free = FreeSpace { witness, ..FreeSpace::default() };
+    let mut free = FreeSpace { superblock, ..FreeSpace::default() };
     for (batch, first) in groups.chunks(BITMAPS).zip((0..).step_by(BITMAPS)) {
         let mut buffer = pool.take(BITMAPS * bitmap);
         let mut pieces: Vec<Piece<'_>> = Vec::with_capacity(batch.len());
@@ -270,7 +273,7 @@ pub(super) fn free_space(source: &dyn Source) -> Result<FreeSpace, Doubt> {
             if !group.has(bits, &g) {
                 return Err(Doubt::Damaged(format!("the checksum of group {number}'s bitmap is wrong")));
             }
-            // What its descriptor says of the bitmap must be what is read from it here.
+            // The descriptor's number of free blocks must be the one that was found in the bitmap.
             if free_of_bitmap(bits, blocks, g.block, &mut free) != u64::from(group.free) {
                 return Err(miscounted(number));
             }
@@ -299,7 +302,8 @@ fn groups(source: &dyn Source, pool: &BufferPool, g: &Geometry) -> Result<Vec<Gr
     Ok(groups)
 }
 
-/// Where bitmaps and tables of inodes lie, of all groups: with flexible groups they lie in others. In order, apart from each other.
+/// The blocks of bitmaps and inode tables of all groups: with flexible groups they may lie in other groups. In order,
+/// not touching each other.
 fn own_blocks(groups: &[Group], g: &Geometry) -> Vec<Range<u64>> {
     let of = |group: &Group| {
         let single = |at: u64| at..at + 1;
@@ -317,8 +321,9 @@ fn own_blocks(groups: &[Group], g: &Geometry) -> Vec<Range<u64>> {
     own
 }
 
-/// A group without a bitmap: all is free but what the file system put there. Whether it has a copy of the superblock depends on more
-/// features than matter: the room for one counts as taken. Returns how many blocks are free.
+/// Adds the free blocks of a group without a bitmap: all but the file system's own. Whether the group has a copy of the
+/// superblock depends on features that are not read here, so the blocks for one always count as taken. Returns how many
+/// blocks are free.
 fn free_of_fresh(blocks: Range<u64>, own: &[Range<u64>], g: &Geometry, free: &mut FreeSpace) -> u64 {
     let mut at = (blocks.start + g.copy).min(blocks.end);
     let mut found = 0;
@@ -339,7 +344,7 @@ fn free_of_fresh(blocks: Range<u64>, own: &[Range<u64>], g: &Geometry, free: &mu
     found
 }
 
-/// What a bitmap leaves. Returns how many blocks are free.
+/// Adds the free blocks of a bitmap. Returns how many blocks are free.
 fn free_of_bitmap(bits: &[u8], blocks: Range<u64>, block: u64, free: &mut FreeSpace) -> u64 {
     let count = usize::try_from(blocks.end - blocks.start).unwrap_or(0);
     let taken = |n: usize| bits[n / 8] >> (n % 8) & 1 == 1;
@@ -396,7 +401,7 @@ mod tests {
             };
             let mut d = bytes[..if wide { 64 } else { 32 }].to_vec();
             if wide {
-                // Else hardly any would be accepted.
+                // Otherwise hardly any would be accepted.
                 d[0x20..0x2C].fill(0);
             }
             for high in [2, 6, 10] {
@@ -422,7 +427,7 @@ mod tests {
                 sb[0x38..0x3A].copy_from_slice(&MAGIC.to_le_bytes());
                 sb[0x3A..0x3C].copy_from_slice(&VALID.to_le_bytes());
                 sb[0x5C..0x68].copy_from_slice(&[0, 0, 0, 0, 0xC2, 0, 0, 0, 0, 4, 0, 0]);
-                // Blocks of 4 KiB from the first one on, in groups of 32768: what is left at random makes sense now and then.
+                // Blocks of 4 KiB from the first one on, in groups of 32768; some of the random rest makes sense then.
                 sb[0x14..0x24].copy_from_slice(&[0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0x80, 0, 0]);
                 sb[7] = 0;
                 sb[0xFE..0x100].copy_from_slice(&[64, 0]);
