@@ -46,9 +46,9 @@ pub(crate) struct Args {
     /// A private CA of the store in PEM, trusted besides the system's (also: AWS_CA_BUNDLE)
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
-    /// The directory of a file:// repository that is mounted here under the same path
+    /// The directory of a file:// repository that is mounted here under the same path; of several, each
     #[arg(long, value_name = "DIR")]
-    pub(crate) repository_directory: Option<PathBuf>,
+    pub(crate) repository_directory: Vec<PathBuf>,
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,

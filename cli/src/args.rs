@@ -61,6 +61,9 @@ pub(crate) struct Global {
     /// Drive this coordinator and its agents instead of working on this machine: https://host:port
     #[arg(long, global = true, value_name = "URL", env = "MILKRUN_COORDINATOR")]
     pub(crate) coordinator: Option<CoordinatorUrl>,
+    /// Which of the coordinator's repositories is meant; not needed where it has one
+    #[arg(long, global = true, value_name = "NAME", env = "MILKRUN_REPOSITORY_NAME")]
+    pub(crate) repository_name: Option<String>,
     /// Who you are to the coordinator: a folder with ca.crt, tls.crt and tls.key, as `milkrun certs user` makes it
     #[arg(long, global = true, value_name = "DIR", env = "MILKRUN_TLS")]
     pub(crate) tls: Option<PathBuf>,
@@ -188,6 +191,11 @@ pub(crate) enum Command {
         #[arg(value_name = "RUN")]
         run: RunId,
     },
+    /// List a coordinator's repositories, and how each of them is
+    #[command(
+        after_help = "Examples:\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann repositories --json"
+    )]
+    Repositories,
     /// List a coordinator's nodes and their agents
     #[command(
         after_help = "Examples:\n  milkrun --coordinator https://milkrun.example --tls certs/user-ann agents --json"

@@ -5,6 +5,7 @@ pub(crate) mod backup;
 mod certs;
 mod init;
 mod points;
+mod repositories;
 pub(crate) mod restore;
 mod runs;
 mod show;
@@ -74,6 +75,7 @@ async fn dispatch(args: Args) -> Result<Exit, CliError> {
         Command::Runs => runs::list(&global).await,
         Command::Watch { run } => runs::watch(run, &global).await,
         Command::Cancel { run } => runs::cancel(run, &global).await,
+        Command::Repositories => repositories::list(&global).await,
         Command::Agents => agents::list(&global).await,
         Command::Drain { node, back } => agents::drain(&node, back, &global).await,
         Command::Completion { .. } => Ok(Exit::Done),

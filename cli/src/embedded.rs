@@ -6,10 +6,12 @@ use std::sync::Arc;
 use hyper_util::rt::TokioIo;
 use milkrun_agent::device::{open_stream, run_command};
 use milkrun_agent::{Agent, AgentOptions};
+use milkrun_coordinator::repositories::Repositories;
 use milkrun_coordinator::rpc::transport::connection::Connection;
-use milkrun_coordinator::{Coordinator, inventory, rpc};
+use milkrun_coordinator::{Coordinator, Shared, inventory, rpc};
 use milkrun_identity::channel::{CONNECTION_WINDOW, STREAM_WINDOW};
 use milkrun_repository::Repository;
+use milkrun_repository::id::ClusterId;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -36,11 +38,12 @@ pub(crate) async fn start(
     global: &Global,
 ) -> Result<Driver, CliError> {
     let cache = place::cache(&repository, global);
-    let coordinator = Coordinator::new(repository, cache, inventory::Embedded);
+    let shared = Shared::new(inventory::Embedded, ClusterId::default());
+    let repositories = Repositories::of_one(Coordinator::new(shared, repository, cache));
     let (agent_dial, agent_accept) = pipe();
     let (control_dial, control_accept) = pipe();
-    tokio::spawn(rpc::serve_agents(coordinator.clone(), agent_accept));
-    tokio::spawn(rpc::serve_control(coordinator, control_accept));
+    tokio::spawn(rpc::serve_agents(repositories.clone(), agent_accept));
+    tokio::spawn(rpc::serve_control(repositories, control_accept));
     let mut options = AgentOptions::new(host(), place.redeem.clone());
     options.memory = global.memory;
     if let Some(threads) = global.threads {

@@ -19,7 +19,7 @@ pub(crate) async fn connect(url: &StoreUrl, global: &Global) -> Result<Place, Cl
         args::Addressing::Path => Addressing::Path,
         args::Addressing::Host => Addressing::VirtualHost,
     };
-    let way = Way { ca_file: global.ca_file.clone(), limit_upload: global.limit_upload, addressing };
+    let way = Way { ca_file: global.ca_file.clone(), limit_upload: global.limit_upload, addressing, profile: None };
     way.with_ca_of_environment().connect(url).await.map_err(|e| CliError::from_error(&e))
 }
 

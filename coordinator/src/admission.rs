@@ -24,6 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Admission {
     inventory: Arc<dyn Inventory>,
+    repository: Arc<str>,
     shared: Arc<Shared>,
 }
 
@@ -90,8 +91,9 @@ impl Drop for Admitted<'_> {
 }
 
 impl Admission {
-    pub(crate) fn new(inventory: Arc<dyn Inventory>) -> Self {
-        Self { inventory, shared: Arc::default() }
+    /// To the store of the repository of this name.
+    pub(crate) fn new(inventory: Arc<dyn Inventory>, repository: &str) -> Self {
+        Self { inventory, repository: repository.into(), shared: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -104,7 +106,7 @@ impl Admission {
         let mut state = self.state();
         match loads {
             Ok(loads) => {
-                state.limits = loads.store;
+                state.limits = loads.of(&self.repository).clone();
                 state.several = loads.nodes.is_some_and(|nodes| nodes.len() > 1);
             }
             Err(e) => tracing::warn!(error = %e, "uploads are bounded as before"),
@@ -213,7 +215,7 @@ mod tests {
         std::fs::write(file.path(), format!("store: {{ {store} }}\n{nodes}")).unwrap();
         let inventory = InventoryFile::open(file.path()).unwrap();
         assert!(inventory.application(&"shop".parse::<AppName>().unwrap()).is_err());
-        (Admission::new(Arc::new(inventory)), file)
+        (Admission::new(Arc::new(inventory), ""), file)
     }
 
     fn of(run: u8) -> Of {

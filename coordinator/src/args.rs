@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use milkrun_observe::logs::LogFormat;
+use milkrun_repository::id::ClusterId;
 use milkrun_repository::store::StoreUrl;
+use milkrun_repository::store::connect::Way;
 use milkrun_repository::store::s3;
 use milkrun_repository::units;
 
@@ -16,12 +18,18 @@ use milkrun_repository::units;
     name = "milkrun-coordinator",
     version,
     max_term_width = 110,
-    after_help = "Example:\n  milkrun-coordinator -r s3://backups/prod --inventory inventory.yaml --tls certs/coordinator-milkrun.example\n\nThe repository's secret comes from MILKRUN_PASSWORD_FILE or MILKRUN_PASSWORD, S3 credentials from the AWS SDK's chain."
+    after_help = "Example:\n  milkrun-coordinator -r s3://backups/prod --inventory inventory.yaml --tls certs/coordinator-milkrun.example\n\nThe repository's secret comes from MILKRUN_PASSWORD_FILE or MILKRUN_PASSWORD (of one called dr among several: MILKRUN_PASSWORD_FILE_DR), S3 credentials from the AWS SDK's chain."
 )]
 pub(crate) struct Args {
-    /// The repository: file:///path or s3://bucket/prefix
-    #[arg(long, short, env = "MILKRUN_REPOSITORY", value_name = "URL")]
-    pub(crate) repository: StoreUrl,
+    /// The repository: file:///path or s3://bucket/prefix. Several, each with a name: -r prod=URL -r dr=URL
+    #[arg(long, short, env = "MILKRUN_REPOSITORY", value_name = "[NAME=]URL", required = true, value_parser = named_repository)]
+    pub(crate) repository: Vec<NamedRepository>,
+    /// The profile of the AWS configuration that a repository's credentials, region and endpoint come from
+    #[arg(long, value_name = "[NAME=]PROFILE", value_parser = profile)]
+    pub(crate) s3_profile: Vec<(String, String)>,
+    /// The cluster whose applications the inventory lists. Several clusters may share a repository
+    #[arg(long, value_name = "ID", env = "MILKRUN_CLUSTER_ID", default_value_t)]
+    pub(crate) cluster_id: ClusterId,
     /// Nodes, applications, volumes and where they are, in YAML
     #[arg(long, value_name = "FILE", env = "MILKRUN_INVENTORY")]
     pub(crate) inventory: PathBuf,
@@ -52,6 +60,64 @@ pub(crate) struct Args {
     /// Serve /metrics, /healthz and /readyz here, without TLS
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+}
+
+/// A repository, and how people name it; an empty name, where there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamedRepository {
+    pub(crate) name: String,
+    pub(crate) url: StoreUrl,
+}
+
+fn is_name(text: &str) -> bool {
+    let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !text.is_empty() && text.len() <= 63 && text.chars().all(sound)
+}
+
+fn named_repository(text: &str) -> Result<NamedRepository, String> {
+    let (name, url) = match text.split_once('=') {
+        Some((name, url)) if is_name(name) => (name, url),
+        // A name may not look like the beginning of a URL.
+        Some((name, _)) if !name.contains(['/', ':', '.']) => {
+            return Err(format!("{name:?} is no name: lower-case letters, digits and -, at most 63"));
+        }
+        _ => ("", text),
+    };
+    Ok(NamedRepository { name: name.to_owned(), url: url.parse().map_err(|e| format!("{e}"))? })
+}
+
+fn profile(text: &str) -> Result<(String, String), String> {
+    let (name, profile) = text.split_once('=').unwrap_or(("", text));
+    if profile.is_empty() { Err("write NAME=PROFILE".into()) } else { Ok((name.to_owned(), profile.to_owned())) }
+}
+
+impl Args {
+    /// Whether each repository has a name of its own, where there are several.
+    ///
+    /// # Errors
+    /// What to write instead.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let mut names = std::collections::BTreeSet::new();
+        for NamedRepository { name, url } in &self.repository {
+            if name.is_empty() && self.repository.len() > 1 {
+                return Err(format!("there are several repositories, and {url} has no name: -r NAME={url}"));
+            }
+            if !names.insert(name.as_str()) {
+                return Err(format!("two repositories are called {name}"));
+            }
+        }
+        match self.s3_profile.iter().find(|(name, _)| !names.contains(name.as_str())) {
+            Some((name, _)) => Err(format!("--s3-profile: there is no repository {name:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// How to get to a repository.
+    pub(crate) fn way(&self, name: &str) -> Way {
+        let profile = self.s3_profile.iter().find(|(of, _)| of == name).map(|(_, profile)| profile.clone());
+        let (ca_file, limit_upload, addressing) = (self.ca_file.clone(), self.limit_upload, self.s3_addressing.into());
+        Way { ca_file, limit_upload, addressing, profile }.with_ca_of_environment()
+    }
 }
 
 /// How a bucket is addressed.

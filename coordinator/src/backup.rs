@@ -50,6 +50,7 @@ use milkrun_repository::store::{CreateError, GetError, Key};
 use milkrun_repository::volume_map::MapRef;
 use tokio::time::Instant;
 
+use crate::admission::Admission;
 use crate::assignment::{Assigned, RefusedCall};
 use crate::journal::Journal;
 use claims::{Claimed, Claims};
@@ -71,6 +72,10 @@ const HURRY_EVERY: Duration = Duration::from_secs(5);
 /// A backup run, as the upload service sees it.
 pub struct Run {
     repository: Arc<Repository>,
+    /// How people name the repository; empty where there is one.
+    repository_name: String,
+    /// What may be on its way to the repository's store.
+    pub(crate) admission: Admission,
     cache: IndexCache,
     root: Root,
     /// When it began, by the store's clock.

@@ -62,10 +62,19 @@ pub struct StoreLimits {
 /// What nodes and store take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loads {
-    /// All nodes together.
+    /// All nodes together, to each repository that has no limits of its own.
     pub store: StoreLimits,
+    /// All nodes together, by repository. Volumes are counted over all repositories: `store` bounds them.
+    pub repositories: std::collections::BTreeMap<String, StoreLimits>,
     /// Each node that is listed; `None`: any node, without bounds.
     pub nodes: Option<std::collections::BTreeMap<String, NodeLimits>>,
+}
+
+impl Loads {
+    /// What the store of a repository takes.
+    pub fn of(&self, repository: &str) -> &StoreLimits {
+        self.repositories.get(repository).unwrap_or(&self.store)
+    }
 }
 
 impl Default for NodeLimits {
@@ -165,7 +174,8 @@ impl Inventory for Embedded {
     }
 
     fn loads(&self) -> Result<Loads, InventoryError> {
-        Ok(Loads { store: StoreLimits { volumes: usize::MAX, ..StoreLimits::default() }, nodes: None })
+        let store = StoreLimits { volumes: usize::MAX, ..StoreLimits::default() };
+        Ok(Loads { store, repositories: std::collections::BTreeMap::new(), nodes: None })
     }
 
     fn application(&self, name: &AppName) -> Result<Application, InventoryError> {

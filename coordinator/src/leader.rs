@@ -33,14 +33,23 @@ const BEATS: u32 = 4;
 /// Decides who leads.
 #[async_trait]
 pub trait Leadership: Send + Sync {
-    /// Waits until this process leads. Returns its epoch, which is higher than that of all who led before.
+    /// Whether nobody leads, as far as can be told since it was first asked.
     ///
     /// # Errors
     /// When the store can't be asked.
-    async fn campaign(&self) -> Result<u64, Failure>;
+    async fn is_free(&self) -> Result<bool, Failure>;
 
-    /// Goes on leading, until somebody else does, or it can't be told. Returns why.
-    async fn hold(&self, epoch: u64) -> String;
+    /// Leads from now on, unless another one is faster: then `None`. The epoch is higher than that of all who led before.
+    ///
+    /// # Errors
+    /// When the store can't be asked.
+    async fn take(&self) -> Result<Option<u64>, Failure>;
+
+    /// How long to wait before asking again.
+    fn pause(&self) -> Duration;
+
+    /// Goes on leading, until somebody else does, or it can't be told.
+    async fn hold(&self, epoch: u64) -> Lost;
 
     /// Gives way: the next one need not wait.
     async fn release(&self, epoch: u64);
@@ -49,12 +58,80 @@ pub trait Leadership: Send + Sync {
     async fn is_newest(&self, epoch: u64) -> bool;
 }
 
+/// Why leading is over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// Somebody else leads.
+    #[error("another coordinator leads since, with epoch {0}")]
+    Superseded(u64),
+    /// The store did not answer for so long that somebody else may lead.
+    #[error("the store could not be asked for {seconds} s: {why}")]
+    Unreachable {
+        /// For how long.
+        seconds: u64,
+        /// What it said last.
+        why: String,
+    },
+}
+
+/// Waits until this process leads all of these that can be asked, and so all or none: one process leads. Returns the epoch of each,
+/// or why it could not be asked.
+///
+/// # Errors
+/// When none of them can be asked.
+pub async fn campaign(leaderships: &[Arc<dyn Leadership>]) -> Result<Vec<Result<u64, Failure>>, Failure> {
+    let pause = leaderships.iter().map(|l| l.pause()).min().unwrap_or_default();
+    loop {
+        let looks = futures::future::join_all(leaderships.iter().map(|l| l.is_free())).await;
+        let led = looks.iter().any(|look| matches!(look, Ok(false)));
+        if !led && let Some(taken) = take_all(leaderships, looks).await? {
+            return Ok(taken);
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Takes all that are free; `None` if another process took one of them meanwhile: then none is kept.
+async fn take_all(
+    leaderships: &[Arc<dyn Leadership>],
+    looks: Vec<Result<bool, Failure>>,
+) -> Result<Option<Vec<Result<u64, Failure>>>, Failure> {
+    let mut taken: Vec<Result<u64, Failure>> = Vec::new();
+    for (leadership, look) in leaderships.iter().zip(looks) {
+        let took = match look {
+            Ok(_) => leadership.take().await,
+            Err(e) => Err(e),
+        };
+        match took {
+            Ok(Some(epoch)) => taken.push(Ok(epoch)),
+            Err(e) => taken.push(Err(e)),
+            Ok(None) => {
+                for (leadership, epoch) in leaderships.iter().zip(&taken) {
+                    if let Ok(epoch) = epoch {
+                        leadership.release(*epoch).await;
+                    }
+                }
+                return Ok(None);
+            }
+        }
+    }
+    if taken.iter().any(Result::is_ok) {
+        return Ok(Some(taken));
+    }
+    match taken.into_iter().next() {
+        Some(Err(e)) => Err(e),
+        _ => Ok(None),
+    }
+}
+
 /// By conditional writes in the store.
 pub struct StoreLease {
     repository: Arc<Repository>,
     name: String,
     /// After so long without a beat another may lead.
     patience: Duration,
+    /// The newest beat when it was last asked who leads, and since when it is the newest.
+    seen: Mutex<Option<(Option<Beat>, Instant)>>,
     judged: Mutex<Judged>,
 }
 
@@ -96,11 +173,7 @@ const LOOKS: usize = 16;
 impl StoreLease {
     /// In this repository; `name` is for people. Another may lead when nothing was heard for `patience`.
     pub fn new(repository: Arc<Repository>, name: String, patience: Duration) -> Self {
-        Self { repository, name, patience, judged: Mutex::default() }
-    }
-
-    fn pause(&self) -> Duration {
-        self.patience / BEATS
+        Self { repository, name, patience, seen: Mutex::default(), judged: Mutex::default() }
     }
 
     fn judged(&self) -> MutexGuard<'_, Judged> {
@@ -247,55 +320,68 @@ impl StoreLease {
 
 #[async_trait]
 impl Leadership for StoreLease {
-    async fn campaign(&self) -> Result<u64, Failure> {
-        let mut seen: Option<(Option<Beat>, Instant)> = None;
-        loop {
-            let newest = self.newest().await?;
-            let since = match seen {
-                Some((beat, since)) if beat == newest => since,
-                _ => Instant::now(),
-            };
+    async fn is_free(&self) -> Result<bool, Failure> {
+        let newest = self.newest().await?;
+        let since = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if seen.is_none() && newest.is_some() {
                 tracing::info!("another coordinator leads; waiting");
             }
-            seen = Some((newest, since));
-            let free = match newest {
-                None => true,
-                Some(beat) => since.elapsed() >= self.patience || self.gave_way(beat).await?,
+            let since = match *seen {
+                Some((beat, since)) if beat == newest => since,
+                _ => Instant::now(),
             };
-            if free {
-                let mut beat = Beat { epoch: newest.map_or(0, |b| b.epoch).saturating_add(1), number: 0 };
-                loop {
-                    match self.write(beat, false).await {
-                        Ok(()) => {
-                            self.sweep(beat).await;
-                            return Ok(beat.epoch);
-                        }
-                        // Somebody put something else there. All who want to lead pass it over alike, so that one of them wins.
-                        Err(CreateError::Exists(_)) if !self.is_beat(beat).await? && beat.epoch < u64::MAX => {
-                            tracing::warn!(object = %beat.key(), "is no beat of a leader: not by a holder of the secret");
-                            beat.epoch += 1;
-                        }
-                        // Another one was faster.
-                        Err(CreateError::Exists(_)) => break,
-                        Err(CreateError::Failed(f)) => return Err(f),
-                    }
-                }
-            }
-            tokio::time::sleep(self.pause()).await;
+            *seen = Some((newest, since));
+            since
+        };
+        match newest {
+            None => Ok(true),
+            Some(beat) => Ok(since.elapsed() >= self.patience || self.gave_way(beat).await?),
         }
     }
 
-    async fn hold(&self, epoch: u64) -> String {
+    async fn take(&self) -> Result<Option<u64>, Failure> {
+        // Behind what was seen to be free: whoever led since was faster.
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = match seen {
+            Some((newest, _)) => newest,
+            None => self.newest().await?,
+        };
+        let mut beat = Beat { epoch: newest.map_or(0, |b| b.epoch).saturating_add(1), number: 0 };
+        loop {
+            match self.write(beat, false).await {
+                Ok(()) => {
+                    self.sweep(beat).await;
+                    return Ok(Some(beat.epoch));
+                }
+                // Somebody put something else there. All who want to lead pass it over alike, so that one of them wins.
+                Err(CreateError::Exists(_)) if !self.is_beat(beat).await? && beat.epoch < u64::MAX => {
+                    tracing::warn!(object = %beat.key(), "is no beat of a leader: not by a holder of the secret");
+                    beat.epoch += 1;
+                }
+                // Another one was faster.
+                Err(CreateError::Exists(_)) => return Ok(None),
+                Err(CreateError::Failed(f)) => return Err(f),
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        self.patience / BEATS
+    }
+
+    async fn hold(&self, epoch: u64) -> Lost {
         let mut beat = Beat { epoch, number: 0 };
         let mut last = Instant::now();
         loop {
             tokio::time::sleep(self.pause()).await;
             let renewed = match self.newest().await {
-                Ok(Some(newest)) if newest.epoch > epoch => {
-                    return format!("another coordinator leads since, with epoch {}", newest.epoch);
+                Ok(Some(newest)) if newest.epoch > epoch => return Lost::Superseded(newest.epoch),
+                Ok(newest) => {
+                    // It may have been held before: a follower looks at the newest beat alone.
+                    beat = newest.filter(|newest| newest.epoch == epoch).map_or(beat, |newest| newest.max(beat));
+                    self.write_next(beat, false).await
                 }
-                Ok(_) => self.write_next(beat, false).await,
                 Err(f) => Err(f.into()),
             };
             match renewed {
@@ -305,7 +391,7 @@ impl Leadership for StoreLease {
                     self.sweep(beat).await;
                 }
                 Err(CreateError::Failed(f)) if last.elapsed() >= self.patience => {
-                    return format!("the store could not be asked for {} s: {f}", last.elapsed().as_secs());
+                    return Lost::Unreachable { seconds: last.elapsed().as_secs(), why: f.to_string() };
                 }
                 Err(CreateError::Failed(f)) => tracing::warn!(error = %f, "can't say that this coordinator leads"),
                 Err(e @ CreateError::Exists(_)) => {

@@ -16,9 +16,11 @@ pub mod backup;
 pub mod dispatch;
 pub mod inventory;
 mod journal;
+pub mod keeper;
 pub mod leader;
 pub mod manifests;
 mod one_line;
+pub mod repositories;
 pub mod restore;
 pub mod rpc;
 pub mod runs;
@@ -42,13 +44,9 @@ use milkrun_repository::store::Failure;
 use runs::Runs;
 use runs::working::Working;
 
-/// A coordinator of one repository.
+/// What the coordinators of all repositories of a process share: nodes, runs, and who goes next.
 #[derive(Clone)]
-pub struct Coordinator {
-    /// Where restore points go.
-    pub repository: Arc<Repository>,
-    /// Opened index segments.
-    pub cache: IndexCache,
+pub struct Shared {
     /// Who is connected.
     pub agents: Agents,
     /// What is under way.
@@ -61,71 +59,64 @@ pub struct Coordinator {
     pub inventory: Arc<dyn Inventory>,
     /// Who goes next.
     pub dispatcher: Dispatcher,
-    /// What may be on its way to the store.
-    pub(crate) admission: Admission,
     /// The cluster whose applications the inventory lists.
     pub cluster: ClusterId,
+}
+
+impl Shared {
+    /// Over what the inventory lists ([`inventory::Embedded`]: what the order says).
+    pub fn new(inventory: impl Inventory, cluster: ClusterId) -> Self {
+        let (agents, runs) = (Agents::default(), Runs::default());
+        let inventory: Arc<dyn Inventory> = Arc::new(inventory);
+        let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
+        let (backups, restores) = (Working::default(), Working::default());
+        Self { agents, runs, backups, restores, inventory, dispatcher, cluster }
+    }
+}
+
+/// The coordinator of one repository.
+#[derive(Clone)]
+pub struct Coordinator {
+    shared: Shared,
+    /// How people name the repository; empty where there is one.
+    pub name: String,
+    /// Where restore points go.
+    pub repository: Arc<Repository>,
+    /// Opened index segments.
+    pub cache: IndexCache,
+    /// What may be on its way to the store.
+    pub(crate) admission: Admission,
     /// The epoch under which it leads.
     pub epoch: u64,
     /// Whether it leads, and keeps journals so that another can go on; nobody goes on from an embedded one.
     leadership: Option<Arc<dyn Leadership>>,
 }
 
+impl std::ops::Deref for Coordinator {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
 impl Coordinator {
-    /// For an open repository and what the inventory lists ([`inventory::Embedded`]: what the order says).
-    pub fn new(repository: Repository, cache: IndexCache, inventory: impl Inventory) -> Self {
-        Self::over(Arc::new(repository), cache, inventory, EMBEDDED_EPOCH, None)
+    /// The only one of its process, which nobody follows: the embedded one.
+    pub fn new(shared: Shared, repository: Repository, cache: IndexCache) -> Self {
+        let admission = Admission::new(shared.inventory.clone(), "");
+        let (name, repository) = (String::new(), Arc::new(repository));
+        Self { shared, name, repository, cache, admission, epoch: EMBEDDED_EPOCH, leadership: None }
     }
 
     /// One that leads under `epoch` and can be followed by another.
     pub fn leading(
+        shared: Shared,
+        name: String,
         repository: Arc<Repository>,
         cache: IndexCache,
-        inventory: impl Inventory,
-        epoch: u64,
-        leadership: Arc<dyn Leadership>,
+        (epoch, leadership): (u64, Arc<dyn Leadership>),
     ) -> Self {
-        Self::over(repository, cache, inventory, epoch, Some(leadership))
-    }
-
-    fn over(
-        repository: Arc<Repository>,
-        cache: IndexCache,
-        inventory: impl Inventory,
-        epoch: u64,
-        leadership: Option<Arc<dyn Leadership>>,
-    ) -> Self {
-        let (agents, runs) = (Agents::default(), Runs::default());
-        let (backups, restores) = (Working::new(epoch), Working::new(epoch));
-        let inventory: Arc<dyn Inventory> = Arc::new(inventory);
-        let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
-        let admission = Admission::new(inventory.clone());
-        let cluster = ClusterId::default();
-        Self {
-            repository,
-            cache,
-            agents,
-            runs,
-            backups,
-            restores,
-            inventory,
-            dispatcher,
-            admission,
-            cluster,
-            epoch,
-            leadership,
-        }
-    }
-
-    /// Of this cluster.
-    #[must_use]
-    pub fn of_cluster(self, cluster: ClusterId) -> Self {
-        Self { cluster, ..self }
-    }
-
-    /// How roles name an application; `None`: only roles for all applications cover it.
-    pub(crate) fn role_name<'a>(&self, application: &'a AppId) -> Option<&'a str> {
-        application.name_in(&self.cluster).map(AppName::as_str)
+        let admission = Admission::new(shared.inventory.clone(), &name);
+        Self { shared, name, repository, cache, admission, epoch, leadership: Some(leadership) }
     }
 
     /// Goes on with every run that an earlier leader left unfinished.
@@ -134,6 +125,13 @@ impl Coordinator {
     /// When the store can't be asked which those are.
     pub async fn take_over(&self) -> Result<(), Failure> {
         backup::take_over(self).await
+    }
+}
+
+impl Shared {
+    /// How roles name an application; `None`: only roles for all applications cover it.
+    pub(crate) fn role_name<'a>(&self, application: &'a AppId) -> Option<&'a str> {
+        application.name_in(&self.cluster).map(AppName::as_str)
     }
 }
 

@@ -1,7 +1,8 @@
-//! `milkrun-coordinator`: the control plane of one repository.
+//! `milkrun-coordinator`: the control plane of one or several repositories.
 
 mod args;
 mod serve;
+mod team;
 
 use clap::Parser;
 

@@ -20,7 +20,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tower::layer::util::{Identity, Stack};
 
-use crate::Coordinator;
+use crate::repositories::Repositories;
 use transport::gate::GateLayer;
 use transport::limits::{CONNECTION_WINDOW, REQUEST_BYTES_MAX, SESSION_MESSAGE_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
 
@@ -28,12 +28,12 @@ use transport::limits::{CONNECTION_WINDOW, REQUEST_BYTES_MAX, SESSION_MESSAGE_BY
 ///
 /// # Errors
 /// When the transport fails.
-pub async fn serve_agents<I, IO>(coordinator: Coordinator, connections: I) -> Result<(), tonic::transport::Error>
+pub async fn serve_agents<I, IO>(repositories: Repositories, connections: I) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = std::io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let (session, upload, download) = agent_services(&coordinator);
+    let (session, upload, download) = agent_services(&repositories);
     server().add_service(session).add_service(upload).add_service(download).serve_with_incoming(connections).await
 }
 
@@ -41,12 +41,12 @@ where
 ///
 /// # Errors
 /// When the transport fails.
-pub async fn serve_control<I, IO>(coordinator: Coordinator, connections: I) -> Result<(), tonic::transport::Error>
+pub async fn serve_control<I, IO>(repositories: Repositories, connections: I) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = std::io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let control = ControlServer::new(control::Service(repositories)).max_decoding_message_size(REQUEST_BYTES_MAX);
     server().add_service(control).serve_with_incoming(connections).await
 }
 
@@ -54,13 +54,13 @@ where
 ///
 /// # Errors
 /// When the transport fails.
-pub async fn serve_all<I, IO>(coordinator: Coordinator, connections: I) -> Result<(), tonic::transport::Error>
+pub async fn serve_all<I, IO>(repositories: Repositories, connections: I) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = std::io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let (session, upload, download) = agent_services(&coordinator);
-    let control = ControlServer::new(control::Service(coordinator)).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let (session, upload, download) = agent_services(&repositories);
+    let control = ControlServer::new(control::Service(repositories)).max_decoding_message_size(REQUEST_BYTES_MAX);
     let services = server().add_service(session).add_service(upload).add_service(download).add_service(control);
     services.serve_with_incoming(connections).await
 }
@@ -68,13 +68,13 @@ where
 type AgentServices =
     (SessionServer<session::Service>, UploadServer<upload::Service>, DownloadServer<download::Service>);
 
-fn agent_services(coordinator: &Coordinator) -> AgentServices {
+fn agent_services(repositories: &Repositories) -> AgentServices {
     let session =
-        SessionServer::new(session::Service(coordinator.clone())).max_decoding_message_size(SESSION_MESSAGE_BYTES_MAX);
-    let upload =
-        UploadServer::new(upload::Service::new(coordinator.clone())).max_decoding_message_size(REQUEST_BYTES_MAX);
-    let download =
-        DownloadServer::new(download::Service::new(coordinator.clone())).max_decoding_message_size(REQUEST_BYTES_MAX);
+        SessionServer::new(session::Service(repositories.clone())).max_decoding_message_size(SESSION_MESSAGE_BYTES_MAX);
+    let upload = UploadServer::new(upload::Service::new(repositories.shared().clone()))
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
+    let download = DownloadServer::new(download::Service::new(repositories.shared().clone()))
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
     (session, upload, download)
 }
 

@@ -24,12 +24,29 @@ pub enum SecretError {
     Empty,
 }
 
+/// That of a repository among several: from `MILKRUN_PASSWORD_FILE_<NAME>`, else `MILKRUN_PASSWORD_<NAME>`, else as of a single one.
+/// Of the name, letters are capitals, and `-` is `_`.
+///
+/// # Errors
+/// [`SecretError`].
+pub fn of_repository(name: &str) -> Result<Option<Password>, SecretError> {
+    let suffix = format!("_{}", name.to_ascii_uppercase().replace('-', "_"));
+    match if name.is_empty() { None } else { from_variables(&suffix)? } {
+        Some(password) => Ok(Some(password)),
+        None => from_environment(),
+    }
+}
+
 /// From `MILKRUN_PASSWORD_FILE`, else `MILKRUN_PASSWORD`; `None` if neither is set.
 ///
 /// # Errors
 /// [`SecretError`].
 pub fn from_environment() -> Result<Option<Password>, SecretError> {
-    let found = if let Some(path) = std::env::var_os("MILKRUN_PASSWORD_FILE") {
+    from_variables("")
+}
+
+fn from_variables(suffix: &str) -> Result<Option<Password>, SecretError> {
+    let found = if let Some(path) = std::env::var_os(format!("MILKRUN_PASSWORD_FILE{suffix}")) {
         let text = std::fs::read(&path).map_err(|source| SecretError::File { path, source })?;
         let mut text = Zeroizing::new(text);
         // Editors end a file with a line break, which is no part of the secret.
@@ -37,7 +54,7 @@ pub fn from_environment() -> Result<Option<Password>, SecretError> {
             text.pop();
         }
         text
-    } else if let Some(text) = std::env::var_os("MILKRUN_PASSWORD").filter(|text| !text.is_empty()) {
+    } else if let Some(text) = std::env::var_os(format!("MILKRUN_PASSWORD{suffix}")).filter(|text| !text.is_empty()) {
         Zeroizing::new(text.into_encoded_bytes())
     } else {
         return Ok(None);

@@ -18,4 +18,5 @@ mod releases;
 mod restores;
 mod revoked;
 mod scripted_agent;
+mod several_repositories;
 mod store_faults;

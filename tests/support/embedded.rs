@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex};
 use hyper_util::rt::TokioIo;
 use milkrun_agent::device::{Source, scripted::Scripted};
 use milkrun_agent::{Agent, AgentOptions};
+use milkrun_coordinator::repositories::Repositories;
 use milkrun_coordinator::rpc::transport::connection::Connection;
-use milkrun_coordinator::{Coordinator, inventory, rpc};
+use milkrun_coordinator::{Coordinator, Shared, inventory, rpc};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_client::ControlClient;
 use milkrun_repository::Repository;
 use milkrun_repository::chunk::page_cutter::PageCutter;
 use milkrun_repository::chunk::stream_cutter::StreamCutter;
 use milkrun_repository::config::LockPolicy;
+use milkrun_repository::id::ClusterId;
 use milkrun_repository::index::IndexCache;
 use milkrun_repository::keys::wrapped::Cost;
 use milkrun_repository::repository::{InitOptions, init};
@@ -171,7 +173,8 @@ impl World {
         let store: SharedStore = Arc::new(Retrying::new(store, Patience::TEST));
         let redeem: Arc<dyn Redeem> = Arc::new(Retrying::new(redeem, Patience::TEST));
         let repository = self.repository.over(store);
-        let coordinator = Coordinator::new(repository, self.cache(), inventory::Embedded);
+        let shared = Shared::new(inventory::Embedded, ClusterId::default());
+        let repositories = Repositories::of_one(Coordinator::new(shared, repository, self.cache()));
         let mut options = AgentOptions::new("test", redeem);
         options.threads = 2;
         options.memory = 64 << 20;
@@ -183,8 +186,8 @@ impl World {
         });
         let (agents, agent_channel) = pipe();
         let (controls, control_channel) = pipe();
-        tokio::spawn(rpc::serve_agents(coordinator.clone(), agents));
-        tokio::spawn(rpc::serve_control(coordinator, controls));
+        tokio::spawn(rpc::serve_agents(repositories.clone(), agents));
+        tokio::spawn(rpc::serve_control(repositories, controls));
         let agent = Agent::new(options).expect("an agent");
         let channel = agent_channel.await;
         tokio::spawn(async move {

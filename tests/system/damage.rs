@@ -292,8 +292,10 @@ fn a_configuration_of_a_newer_format_or_of_a_stranger_is_refused() {
     let w = world();
     let path = w.folder.path().join("repository/repository.json");
     let good = fs::read_to_string(&path).unwrap();
-    fs::write(&path, good.replace("\"version\":1", "\"version\":9")).unwrap();
+    fs::write(&path, good.replace("\"version\":2", "\"version\":9")).unwrap();
     w.m.run(["points"]).fails(1, "format version 9");
+    fs::write(&path, good.replace("\"version\":2", "\"version\":1")).unwrap();
+    w.m.run(["points"]).fails(1, "begin a new repository");
     fs::write(&path, good.replace("compliance", "none").replace("\"avg_pages\":64", "\"avg_pages\":128")).unwrap();
     w.m.run(["points"]).fails(3, "repository.json");
     fs::write(&path, "{").unwrap();
@@ -306,7 +308,7 @@ fn a_configuration_of_a_newer_format_or_of_a_stranger_is_refused() {
     w.m.run(["verify", "--public-key", &key]).fails(3, "another signing key");
     let keys = objects(w.folder.path(), "keys");
     fs::write(&keys[0], "{}").unwrap();
-    w.m.run(["points"]).fails(3, "key files");
+    w.m.run(["points"]).fails(3, "none of the objects under keys/ is a key file");
     fs::remove_file(&keys[0]).unwrap();
     w.m.run(["points"]).fails(3, "no key file");
 }

@@ -33,6 +33,7 @@ pub(crate) async fn run(a: args::Backup, global: &Global) -> Result<Exit, CliErr
     let order = order(&a, objects.len());
     if let Some(url) = &global.coordinator {
         let driver = Driver::connect(url, global).await?;
+        let order = control::BackupOrder { repository: global.repository_name.clone().unwrap_or_default(), ..order };
         let done = drive(driver, order, lines, global).await?;
         report(&a, &done, global);
         return Ok(Exit::Done);
@@ -81,6 +82,7 @@ pub(crate) fn order(a: &args::Backup, objects: usize) -> control::BackupOrder {
         namespace,
         namespace_uid: String::new(),
         class: a.class.to_string(),
+        repository: String::new(),
         skipped: a.skip.iter().map(|n| control::Skipped { name: n.name.to_string(), reason: n.path.clone() }).collect(),
     }
 }

@@ -43,7 +43,10 @@ pub(crate) async fn run(a: args::Restore, global: &Global) -> Result<Exit, CliEr
             embedded::start(repository, &place, &[], global).await?
         }
     };
-    let request = request(&a, driver.remote)?;
+    let mut request = request(&a, driver.remote)?;
+    if driver.remote {
+        request.repository = global.repository_name.clone().unwrap_or_default();
+    }
     let restored = drive(driver, request, global).await?;
     let written = match &a.manifests {
         Some(folder) => write_manifests(folder, &restored.manifests)?,
@@ -75,6 +78,7 @@ fn request(a: &args::Restore, remote: bool) -> Result<control::RestoreRequest, C
         discard_rest: a.discard_rest,
         cluster,
         namespace,
+        repository: String::new(),
     })
 }
 

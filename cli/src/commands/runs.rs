@@ -60,6 +60,9 @@ fn document(r: &control::Run) -> Value {
         "kind": kind(r),
         "state": state(r),
         "application": r.application,
+        "cluster": r.cluster,
+        "namespace": (!r.namespace.is_empty()).then_some(&r.namespace),
+        "repository": (!r.repository.is_empty()).then_some(&r.repository),
         "point": r.point,
         "parent": r.parent,
         "began": time(r.began_ms),
@@ -83,6 +86,10 @@ pub(crate) async fn list(global: &Global) -> Result<Exit, CliError> {
     }
     let mut rows =
         vec![["RUN", "KIND", "APPLICATION", "STATE", "VOLUMES", "BEGAN", "TOOK"].map(str::to_owned).to_vec()];
+    let several = runs.iter().any(|r| !r.repository.is_empty());
+    if several {
+        rows[0].push("REPOSITORY".to_owned());
+    }
     for r in &runs {
         let done = r.volumes.iter().filter(|v| v.done).count();
         let took = match r.ended_ms {
@@ -98,6 +105,9 @@ pub(crate) async fn list(global: &Global) -> Result<Exit, CliError> {
             Moment::from_millis(r.began_ms).to_string(),
             took,
         ]);
+        if several {
+            rows.last_mut().into_iter().for_each(|row| row.push(r.repository.clone()));
+        }
     }
     print(&table(&rows));
     for r in runs.iter().filter(|r| !r.reason.is_empty()) {

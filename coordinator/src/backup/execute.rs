@@ -209,6 +209,8 @@ async fn run(
     let run = Arc::new(Run {
         repository: repository.clone(),
         cache: coordinator.cache.clone(),
+        admission: coordinator.admission.clone(),
+        repository_name: coordinator.name.clone(),
         root,
         since,
         began_in,
@@ -239,7 +241,7 @@ async fn run(
         granted_unwritten: AtomicU64::new(0),
         granted: Mutex::default(),
     });
-    coordinator.backups.begin(root.run, run.clone());
+    coordinator.backups.begin(root.run, coordinator.epoch, run.clone());
     let mut inbox = coordinator.runs.begin(root.run, inbox);
     feed.update(|v| {
         v.point = root.id().to_string();

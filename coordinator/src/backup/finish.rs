@@ -94,7 +94,8 @@ pub(super) async fn commit(
     metrics::counter!("milkrun_lock_extensions_total").increment(committed.locks_extended);
     #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
     let now = Moment::now().seconds() as f64;
-    metrics::gauge!("milkrun_last_success_timestamp_seconds", "application" => order.application.to_string()).set(now);
+    metrics::gauge!("milkrun_last_success_timestamp_seconds", "application" => order.application.to_string(), "repository" => run.repository_name.clone())
+        .set(now);
     tracing::info!(run = %run.root.run, point = %run.root.id(), application = %order.application, "committed");
     Ok(control::BackupDone {
         point: run.root.id().to_string(),

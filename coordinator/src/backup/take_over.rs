@@ -186,7 +186,8 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         tracing::error!(run = %lease.run, "a journal does not say what its run is; it stays unfinished");
         return;
     };
-    let feed = Feed::new(lease.run, RunKind::Backup, Some(begin.application.clone()), begin.ordered_by.clone());
+    let feed = Feed::new(lease.run, RunKind::Backup, Some(begin.application.clone()), begin.ordered_by.clone())
+        .of_repository(&coordinator.name);
     coordinator.runs.show(feed.clone());
     let config = &coordinator.repository.config;
     let lock_for = (begin.lock_ms > 0).then(|| Duration::from_millis(begin.lock_ms));

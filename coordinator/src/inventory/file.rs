@@ -7,6 +7,8 @@
 //!   zone: Europe/Berlin             # for the times below; UTC if left out
 //!   bandwidth:                      # of packs per second; outside of these hours as fast as it goes
 //!     - { from: 08:00, to: 18:00, rate: 50MiB }
+//! repositories:                     # of a coordinator that has several: limits of their own, in place of those of store
+//!   dr: { bytes_in_flight: 256MiB }
 //! nodes:
 //!   node-a: { volumes: 4 }          # at once
 //!   node-b: {}
@@ -57,6 +59,7 @@ type Seen = (Stamp, Arc<Checked>);
 #[serde(deny_unknown_fields, default)]
 struct Document {
     store: Store,
+    repositories: Unique<Store>,
     nodes: Unique<Option<Node>>,
     applications: Unique<App>,
 }
@@ -140,6 +143,7 @@ struct Target {
 /// A document that was checked.
 struct Checked {
     store: StoreLimits,
+    repositories: BTreeMap<String, StoreLimits>,
     nodes: BTreeMap<String, NodeLimits>,
     applications: BTreeMap<AppName, Application>,
 }
@@ -260,14 +264,25 @@ fn parse(text: &str) -> Result<Checked, String> {
         let rpo = app.rpo.as_deref().map(units::duration).transpose().map_err(|e| format!("{name}: rpo: {e}"))?;
         applications.insert(app_name, Application { sources, targets, rpo });
     }
-    let Store { volumes, bytes_in_flight, zone, bandwidth } = document.store;
-    let bytes_in_flight = bytes_in_flight.as_deref().map(units::size).transpose();
-    let store = StoreLimits {
-        volumes: at_least_one(volumes, "store", StoreLimits::default().volumes)?,
-        bytes_in_flight: bytes_in_flight.map_err(|e| format!("store: bytes_in_flight: {e}"))?,
-        bandwidth: Bandwidth::new(zone.as_deref(), bandwidth).map_err(|e| format!("store: {e}"))?,
+    let limits = |what: &str, written: Store| {
+        let Store { volumes, bytes_in_flight, zone, bandwidth } = written;
+        let bytes_in_flight = bytes_in_flight.as_deref().map(units::size).transpose();
+        Ok::<_, String>(StoreLimits {
+            volumes: at_least_one(volumes, what, StoreLimits::default().volumes)?,
+            bytes_in_flight: bytes_in_flight.map_err(|e| format!("{what}: bytes_in_flight: {e}"))?,
+            bandwidth: Bandwidth::new(zone.as_deref(), bandwidth).map_err(|e| format!("{what}: {e}"))?,
+        })
     };
-    Ok(Checked { store, nodes, applications })
+    let store = limits("store", document.store)?;
+    let mut repositories = BTreeMap::new();
+    for (name, written) in document.repositories.0 {
+        let what = format!("repositories.{name}");
+        if written.volumes.is_some() {
+            return Err(format!("{what}: volumes are counted over all repositories: write volumes under store"));
+        }
+        repositories.insert(name, limits(&what, written)?);
+    }
+    Ok(Checked { store, repositories, nodes, applications })
 }
 
 impl Inventory for InventoryFile {
@@ -285,7 +300,8 @@ impl Inventory for InventoryFile {
 
     fn loads(&self) -> Result<Loads, InventoryError> {
         let checked = self.load()?;
-        Ok(Loads { store: checked.store.clone(), nodes: Some(checked.nodes.clone()) })
+        let (store, repositories) = (checked.store.clone(), checked.repositories.clone());
+        Ok(Loads { store, repositories, nodes: Some(checked.nodes.clone()) })
     }
 
     fn application(&self, name: &AppName) -> Result<Application, InventoryError> {

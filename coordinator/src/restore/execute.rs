@@ -149,7 +149,7 @@ pub(super) async fn carry_out(
         keys: tokio::sync::Mutex::default(),
         assigned: std::sync::Mutex::default(),
     });
-    coordinator.restores.begin(run_id, run.clone());
+    coordinator.restores.begin(run_id, coordinator.epoch, run.clone());
     let mut inbox = coordinator.runs.begin(run_id, Inbox::default());
     feed.update(|v| {
         v.left_out = left_out;

@@ -50,7 +50,8 @@ impl LeftRestore {
     pub(crate) async fn go_on(self, coordinator: &Coordinator) {
         let run = self.run;
         let feed =
-            Feed::new(run, Kind::Restore, Some(self.restore.application.clone()), self.restore.ordered_by.clone());
+            Feed::new(run, Kind::Restore, Some(self.restore.application.clone()), self.restore.ordered_by.clone())
+                .of_repository(&coordinator.name);
         coordinator.runs.show(feed.clone());
         let outcome = match self.try_on(coordinator, &feed).await {
             Ok(done) => Outcome::Restored(done),
@@ -103,7 +104,8 @@ impl LeftRestore {
     pub(crate) async fn give_up(self, coordinator: &Coordinator, path: String, other: RunId) {
         let run = self.run;
         let feed =
-            Feed::new(run, Kind::Restore, Some(self.restore.application.clone()), self.restore.ordered_by.clone());
+            Feed::new(run, Kind::Restore, Some(self.restore.application.clone()), self.restore.ordered_by.clone())
+                .of_repository(&coordinator.name);
         coordinator.runs.show(feed.clone());
         let taken = RestoreError::Taken { path, run: other };
         tracing::error!(%run, reason = chain(&taken), "a restore that was left is over");

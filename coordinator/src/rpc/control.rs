@@ -6,6 +6,7 @@ use std::time::Duration;
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_server::Control;
+use milkrun_repository::Repository;
 use milkrun_repository::chunk::codec::Level;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppId, ClusterId, RunId};
@@ -21,9 +22,10 @@ use super::transport::connection::peer_of;
 use super::transport::gate::Kept;
 use super::{run_events, status};
 use crate::inventory::{Reach, SourceSpec};
+use crate::repositories::{Repositories, Standing};
 use crate::runs::RunEvent;
 use crate::runs::view::{Feed, Kind, Outcome, View};
-use crate::{Coordinator, backup, manifests, restore, skipped};
+use crate::{backup, manifests, restore, skipped};
 
 /// Events that wait in the channel.
 const EVENTS_WAITING: usize = 64;
@@ -38,7 +40,7 @@ const LOCK_MAX: Duration = Duration::from_secs(365 * 86_400);
 const HOST_MAX: usize = 253;
 
 /// The service.
-pub struct Service(pub Coordinator);
+pub struct Service(pub Repositories);
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -57,17 +59,19 @@ fn may(peer: &Peer, action: Action, application: Option<&str>) -> Result<(), Sta
 }
 
 impl Service {
-    fn backup_order(&self, o: control::BackupOrder) -> Result<backup::Order, Status> {
-        let trusted = self.0.inventory.trusts_orders();
+    fn backup_order(&self, o: control::BackupOrder, repository: &Repository) -> Result<backup::Order, Status> {
+        let trusted = self.0.shared().inventory.trusts_orders();
         if !trusted && !o.sources.is_empty() {
             return Err(Status::invalid_argument(
                 "which volumes an application has, and where, is said by the coordinator's inventory: name none",
             ));
         }
         let application = self.application(&o.application, &o.cluster, &o.namespace)?;
-        if !trusted && application.name_in(&self.0.cluster).is_none() {
-            let what =
-                format!("the inventory lists applications of cluster {} alone, without namespaces", self.0.cluster);
+        if !trusted && application.name_in(&self.0.shared().cluster).is_none() {
+            let what = format!(
+                "the inventory lists applications of cluster {} alone, without namespaces",
+                self.0.shared().cluster
+            );
             return Err(Status::invalid_argument(what));
         }
         let skipped = o.skipped.iter().map(|s| skipped::from_wire(s).map_err(|e| bad(&e)));
@@ -80,7 +84,7 @@ impl Service {
             Ok(SourceSpec { name, stream, size: None, reach, changed_from, skip_free: false, moment, claim })
         });
         Level::new(o.level).map_err(|e| bad(&e))?;
-        let most = LOCK_MAX.max(self.0.repository.config.lock.period);
+        let most = LOCK_MAX.max(repository.config.lock.period);
         // Where the one who orders is not the one who answers for the bucket: compliance can't be taken back.
         if !trusted && o.lock_seconds > most.as_secs() {
             let what = format!("a lock of {} s: a coordinator takes at most {} s", o.lock_seconds, most.as_secs());
@@ -113,7 +117,8 @@ impl Service {
 
     /// The application that is meant.
     fn application(&self, name: &str, cluster: &str, namespace: &str) -> Result<AppId, Status> {
-        let cluster = if cluster.is_empty() { self.0.cluster.clone() } else { cluster.parse().map_err(|e| bad(&e))? };
+        let cluster =
+            if cluster.is_empty() { self.0.shared().cluster.clone() } else { cluster.parse().map_err(|e| bad(&e))? };
         let namespace = Some(namespace).filter(|n| !n.is_empty());
         let namespace = namespace.map(str::parse).transpose().map_err(|e| bad(&e))?;
         Ok(AppId { cluster, namespace, name: name.parse().map_err(|e| bad(&e))? })
@@ -125,13 +130,13 @@ impl Service {
 
     /// Whether a caller may do this to a run.
     fn may_for(&self, peer: &Peer, action: Action, view: &View) -> Result<(), Status> {
-        may(peer, action, view.application.as_ref().and_then(|a| self.0.role_name(a)))
+        may(peer, action, view.application.as_ref().and_then(|a| self.0.shared().role_name(a)))
     }
 
     /// A run that the caller may see.
     fn feed(&self, peer: &Peer, run: &[u8]) -> Result<Feed, Status> {
         let id = Self::run_id(run)?;
-        let feed = self.0.runs.feed(&id).ok_or_else(|| Status::not_found("there is no such run"))?;
+        let feed = self.0.shared().runs.feed(&id).ok_or_else(|| Status::not_found("there is no such run"))?;
         self.may_for(peer, Action::View, &feed.now())?;
         Ok(feed)
     }
@@ -186,8 +191,9 @@ impl Control for Service {
             return Err(status::nonsense("the order comes first"));
         };
         let application = self.application(&order.application, &order.cluster, &order.namespace)?;
-        may(&peer, Action::Backup, self.0.role_name(&application))?;
-        let mut order = self.backup_order(order)?;
+        may(&peer, Action::Backup, self.0.shared().role_name(&application))?;
+        let coordinator = self.0.one(&order.repository).map_err(|e| status::no_repository(&e))?;
+        let mut order = self.backup_order(order, &coordinator.repository)?;
         while let Some(message) = incoming.message().await? {
             match message.message {
                 Some(control::backup_request::Message::Manifests(piece)) => order.manifests.extend_from_slice(&piece),
@@ -200,10 +206,12 @@ impl Control for Service {
         let order = tokio::task::spawn_blocking(move || check_manifests(&order).map(|()| order));
         let order = order.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
         let id = RunId::random();
-        let feed = Feed::new(id, Kind::Backup, Some(order.application.clone()), peer.to_string());
-        self.0.runs.show(feed.clone());
-        let (coordinator, shown) = (self.0.clone(), feed.clone());
-        let span = tracing::info_span!("backup", run = %id, application = %order.application, epoch = self.0.epoch);
+        let feed = Feed::new(id, Kind::Backup, Some(order.application.clone()), peer.to_string())
+            .of_repository(&coordinator.name);
+        self.0.shared().runs.show(feed.clone());
+        let shown = feed.clone();
+        let (repository, epoch) = (&coordinator.name, coordinator.epoch);
+        let span = tracing::info_span!("backup", run = %id, application = %order.application, repository, epoch);
         let work = async move {
             let outcome = match backup::execute(&coordinator, order, id, &shown).await {
                 Ok(done) => Outcome::BackedUp(done),
@@ -231,13 +239,15 @@ impl Control for Service {
         if !peer.may_some(Action::Restore) {
             may(&peer, Action::Restore, None)?;
         }
-        let order = restore_order(request.into_inner(), &self.0.cluster)?;
+        let request = request.into_inner();
+        let coordinator = self.0.one(&request.repository).map_err(|e| status::no_repository(&e))?;
+        let order = restore_order(request, &self.0.shared().cluster)?;
         let id = RunId::random();
-        let feed = Feed::new(id, Kind::Restore, None, peer.to_string());
-        self.0.runs.show(feed.clone());
-        let (coordinator, shown) = (self.0.clone(), feed.clone());
+        let feed = Feed::new(id, Kind::Restore, None, peer.to_string()).of_repository(&coordinator.name);
+        self.0.shared().runs.show(feed.clone());
+        let shown = feed.clone();
         let (manifests, wanted) = oneshot::channel();
-        let span = tracing::info_span!("restore", run = %id, epoch = self.0.epoch);
+        let span = tracing::info_span!("restore", run = %id, repository = coordinator.name, epoch = coordinator.epoch);
         let work = async move {
             let outcome = match restore::execute(&coordinator, order, &peer, id, &shown).await {
                 Ok(done) => {
@@ -264,7 +274,7 @@ impl Control for Service {
             Kind::Restore => Action::Restore,
         };
         self.may_for(&peer, action, &view)?;
-        if self.0.runs.tell(&view.run, RunEvent::Cancel) {
+        if self.0.shared().runs.tell(&view.run, RunEvent::Cancel) {
             Ok(Response::new(control::CancelReply {}))
         } else {
             Err(Status::not_found("the run is not under way"))
@@ -279,9 +289,10 @@ impl Control for Service {
         if !peer.may_some(Action::View) {
             may(&peer, Action::View, None)?;
         }
-        let views = self.0.runs.feeds().into_iter().map(|f| f.now());
+        let views = self.0.shared().runs.feeds().into_iter().map(|f| f.now());
         let named = |v: &View| v.application.clone();
-        let seen = views.filter(|v| peer.may(Action::View, named(v).as_ref().and_then(|a| self.0.role_name(a))));
+        let seen =
+            views.filter(|v| peer.may(Action::View, named(v).as_ref().and_then(|a| self.0.shared().role_name(a))));
         Ok(Response::new(control::ListRunsReply { runs: seen.map(|v| run_events::run(&v)).collect() }))
     }
 
@@ -304,8 +315,8 @@ impl Control for Service {
         if !peer.may_some(Action::View) && !peer.may(Action::Operate, None) {
             may(&peer, Action::View, None)?;
         }
-        let connected = self.0.agents.list();
-        let listed = self.0.inventory.nodes().map_err(|e| Status::unavailable(e.to_string()))?;
+        let connected = self.0.shared().agents.list();
+        let listed = self.0.shared().inventory.nodes().map_err(|e| Status::unavailable(e.to_string()))?;
         let nodes: std::collections::BTreeSet<String> = listed.into_iter().chain(connected.keys().cloned()).collect();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let agents = nodes.into_iter().map(|node| {
@@ -313,9 +324,9 @@ impl Control for Service {
             control::Agent {
                 version: agent.map(|a| a.version.clone()).unwrap_or_default(),
                 protocol: agent.map_or(0, |a| a.protocol),
-                volumes: count(self.0.dispatcher.load(&node)),
+                volumes: count(self.0.shared().dispatcher.load(&node)),
                 volumes_max: agent.and_then(|a| a.volumes_max).map_or(0, count),
-                draining: self.0.agents.is_drained(&node) || agent.is_some_and(|a| a.leaving),
+                draining: self.0.shared().agents.is_drained(&node) || agent.is_some_and(|a| a.leaving),
                 since_ms: agent.map_or(0, |a| a.since.millis()),
                 connected: agent.is_some(),
                 rival: agent.and_then(|a| a.rival.as_ref()).map(|r| r.whence.clone()).unwrap_or_default(),
@@ -326,23 +337,41 @@ impl Control for Service {
         Ok(Response::new(control::ListAgentsReply { agents: agents.collect() }))
     }
 
+    async fn list_repositories(
+        &self,
+        request: Request<control::ListRepositoriesRequest>,
+    ) -> Result<Response<control::ListRepositoriesReply>, Status> {
+        let peer = peer_of(&request)?;
+        if !peer.may_some(Action::View) && !peer.may(Action::Operate, None) {
+            may(&peer, Action::View, None)?;
+        }
+        let repositories = self.0.states().into_iter().map(|(name, state)| {
+            let (ready, reason, id) = match &state.standing {
+                Standing::Ready(c) => (true, String::new(), c.repository.config.id.hex()),
+                Standing::NotReady(why) => (false, why.clone(), String::new()),
+            };
+            control::RepositoryState { name, address: state.address, ready, reason, since_ms: state.since.millis(), id }
+        });
+        Ok(Response::new(control::ListRepositoriesReply { repositories: repositories.collect() }))
+    }
+
     async fn drain(&self, request: Request<control::DrainRequest>) -> Result<Response<control::DrainReply>, Status> {
         let peer = peer_of(&request)?;
         may(&peer, Action::Operate, None)?;
         let control::DrainRequest { node, back } = request.into_inner();
-        let known = self.0.inventory.node(&node).map_err(|e| Status::unavailable(e.to_string()))?;
+        let known = self.0.shared().inventory.node(&node).map_err(|e| Status::unavailable(e.to_string()))?;
         if known.is_none() {
             return Err(Status::not_found(format!("the inventory has no node {node}")));
         }
         tracing::info!(node, back, %peer, "a node is drained or taken back");
-        self.0.agents.drain(&node, !back);
-        let moved = if back { 0 } else { u32::try_from(self.0.dispatcher.load(&node)).unwrap_or(u32::MAX) };
+        self.0.shared().agents.drain(&node, !back);
+        let moved = if back { 0 } else { u32::try_from(self.0.shared().dispatcher.load(&node)).unwrap_or(u32::MAX) };
         if back {
-            self.0.dispatcher.replan();
+            self.0.shared().dispatcher.replan();
         } else {
-            self.0.runs.tell_all(|| RunEvent::Drained(node.clone()));
+            self.0.shared().runs.tell_all(|| RunEvent::Drained(node.clone()));
         }
-        if let Some(link) = self.0.agents.link(&node) {
+        if let Some(link) = self.0.shared().agents.link(&node) {
             link.send(milkrun_proto::agent::v1::to_agent::Message::Drain(!back)).await;
         }
         Ok(Response::new(control::DrainReply { moved }))

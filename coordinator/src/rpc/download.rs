@@ -7,19 +7,19 @@ use tonic::{Request, Response, Status};
 use super::answers::{Answers, Streams, answers};
 use super::status;
 use super::transport::connection::peer_of;
-use crate::Coordinator;
+use crate::Shared;
 use crate::restore::Telling;
 
 /// Pages that wait in the channel.
 const PAGES_WAITING: usize = 4;
 
 /// The service.
-pub struct Service(Coordinator, Streams);
+pub struct Service(Shared, Streams);
 
 impl Service {
-    /// Of this coordinator.
-    pub fn new(coordinator: Coordinator) -> Self {
-        Self(coordinator, Streams::default())
+    /// Over what all repositories share.
+    pub fn new(shared: Shared) -> Self {
+        Self(shared, Streams::default())
     }
 }
 

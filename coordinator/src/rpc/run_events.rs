@@ -57,6 +57,7 @@ pub(super) fn run(v: &View) -> control::Run {
         volumes: volumes.collect(),
         ordered_by: v.ordered_by.clone(),
         waiting: v.waiting,
+        repository: v.repository.clone(),
     }
 }
 

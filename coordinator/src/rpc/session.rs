@@ -13,9 +13,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::status;
 use super::transport::connection::caller_of;
-use crate::Coordinator;
+use crate::Shared;
 use crate::agents::{Link, Registration};
 use crate::one_line::one_line;
+use crate::repositories::Repositories;
 use crate::runs::inbox::Rooms;
 use crate::runs::{RunEvent, run_of};
 
@@ -35,7 +36,7 @@ const REASON_MAX: usize = 4096;
 const VERSION_MAX: usize = 64;
 
 /// The service.
-pub struct Service(pub Coordinator);
+pub struct Service(pub Repositories);
 
 #[tonic::async_trait]
 impl Session for Service {
@@ -60,7 +61,8 @@ impl Session for Service {
         self.admit(&peer, &register).inspect_err(refused)?;
         let (down, outgoing) = mpsc::channel(64);
         let link = Link::new(down);
-        let coordinator = self.0.clone();
+        let repositories = self.0.clone();
+        let shared = repositories.shared().clone();
         let registration = Registration {
             node: node.clone(),
             version: one_line(&register.version, VERSION_MAX),
@@ -69,30 +71,31 @@ impl Session for Service {
             instance: register.instance.to_vec(),
             whence: caller.whence(),
         };
-        let begun = coordinator.agents.add(registration, link.clone());
+        let begun = shared.agents.add(registration, link.clone());
         let begun = begun.map_err(|e| Status::already_exists(e.to_string())).inspect_err(refused)?;
         // In the embedded mode both end together: nobody needs to listen whether the other is there.
         let listens = peer != Peer::Local;
         let heartbeat_seconds = if listens { u32::try_from(HEARTBEAT.as_secs()).unwrap_or(0) } else { 0 };
-        link.send(wire::to_agent::Message::Welcome(wire::Welcome { epoch: self.0.epoch, heartbeat_seconds })).await;
-        if coordinator.agents.is_drained(&node) {
+        link.send(wire::to_agent::Message::Welcome(wire::Welcome { epoch: repositories.epoch(), heartbeat_seconds }))
+            .await;
+        if shared.agents.is_drained(&node) {
             link.send(wire::to_agent::Message::Drain(true)).await;
         }
         if begun.again {
             tracing::warn!(node, "an agent connects again while its last session goes on; that one is over");
-            gone(&coordinator, &node);
+            gone(&repositories, &node);
         }
         tracing::info!(node, from = caller.whence(), version = register.version, "an agent is connected");
-        coordinator.dispatcher.replan();
+        shared.dispatcher.replan();
         tokio::spawn(async move {
-            let session = Listening { coordinator: coordinator.clone(), node: node.clone(), session: begun.session };
+            let session = Listening { shared: shared.clone(), node: node.clone(), session: begun.session };
             let why = tokio::select! {
                 why = session.listen(incoming, listens) => Ended::Itself(why),
                 () = begun.over.cancelled() => Ended::Itself("it connected again".into()),
                 status = caller.ended() => Ended::ByUs(status),
                 status = session.unlisted(), if listens => Ended::ByUs(status),
             };
-            let present = coordinator.agents.remove(&node, begun.session);
+            let present = shared.agents.remove(&node, begun.session);
             let why = match why {
                 Ended::Itself(why) => why,
                 Ended::ByUs(status) => {
@@ -103,7 +106,7 @@ impl Session for Service {
             };
             if present {
                 tracing::info!(node, why, "an agent is gone");
-                gone(&coordinator, &node);
+                gone(&repositories, &node);
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
@@ -118,14 +121,14 @@ enum Ended {
     ByUs(Status),
 }
 
-fn gone(coordinator: &Coordinator, node: &str) {
-    coordinator.admission.gone(node);
-    coordinator.runs.tell_all(|| RunEvent::AgentGone(node.to_owned()));
+fn gone(repositories: &Repositories, node: &str) {
+    repositories.each(|coordinator| coordinator.admission.gone(node));
+    repositories.shared().runs.tell_all(|| RunEvent::AgentGone(node.to_owned()));
 }
 
 /// One agent's session.
 struct Listening {
-    coordinator: Coordinator,
+    shared: Shared,
     node: String,
     session: u64,
 }
@@ -136,7 +139,7 @@ impl Listening {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             // One that can't be read takes no node away.
-            if matches!(self.coordinator.inventory.node(&self.node), Ok(None)) {
+            if matches!(self.shared.inventory.node(&self.node), Ok(None)) {
                 return not_listed(&self.node);
             }
         }
@@ -163,7 +166,7 @@ impl Listening {
                 Ok(None) => return "it ended the session".into(),
                 Err(e) => return e.message().to_owned(),
             };
-            self.coordinator.agents.heard(&self.node, self.session);
+            self.shared.agents.heard(&self.node, self.session);
             self.take(message, &mut rooms).await;
         }
     }
@@ -173,14 +176,14 @@ impl Listening {
         if let M::Failed(failed) = &mut message {
             failed.reason = one_line(&failed.reason, REASON_MAX);
         }
-        let (coordinator, node) = (&self.coordinator, &self.node);
+        let (shared, node) = (&self.shared, &self.node);
         if let M::Draining(_) = message {
-            coordinator.agents.leaving(node);
-            coordinator.runs.tell_all(|| RunEvent::Drained(node.to_owned()));
+            shared.agents.leaving(node);
+            shared.runs.tell_all(|| RunEvent::Drained(node.to_owned()));
             return;
         }
         let Some(run) = run_of(&message) else { return };
-        if !coordinator.runs.is_under_way(&run) {
+        if !shared.runs.is_under_way(&run) {
             // A report on a run that ended is of no interest.
             rooms.forget(&run);
             return;
@@ -191,7 +194,7 @@ impl Listening {
             _ => rooms.wait(run).await,
         };
         let Some(room) = room else { return };
-        coordinator.runs.tell(&run, RunEvent::Agent(node.to_owned(), message, room));
+        shared.runs.tell(&run, RunEvent::Agent(node.to_owned(), message, room));
     }
 }
 
@@ -225,7 +228,7 @@ impl Service {
                 )));
             }
         }
-        match self.0.inventory.node(node.as_str()) {
+        match self.0.shared().inventory.node(node.as_str()) {
             Ok(Some(_)) => Ok(()),
             Ok(None) => Err(not_listed(node.as_str())),
             Err(e) => Err(Status::unavailable(milkrun_repository::point::catalog::chain(&e))),

@@ -22,6 +22,7 @@ use crate::assignment::RefusedCall;
 use crate::backup::BackupError;
 use crate::inventory::InventoryError;
 use crate::journal::JournalError;
+use crate::repositories::NoRepository;
 use crate::restore::RestoreError;
 
 fn of_failure(f: &Failure) -> Code {
@@ -61,6 +62,15 @@ fn of_kind(kind: Kind) -> Code {
         Kind::Cancelled => Code::Cancelled,
         Kind::Source | Kind::Target | Kind::Store | Kind::Unspecified => Code::FailedPrecondition,
     }
+}
+
+/// An order that finds no repository.
+pub fn no_repository(e: &NoRepository) -> Status {
+    let code = match e {
+        NoRepository::Which(_) | NoRepository::Unknown(..) => Code::InvalidArgument,
+        NoRepository::NotReady { .. } => Code::Unavailable,
+    };
+    Status::new(code, e.to_string())
 }
 
 /// A failed backup.

@@ -17,7 +17,7 @@ use wire::to_agent::Message as ToAgent;
 use super::answers::{Answers, Streams, answers};
 use super::transport::connection::peer_of;
 use super::{convert, status};
-use crate::Coordinator;
+use crate::Shared;
 use crate::backup::{Answer, BackupError, Detail, Run};
 use crate::runs::RunEvent;
 
@@ -42,12 +42,12 @@ async fn whole(work: impl Future<Output = Result<(), Status>> + Send + 'static) 
 }
 
 /// The service.
-pub struct Service(Coordinator, Streams);
+pub struct Service(Shared, Streams);
 
 impl Service {
-    /// Of this coordinator.
-    pub fn new(coordinator: Coordinator) -> Self {
-        Self(coordinator, Streams::default())
+    /// Over what all repositories share.
+    pub fn new(shared: Shared) -> Self {
+        Self(shared, Streams::default())
     }
 
     /// The backup of an assignment that `peer` has.
@@ -140,7 +140,9 @@ impl Upload for Service {
     async fn grant(&self, request: Request<wire::GrantRequest>) -> Result<Response<wire::GrantReply>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let (_, a) = self.run(request.assignment.as_ref(), &peer)?;
+        let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
+        let admission = run.admission.clone();
+        drop(run);
         let pack = PackId::try_from(&request.pack[..]).map_err(|_| status::nonsense("a pack id of another length"))?;
         if request.length < PACK_BYTES_MIN {
             return Err(status::nonsense("fewer bytes than a pack has"));
@@ -150,10 +152,10 @@ impl Upload for Service {
         }
         let id = RunId::try_from(&a.run[..]).map_err(|_| status::nonsense("a run id of another length"))?;
         let of = (id, a.volume.clone());
-        if self.0.admission.is_of_another(&pack, peer.node().unwrap_or_default(), &id) {
+        if admission.is_of_another(&pack, peer.node().unwrap_or_default(), &id) {
             return Err(status::backup(&BackupError::Foreign(pack)));
         }
-        let admitted = self.0.admission.admit(peer.node().unwrap_or_default(), of, pack, request.length).await;
+        let admitted = admission.admit(peer.node().unwrap_or_default(), of, pack, request.length).await;
         // It may have waited for long: is it still its assignment?
         let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let grant = run.grant(&a.volume, pack, request.length, request.crc32).await.map_err(|e| status::backup(&e))?;
@@ -167,7 +169,7 @@ impl Upload for Service {
         let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let (claim, entries) =
             convert::sealed(&request).ok_or_else(|| status::nonsense("a pack that contradicts itself"))?;
-        let admission = self.0.admission.clone();
+        let admission = run.admission.clone();
         let pack = claim.id;
         let sealing = async move {
             let sealed = run.seal(&a.volume, claim, entries).await.map_err(|e| status::backup(&e));

@@ -48,6 +48,8 @@ pub struct View {
     pub run: RunId,
     /// What it is.
     pub kind: Kind,
+    /// How people name the repository; empty where there is one.
+    pub repository: String,
     /// Another backup of the same application is under way: it waits for its turn.
     pub waiting: bool,
     /// Whose application; of a restore known once its point was found.
@@ -86,6 +88,7 @@ impl Feed {
         let view = View {
             run,
             kind,
+            repository: String::new(),
             waiting: false,
             application,
             point: String::new(),
@@ -100,6 +103,13 @@ impl Feed {
             outcome: None,
         };
         Self { view: watch::Sender::new(view) }
+    }
+
+    /// Of this repository.
+    #[must_use]
+    pub fn of_repository(self, name: &str) -> Self {
+        self.update(|v| name.clone_into(&mut v.repository));
+        self
     }
 
     /// Changes what is seen.

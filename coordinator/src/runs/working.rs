@@ -10,29 +10,29 @@ use crate::assignment::RefusedCall;
 
 /// The table.
 pub struct Working<R> {
-    runs: Arc<Mutex<HashMap<RunId, Arc<R>>>>,
-    epoch: u64,
+    runs: Arc<Mutex<HashMap<RunId, (u64, Arc<R>)>>>,
 }
 
 impl<R> Clone for Working<R> {
     fn clone(&self) -> Self {
-        Self { runs: self.runs.clone(), epoch: self.epoch }
+        Self { runs: self.runs.clone() }
+    }
+}
+
+impl<R> Default for Working<R> {
+    fn default() -> Self {
+        Self { runs: Arc::default() }
     }
 }
 
 impl<R> Working<R> {
-    /// Of a coordinator that leads under `epoch`.
-    pub fn new(epoch: u64) -> Self {
-        Self { runs: Arc::default(), epoch }
-    }
-
-    fn table(&self) -> MutexGuard<'_, HashMap<RunId, Arc<R>>> {
+    fn table(&self) -> MutexGuard<'_, HashMap<RunId, (u64, Arc<R>)>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A run begins.
-    pub(crate) fn begin(&self, id: RunId, run: Arc<R>) {
-        self.table().insert(id, run);
+    /// A run begins, under this epoch of its repository's leader.
+    pub(crate) fn begin(&self, id: RunId, epoch: u64, run: Arc<R>) {
+        self.table().insert(id, (epoch, run));
     }
 
     /// A run ended.
@@ -46,10 +46,8 @@ impl<R> Working<R> {
     /// [`RefusedCall`].
     pub(crate) fn find(&self, a: Option<&wire::Assignment>) -> Result<Arc<R>, RefusedCall> {
         let a = a.ok_or(RefusedCall::NoRun)?;
-        if a.epoch != self.epoch {
-            return Err(RefusedCall::Stale);
-        }
         let id = RunId::try_from(&a.run[..]).map_err(|_| RefusedCall::NoRun)?;
-        self.table().get(&id).cloned().ok_or(RefusedCall::NoRun)
+        let (epoch, run) = self.table().get(&id).cloned().ok_or(RefusedCall::NoRun)?;
+        if a.epoch == epoch { Ok(run) } else { Err(RefusedCall::Stale) }
     }
 }

@@ -29,6 +29,8 @@ pub struct Way {
     pub limit_upload: Option<u64>,
     /// How buckets are addressed.
     pub addressing: Addressing,
+    /// The profile of the AWS configuration that credentials, region and endpoint come from; `None`: as the environment says.
+    pub profile: Option<String>,
 }
 
 /// Why no store can be used.
@@ -69,6 +71,7 @@ impl Way {
                     ca_file: self.ca_file.clone(),
                     throttle,
                     put_lifetime: None,
+                    profile: self.profile.clone(),
                 };
                 Ok(place(S3::new(bucket, prefix, options).await?, redeemer))
             }

@@ -28,10 +28,8 @@ pub struct Redeemer {
 enum FileGrants {
     /// Whoever gives them is this process.
     Any,
-    /// The one that both sides see.
-    Only(PathBuf),
-    /// None: the repository is elsewhere.
-    Refused,
+    /// Those that both sides see; none: the repositories are elsewhere.
+    Only(Vec<PathBuf>),
 }
 
 /// A transfer that does not move for so long is dead, however long it may take in all.
@@ -85,25 +83,26 @@ impl Redeemer {
         Ok(Self { http, throttle, stalled_after: STALLED_AFTER, files: FileGrants::Any })
     }
 
-    /// For grants from elsewhere: those for files count only in `directory`, a repository's own, which both sides see.
+    /// For grants from elsewhere: those for files count only in `directories`, each a repository's own, which both sides see.
     #[must_use]
-    pub fn files_only_in(self, directory: Option<PathBuf>) -> Self {
-        Self { files: directory.map_or(FileGrants::Refused, FileGrants::Only), ..self }
+    pub fn files_only_in(self, directories: Vec<PathBuf>) -> Self {
+        Self { files: FileGrants::Only(directories), ..self }
     }
 
     fn check_file(&self, operation: Operation, root: &std::path::Path, key: &Key) -> Result<(), Failure> {
         let why = match &self.files {
             FileGrants::Any => return Ok(()),
-            FileGrants::Only(directory) if directory != root => {
-                format!("a grant for {root:?}, and only {directory:?} is the repository here")
-            }
-            FileGrants::Only(_) if root.join(Key::config().as_str()).exists() => return Ok(()),
-            FileGrants::Only(_) => format!("{root:?} holds no repository here: is it mounted?"),
-            FileGrants::Refused => {
+            FileGrants::Only(directories) if directories.is_empty() => {
                 format!(
                     "a grant for a file in {root:?}, which is not shared with this machine (--repository-directory)"
                 )
             }
+            FileGrants::Only(directories) if !directories.iter().any(|directory| directory == root) => {
+                let shared: Vec<String> = directories.iter().map(|d| format!("{d:?}")).collect();
+                format!("a grant for {root:?}, and only {} is a repository here", shared.join(", "))
+            }
+            FileGrants::Only(_) if root.join(Key::config().as_str()).exists() => return Ok(()),
+            FileGrants::Only(_) => format!("{root:?} holds no repository here: is it mounted?"),
         };
         Err(Failure::new(operation, key, Trouble::Refused).because(why))
     }

@@ -61,6 +61,8 @@ pub struct S3Options {
     pub throttle: Throttle,
     /// How long a grant to store may be used; `None`: [`PUT_LIFETIME`].
     pub put_lifetime: Option<Duration>,
+    /// The profile of the AWS configuration to use; `None`: as the environment says.
+    pub profile: Option<String>,
 }
 
 /// A bucket and prefix.
@@ -113,7 +115,14 @@ impl S3 {
             connector.set_sleep_impl(components.and_then(|c| c.sleep_impl()));
             connector.build()
         });
-        let shared = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http).load().await;
+        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http);
+        if let Some(profile) = &options.profile {
+            // Not those of the environment: they are another repository's.
+            let credentials =
+                aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile).build();
+            loader = loader.profile_name(profile).credentials_provider(credentials);
+        }
+        let shared = loader.load().await;
         let variable = |name| std::env::var(name).ok();
         let endpoint = variable("AWS_ENDPOINT_URL_S3").or_else(|| shared.endpoint_url().map(str::to_owned));
         let endpoint = endpoint.or_else(|| variable("AWS_ENDPOINT_URL")).unwrap_or_default();

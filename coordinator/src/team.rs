@@ -1,0 +1,308 @@
+//! The repositories of this process on their way: opened, led, held. One that can't be opened or led is tried again and again, and
+//! never stops the others; where there is one alone, the process ends with its error.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use milkrun_coordinator::leader::{self, Leadership, Lost, StoreLease};
+use milkrun_coordinator::repositories::Repositories;
+use milkrun_coordinator::{Coordinator, keeper, secret};
+use milkrun_repository::Repository;
+use milkrun_repository::index::IndexCache;
+use milkrun_repository::point::catalog::chain;
+use milkrun_repository::repository::{self, Credential};
+use milkrun_repository::store::connect::Way;
+use milkrun_repository::store::{Failure, StoreUrl};
+
+use crate::args::Args;
+use crate::serve::ServeError;
+
+/// How long all have to open before those that did are led without the others.
+const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// Until one that could not be used is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// A repository as the command line names it.
+#[derive(Clone)]
+struct Named {
+    name: String,
+    url: StoreUrl,
+    way: Way,
+    cache: Option<PathBuf>,
+    take_over_after: Duration,
+}
+
+/// One that is open.
+struct Opened {
+    named: Named,
+    repository: Arc<Repository>,
+    cache: IndexCache,
+    leadership: Arc<dyn Leadership>,
+}
+
+/// One that this process leads.
+pub(crate) struct Led {
+    named: Named,
+    leadership: Arc<dyn Leadership>,
+    coordinator: Coordinator,
+    /// Whether what was left goes on.
+    began: tokio::sync::Mutex<bool>,
+}
+
+/// The repositories of this process that are open, before they are led.
+pub(crate) struct Team {
+    repositories: Repositories,
+    opened: Vec<Opened>,
+    missing: Vec<Named>,
+    alone: bool,
+}
+
+/// Those that are led; the others are tried in the background.
+pub(crate) struct Leading {
+    repositories: Repositories,
+    led: Vec<Led>,
+    alone: bool,
+    /// Ends with this.
+    _background: tokio::task::JoinSet<()>,
+}
+
+impl Named {
+    async fn open(self) -> Result<Opened, ServeError> {
+        let password = secret::of_repository(&self.name)?.ok_or(ServeError::NoSecret)?;
+        let place = self.way.connect(&self.url).await?;
+        let repository = Arc::new(repository::open(place.store, Credential::Password(&password)).await?);
+        drop(password);
+        let folder = IndexCache::folder(self.cache.clone());
+        let cache = IndexCache::new(folder.as_deref(), &repository.config.id, &repository.ring);
+        if let Err(e) = cache.witness().stands_at(&repository.store.address()) {
+            // In a disaster it may be all there is: it is served, and backups are refused.
+            tracing::error!("{e}");
+        }
+        let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
+        let leadership = Arc::new(StoreLease::new(repository.clone(), host, self.take_over_after));
+        Ok(Opened { named: self, repository, cache, leadership })
+    }
+}
+
+impl Opened {
+    fn led(self, epoch: u64, repositories: &Repositories) -> Led {
+        let Self { named, repository, cache, leadership } = self;
+        let leads = (epoch, leadership.clone());
+        let coordinator =
+            Coordinator::leading(repositories.shared().clone(), named.name.clone(), repository, cache, leads);
+        Led { named, leadership, coordinator, began: tokio::sync::Mutex::new(false) }
+    }
+}
+
+impl Led {
+    pub(crate) fn name(&self) -> &str {
+        &self.named.name
+    }
+
+    pub(crate) fn url(&self) -> &StoreUrl {
+        &self.named.url
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.coordinator.epoch
+    }
+
+    /// Goes on with what was left, and takes orders from then on.
+    async fn begin(&self, repositories: &Repositories) -> Result<(), Failure> {
+        // Once: a run that goes on twice in one process would end itself.
+        let mut began = self.began.lock().await;
+        if !*began {
+            self.coordinator.take_over().await?;
+            *began = true;
+            repositories.ready(self.coordinator.clone());
+        }
+        Ok(())
+    }
+
+    /// Holds the lease and keeps the keys locked, until somebody else leads. While the store can't be asked, this repository alone
+    /// can't be used: its runs stay, and go on.
+    async fn hold(&self, repositories: &Repositories) -> Lost {
+        let holding = async {
+            loop {
+                let lost = self.leadership.hold(self.epoch()).await;
+                if matches!(lost, Lost::Superseded(_)) || repositories.states().len() == 1 {
+                    return lost;
+                }
+                tracing::error!(repository = self.name(), why = %lost, "a repository can't be used; the others go on");
+                repositories.not_ready(self.name(), self.url().to_string(), lost.to_string());
+                while self.leadership.is_free().await.is_err() {
+                    tokio::time::sleep(self.leadership.pause()).await;
+                }
+                if self.leadership.is_newest(self.epoch()).await {
+                    tracing::info!(repository = self.name(), "a repository can be used again");
+                    repositories.ready(self.coordinator.clone());
+                }
+            }
+        };
+        // One whose leftovers could not be looked at.
+        let beginning = async {
+            while let Err(e) = self.begin(repositories).await {
+                repositories.not_ready(self.name(), self.url().to_string(), chain(&e));
+                tokio::time::sleep(AGAIN).await;
+            }
+            keeper::keep_keys_locked(self.name(), &self.coordinator.repository).await;
+        };
+        tokio::select! {
+            lost = holding => lost,
+            () = beginning => Lost::Superseded(self.epoch()),
+        }
+    }
+}
+
+impl Team {
+    /// Opens what can be opened.
+    ///
+    /// # Errors
+    /// [`ServeError`] when none can.
+    pub(crate) async fn open(args: &Args, repositories: Repositories) -> Result<Self, ServeError> {
+        let alone = args.repository.len() == 1;
+        let mut missing: Vec<Named> = Vec::new();
+        let mut opening = FuturesUnordered::new();
+        for r in &args.repository {
+            let named = Named {
+                name: r.name.clone(),
+                url: r.url.clone(),
+                way: args.way(&r.name),
+                cache: args.cache.clone(),
+                take_over_after: args.take_over_after,
+            };
+            repositories.not_ready(&r.name, r.url.to_string(), "not open yet".into());
+            missing.push(named.clone());
+            opening.push(async move { (named.name.clone(), named.open().await) });
+        }
+        let mut opened = Vec::new();
+        let mut failed = None;
+        let all = async {
+            while let Some((name, result)) = opening.next().await {
+                match result {
+                    Ok(one) => {
+                        missing.retain(|m| m.name != name);
+                        opened.push(one);
+                    }
+                    Err(e) if alone => failed = Some(e),
+                    Err(e) => {
+                        let why = chain(&e);
+                        tracing::error!(repository = name, why, "a repository can't be used; it is tried again");
+                        if let Some(m) = missing.iter().find(|m| m.name == name) {
+                            repositories.not_ready(&name, m.url.to_string(), why.clone());
+                        }
+                        failed.get_or_insert(ServeError::NoRepository(format!("{name}: {why}")));
+                    }
+                }
+            }
+        };
+        match alone {
+            true => all.await,
+            // Those that take longer are opened in the background.
+            false => drop(tokio::time::timeout(OPEN_LIMIT, all).await),
+        }
+        drop(opening);
+        match failed {
+            Some(e) if opened.is_empty() => return Err(e),
+            None if opened.is_empty() => return Err(ServeError::NoRepository("none of them answers".into())),
+            _ => {}
+        }
+        opened.sort_by(|a, b| a.named.name.cmp(&b.named.name));
+        Ok(Self { repositories, opened, missing, alone })
+    }
+
+    /// Waits until this process leads those that are open. The others are tried in the background from then on.
+    ///
+    /// # Errors
+    /// [`ServeError`] when none can be led.
+    pub(crate) async fn campaign(self) -> Result<Leading, ServeError> {
+        let Self { repositories, opened, mut missing, alone } = self;
+        let leaderships: Vec<Arc<dyn Leadership>> = opened.iter().map(|o| o.leadership.clone()).collect();
+        let won = leader::campaign(&leaderships).await?;
+        let mut led = Vec::new();
+        for (opened, epoch) in opened.into_iter().zip(won) {
+            match epoch {
+                Ok(epoch) => led.push(opened.led(epoch, &repositories)),
+                Err(e) => {
+                    let Named { name, url, .. } = &opened.named;
+                    repositories.not_ready(name, url.to_string(), e.to_string());
+                    missing.push(opened.named);
+                }
+            }
+        }
+        let mut background = tokio::task::JoinSet::new();
+        for named in missing {
+            background.spawn(join(named, repositories.clone()));
+        }
+        Ok(Leading { repositories, led, alone, _background: background })
+    }
+}
+
+/// Opens one that could not be used when the others were led, leads it, and holds it; again and again.
+async fn join(named: Named, repositories: Repositories) {
+    let (name, url) = (named.name.clone(), named.url.to_string());
+    loop {
+        let joined = async {
+            let opened = named.clone().open().await?;
+            let won = leader::campaign(std::slice::from_ref(&opened.leadership)).await?;
+            let epoch = won.into_iter().next().ok_or_else(|| ServeError::NoRepository(name.clone()))??;
+            let led = opened.led(epoch, &repositories);
+            led.begin(&repositories).await?;
+            tracing::info!(repository = name, epoch, "a repository that could not be used is served now");
+            Ok::<_, ServeError>(led)
+        };
+        let why = match joined.await {
+            Ok(led) => led.hold(&repositories).await.to_string(),
+            Err(e) => chain(&e),
+        };
+        tracing::error!(repository = name, why, "a repository can't be used; it is tried again");
+        repositories.not_ready(&name, url.clone(), why);
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+impl Leading {
+    /// Those that are led.
+    pub(crate) fn led(&self) -> &[Led] {
+        &self.led
+    }
+
+    /// Goes on with what was left in each of them.
+    ///
+    /// # Errors
+    /// [`Failure`], where there is one alone; of several, one that fails is tried again while it is held.
+    pub(crate) async fn take_over(&self) -> Result<(), Failure> {
+        for led in &self.led {
+            match led.begin(&self.repositories).await {
+                Err(e) if self.alone => return Err(e),
+                Err(e) => {
+                    tracing::error!(
+                        repository = led.name(),
+                        why = chain(&e),
+                        "what was left can't be looked at; it is tried again"
+                    );
+                    self.repositories.not_ready(led.name(), led.url().to_string(), chain(&e));
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds all of them, until somebody else leads one: then that process leads all. Returns why.
+    pub(crate) async fn hold(&self) -> String {
+        let holds = self.led.iter().map(|led| Box::pin(led.hold(&self.repositories)));
+        let (lost, n, _) = futures::future::select_all(holds).await;
+        match self.led[n].name() {
+            "" => lost.to_string(),
+            name => format!("{name}: {lost}"),
+        }
+    }
+
+    /// Gives way in all of them.
+    pub(crate) async fn release(&self) {
+        futures::future::join_all(self.led.iter().map(|led| led.leadership.release(led.epoch()))).await;
+    }
+}
