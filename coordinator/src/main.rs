@@ -1,6 +1,7 @@
 //! `milkrun-coordinator`: the control plane of one or several repositories.
 
 mod args;
+mod error;
 mod serve;
 mod team;
 

@@ -1,65 +1,27 @@
 //! The process: opens the repositories, listens, and stops in order.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use milkrun_coordinator::inventory::InventoryError;
 use milkrun_coordinator::inventory::file::InventoryFile;
 use milkrun_coordinator::repositories::Repositories;
 use milkrun_coordinator::rpc::transport::accept::accept;
 use milkrun_coordinator::rpc::transport::connections::Connections;
 use milkrun_coordinator::rpc::transport::limits::Limits;
-use milkrun_coordinator::secret::SecretError;
 use milkrun_coordinator::{Shared, rpc};
-use milkrun_identity::tls::{Credentials, TlsError};
-use milkrun_observe::http::{self, HttpError};
-use milkrun_observe::signals::{SignalError, Stop};
+use milkrun_identity::tls::Credentials;
+use milkrun_observe::http;
+use milkrun_observe::signals::Stop;
 use milkrun_repository::point::catalog::chain;
-use milkrun_repository::repository::OpenError;
-use milkrun_repository::store::Failure;
-use milkrun_repository::store::connect::ConnectError;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::args::Args;
+use crate::error::ServeError;
 use crate::team::Team;
 
 /// How long giving way to the next coordinator may take.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
-
-/// Why the coordinator can't run.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ServeError {
-    #[error("{0}")]
-    Args(String),
-    #[error(transparent)]
-    Secret(#[from] SecretError),
-    #[error("no password: set MILKRUN_PASSWORD_FILE or MILKRUN_PASSWORD")]
-    NoSecret,
-    #[error("none of the repositories can be used: {0}")]
-    NoRepository(String),
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    #[error(transparent)]
-    Inventory(#[from] InventoryError),
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error("can't open the repository")]
-    Open(#[from] OpenError),
-    #[error("can't listen on {0}")]
-    Listen(SocketAddr, #[source] std::io::Error),
-    #[error(transparent)]
-    Signals(#[from] SignalError),
-    #[error(transparent)]
-    Http(#[from] HttpError),
-    #[error("this coordinator leads no longer: {0}")]
-    Superseded(String),
-    #[error("can't ask the store who leads")]
-    Store(#[from] Failure),
-    #[error("serving failed")]
-    Serve(#[from] tonic::transport::Error),
-}
 
 pub(crate) fn run(args: Args) -> ExitCode {
     milkrun_observe::logs::begin(args.log);

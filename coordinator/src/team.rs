@@ -17,7 +17,7 @@ use milkrun_repository::store::connect::Way;
 use milkrun_repository::store::{Failure, StoreUrl};
 
 use crate::args::Args;
-use crate::serve::ServeError;
+use crate::error::ServeError;
 
 /// How long all have to open before those that did are led without the others.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);

@@ -36,6 +36,24 @@ pub(crate) fn make_bucket(endpoint: &str, name: &str, lock: bool) {
     });
 }
 
+/// Deletes every version that the store lets go, then puts a delete marker on what is left.
+async fn delete_all(client: &aws_sdk_s3::Client, bucket: &str) {
+    let (mut deleted, mut kept) = (0, 0);
+    for _ in 0..2 {
+        let listed = client.list_object_versions().bucket(bucket).send().await.unwrap();
+        assert_ne!(listed.is_truncated(), Some(true), "a thousand versions are enough for this test");
+        for v in listed.versions() {
+            let (key, version) = (v.key().unwrap(), v.version_id().unwrap());
+            match client.delete_object().bucket(bucket).key(key).version_id(version).send().await {
+                Ok(_) => deleted += 1,
+                Err(_) => kept += 1,
+            }
+            client.delete_object().bucket(bucket).key(key).send().await.unwrap();
+        }
+    }
+    assert!(deleted > 0 && kept > 10, "{deleted} went, {kept} stayed");
+}
+
 #[test]
 fn a_committed_point_can_neither_be_deleted_nor_shortened() {
     let Some(server) = Seaweed::start("object lock on a real S3 server") else { return };
@@ -50,14 +68,30 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
 
     let m = server.milkrun("locked", "some/prefix", folder.path());
     let key = folder.path().join("key.pub").display().to_string();
-    let made =
-        m.run(["init", "--lock", "compliance", "--lock-for", "1h", "--write-public-key", &key, "--json"]).ok().json();
+    let recovery = folder.path().join("recovery.key").display().to_string();
+    let made = m
+        .run([
+            "init",
+            "--lock",
+            "compliance",
+            "--lock-for",
+            "1h",
+            "--write-public-key",
+            &key,
+            "--write-recovery-key",
+            &recovery,
+            "--json",
+        ])
+        .ok()
+        .json();
     assert_eq!(made["lock_enforced"], true);
     assert!(made["policies"]["writer"]["Statement"].is_array());
     let image = folder.path().join("image");
     fs::write(&image, [noise(40 << 20, 1), vec![0; 8 << 20]].concat()).unwrap();
     m.run(["backup", "shop", "--volume", &volume(&image)]).ok();
+    let first = fs::read(&image).unwrap();
     fs::write(&image, [noise(40 << 20, 1), noise(1 << 20, 2), vec![0; 7 << 20]].concat()).unwrap();
+    let contents = [first, fs::read(&image).unwrap()];
     let second = m.run(["backup", "shop", "--volume", &volume(&image), "--json"]).ok().json();
     assert!(second["volumes"][0]["new_bytes"].as_u64().unwrap() < 2 << 20, "{second}");
 
@@ -78,7 +112,7 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
     runtime.block_on(async {
         let store = S3::new("locked", "some/prefix", S3Options::default()).await.unwrap();
         let mut tried = 0;
-        for prefix in ["packs/", "points/", "placements/", "repository.json"] {
+        for prefix in ["packs/", "points/", "placements/", "keys/", "domains/", "repository.json"] {
             for l in store.versions(prefix).await.unwrap() {
                 let deleted = store.delete(&l.key, &l.version).await;
                 assert!(matches!(deleted, Err(DeleteError::Locked(_))), "{}: {deleted:?}", l.key);
@@ -91,7 +125,7 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
                 tried += 1;
             }
         }
-        assert!(tried >= 8, "{tried}");
+        assert!(tried >= 10, "{tried}");
 
         // A root has a delete marker, and another version on top: the locked version is still found, and both are
         // reported.
@@ -111,6 +145,29 @@ fn a_committed_point_can_neither_be_deleted_nor_shortened() {
     fs::remove_file(&out).unwrap();
     m.run(["restore", "shop", "--volume", &volume(&out)]).ok();
     assert!(fs::read(&out).unwrap() == fs::read(&image).unwrap());
+
+    // Somebody with all rights but the bypass deletes whatever goes, and hides the rest. Every point is restored afterwards, with the
+    // password and with the recovery key, also from a machine without a cache.
+    runtime.block_on(delete_all(&client(&server.endpoint()), "locked"));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let m = server.milkrun("locked", "some/prefix", elsewhere.path());
+    let points = m.run(["points", "--json"]).ok().json();
+    let points: Vec<_> = points["points"].as_array().unwrap().iter().map(|p| p["point"].clone()).collect();
+    assert_eq!(points.len(), 2);
+    for (n, point) in points.iter().enumerate() {
+        for args in [&[][..], &["--recovery-key-file", &recovery]] {
+            let out = elsewhere.path().join("out");
+            let _ = fs::remove_file(&out);
+            m.run([&["restore", point.as_str().unwrap(), "--volume", &volume(&out)], args].concat()).ok();
+            assert!(fs::read(&out).unwrap() == contents[n], "point {n} {args:?}");
+        }
+    }
+    let said = m.run(["verify", "--json"]);
+    assert_eq!(said.code, Some(3));
+    assert!(!said.out.contains("missing"), "what is hidden is not missing: {}", said.out);
+    // The next backup goes on, and its keys are those of before.
+    let third = m.run(["backup", "shop", "--volume", &volume(&image), "--json"]).ok().json();
+    assert_eq!(third["volumes"][0]["new_bytes"], 0, "{third}");
 
     let wrong = server.milkrun("locked", "some/prefix", folder.path()).env("AWS_SECRET_ACCESS_KEY", "wrong");
     wrong.run(["points"]).fails(1, "access denied");

@@ -184,9 +184,7 @@ fn damage(message: String) -> CliError {
 pub(crate) fn find_error(what: &str, e: FindError) -> CliError {
     match e {
         FindError::Store(f) => f.into(),
-        e @ FindError::Namesakes(_) => {
-            CliError::failed(format!("{what}: {e}")).with("Say which one is meant: --cluster-id ID, --namespace NAME.")
-        }
+        e @ FindError::Namesakes(_) => CliError::failed(format!("{what}: {e}")),
         FindError::None => CliError::failed(format!("{what}: there is no such restore point"))
             .with("`milkrun points` lists what there is."),
         e @ (FindError::Refused { .. } | FindError::NewestRefused { .. }) => damage(format!("{what}: {}", chain(&e))),

@@ -86,7 +86,7 @@ pub enum FindError {
     #[error("there is no such restore point")]
     None,
     /// There is none of this application, and there are of others of its name.
-    #[error("there is no such restore point; there are some of {}", listed(.0))]
+    #[error("there is no such restore point; there are some of {}: say which is meant by --cluster-id and --namespace", listed(.0))]
     Namesakes(Vec<AppId>),
     /// There is something in its place that is not it.
     #[error("{key} is refused: {reason}")]

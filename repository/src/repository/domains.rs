@@ -150,7 +150,10 @@ impl Repository {
             if let Some(domain) = newest {
                 return Ok(domain);
             }
-            let number = taken.map_or(0, |n| n.saturating_add(1)).max(least);
+            // Points may need keys that are gone: other keys of that number would pass for theirs.
+            let points = self.catalog().list(Some(app)).await?.points;
+            let used = points.iter().map(|f| f.root.domain).max();
+            let number = taken.max(used).map_or(0, |n| n.saturating_add(1)).max(least);
             let id = DomainId { app: *app, number };
             match self.domain(id).await {
                 // A listing that leaves it out must not lead to other keys.
