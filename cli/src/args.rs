@@ -278,7 +278,7 @@ pub(crate) enum Certs {
         /// A name, for logs
         #[arg(value_name = "NAME")]
         name: String,
-        /// What it may do: view, backup or restore, of all applications or of one (backup:shop), or operate (drain nodes)
+        /// What it may do: view, backup or restore, of all applications or of one (backup:shop), operate (drain nodes), or operator (open runs and name what they read and write)
         #[arg(long, value_name = "ROLE", required = true)]
         role: Vec<Role>,
     },

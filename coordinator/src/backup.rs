@@ -9,6 +9,7 @@ mod finish;
 mod fragmentation;
 mod layout;
 mod map_part;
+pub(crate) mod opened;
 mod order;
 mod pages;
 mod parent;
@@ -18,6 +19,7 @@ mod replay;
 mod sets;
 mod take_over;
 mod volume;
+mod waiting;
 
 pub use error::BackupError;
 pub(crate) use execute::execute;
@@ -52,6 +54,7 @@ use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::assignment::{Assigned, RefusedCall};
+use crate::inventory::SourceSpec;
 use crate::journal::Journal;
 use claims::{Claimed, Claims};
 use quota::Quota;
@@ -88,7 +91,7 @@ pub struct Run {
     metadata: tokio::sync::Mutex<MetadataWriter>,
     /// The application's keys.
     domain: Arc<Domain>,
-    volumes: HashMap<String, tokio::sync::Mutex<VolumeBuild>>,
+    volumes: Mutex<HashMap<String, Build>>,
     /// Packs that this run stored.
     stored: Mutex<HashMap<PackId, StoredPack>>,
     /// Packs that maps of this run name.
@@ -112,7 +115,7 @@ pub struct Run {
     /// Where what is done is written down, if another leader could go on.
     journal: Option<Journal>,
     /// Of volumes, where they are known.
-    sizes: HashMap<String, Option<u64>>,
+    sizes: Mutex<HashMap<String, u64>>,
     /// By node.
     quotas: Mutex<HashMap<String, Quota>>,
     /// Bytes that were granted since the journal was written.
@@ -120,6 +123,9 @@ pub struct Run {
     /// Packs that were granted and are not sealed yet.
     granted: Mutex<HashMap<PackId, Granted>>,
 }
+
+/// The map of a volume while it is made.
+type Build = Arc<tokio::sync::Mutex<VolumeBuild>>;
 
 /// A pack that somebody has leave to store.
 struct Granted {
@@ -161,18 +167,35 @@ impl Run {
     /// # Errors
     /// [`RefusedCall`].
     pub fn check(&self, a: &wire::Assignment, peer: &Peer) -> Result<(), RefusedCall> {
-        if !self.volumes.contains_key(&a.volume) {
+        if !lock(&self.volumes).contains_key(&a.volume) {
             return Err(RefusedCall::NoVolume(a.volume.clone()));
         }
         lock(&self.assigned).get(&a.volume).ok_or(RefusedCall::Stale)?.check(a, peer)
     }
 
+    /// The map of a volume of this run while it is made.
+    fn build_of(&self, volume: &str) -> Option<Build> {
+        lock(&self.volumes).get(volume).cloned()
+    }
+
+    /// A volume's bytes, where they are known beforehand.
+    fn size_of(&self, volume: &str) -> Option<u64> {
+        lock(&self.sizes).get(volume).copied()
+    }
+
+    /// A volume is of this run from now on.
+    fn add_volume(&self, source: &SourceSpec, build: VolumeBuild) {
+        let name = source.name.to_string();
+        lock(&self.sizes).extend(source.size.map(|size| (name.clone(), size)));
+        lock(&self.volumes).insert(name, Arc::new(tokio::sync::Mutex::new(build)));
+    }
+
     /// A volume has a node: from now on only calls of this attempt count. Returns where it goes on from.
     async fn assign(&self, volume: &str, attempt: u32, node: &str) -> u64 {
         lock(&self.assigned).insert(volume.to_owned(), Assigned { attempt, node: node.to_owned() });
-        lock(&self.quotas).entry(node.to_owned()).or_default().add(volume, self.sizes.get(volume).copied().flatten());
+        lock(&self.quotas).entry(node.to_owned()).or_default().add(volume, self.size_of(volume));
         self.note_granted(node, volume, 0);
-        match self.volumes.get(volume) {
+        match self.build_of(volume) {
             Some(build) => build.lock().await.begin_attempt(attempt),
             None => 0,
         }

@@ -1,6 +1,7 @@
 //! Restore runs: what the download service works on ([`Run`]), and the run itself (`execute`).
 
 mod execute;
+mod opened;
 mod order;
 mod plan;
 mod progress;
@@ -8,6 +9,7 @@ mod take_over;
 mod targets;
 
 pub(crate) use execute::execute;
+pub(crate) use opened::execute_opened;
 pub use order::{Order, TargetSpec};
 pub use plan::{PageStream, Telling};
 pub(crate) use take_over::LeftRestore;
@@ -32,6 +34,9 @@ use crate::inventory::InventoryError;
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
+    /// Whoever opened it never finished it.
+    #[error("the restore was opened a day ago and never finished; nothing was written")]
+    NeverFinished,
     /// The order makes no sense.
     #[error("{0}")]
     Order(String),

@@ -10,7 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::RunId;
+use milkrun_repository::point::journal::Complete;
 use tokio::sync::mpsc;
+
+use crate::inventory::SourceSpec;
+use crate::restore::TargetSpec;
 
 pub(crate) use inbox::Inbox;
 use inbox::Room;
@@ -32,11 +36,20 @@ pub enum RunEvent {
     },
     /// Somebody wants it stopped.
     Cancel,
+    /// A run that was opened gets a source.
+    AddSource(Box<SourceSpec>, Reply),
+    /// A restore that was opened gets a target.
+    AddTarget(Box<TargetSpec>, Reply),
+    /// A run that was opened gets no more sources or targets.
+    Complete(Box<Complete>, Reply),
     /// A node's agent is gone.
     AgentGone(String),
     /// A node is taken out of work: what it has of the run goes on elsewhere.
     Drained(String),
 }
+
+/// Where the one who asked hears what became of it.
+pub type Reply = tokio::sync::oneshot::Sender<Result<(), String>>;
 
 /// Ended runs that can still be seen.
 const KEPT: usize = 256;
@@ -76,6 +89,21 @@ impl Runs {
             let Some(at) = ended else { break };
             table.feeds.remove(at);
         }
+    }
+
+    /// As [`Self::show`], unless a run of this id is shown already: that one.
+    pub fn show_once(&self, feed: Feed) -> Result<(), Feed> {
+        // Whoever else comes in between is shown the one that came first.
+        let known = {
+            let mut table = self.table();
+            let id = feed.now().run;
+            let known = table.feeds.iter().find(|f| f.now().run == id).cloned();
+            if known.is_none() {
+                table.feeds.push_back(feed);
+            }
+            known
+        };
+        known.map_or(Ok(()), Err)
     }
 
     /// What can be seen, oldest first.

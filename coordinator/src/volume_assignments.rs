@@ -90,6 +90,13 @@ impl<'a> VolumeAssignments<'a> {
         moves
     }
 
+    /// One more waits from now on.
+    pub(crate) fn add(&mut self, name: &str, reach: Vec<Reach>) {
+        let fresh = Move { reach, state: State::Done, attempt: 0, failures: 0, failed_at: None };
+        self.volumes.insert(name.to_owned(), fresh);
+        self.wait(name);
+    }
+
     fn wait(&mut self, name: &str) {
         self.coordinator.admission.over(&self.run, name);
         let Some(m) = self.volumes.get_mut(name) else { return };

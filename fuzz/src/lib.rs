@@ -119,8 +119,8 @@ fn stored() -> Vec<Target> {
         Target::canonical("journal of a restore", golden!("restore-journal-body-v2.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))
         }),
-        Target::canonical("ended run", golden!("ended-body-v1.bin").to_vec(), |b| {
-            ended::decode(b).ok().map(|(run, moment)| ended::encode(&run, moment))
+        Target::canonical("ended run", golden!("ended-body-v2.bin").to_vec(), |b| {
+            ended::decode(b).ok().map(|(run, moment, outcome)| ended::encode(&run, moment, outcome))
         }),
         Target::canonical("notes of a journal", golden!("journal-notes-body-v2.bin").to_vec(), |b| {
             journal::decode(b).ok().map(|x| journal::encode(&x))

@@ -58,6 +58,8 @@ pub enum Action {
     Restore,
     /// Drain nodes, and put them back to work. For all applications only.
     Operate,
+    /// Open runs and name what they read and write, and where: what a cluster's operator does. For all applications only.
+    Orchestrate,
 }
 
 impl Action {
@@ -67,6 +69,7 @@ impl Action {
             Self::Backup => "backup",
             Self::Restore => "restore",
             Self::Operate => "operate",
+            Self::Orchestrate => "operator",
         }
     }
 }
@@ -89,7 +92,7 @@ pub struct Role {
 /// Not a role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no role: write view, backup or restore (of all applications), view:APP, backup:APP or restore:APP, or operate"
+    "{0:?} is no role: write view, backup or restore (of all applications), view:APP, backup:APP or restore:APP, operate, or operator"
 )]
 pub struct BadRole(String);
 
@@ -101,9 +104,11 @@ impl FromStr for Role {
             Some((action, application)) => (action, Some(application.to_owned())),
             None => (s, None),
         };
-        let all = [Action::View, Action::Backup, Action::Restore, Action::Operate];
+        let all = [Action::View, Action::Backup, Action::Restore, Action::Operate, Action::Orchestrate];
         let action = all.into_iter().find(|a| a.as_str() == action).ok_or_else(bad)?;
-        let sound = application.as_deref().is_none_or(|a| !a.is_empty() && action != Action::Operate);
+        let sound = application
+            .as_deref()
+            .is_none_or(|a| !a.is_empty() && !matches!(action, Action::Operate | Action::Orchestrate));
         if sound { Ok(Self { action, application }) } else { Err(bad()) }
     }
 }
@@ -164,7 +169,10 @@ impl Peer {
             Self::Agent(_) | Self::Coordinator => false,
             Self::User { roles, .. } => roles.iter().any(|r| {
                 // Every other role of an application includes `view`.
-                let enough = r.action == action || (action == Action::View && r.action != Action::Operate);
+                let enough = match r.action {
+                    Action::Orchestrate => action != Action::Operate,
+                    of => of == action || (action == Action::View && of != Action::Operate),
+                };
                 enough && r.application.as_deref().is_none_or(|of| application == Some(of))
             }),
         }

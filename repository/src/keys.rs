@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::chunk::pages::{PageDigest, PageHasher};
 use crate::clock::entropy;
-use crate::id::{AppHash, AppId, ChunkId};
+use crate::id::{AppHash, AppId, ChunkId, RunId};
 use crate::wire::Encoder;
 
 /// Length of an Ed25519 signature.
@@ -102,6 +102,15 @@ impl KeyRing {
         let mut out = [0; AppHash::LEN];
         out.copy_from_slice(&full.as_bytes()[..AppHash::LEN]);
         AppHash::from_bytes(out)
+    }
+
+    /// The run of a request: whoever asks again with the same id finds the same run.
+    pub fn run_of_request(&self, request: &str) -> RunId {
+        let key = blake3::derive_key("milkrun v2 runs of requests", self.envelope.as_slice());
+        let full = blake3::keyed_hash(&key, request.as_bytes());
+        let mut out = [0; RunId::LEN];
+        out.copy_from_slice(&full.as_bytes()[..RunId::LEN]);
+        RunId::from_bytes(out)
     }
 
     /// Authenticates files of the local index cache.

@@ -134,9 +134,9 @@ fn damaged_packs_sample() {
 #[test]
 fn ended_sample() {
     let (run, moment) = (RunId::from_bytes([7; 8]), Moment::from_millis(1_800_000_000_000));
-    let body = golden("ended-body-v1.bin", || ended::encode(&run, moment));
-    assert_eq!(ended::decode(&body).unwrap(), (run, moment));
-    assert_eq!(ended::encode(&run, moment), body);
+    let body = golden("ended-body-v2.bin", || ended::encode(&run, moment, ended::Outcome::Failed));
+    assert_eq!(ended::decode(&body).unwrap(), (run, moment, ended::Outcome::Failed));
+    assert_eq!(ended::encode(&run, moment, ended::Outcome::Failed), body);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod exhausted;
 mod leaders;
 mod many_nodes;
 mod network_partitions;
+mod opened_runs;
 mod queued_backups;
 mod refused;
 mod releases;

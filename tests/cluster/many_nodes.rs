@@ -59,7 +59,9 @@ fn metrics_and_logs_show_what_a_coordinator_and_an_agent_do() {
     assert!(value(at_coordinator, "milkrun_grants_total") >= 2.0);
     assert!(value(at_coordinator, "milkrun_journal_writes_total") >= 3.0);
     assert_eq!(value(at_coordinator, "milkrun_agents") as u64, 2);
-    assert!(value(at_coordinator, "milkrun_last_success_timestamp_seconds{application=\"shop\"}") > 1.7e9);
+    assert!(
+        value(at_coordinator, "milkrun_last_success_timestamp_seconds{application=\"shop\",repository=\"\"}") > 1.7e9
+    );
     assert_eq!(value(at_coordinator, "milkrun_runs_total{kind=\"backup\",outcome=\"done\"}") as u64, 1);
     // Each line is a JSON document, and names its run.
     for log in [coordinator.log(), agent.log()] {

@@ -1,6 +1,5 @@
 //! Assigns a run's volumes to nodes that reach them, again when an agent is lost, until all are done or one has failed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +7,13 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::journal::Record;
+use milkrun_repository::repository::OpenPoint;
 use tokio::sync::mpsc;
 use wire::from_agent::Message as FromAgent;
 use wire::to_agent::Message as ToAgent;
 
 use super::order::Order;
-use super::{BackupError, Run};
+use super::{BackupError, Run, opened};
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
 use crate::runs::view::Feed;
@@ -26,17 +26,20 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// How often a run looks whether a volume waits in vain.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// How long a run that was opened may wait to be finished: snapshots may be ready hours later.
+const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Moves the volumes to their end, or until one fails.
 pub(super) async fn assign_volumes(
     coordinator: &Coordinator,
-    order: &Order,
+    order: &mut Order,
     run: &Arc<Run>,
+    parent: Option<&OpenPoint>,
     due: Option<Moment>,
     done: Vec<String>,
     inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
     feed: &Feed,
 ) -> Result<(), BackupError> {
-    let sources: HashMap<&str, &SourceSpec> = order.sources.iter().map(|s| (s.name.as_str(), s)).collect();
     for name in &done {
         show_whole(run, name, feed).await;
     }
@@ -44,9 +47,9 @@ pub(super) async fn assign_volumes(
     let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
     let mut moves =
         VolumeAssignments::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
-    let mut look = tokio::time::interval(LOOK_EVERY);
+    let (mut look, since) = (tokio::time::interval(LOOK_EVERY), tokio::time::Instant::now());
     let result = loop {
-        if moves.all_done() {
+        if order.complete && moves.all_done() {
             break Ok(());
         }
         let event = tokio::select! {
@@ -55,6 +58,7 @@ pub(super) async fn assign_volumes(
                 None => break Err(BackupError::AgentGone),
             },
             _ = look.tick() => match moves.forsaken() {
+                _ if !order.complete && since.elapsed() > OPEN_MAX => break Err(BackupError::NeverFinished),
                 None => {
                     // The inventory may have changed, and who is there.
                     moves.renew();
@@ -63,7 +67,7 @@ pub(super) async fn assign_volumes(
                 Some((volume, nodes)) => break Err(BackupError::NoNode { volume, nodes }),
             },
         };
-        match apply(coordinator, order, run, &sources, &mut moves, feed, event).await {
+        match apply(coordinator, order, run, parent, &mut moves, feed, event).await {
             Ok(()) => {}
             Err(e) => break Err(e),
         }
@@ -90,16 +94,16 @@ pub(super) async fn assign_volumes(
 /// Applies one event.
 async fn apply(
     coordinator: &Coordinator,
-    order: &Order,
+    order: &mut Order,
     run: &Arc<Run>,
-    sources: &HashMap<&str, &SourceSpec>,
+    parent: Option<&OpenPoint>,
     moves: &mut VolumeAssignments<'_>,
     feed: &Feed,
     event: RunEvent,
 ) -> Result<(), BackupError> {
     match event {
         RunEvent::Placed { volume, node } => {
-            let Some(source) = sources.get(volume.as_str()) else { return Ok(()) };
+            let Some(source) = order.source(&volume) else { return Ok(()) };
             let Some(given) = moves.placed(&volume, &node) else { return Ok(()) };
             let resume_at = run.assign(&volume, given.attempt, &node).await;
             if given.attempt > 1 || resume_at > 0 {
@@ -112,7 +116,8 @@ async fn apply(
             } else {
                 run.begin_by_list(&volume, source, order.full_every, given.attempt, resume_at).await?
             };
-            let has_parent = run.volumes[volume.as_str()].lock().await.has_parent();
+            let Some(build) = run.build_of(&volume) else { return Ok(()) };
+            let has_parent = build.lock().await.has_parent();
             let a = assignment_of(coordinator, run, &volume, given.attempt);
             let message = wire::BackupVolume {
                 has_parent,
@@ -142,7 +147,7 @@ async fn apply(
                 Verdict::Stale => Ok(()),
                 Verdict::Again => {
                     tracing::warn!(run = %run.root.run, volume = a.volume, node, reason = f.reason, "a volume goes on elsewhere");
-                    give_back(run, moves, &a.volume, sources)
+                    give_back(run, moves, &a.volume, order)
                 }
                 Verdict::Final => {
                     run.release(&a.volume);
@@ -154,7 +159,7 @@ async fn apply(
         RunEvent::AgentGone(_) if coordinator.inventory.trusts_orders() => Err(BackupError::AgentGone),
         RunEvent::AgentGone(node) => {
             for (volume, _) in moves.at(&node) {
-                give_back(run, moves, &volume, sources)?;
+                give_back(run, moves, &volume, order)?;
             }
             Ok(())
         }
@@ -163,8 +168,23 @@ async fn apply(
                 if let Some(link) = coordinator.agents.link(&node) {
                     link.send(ToAgent::Cancel(assignment_of(coordinator, run, &volume, attempt))).await;
                 }
-                give_back(run, moves, &volume, sources)?;
+                give_back(run, moves, &volume, order)?;
             }
+            Ok(())
+        }
+        RunEvent::AddSource(source, reply) => {
+            let added = opened::add_source(order, run, parent, moves, *source).await?;
+            // Whoever asked may be gone.
+            drop(reply.send(added));
+            Ok(())
+        }
+        RunEvent::Complete(complete, reply) => {
+            let completed = opened::complete(order, run, *complete).await?;
+            drop(reply.send(completed));
+            Ok(())
+        }
+        RunEvent::AddTarget(_, reply) => {
+            drop(reply.send(Err("the run is a backup: it has no targets".into())));
             Ok(())
         }
         RunEvent::Agent(..) => Ok(()),
@@ -174,21 +194,16 @@ async fn apply(
 
 /// Shows all bytes of a volume whose map is complete.
 async fn show_whole(run: &Run, volume: &str, feed: &Feed) {
-    let Some(build) = run.volumes.get(volume) else { return };
+    let Some(build) = run.build_of(volume) else { return };
     if let Some(len) = build.lock().await.finished.as_ref().map(|f| f.entry.map.len) {
         feed.whole(volume, len);
     }
 }
 
 /// A volume lost its node: it waits for another. A stream that was begun can't be read again.
-fn give_back(
-    run: &Run,
-    moves: &mut VolumeAssignments<'_>,
-    volume: &str,
-    sources: &HashMap<&str, &SourceSpec>,
-) -> Result<(), BackupError> {
+fn give_back(run: &Run, moves: &mut VolumeAssignments<'_>, volume: &str, order: &Order) -> Result<(), BackupError> {
     run.release(volume);
-    if sources.get(volume).is_some_and(|s| s.stream) {
+    if order.source(volume).is_some_and(|s| s.stream) {
         moves.done(volume);
         let reason = "its agent is gone, and a stream can't be read twice".to_owned();
         return Err(BackupError::Volume { volume: volume.to_owned(), reason, kind: wire::failed::Kind::Source });

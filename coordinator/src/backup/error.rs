@@ -47,6 +47,9 @@ pub enum BackupError {
         /// What is wrong.
         what: &'static str,
     },
+    /// Whoever opened it never finished it.
+    #[error("the run was opened a day ago and never finished; nothing was committed")]
+    NeverFinished,
     /// Somebody stopped it.
     #[error("stopped; nothing was committed")]
     Cancelled,

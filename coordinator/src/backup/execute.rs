@@ -16,11 +16,9 @@ use milkrun_repository::pack::PackKind;
 use milkrun_repository::point::Root;
 use milkrun_repository::point::catalog::FindError;
 use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
-use milkrun_repository::point::ended;
+use milkrun_repository::point::ended::{self, Outcome};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
-use milkrun_repository::point::root::{FREE_LEFT_OUT, VolumeKind};
-use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::store::{CreateError, Key, Version};
 
 use super::assign::assign_volumes;
@@ -28,14 +26,13 @@ use super::finish::commit;
 use super::order::Order;
 use super::parent::{self, Choice};
 use super::replay::begin;
-use super::volume::{Before, Facts, VolumeBuild};
-use super::{BackupError, Run};
+use super::volume::VolumeBuild;
+use super::{BackupError, Run, waiting};
 use crate::Coordinator;
-use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
 use crate::rpc::status;
 use crate::runs::Inbox;
-use crate::runs::queue::{NoTurn, WAITING_MAX};
+use crate::runs::queue::{NoTurn, Turn, WAITING_MAX};
 use crate::runs::view::Feed;
 
 /// Runs a backup to its end.
@@ -46,20 +43,20 @@ pub(crate) async fn execute(
     coordinator: &Coordinator,
     mut order: Order,
     id: RunId,
+    mut inbox: Inbox,
     feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
     let choice: Choice = order.parent.parse()?;
-    let listed = || match coordinator.inventory.trusts_orders() {
+    let listed = || match coordinator.inventory.trusts_orders() || order.open {
         true => Ok(None),
         false => coordinator.inventory.application(&order.application.name).map(Some),
     };
     // An application that is not there need not wait to be told so.
     listed()?;
-    let (mut inbox, _announced) = coordinator.runs.announce(id);
-    let _turn = coordinator.runs.turn(&order.application, &mut inbox, feed).await.map_err(|e| match e {
-        NoTurn::Cancelled => BackupError::Cancelled,
-        NoTurn::Full => BackupError::TooManyWait(WAITING_MAX),
-    })?;
+    let _turn = match coordinator.runs.turn_if_free(&order.application) {
+        Some(turn) => turn,
+        None => wait(coordinator, &order, id, &mut inbox, feed).await?,
+    };
     let mut rpo = None;
     // As it is now: it may have waited for long.
     if let Some(application) = listed()? {
@@ -86,7 +83,30 @@ pub(crate) async fn execute(
     };
     let lease = take_lease(coordinator, &root, &order.host).await?;
     let plan = Plan { root, since: lease.made, choice, locks, rpo, left: None, inbox };
-    execute_plan(coordinator, &order, plan, feed, lease).await
+    execute_plan(coordinator, &mut order, plan, feed, lease).await
+}
+
+/// Waits for the turn. The order is written down meanwhile: another coordinator lets it wait on.
+async fn wait(
+    coordinator: &Coordinator,
+    order: &Order,
+    id: RunId,
+    inbox: &mut Inbox,
+    feed: &Feed,
+) -> Result<Turn, BackupError> {
+    let written = match coordinator.leadership {
+        Some(_) => Some(waiting::write(&coordinator.repository, id, order, feed).await?),
+        None => None,
+    };
+    let turn = coordinator.runs.turn(&order.application, inbox, feed).await.map_err(|e| match e {
+        NoTurn::Cancelled => BackupError::Cancelled,
+        NoTurn::Full => BackupError::TooManyWait(WAITING_MAX),
+    });
+    // It has its own lease in a moment, or is over.
+    if let Some(written) = written {
+        waiting::delete(&coordinator.repository, id, &written).await;
+    }
+    turn
 }
 
 /// Runs a backup whose lease is taken.
@@ -95,7 +115,7 @@ pub(crate) async fn execute(
 /// As [`execute`].
 pub(super) async fn execute_plan(
     coordinator: &Coordinator,
-    order: &Order,
+    order: &mut Order,
     plan: Plan,
     feed: &Feed,
     lease: Taken,
@@ -127,8 +147,9 @@ pub(super) async fn execute_plan(
     // The run is over and this process will not commit it any more: nobody needs its journal and its lease. What can't be
     // deleted (a writer without that right) is ended by the collector.
     if coordinator.leadership.is_some() {
+        let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Failed };
         // First of all: whoever puts the journal back later must not bring the run back to life.
-        if let Err(e) = ended::write(repository, &id).await {
+        if let Err(e) = ended::write(repository, &id, outcome).await {
             tracing::warn!(run = %id, error = %e, "can't write down that a run is over; its root or its lease's age ends it");
         }
         Journal::delete(repository, &id).await;
@@ -177,7 +198,7 @@ pub(super) struct Plan {
 
 async fn run(
     coordinator: &Coordinator,
-    order: &Order,
+    order: &mut Order,
     plan: Plan,
     feed: &Feed,
     began: tokio::time::Instant,
@@ -205,7 +226,6 @@ async fn run(
         parent::complete_index(repository, parent, &mut index).await?;
     }
     let preparer = Preparer::new(domain.chunks().clone()).map_err(BackupError::Setup)?;
-    let volumes = order.sources.iter().map(|s| (s.name.to_string(), build(s, root.moment, parent.as_ref()))).collect();
     let run = Arc::new(Run {
         repository: repository.clone(),
         cache: coordinator.cache.clone(),
@@ -219,7 +239,7 @@ async fn run(
         preparer,
         metadata: tokio::sync::Mutex::new(MetadataWriter::new(repository.target(&domain, PackKind::Metadata))),
         domain,
-        volumes,
+        volumes: Mutex::default(),
         stored: Mutex::default(),
         referenced: Mutex::default(),
         // What was set aside counts as gone.
@@ -236,11 +256,14 @@ async fn run(
             .leadership
             .is_some()
             .then(|| Journal::new(repository.clone(), root.run, coordinator.epoch)),
-        sizes: order.sources.iter().map(|s| (s.name.to_string(), s.size)).collect(),
+        sizes: Mutex::default(),
         quotas: Mutex::default(),
         granted_unwritten: AtomicU64::new(0),
         granted: Mutex::default(),
     });
+    for source in &order.sources {
+        run.add_volume(source, VolumeBuild::of(source, root.moment, parent.as_ref()));
+    }
     coordinator.backups.begin(root.run, coordinator.epoch, run.clone());
     let mut inbox = coordinator.runs.begin(root.run, inbox);
     feed.update(|v| {
@@ -251,10 +274,12 @@ async fn run(
     let due = rpo.map(|rpo| parent.as_ref().map_or(root.moment, |p| p.found.root.moment.plus(rpo)));
     let parent_id = parent.as_ref().map(|p| p.found.root.id());
     let result = match prepare(order, &run, parent_id, left, feed).await {
-        Ok(done) => match assign_volumes(coordinator, order, &run, due, done, &mut inbox, feed).await {
-            Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
-            Err(e) => Err(e),
-        },
+        Ok(done) => {
+            match assign_volumes(coordinator, order, &run, parent.as_ref(), due, done, &mut inbox, feed).await {
+                Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
+                Err(e) => Err(e),
+            }
+        }
         Err(e) => Err(e),
     };
     coordinator.backups.end(&root.run);
@@ -282,21 +307,4 @@ async fn prepare(
     journal.note(Record::TakeOver { epoch: left.epoch, number: left.number });
     journal.write().await?;
     run.replay(&left).await
-}
-
-fn build(source: &SourceSpec, began: Moment, parent: Option<&OpenPoint>) -> tokio::sync::Mutex<VolumeBuild> {
-    let kind = if source.stream { VolumeKind::Stream } else { VolumeKind::Image };
-    // Only images are predicted: a stream's bytes shift.
-    let before = parent.and_then(|p| {
-        let i = p.body.volumes.iter().position(|v| v.name == source.name && v.kind == kind && !source.stream)?;
-        let volume = &p.body.volumes[i];
-        let before = Before {
-            map: p.map(i, &volume.map),
-            by_lists: volume.layout.by_lists,
-            left_out: volume.notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)),
-        };
-        Some(before)
-    });
-    let facts = Facts { moment: source.moment.unwrap_or(began), claim: source.claim.clone() };
-    tokio::sync::Mutex::new(VolumeBuild::new(source.name.clone(), kind, facts, before))
 }

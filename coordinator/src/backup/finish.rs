@@ -33,7 +33,9 @@ pub(super) async fn commit(
 ) -> Result<control::BackupDone, BackupError> {
     let mut finished: Vec<Finished> = Vec::new();
     for source in &order.sources {
-        finished.extend(run.volumes[source.name.as_str()].lock().await.finished.clone());
+        if let Some(build) = run.build_of(source.name.as_str()) {
+            finished.extend(build.lock().await.finished.clone());
+        }
     }
     if let Some(empty) = finished.iter().find(|f| f.map.len == 0 && !order.allow_empty) {
         return Err(BackupError::Empty(empty.entry.name.clone()));

@@ -48,12 +48,21 @@ pub struct Order {
     pub skip_free: bool,
     /// Of so many points in a row one at least rests on no list of changes; 0: 16.
     pub full_every: u32,
+    /// Sources are added while it goes on, by who may name them.
+    pub open: bool,
+    /// Whether all sources are known.
+    pub complete: bool,
 }
 
 /// Of so many points in a row one at least is read in full, unless an order says otherwise.
 pub(super) const FULL_EVERY: u32 = 16;
 
 impl Order {
+    /// A source by its name.
+    pub(super) fn source(&self, name: &str) -> Option<&SourceSpec> {
+        self.sources.iter().find(|s| s.name.as_str() == name)
+    }
+
     /// Whether it names something, and nothing twice.
     ///
     /// # Errors
@@ -66,7 +75,7 @@ impl Order {
         if let Some(both) = self.skipped.iter().find(|s| names.contains(&s.name)) {
             return Err(BackupError::Order(format!("{} is to be backed up, and to be left out", both.name)));
         }
-        if self.sources.is_empty() && self.manifests.is_empty() {
+        if self.complete && self.sources.is_empty() && self.manifests.is_empty() {
             return Err(BackupError::Order("nothing to back up: name at least one volume, stream or manifest".into()));
         }
         Ok(())

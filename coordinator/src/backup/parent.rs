@@ -164,7 +164,7 @@ impl Run {
         reader: &MetadataReader<'_>,
         detail: Detail,
     ) -> Result<Option<wire::ParentRange>, BackupError> {
-        let Some(build) = self.volumes.get(volume) else { return Ok(None) };
+        let Some(build) = self.build_of(volume) else { return Ok(None) };
         loop {
             let mut guard = build.lock().await;
             let build = &mut *guard;
@@ -228,7 +228,7 @@ impl Run {
         attempt: u32,
         reader: &MetadataReader<'_>,
     ) -> Result<Option<wire::ParentRange>, BackupError> {
-        let Some(build) = self.volumes.get(volume) else { return Ok(None) };
+        let Some(build) = self.build_of(volume) else { return Ok(None) };
         let root = {
             let build = build.lock().await;
             build.origin().filter(|root| build.attempt == attempt && root.len > 0)
@@ -279,7 +279,7 @@ impl Run {
         attempt: u32,
         resume_at: u64,
     ) -> Result<bool, BackupError> {
-        let Some(build) = self.volumes.get(volume) else { return Ok(false) };
+        let Some(build) = self.build_of(volume) else { return Ok(false) };
         let mut build = build.lock().await;
         let most = if full_every == 0 { FULL_EVERY } else { full_every };
         let due = build.lists_before.saturating_add(1) >= most;
@@ -316,7 +316,7 @@ impl Run {
     /// # Errors
     /// [`BackupError::Journal`].
     pub(super) async fn begin_leaving_out(&self, volume: &str) -> Result<(), BackupError> {
-        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
+        let Some(build) = self.build_of(volume) else { return Ok(()) };
         let mut build = build.lock().await;
         build.leaves_out = true;
         let name = build.name.clone();

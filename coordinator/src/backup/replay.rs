@@ -16,16 +16,20 @@ use super::{BackupError, Run, lock};
 use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
 
-/// What another leader needs to begin this run again.
-pub(super) fn begin(order: &Order, root: &Root, parent: Option<PointId>, ordered_by: String) -> Record {
-    let source = |s: &SourceSpec| journal::Source {
+/// A source, as journals have it.
+pub(super) fn source(s: &SourceSpec) -> journal::Source {
+    journal::Source {
         name: s.name.clone(),
         stream: s.stream,
         size: s.size.unwrap_or(0),
         moment: s.moment,
         claim: s.claim.clone(),
         reach: s.reach.iter().map(|r| (r.node.clone().unwrap_or_default(), r.path.clone())).collect(),
-    };
+    }
+}
+
+/// What another leader needs to begin this run again.
+pub(super) fn begin(order: &Order, root: &Root, parent: Option<PointId>, ordered_by: String) -> Record {
     Record::Begin(journal::Begin {
         application: order.application.clone(),
         namespace_uid: order.namespace_uid.clone(),
@@ -39,6 +43,7 @@ pub(super) fn begin(order: &Order, root: &Root, parent: Option<PointId>, ordered
         allow_mounted: order.allow_mounted,
         allow_changing: order.allow_changing,
         allow_empty: order.allow_empty,
+        open: order.open,
         ordered_by,
         host: order.host.clone(),
         sources: order.sources.iter().map(source).collect(),
@@ -87,7 +92,8 @@ impl Run {
     ) -> Result<Option<String>, BackupError> {
         match record {
             // Those of a restore are none of a backup.
-            Record::Begin(_) | Record::Ended => {}
+            // Its volumes are there already.
+            Record::Begin(_) | Record::Source(_) | Record::Complete(_) | Record::Ended => {}
             Record::TakeOver { .. } => lock(&self.quotas).values_mut().for_each(Quota::forgive),
             Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
             Record::Sealed { pack, entries } => {
@@ -105,16 +111,16 @@ impl Run {
             Record::Granted { node, volume, bytes } => {
                 let mut quotas = lock(&self.quotas);
                 let quota = quotas.entry(node).or_default();
-                quota.add(volume.as_str(), self.sizes.get(volume.as_str()).copied().flatten());
+                quota.add(volume.as_str(), self.size_of(volume.as_str()));
                 quota.granted = quota.granted.saturating_add(bytes);
             }
             Record::ByList { volume } => {
-                if let Some(build) = self.volumes.get(volume.as_str()) {
+                if let Some(build) = self.build_of(volume.as_str()) {
                     build.lock().await.by_list = true;
                 }
             }
             Record::LeavesOut { volume } => {
-                if let Some(build) = self.volumes.get(volume.as_str()) {
+                if let Some(build) = self.build_of(volume.as_str()) {
                     build.lock().await.leaves_out = true;
                 }
             }
@@ -155,7 +161,7 @@ impl Run {
         reader: &MetadataReader<'_>,
     ) -> Result<(), BackupError> {
         loop {
-            let told = match self.volumes.get(volume.as_str()) {
+            let told = match self.build_of(volume.as_str()) {
                 Some(build) => build.lock().await.told_to,
                 None => return Ok(()),
             };

@@ -25,8 +25,10 @@ use milkrun_repository::point::root::Root;
 use milkrun_repository::store::{Failure, GetError, Listed, Trouble, read_listed};
 
 use super::execute::{self, Plan, Taken};
+use super::opened;
 use super::order::Order;
 use super::parent::Choice;
+use super::waiting;
 use crate::Coordinator;
 use crate::inventory::{Reach, SourceSpec};
 use crate::journal::{Journal, Left};
@@ -90,6 +92,7 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             leases.entry(run).or_default().push(v);
         }
     }
+    let begun: Vec<RunId> = leases.keys().copied().collect();
     let looks = leases.into_iter().map(|(run, versions)| find_one(coordinator, run, versions));
     let mut looks = futures::stream::iter(looks).buffered(LOOKS);
     while let Some(found) = looks.next().await {
@@ -109,6 +112,12 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             }
             Ok(restore) => restores.push(restore),
         }
+    }
+    // Orders that waited wait on, behind those that had begun.
+    for left in waiting::all(repository, &begun).await? {
+        tracing::warn!(run = %left.run, "an order that waited when another coordinator left goes on waiting");
+        let coordinator = coordinator.clone();
+        tokio::spawn(async move { wait_on(&coordinator, left).await });
     }
     // Their targets are theirs before anybody can order another restore; of two that want the same place, the newer one's.
     restores.sort_by_key(|r| std::cmp::Reverse(r.began));
@@ -207,17 +216,17 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
         .name_in(&coordinator.cluster)
         .and_then(|name| coordinator.inventory.application(name).ok()?.rpo);
     let (inbox, _announced) = coordinator.runs.announce(lease.run);
-    let plan = Plan {
-        root,
-        since: taken.made,
-        choice: begin.parent.map_or(Choice::None, Choice::Point),
-        locks,
-        rpo,
-        left: Some(left),
-        inbox,
-    };
-    let order = order_of(begin);
-    let outcome = match execute::execute_plan(coordinator, &order, plan, &feed, taken).await {
+    let choice = begin.parent.map_or(Choice::None, Choice::Point);
+    let mut order = order_of(begin);
+    for record in &left.told {
+        match record {
+            Record::Source(source) => order.sources.push(source_of(source.clone())),
+            Record::Complete(complete) => opened::take(&mut order, complete.clone()),
+            _ => {}
+        }
+    }
+    let plan = Plan { root, since: taken.made, choice, locks, rpo, left: Some(left), inbox };
+    let outcome = match execute::execute_plan(coordinator, &mut order, plan, &feed, taken).await {
         Ok(done) => Outcome::BackedUp(done),
         Err(e) => {
             tracing::error!(run = %lease.run, reason = milkrun_repository::point::catalog::chain(&e), "a run failed");
@@ -227,8 +236,26 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     feed.end(outcome);
 }
 
-fn order_of(begin: journal::Begin) -> Order {
-    let source = |s: journal::Source| SourceSpec {
+async fn wait_on(coordinator: &Coordinator, left: waiting::Left) {
+    let waiting::Left { run, begin } = left;
+    let application = Some(begin.application.clone());
+    let feed = Feed::new(run, RunKind::Backup, application, begin.ordered_by.clone()).of_repository(&coordinator.name);
+    coordinator.runs.show(feed.clone());
+    let parent = begin.parent.map_or_else(|| "auto".to_owned(), |p| p.to_string());
+    let order = Order { parent, ..order_of(begin) };
+    let (inbox, _announced) = coordinator.runs.announce(run);
+    let outcome = match execute::execute(coordinator, order, run, inbox, &feed).await {
+        Ok(done) => Outcome::BackedUp(done),
+        Err(e) => {
+            tracing::error!(%run, reason = milkrun_repository::point::catalog::chain(&e), "a run failed");
+            Outcome::Failed(status::backup(&e))
+        }
+    };
+    feed.end(outcome);
+}
+
+fn source_of(s: journal::Source) -> SourceSpec {
+    SourceSpec {
         name: s.name,
         stream: s.stream,
         size: (s.size > 0).then_some(s.size),
@@ -238,12 +265,15 @@ fn order_of(begin: journal::Begin) -> Order {
         skip_free: false,
         moment: s.moment,
         claim: s.claim,
-    };
+    }
+}
+
+fn order_of(begin: journal::Begin) -> Order {
     Order {
         application: begin.application,
         namespace_uid: begin.namespace_uid,
         class: begin.class,
-        sources: begin.sources.into_iter().map(source).collect(),
+        sources: begin.sources.into_iter().map(source_of).collect(),
         skipped: begin.skipped,
         manifests: begin.manifests,
         manifest_objects: begin.manifest_objects,
@@ -258,5 +288,7 @@ fn order_of(begin: journal::Begin) -> Order {
         whole_chunks: begin.whole_chunks,
         skip_free: false,
         full_every: 0,
+        open: begin.open,
+        complete: !begin.open,
     }
 }

@@ -15,6 +15,7 @@ use milkrun_repository::id::{ChunkId, PackId, VolumeName};
 use milkrun_repository::pack::Place;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::root::{FREE_LEFT_OUT, FileSystem, Layout, MapId, VolumeEntry, VolumeKind};
+use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
 use super::layout::Effort;
@@ -23,6 +24,7 @@ use super::pages::{lists_max, sent};
 use super::parent_region::{ParentRegion, Placed};
 use super::{BackupError, Run, joined, lock};
 use crate::assignment::RefusedCall;
+use crate::inventory::SourceSpec;
 use crate::journal::Journal;
 use crate::one_line::one_line;
 
@@ -121,7 +123,21 @@ enum Planned {
 }
 
 impl VolumeBuild {
-    pub(super) fn new(name: VolumeName, kind: VolumeKind, facts: Facts, before: Option<Before>) -> Self {
+    /// Of a source of a run that began then; its parent predicts, if it has this volume.
+    pub(super) fn of(source: &SourceSpec, began: Moment, parent: Option<&OpenPoint>) -> Self {
+        let kind = if source.stream { VolumeKind::Stream } else { VolumeKind::Image };
+        // Only images are predicted: a stream's bytes shift.
+        let before = parent.and_then(|p| {
+            let i = p.body.volumes.iter().position(|v| v.name == source.name && v.kind == kind && !source.stream)?;
+            let volume = &p.body.volumes[i];
+            let left_out = volume.notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT));
+            Some(Before { map: p.map(i, &volume.map), by_lists: volume.layout.by_lists, left_out })
+        });
+        let facts = Facts { moment: source.moment.unwrap_or(began), claim: source.claim.clone() };
+        Self::new(source.name.clone(), kind, facts, before)
+    }
+
+    fn new(name: VolumeName, kind: VolumeKind, facts: Facts, before: Option<Before>) -> Self {
         let lists_before = before.as_ref().map_or(0, |p| p.by_lists);
         let left_out_before = before.as_ref().is_some_and(|p| p.left_out);
         let parent = before.map(|p| p.map);
@@ -251,7 +267,7 @@ impl Run {
         regions: Vec<wire::Region>,
         journal: Option<&Journal>,
     ) -> Result<(), BackupError> {
-        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
+        let Some(build) = self.build_of(volume) else { return Ok(()) };
         let mut build = build.lock().await;
         if build.attempt != attempt {
             // Given to somebody else while this call waited.
@@ -447,7 +463,7 @@ impl Run {
 
     /// As [`Self::finish`], in memory alone.
     pub(super) async fn take_finish(&self, volume: &str, done: wire::FinishRequest) -> Result<(), BackupError> {
-        let Some(build) = self.volumes.get(volume) else { return Ok(()) };
+        let Some(build) = self.build_of(volume) else { return Ok(()) };
         let mut build = build.lock().await;
         if done.assignment.as_ref().is_none_or(|a| a.attempt != build.attempt) {
             return Err(RefusedCall::Stale.into());
@@ -484,7 +500,7 @@ impl Run {
         let data = map.len.saturating_sub(build.hole_bytes);
         let (new_bytes, stored_bytes) = (done.new_bytes.min(data), done.stored_bytes.min(self.stored_bytes()));
         let read_bytes = done.read_bytes.min(map.len.saturating_add(sampled_bytes).saturating_mul(2));
-        if let Some(listed) = self.sizes.get(volume).copied().flatten().filter(|listed| map.len > *listed) {
+        if let Some(listed) = self.size_of(volume).filter(|listed| map.len > *listed) {
             notes.push(format!("the inventory says {listed} bytes, and its agent says {}", map.len));
         }
         let layout = Layout { by_lists, sampled_bytes, ..std::mem::take(&mut build.effort).finish().await? };

@@ -11,6 +11,7 @@ use milkrun_repository::id::{AppId, RunId};
 use milkrun_repository::point::Root;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::{FindError, chain};
+use milkrun_repository::point::ended::Outcome;
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::repository::{NoDomain, OpenPoint, PointError};
 use tokio::sync::mpsc;
@@ -81,6 +82,26 @@ pub(super) async fn look_up(
 ) -> Result<LookedUp, RestoreError> {
     let began = tokio::time::Instant::now();
     let repository = &coordinator.repository;
+    let point = find(coordinator, order, by, feed).await?;
+    let names: Vec<String> = point.body.volumes.iter().map(|v| v.name.to_string()).collect();
+    let wanted = check_targets(order, &names)?;
+    check_places(coordinator, order, &point.body.application)?;
+    let manifests = if order.manifests { repository.manifests(&point).await? } else { Vec::new() };
+    let mut left_out: Vec<String> = names.into_iter().filter(|n| !wanted.contains_key(n)).collect();
+    if !order.manifests && point.body.manifests.is_some() {
+        left_out.push("manifests".into());
+    }
+    Ok(LookedUp { began, point, wanted, left_out, manifests })
+}
+
+/// Finds the point, and whether who orders may restore it.
+pub(super) async fn find(
+    coordinator: &Coordinator,
+    order: &Order,
+    by: Option<&Peer>,
+    feed: &Feed,
+) -> Result<OpenPoint, RestoreError> {
+    let repository = &coordinator.repository;
     let found = repository.select(&order.selector).await.map_err(|e| match e {
         FindError::Store(f) => RestoreError::Store(f),
         source => RestoreError::Find { selector: order.selector_text.clone(), source },
@@ -102,15 +123,7 @@ pub(super) async fn look_up(
     {
         return Err(RestoreError::Role { who: by.to_string(), selector: order.selector_text.clone() });
     }
-    let names: Vec<String> = point.body.volumes.iter().map(|v| v.name.to_string()).collect();
-    let wanted = check_targets(order, &names)?;
-    check_places(coordinator, order, &application)?;
-    let manifests = if order.manifests { repository.manifests(&point).await? } else { Vec::new() };
-    let mut left_out: Vec<String> = names.into_iter().filter(|n| !wanted.contains_key(n)).collect();
-    if !order.manifests && point.body.manifests.is_some() {
-        left_out.push("manifests".into());
-    }
-    Ok(LookedUp { began, point, wanted, left_out, manifests })
+    Ok(point)
 }
 
 /// Says loudly if a newer point was here once: what is restored then is older than it could be.
@@ -156,7 +169,8 @@ pub(super) async fn carry_out(
         v.point = id.to_string();
     });
     let moved = assign_volumes(coordinator, order, &run, run_id, &mut inbox, feed, &progress).await;
-    let ended = progress.end(coordinator).await;
+    let outcome = if moved.is_ok() { Outcome::Done } else { Outcome::Failed };
+    let ended = progress.end(coordinator, outcome).await;
     // Who goes on with it writes again what is said to be done, or to be over, here.
     let volumes = match (moved, ended) {
         (Err(e), Err(RestoreError::Unended { .. })) => return Err(RestoreError::Unended { how: chain(&e) }),
@@ -172,7 +186,7 @@ pub(super) async fn carry_out(
 
 /// Only where the inventory lets an application's restores write, may they: agents write to devices as root.
 fn check_places(coordinator: &Coordinator, order: &Order, application: &AppId) -> Result<(), RestoreError> {
-    if coordinator.inventory.trusts_orders() || order.targets.is_empty() {
+    if coordinator.inventory.trusts_orders() || order.by_operator || order.targets.is_empty() {
         return Ok(());
     }
     let known = coordinator.inventory.application(&application.name)?;

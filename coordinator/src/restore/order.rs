@@ -18,10 +18,12 @@ pub struct Order {
     pub force: bool,
     /// Zero what a larger target has beyond the volume.
     pub discard_rest: bool,
+    /// Whoever ordered it may name targets that the inventory does not list.
+    pub by_operator: bool,
 }
 
 /// A volume and where it goes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetSpec {
     /// The volume's name in the point.
     pub name: VolumeName,

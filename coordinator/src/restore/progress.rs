@@ -12,7 +12,7 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppId, PointId, RunId, VolumeName};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::point::catalog::chain;
-use milkrun_repository::point::ended;
+use milkrun_repository::point::ended::{self, Outcome};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::journal::restore::{Restore, Target, Work};
 use milkrun_repository::point::lease::Lease;
@@ -93,6 +93,7 @@ impl Progress {
             ordered_by,
             force: order.force,
             discard_rest: order.discard_rest,
+            by_operator: order.by_operator,
             targets: order.targets.iter().map(target).collect(),
         };
         // First what the run is, then the lease that makes others look for it.
@@ -192,14 +193,14 @@ impl Progress {
     ///
     /// # Errors
     /// [`RestoreError::Followed`] if somebody else leads since, and goes on with it; [`RestoreError::Unended`] if somebody else could.
-    pub(super) async fn end(self, coordinator: &Coordinator) -> Result<(), RestoreError> {
+    pub(super) async fn end(self, coordinator: &Coordinator, outcome: Outcome) -> Result<(), RestoreError> {
         let Some(leadership) = coordinator.leadership.clone().filter(|_| self.journal.is_some()) else {
             return Ok(());
         };
         if !leadership.is_newest(coordinator.epoch).await {
             return Err(RestoreError::Followed);
         }
-        if self.try_end().await {
+        if self.try_end(outcome).await {
             return Ok(());
         }
         tracing::warn!(run = %self.run, "can't write down that this restore ended: trying on, as long as this coordinator leads");
@@ -210,7 +211,7 @@ impl Progress {
                 if !leadership.is_newest(epoch).await {
                     return;
                 }
-                if self.try_end().await {
+                if self.try_end(outcome).await {
                     tracing::info!(run = %self.run, "the end of the restore is written");
                     return;
                 }
@@ -220,10 +221,10 @@ impl Progress {
         if has_lease { Err(RestoreError::Unended { how: DONE.into() }) } else { Ok(()) }
     }
 
-    async fn try_end(&self) -> bool {
+    async fn try_end(&self, outcome: Outcome) -> bool {
         let Some(journal) = &self.journal else { return true };
         // First of all, and whatever becomes of the journal: somebody may hold its next key.
-        let ended = ended::write(&self.repository, &self.run);
+        let ended = ended::write(&self.repository, &self.run, outcome);
         if !matches!(tokio::time::timeout(NOTE_LIMIT, ended).await, Ok(Ok(()))) {
             return false;
         }

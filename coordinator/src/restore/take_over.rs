@@ -6,6 +6,7 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::id::RunId;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::chain;
+use milkrun_repository::point::ended::Outcome as Ended;
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::journal::restore::{Restore, Target};
 use milkrun_repository::store::{Key, Version};
@@ -79,7 +80,7 @@ impl LeftRestore {
         let order = order_of(self.restore);
         let progress = Progress::take_over(coordinator, self.run, self.left, self.lease).await?;
         if is_old {
-            progress.end(coordinator).await?;
+            progress.end(coordinator, Ended::Failed).await?;
             return Err(RestoreError::Old);
         }
         loop {
@@ -93,7 +94,7 @@ impl LeftRestore {
                     tokio::time::sleep(ASK_EVERY).await;
                 }
                 Err(e) => {
-                    progress.end(coordinator).await?;
+                    progress.end(coordinator, Ended::Failed).await?;
                     return Err(e);
                 }
             }
@@ -110,7 +111,7 @@ impl LeftRestore {
         let taken = RestoreError::Taken { path, run: other };
         tracing::error!(%run, reason = chain(&taken), "a restore that was left is over");
         if let Ok(progress) = Progress::take_over(coordinator, run, self.left, self.lease).await
-            && let Err(e) = progress.end(coordinator).await
+            && let Err(e) = progress.end(coordinator, Ended::Failed).await
         {
             tracing::warn!(%run, reason = chain(&e), "and may go on elsewhere");
         }
@@ -132,5 +133,6 @@ fn order_of(restore: Restore) -> Order {
         manifests: false,
         force: restore.force,
         discard_rest: restore.discard_rest,
+        by_operator: restore.by_operator,
     }
 }

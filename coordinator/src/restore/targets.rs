@@ -186,6 +186,20 @@ impl<'a> Targets<'a> {
                 }
                 self.prepare().await
             }
+            RunEvent::AddSource(_, reply) => {
+                drop(reply.send(Err("the run is a restore: it has no sources".into())));
+                Ok(())
+            }
+            RunEvent::AddTarget(target, reply) => {
+                // The same one again: whoever asked did not hear the answer.
+                let known = self.targets.get(target.name.as_str()).is_some_and(|t| *t.spec == *target);
+                drop(reply.send(if known { Ok(()) } else { Err("the restore has begun to write".into()) }));
+                Ok(())
+            }
+            RunEvent::Complete(_, reply) => {
+                drop(reply.send(Ok(())));
+                Ok(())
+            }
             // A target is where it is: what is being written there ends first.
             RunEvent::Drained(_) | RunEvent::Finished(_) => Ok(()),
             RunEvent::Cancel => Err(RestoreError::Cancelled),

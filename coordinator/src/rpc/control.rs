@@ -1,17 +1,14 @@
 //! The service for clients that order: orders come in, progress and results go out. A run goes on whether anybody watches or not.
 
+mod opened;
+mod orders;
+
 use std::pin::Pin;
-use std::time::Duration;
 
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_server::Control;
-use milkrun_repository::Repository;
-use milkrun_repository::chunk::codec::Level;
-use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{AppId, ClusterId, RunId};
-use milkrun_repository::point::Selector;
-use milkrun_repository::point::root::Class;
+use milkrun_repository::id::RunId;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,11 +18,11 @@ use tracing::Instrument;
 use super::transport::connection::peer_of;
 use super::transport::gate::Kept;
 use super::{run_events, status};
-use crate::inventory::{Reach, SourceSpec};
 use crate::repositories::{Repositories, Standing};
 use crate::runs::RunEvent;
 use crate::runs::view::{Feed, Kind, Outcome, View};
-use crate::{backup, manifests, restore, skipped};
+use crate::{backup, restore};
+use orders::{application, backup_order, bad, check_manifests, restore_order};
 
 /// Events that wait in the channel.
 const EVENTS_WAITING: usize = 64;
@@ -34,19 +31,10 @@ const MANIFEST_PIECE: usize = 1 << 20;
 /// Bytes of manifests that an order may bring.
 const MANIFESTS_MAX: usize = 256 << 20;
 
-/// The longest lock that an order may ask for, unless the repository's own is longer.
-const LOCK_MAX: Duration = Duration::from_secs(365 * 86_400);
-/// Bytes of a host's name (RFC 1035: 253 characters).
-const HOST_MAX: usize = 253;
-
 /// The service.
 pub struct Service(pub Repositories);
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn bad(e: &(dyn std::error::Error + 'static)) -> Status {
-    Status::invalid_argument(e.to_string())
-}
 
 fn may(peer: &Peer, action: Action, application: Option<&str>) -> Result<(), Status> {
     if peer.may(action, application) {
@@ -59,71 +47,6 @@ fn may(peer: &Peer, action: Action, application: Option<&str>) -> Result<(), Sta
 }
 
 impl Service {
-    fn backup_order(&self, o: control::BackupOrder, repository: &Repository) -> Result<backup::Order, Status> {
-        let trusted = self.0.shared().inventory.trusts_orders();
-        if !trusted && !o.sources.is_empty() {
-            return Err(Status::invalid_argument(
-                "which volumes an application has, and where, is said by the coordinator's inventory: name none",
-            ));
-        }
-        let application = self.application(&o.application, &o.cluster, &o.namespace)?;
-        if !trusted && application.name_in(&self.0.shared().cluster).is_none() {
-            let what = format!(
-                "the inventory lists applications of cluster {} alone, without namespaces",
-                self.0.shared().cluster
-            );
-            return Err(Status::invalid_argument(what));
-        }
-        let skipped = o.skipped.iter().map(|s| skipped::from_wire(s).map_err(|e| bad(&e)));
-        let sources = o.sources.into_iter().map(|s| {
-            let name = s.name.parse().map_err(|e| bad(&e))?;
-            let reach = vec![Reach { node: None, path: s.path }];
-            let changed_from = Some(s.changed_from).filter(|p| !p.is_empty());
-            let moment = (s.moment_ms != 0).then(|| Moment::from_millis(s.moment_ms));
-            let (stream, claim) = (s.stream, s.claim);
-            Ok(SourceSpec { name, stream, size: None, reach, changed_from, skip_free: false, moment, claim })
-        });
-        Level::new(o.level).map_err(|e| bad(&e))?;
-        let most = LOCK_MAX.max(repository.config.lock.period);
-        // Where the one who orders is not the one who answers for the bucket: compliance can't be taken back.
-        if !trusted && o.lock_seconds > most.as_secs() {
-            let what = format!("a lock of {} s: a coordinator takes at most {} s", o.lock_seconds, most.as_secs());
-            return Err(Status::invalid_argument(what));
-        }
-        if o.host.len() > HOST_MAX || o.host.chars().any(char::is_control) {
-            return Err(status::nonsense("the host's name is too long, or no text"));
-        }
-        Ok(backup::Order {
-            application,
-            namespace_uid: o.namespace_uid,
-            class: if o.class.is_empty() { Class::None } else { o.class.parse().map_err(|e| bad(&e))? },
-            skipped: skipped.collect::<Result<_, Status>>()?,
-            sources: sources.collect::<Result<_, Status>>()?,
-            manifests: Vec::new(),
-            manifest_objects: o.manifest_objects,
-            lock_for: (o.lock_seconds > 0).then(|| Duration::from_secs(o.lock_seconds)),
-            parent: o.parent,
-            level: o.level,
-            adapt_level: o.adapt_level,
-            host: o.host,
-            allow_mounted: o.allow_mounted,
-            allow_changing: o.allow_changing,
-            allow_empty: o.allow_empty,
-            whole_chunks: o.whole_chunks,
-            skip_free: o.skip_free,
-            full_every: o.full_every,
-        })
-    }
-
-    /// The application that is meant.
-    fn application(&self, name: &str, cluster: &str, namespace: &str) -> Result<AppId, Status> {
-        let cluster =
-            if cluster.is_empty() { self.0.shared().cluster.clone() } else { cluster.parse().map_err(|e| bad(&e))? };
-        let namespace = Some(namespace).filter(|n| !n.is_empty());
-        let namespace = namespace.map(str::parse).transpose().map_err(|e| bad(&e))?;
-        Ok(AppId { cluster, namespace, name: name.parse().map_err(|e| bad(&e))? })
-    }
-
     fn run_id(bytes: &[u8]) -> Result<RunId, Status> {
         RunId::try_from(bytes).map_err(|e| bad(&e))
     }
@@ -140,37 +63,6 @@ impl Service {
         self.may_for(peer, Action::View, &feed.now())?;
         Ok(feed)
     }
-}
-
-fn restore_order(r: control::RestoreRequest, own: &ClusterId) -> Result<restore::Order, Status> {
-    let cluster = if r.cluster.is_empty() { own.clone() } else { r.cluster.parse().map_err(|e| bad(&e))? };
-    let namespace = Some(r.namespace.as_str()).filter(|n| !n.is_empty());
-    let namespace = namespace.map(str::parse).transpose().map_err(|e| bad(&e))?;
-    let selector: Selector = r.selector.parse().map_err(|e| bad(&e))?;
-    let targets = r.targets.into_iter().map(|t| {
-        let name = t.name.parse().map_err(|e| bad(&e))?;
-        let node = Some(t.node).filter(|n| !n.is_empty());
-        Ok(restore::TargetSpec { name, path: t.path, node, stream: t.stream })
-    });
-    Ok(restore::Order {
-        selector: selector.within(cluster, namespace),
-        targets: targets.collect::<Result<_, Status>>()?,
-        selector_text: r.selector,
-        manifests: r.manifests,
-        force: r.force,
-        discard_rest: r.discard_rest,
-    })
-}
-
-/// What is stored as manifests are manifests, and as many as were announced: nobody could restore others.
-fn check_manifests(order: &backup::Order) -> Result<(), Status> {
-    let objects = manifests::decode(&order.manifests)
-        .map_err(|line| Status::invalid_argument(format!("line {line} of the manifests is no Kubernetes object")))?;
-    if objects.len() == order.manifest_objects as usize {
-        return Ok(());
-    }
-    let what = format!("{} manifests came, and {} were announced", objects.len(), order.manifest_objects);
-    Err(Status::invalid_argument(what))
 }
 
 #[tonic::async_trait]
@@ -190,10 +82,12 @@ impl Control for Service {
         let Some(control::backup_request::Message::Order(order)) = first else {
             return Err(status::nonsense("the order comes first"));
         };
-        let application = self.application(&order.application, &order.cluster, &order.namespace)?;
+        let shared = self.0.shared();
+        let application = application(&order.application, &order.cluster, &order.namespace, &shared.cluster)?;
         may(&peer, Action::Backup, self.0.shared().role_name(&application))?;
         let coordinator = self.0.one(&order.repository).map_err(|e| status::no_repository(&e))?;
-        let mut order = self.backup_order(order, &coordinator.repository)?;
+        let trusted = shared.inventory.trusts_orders();
+        let mut order = backup_order(order, shared, &coordinator.repository, trusted)?;
         while let Some(message) = incoming.message().await? {
             match message.message {
                 Some(control::backup_request::Message::Manifests(piece)) => order.manifests.extend_from_slice(&piece),
@@ -203,7 +97,9 @@ impl Control for Service {
                 return Err(status::nonsense("more than 256 MiB of manifests"));
             }
         }
-        let order = tokio::task::spawn_blocking(move || check_manifests(&order).map(|()| order));
+        let order = tokio::task::spawn_blocking(move || {
+            check_manifests(&order.manifests, order.manifest_objects).map(|()| order)
+        });
         let order = order.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
         let id = RunId::random();
         let feed = Feed::new(id, Kind::Backup, Some(order.application.clone()), peer.to_string())
@@ -213,7 +109,8 @@ impl Control for Service {
         let (repository, epoch) = (&coordinator.name, coordinator.epoch);
         let span = tracing::info_span!("backup", run = %id, application = %order.application, repository, epoch);
         let work = async move {
-            let outcome = match backup::execute(&coordinator, order, id, &shown).await {
+            let (inbox, _announced) = coordinator.runs.announce(id);
+            let outcome = match backup::execute(&coordinator, order, id, inbox, &shown).await {
                 Ok(done) => Outcome::BackedUp(done),
                 Err(e) => {
                     tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");
@@ -263,6 +160,29 @@ impl Control for Service {
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
         tokio::spawn(run_events::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn open_run(&self, request: Request<control::OpenRunRequest>) -> Result<Response<control::Run>, Status> {
+        let peer = peer_of(&request)?;
+        self.open(&peer, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn add_source(&self, request: Request<control::AddSourceRequest>) -> Result<Response<control::Run>, Status> {
+        let peer = peer_of(&request)?;
+        self.add_source_to(&peer, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn add_target(&self, request: Request<control::AddTargetRequest>) -> Result<Response<control::Run>, Status> {
+        let peer = peer_of(&request)?;
+        self.add_target_to(&peer, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn finish(
+        &self,
+        request: Request<Streaming<control::FinishRunRequest>>,
+    ) -> Result<Response<control::Run>, Status> {
+        let peer = peer_of(&request)?;
+        self.finish_run(&peer, request.into_inner()).await.map(Response::new)
     }
 
     async fn cancel(&self, request: Request<control::CancelRequest>) -> Result<Response<control::CancelReply>, Status> {

@@ -73,6 +73,11 @@ pub fn no_repository(e: &NoRepository) -> Status {
     Status::new(code, e.to_string())
 }
 
+/// The store failed.
+pub fn failure(e: &Failure) -> Status {
+    Status::new(of_failure(e), milkrun_repository::point::catalog::chain(e))
+}
+
 /// A failed backup.
 pub fn backup(e: &BackupError) -> Status {
     let code = match e {
@@ -90,6 +95,7 @@ pub fn backup(e: &BackupError) -> Status {
         BackupError::Create(_, CreateError::Failed(f)) | BackupError::Journal(JournalError::Store(f)) => of_failure(f),
         BackupError::Empty(_)
         | BackupError::Nonsense { .. }
+        | BackupError::NeverFinished
         | BackupError::AgentGone
         | BackupError::NoNode { .. }
         | BackupError::Refused(_)
@@ -122,6 +128,7 @@ pub fn restore(e: &RestoreError) -> Status {
         RestoreError::Volume { kind, .. } => of_kind(*kind),
         RestoreError::Cancelled => Code::Cancelled,
         RestoreError::AgentGone
+        | RestoreError::NeverFinished
         | RestoreError::NoNode { .. }
         | RestoreError::Taken { .. }
         | RestoreError::Old

@@ -18,6 +18,13 @@ pub(crate) struct Inbox {
     pub(super) receiver: mpsc::UnboundedReceiver<RunEvent>,
 }
 
+impl Inbox {
+    /// The next event.
+    pub(crate) async fn next(&mut self) -> Option<RunEvent> {
+        self.receiver.recv().await
+    }
+}
+
 impl Default for Inbox {
     fn default() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();

@@ -4,7 +4,7 @@
 //! ```text
 //!  0  16  magic "milkrun sealed\0\0"
 //! 16   2  version = 1
-//! 18   2  kind (1 index segment, 2 lease, 3 journal, 4 leader, 5 damaged packs, 6 ended run)
+//! 18   2  kind (1 index segment, 2 lease, 3 journal, 4 leader, 5 damaged packs, 6 ended run, 7 waiting order)
 //! 20   4  reserved, zero
 //! 24  32  salt; the object's own key = BLAKE3-keyed(envelope key, salt), used once, so the nonce is zero
 //! 56   n  ciphertext, then 16 bytes of tag     AAD: bytes 0..56, repository id, object key
@@ -37,6 +37,8 @@ pub enum Kind {
     Damaged = 5,
     /// A run that is over.
     Ended = 6,
+    /// An order that waits for its turn.
+    Waiting = 7,
 }
 
 /// Why an envelope was refused.

@@ -3,10 +3,10 @@
 //! [envelope]; locked, where the repository locks, for as long as a run may be gone on with.
 //!
 //! ```text
-//! run id 8, moment i64 in ms
+//! run id 8, moment i64 in ms, outcome u8: 1 it did what it was to do, 2 it did not
 //! ```
 //!
-//! It stays until garbage is collected: 88 bytes each.
+//! It stays until garbage is collected: 89 bytes each.
 
 use std::time::Duration;
 
@@ -25,19 +25,33 @@ pub const LIFE: Duration = Duration::from_secs(30 * 86_400);
 pub const KEPT: Duration = Duration::from_secs(31 * 86_400);
 
 /// The body's bytes.
-pub fn encode(run: &RunId, moment: Moment) -> Vec<u8> {
-    Encoder::new().raw(run.as_bytes()).i64(moment.millis()).finish()
+pub fn encode(run: &RunId, moment: Moment, outcome: Outcome) -> Vec<u8> {
+    Encoder::new().raw(run.as_bytes()).i64(moment.millis()).u8(outcome as u8).finish()
 }
 
-/// Parses a body: the run, and when it ended.
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what it was to do.
+    Done = 1,
+    /// It did not.
+    Failed = 2,
+}
+
+/// Parses a body: the run, when it ended, and how.
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn decode(body: &[u8]) -> Result<(RunId, Moment), Malformed> {
+pub fn decode(body: &[u8]) -> Result<(RunId, Moment, Outcome), Malformed> {
     let mut d = Decoder::new(body);
-    let ended = (RunId::from_bytes(d.array("run")?), Moment::from_millis(d.i64("moment")?));
+    let (run, moment) = (RunId::from_bytes(d.array("run")?), Moment::from_millis(d.i64("moment")?));
+    let outcome = match d.u8("outcome")? {
+        1 => Outcome::Done,
+        2 => Outcome::Failed,
+        _ => return Err(d.bad("outcome")),
+    };
     d.finish("end of an ended run")?;
-    Ok(ended)
+    Ok((run, moment, outcome))
 }
 
 /// Objects of a run that are looked at side by side: whoever may write can put thousands there.
@@ -48,11 +62,11 @@ const LOOKS: usize = 16;
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn write(repository: &Repository, run: &RunId) -> Result<(), Failure> {
+pub async fn write(repository: &Repository, run: &RunId, outcome: Outcome) -> Result<(), Failure> {
     let now = Moment::now();
     let lock = repository.config.lock.mode.firmness().map(|firmness| Lock { firmness, until: now.plus(KEPT) });
     let key = Key::ended(run, u64::from_le_bytes(entropy()));
-    let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Ended, &encode(run, now));
+    let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Ended, &encode(run, now, outcome));
     match repository.store.create(&key, object.into(), lock).await {
         Ok(_) => Ok(()),
         Err(CreateError::Exists(_)) => Err(Failure::new(Operation::Create, key, Trouble::Foreign)),
@@ -65,24 +79,36 @@ pub async fn write(repository: &Repository, run: &RunId) -> Result<(), Failure> 
 /// # Errors
 /// [`Failure`] when the store can't be asked.
 pub async fn is_ended(repository: &Repository, run: &RunId) -> Result<bool, Failure> {
+    Ok(outcome(repository, run).await?.is_some())
+}
+
+/// How a run ended, if it is over; of several ends a good one counts.
+///
+/// # Errors
+/// [`Failure`] when the store can't be asked.
+pub async fn outcome(repository: &Repository, run: &RunId) -> Result<Option<Outcome>, Failure> {
     let listed = repository.store.versions(&Key::ends(run)).await?;
     let looks = listed.into_iter().filter(|l| !l.delete_marker).map(|version| is_end(repository, run, version));
     let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS);
+    let mut found = None;
     while let Some(look) = looks.next().await {
-        if look? {
-            return Ok(true);
+        match look? {
+            Some(Outcome::Done) => return Ok(Some(Outcome::Done)),
+            Some(Outcome::Failed) => found = Some(Outcome::Failed),
+            None => {}
         }
     }
-    Ok(false)
+    Ok(found)
 }
 
-async fn is_end(repository: &Repository, run: &RunId, version: Listed) -> Result<bool, Failure> {
+async fn is_end(repository: &Repository, run: &RunId, version: Listed) -> Result<Option<Outcome>, Failure> {
     let object = match read_listed(&*repository.store, &version).await {
         Ok(object) => object,
-        Err(GetError::NotFound(_)) => return Ok(false),
-        Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => return Ok(false),
+        Err(GetError::NotFound(_)) => return Ok(None),
+        Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => return Ok(None),
         Err(GetError::Failed(f)) => return Err(f),
     };
     let body = envelope::open(&repository.ring, &repository.config.id, &version.key, Kind::Ended, &object);
-    Ok(body.is_ok_and(|body| decode(&body).is_ok_and(|(of, _)| of == *run)))
+    let ended = body.ok().and_then(|body| decode(&body).ok());
+    Ok(ended.filter(|(of, ..)| of == run).map(|(.., outcome)| outcome))
 }

@@ -7,7 +7,7 @@
 mod begin;
 pub mod restore;
 
-pub use begin::{Begin, Source};
+pub use begin::{Begin, Complete, Source};
 
 use crate::clock::Moment;
 use crate::id::{ChunkId, VolumeName};
@@ -81,6 +81,10 @@ pub enum Record {
         /// The bytes of one pack; 0: the volume was given to it.
         bytes: u64,
     },
+    /// A source was added to a run that was opened without.
+    Source(Source),
+    /// No more sources are added to a run that was opened without.
+    Complete(Complete),
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
@@ -174,6 +178,8 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
             Record::LeavesOut { volume } => {
                 e.u8(11).text(volume.as_str());
             }
+            Record::Source(source) => source.encode(e.u8(13)),
+            Record::Complete(complete) => complete.encode(e.u8(14)),
             Record::Granted { node, volume, bytes } => {
                 e.u8(12).text(node).text(volume.as_str()).u64(*bytes);
             }
@@ -219,6 +225,8 @@ pub fn decode(body: &[u8]) -> Result<Vec<Record>, Malformed> {
             10 => Record::ByList { volume: volume(&mut d)? },
             11 => Record::LeavesOut { volume: volume(&mut d)? },
             12 => Record::Granted { node: d.text("node")?, volume: volume(&mut d)?, bytes: d.u64("granted bytes")? },
+            13 => Record::Source(Source::decode(&mut d)?),
+            14 => Record::Complete(Complete::decode(&mut d)?),
             _ => return Err(d.bad("record kind")),
         });
     }
@@ -322,6 +330,7 @@ mod tests {
                     ordered_by: note.clone(),
                     force: seed.is_multiple_of(2),
                     discard_rest: seed.is_multiple_of(3),
+                    by_operator: seed.is_multiple_of(7),
                     targets: vec![restore::Target { volume: volume.clone(), node: "a".into(), path: note, stream: seed.is_multiple_of(5) }],
                 }),
                 Record::Reached { moment: Moment::from_millis(seed.into()), volume: volume.clone(), offset: 9, tag: "t".into(), work: Work { written_bytes: 1, hole_bytes: 2, fetched_bytes: 3, requests: seed.into() } },

@@ -44,6 +44,8 @@ impl Key {
             "damaged" => 64 * MIB,
             // 3 MB, or one record that has more: what an order brings, 256 MiB of manifests at most.
             "journal" => 320 * MIB,
+            // What an order brings: 256 MiB of manifests at most.
+            "leases" if self.0.starts_with(Self::all_waiting()) => 320 * MIB,
             // `repository.json`, keys, leases, beats, probes.
             _ => 64 * KIB,
         }
@@ -152,6 +154,21 @@ impl Key {
     /// `leases/<run>`
     pub fn lease(run: &RunId) -> Self {
         Self(format!("leases/{run}"))
+    }
+
+    /// `leases/waiting/`: orders that wait for their turn.
+    pub fn all_waiting() -> &'static str {
+        "leases/waiting/"
+    }
+
+    /// `leases/waiting/<run>`
+    pub fn waiting(run: &RunId) -> Self {
+        Self(format!("leases/waiting/{run}"))
+    }
+
+    /// The run of an order that waits from the key.
+    pub fn parse_waiting(&self) -> Option<RunId> {
+        self.0.strip_prefix(Self::all_waiting())?.parse().ok()
     }
 
     /// `leases/leader/`: who leads.

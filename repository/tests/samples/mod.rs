@@ -214,6 +214,7 @@ pub fn journal() -> Vec<Record> {
             allow_mounted: true,
             allow_changing: false,
             allow_empty: true,
+            open: true,
             ordered_by: "user ann".into(),
             host: "node-1".into(),
             sources: vec![source],
@@ -244,6 +245,19 @@ pub fn journal_notes() -> Vec<Record> {
     let volume = || "data".parse().unwrap();
     vec![
         Record::ByList { volume: volume() },
+        Record::Source(journal::Source {
+            name: "wal".parse().unwrap(),
+            stream: true,
+            size: 0,
+            moment: None,
+            claim: String::new(),
+            reach: vec![("node-a".into(), "/dev/vg/wal".into())],
+        }),
+        Record::Complete(journal::Complete {
+            skipped: body().skipped,
+            manifest_objects: 1,
+            manifests: b"{}\n".to_vec(),
+        }),
         Record::LeavesOut { volume: volume() },
         Record::Granted { node: "node-a".into(), volume: volume(), bytes: 32 << 20 },
     ]
@@ -264,6 +278,7 @@ pub fn restore_journal() -> Vec<Record> {
             ordered_by: "user ann".into(),
             force: false,
             discard_rest: true,
+            by_operator: true,
             targets: vec![target("data", false), target("dump", true)],
         }),
         Record::Reached {

@@ -33,6 +33,8 @@ pub struct Begin {
     pub allow_changing: bool,
     /// Accept volumes and streams without a byte.
     pub allow_empty: bool,
+    /// Sources are added while it goes on.
+    pub open: bool,
     /// Who ordered it, for people.
     pub ordered_by: String,
     /// The host that coordinates, for people.
@@ -64,8 +66,31 @@ pub struct Source {
     pub reach: Vec<(String, String)>,
 }
 
+/// What completes a run that was opened without sources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complete {
+    /// Volumes that are left out.
+    pub skipped: Vec<Skipped>,
+    /// How many manifests.
+    pub manifest_objects: u32,
+    /// The manifests as JSON lines.
+    pub manifests: Vec<u8>,
+}
+
+impl Complete {
+    pub(super) fn encode(&self, e: &mut Encoder) {
+        Skipped::encode_all(&self.skipped, e);
+        e.u32(self.manifest_objects).bytes(&self.manifests);
+    }
+
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let skipped = Skipped::decode_all(d)?;
+        Ok(Self { skipped, manifest_objects: d.u32("object count")?, manifests: d.bytes("manifests")?.to_vec() })
+    }
+}
+
 impl Source {
-    fn encode(&self, e: &mut Encoder) {
+    pub(super) fn encode(&self, e: &mut Encoder) {
         e.text(self.name.as_str()).u8(u8::from(self.stream)).u64(self.size);
         e.i64(self.moment.map_or(0, Moment::millis)).text(&self.claim).count(self.reach.len());
         for (node, path) in &self.reach {
@@ -73,7 +98,7 @@ impl Source {
         }
     }
 
-    fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
         let name = d.text("source")?.parse().map_err(|_| d.bad("source"))?;
         let (stream, size) = (flag(d, "stream")?, d.u64("size")?);
         let moment = Some(d.i64("moment")?).filter(|&ms| ms != 0).map(Moment::from_millis);
@@ -89,7 +114,9 @@ impl Begin {
         self.application.encode(e);
         e.text(&self.namespace_uid).u32(self.domain).u8(self.class as u8).u64(self.lock_ms);
         e.text(&self.parent.map(|p| p.to_string()).unwrap_or_default()).i64(self.level.into());
-        for flag in [self.adapt_level, self.whole_chunks, self.allow_mounted, self.allow_changing, self.allow_empty] {
+        for flag in
+            [self.adapt_level, self.whole_chunks, self.allow_mounted, self.allow_changing, self.allow_empty, self.open]
+        {
             e.u8(u8::from(flag));
         }
         e.text(&self.ordered_by).text(&self.host).count(self.sources.len());
@@ -120,6 +147,7 @@ impl Begin {
             allow_mounted: flag(d, "allow mounted")?,
             allow_changing: flag(d, "allow changing")?,
             allow_empty: flag(d, "allow empty")?,
+            open: flag(d, "open")?,
             ordered_by: d.text("ordered by")?,
             host: d.text("host")?,
             sources: {

@@ -17,6 +17,8 @@ pub struct Restore {
     pub force: bool,
     /// Zero what a larger target has beyond the volume.
     pub discard_rest: bool,
+    /// Whoever ordered it may name targets that no inventory lists.
+    pub by_operator: bool,
     /// Where to.
     pub targets: Vec<Target>,
 }
@@ -51,7 +53,10 @@ impl Restore {
     pub(super) fn encode(&self, e: &mut Encoder) {
         self.application.encode(e);
         e.text(&self.point.to_string()).text(&self.ordered_by);
-        e.u8(u8::from(self.force)).u8(u8::from(self.discard_rest)).count(self.targets.len());
+        e.u8(u8::from(self.force))
+            .u8(u8::from(self.discard_rest))
+            .u8(u8::from(self.by_operator))
+            .count(self.targets.len());
         for t in &self.targets {
             e.text(t.volume.as_str()).text(&t.node).text(&t.path).u8(u8::from(t.stream));
         }
@@ -62,13 +67,14 @@ impl Restore {
         let point = d.text("point")?.parse().map_err(|_| d.bad("point"))?;
         let ordered_by = d.text("ordered by")?;
         let (force, discard_rest) = (flag(d, "force")?, flag(d, "discard rest")?);
+        let by_operator = flag(d, "by an operator")?;
         let n = d.count(4 + 4 + 4 + 1, "target count")?;
         let mut targets = Vec::with_capacity(n);
         for _ in 0..n {
             let (volume, node, path) = (volume(d)?, d.text("node")?, d.text("path")?);
             targets.push(Target { volume, node, path, stream: flag(d, "stream")? });
         }
-        Ok(Self { application, point, ordered_by, force, discard_rest, targets })
+        Ok(Self { application, point, ordered_by, force, discard_rest, by_operator, targets })
     }
 }
 

@@ -1,0 +1,73 @@
+//! A backup that was opened before its sources are known: they are added while it goes on. Each is in the journal before whoever adds
+//! it hears so, and the same one again is no other.
+
+use std::sync::Arc;
+
+use milkrun_repository::point::journal::{Complete, Record};
+use milkrun_repository::repository::OpenPoint;
+
+use super::order::Order;
+use super::replay::source as journaled;
+use super::volume::VolumeBuild;
+use super::{BackupError, Run};
+use crate::inventory::SourceSpec;
+use crate::volume_assignments::VolumeAssignments;
+
+/// Whether a source is added; `Err`: why it is not.
+fn is_new(order: &Order, source: &SourceSpec) -> Result<bool, String> {
+    match order.source(source.name.as_str()) {
+        Some(same) if same == source => Ok(false),
+        Some(_) => Err(format!("the run has a source {} already, which is another", source.name)),
+        None if order.complete => Err(format!("the run is complete: {} comes too late", source.name)),
+        None if !order.open => Err("the run was not opened for sources".into()),
+        None => Ok(true),
+    }
+}
+
+/// Adds a source. The inner error is for the one who asked, the outer one ends the run.
+pub(super) async fn add_source(
+    order: &mut Order,
+    run: &Arc<Run>,
+    parent: Option<&OpenPoint>,
+    moves: &mut VolumeAssignments<'_>,
+    source: SourceSpec,
+) -> Result<Result<(), String>, BackupError> {
+    match is_new(order, &source) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Ok(())),
+        Err(why) => return Ok(Err(why)),
+    }
+    run.write_down(Record::Source(journaled(&source))).await?;
+    run.add_volume(&source, VolumeBuild::of(&source, run.root.moment, parent));
+    moves.add(source.name.as_str(), source.reach.clone());
+    order.sources.push(source);
+    Ok(Ok(()))
+}
+
+/// No more sources come.
+pub(super) async fn complete(
+    order: &mut Order,
+    run: &Arc<Run>,
+    complete: Complete,
+) -> Result<Result<(), String>, BackupError> {
+    if order.complete {
+        let same = order.skipped == complete.skipped && order.manifests == complete.manifests;
+        return Ok(if same { Ok(()) } else { Err("the run was completed otherwise already".into()) });
+    }
+    let mut whole = Order { complete: true, ..order.clone() };
+    take(&mut whole, complete.clone());
+    if let Err(e) = whole.check() {
+        return Ok(Err(e.to_string()));
+    }
+    run.write_down(Record::Complete(complete)).await?;
+    *order = whole;
+    Ok(Ok(()))
+}
+
+/// What completes an order.
+pub(super) fn take(order: &mut Order, complete: Complete) {
+    order.skipped = complete.skipped;
+    order.manifest_objects = complete.manifest_objects;
+    order.manifests = complete.manifests;
+    order.complete = true;
+}

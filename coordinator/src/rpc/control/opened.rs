@@ -1,0 +1,274 @@
+//! Runs that are opened before it is known what they read or write: opened, filled, finished. For the role `operator` alone.
+
+use milkrun_identity::{Action, Peer};
+use milkrun_proto::control::v1 as control;
+use milkrun_repository::id::{AppId, RunId};
+use milkrun_repository::point::ended;
+use milkrun_repository::point::journal::Complete;
+use milkrun_repository::store::Failure;
+use tokio::sync::oneshot;
+use tonic::{Status, Streaming};
+use tracing::Instrument;
+
+use super::orders::{application, backup_order, bad, check_manifests, restore_order, target};
+use super::{MANIFESTS_MAX, Service, may};
+use crate::inventory::{Reach, SourceSpec};
+use crate::rpc::{run_events, status};
+use crate::runs::view::{Feed, Kind, Outcome};
+use crate::runs::{Reply, RunEvent};
+use crate::{Coordinator, backup, restore, skipped};
+
+/// Bytes of a request's id.
+const REQUEST_ID_MAX: usize = 256;
+
+impl Service {
+    /// Opens a run, or finds the one of the same request.
+    pub(super) async fn open(&self, peer: &Peer, request: control::OpenRunRequest) -> Result<control::Run, Status> {
+        use control::open_run_request::Order;
+        may(peer, Action::Orchestrate, None)?;
+        let request_id = request.request_id;
+        if request_id.is_empty() || request_id.len() > REQUEST_ID_MAX {
+            return Err(status::nonsense("a request has an id of 1 to 256 bytes"));
+        }
+        let order = request.order.ok_or_else(|| status::nonsense("a run is a backup or a restore"))?;
+        let repository = match &order {
+            Order::Backup(o) => &o.repository,
+            Order::Restore(r) => &r.repository,
+        };
+        let coordinator = self.0.one(repository).map_err(|e| status::no_repository(&e))?;
+        let run = coordinator.repository.ring.run_of_request(&request_id);
+        if let Some(feed) = self.0.shared().runs.feed(&run) {
+            return Ok(run_events::run(&feed.now()));
+        }
+        match order {
+            Order::Backup(order) => self.open_backup(coordinator, peer, run, order).await,
+            Order::Restore(order) => self.open_restore(coordinator, peer, run, order).await,
+        }
+    }
+
+    async fn open_backup(
+        &self,
+        coordinator: Coordinator,
+        peer: &Peer,
+        run: RunId,
+        order: control::BackupOrder,
+    ) -> Result<control::Run, Status> {
+        if !order.sources.is_empty() || order.manifest_objects > 0 {
+            return Err(Status::invalid_argument("sources and manifests of a run that is opened are added later"));
+        }
+        let shared = self.0.shared();
+        let app = application(&order.application, &order.cluster, &order.namespace, &shared.cluster)?;
+        let past = past(&coordinator, Some(&app), &run).await.map_err(|f| status::failure(&f))?;
+        let order = backup_order(order, shared, &coordinator.repository, true)?;
+        let order = backup::Order { open: true, complete: false, ..order };
+        let feed = Feed::new(run, Kind::Backup, Some(app), peer.to_string()).of_repository(&coordinator.name);
+        if let Some(past) = past {
+            return Ok(past.shown(&feed));
+        }
+        if let Err(first) = shared.runs.show_once(feed.clone()) {
+            return Ok(run_events::run(&first.now()));
+        }
+        let shown = feed.clone();
+        let (repository, epoch) = (&coordinator.name, coordinator.epoch);
+        let span = tracing::info_span!("backup", %run, application = %order.application, repository, epoch);
+        let (inbox, announced) = coordinator.runs.announce(run);
+        let work = async move {
+            let outcome = match backup::execute(&coordinator, order, run, inbox, &shown).await {
+                Ok(done) => Outcome::BackedUp(done),
+                Err(e) => {
+                    tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");
+                    Outcome::Failed(status::backup(&e))
+                }
+            };
+            drop(announced);
+            shown.end(outcome);
+        };
+        tokio::spawn(work.instrument(span));
+        Ok(run_events::run(&feed.now()))
+    }
+
+    async fn open_restore(
+        &self,
+        coordinator: Coordinator,
+        peer: &Peer,
+        run: RunId,
+        request: control::RestoreRequest,
+    ) -> Result<control::Run, Status> {
+        if !request.targets.is_empty() || request.manifests {
+            return Err(Status::invalid_argument(
+                "targets of a run that is opened are added later, and it has no manifests",
+            ));
+        }
+        let shared = self.0.shared();
+        let order = restore_order(request, &shared.cluster)?;
+        let order = restore::Order { by_operator: true, ..order };
+        let past = past(&coordinator, None, &run).await.map_err(|f| status::failure(&f))?;
+        let feed = Feed::new(run, Kind::Restore, None, peer.to_string()).of_repository(&coordinator.name);
+        if let Some(past) = past {
+            return Ok(past.shown(&feed));
+        }
+        if let Err(first) = shared.runs.show_once(feed.clone()) {
+            return Ok(run_events::run(&first.now()));
+        }
+        let (shown, by) = (feed.clone(), peer.clone());
+        let span = tracing::info_span!("restore", %run, repository = coordinator.name, epoch = coordinator.epoch);
+        let (inbox, announced) = coordinator.runs.announce(run);
+        let work = async move {
+            let outcome = match restore::execute_opened(&coordinator, order, &by, run, (inbox, &shown)).await {
+                Ok(done) => Outcome::Restored(done.report),
+                Err(e) => Outcome::Failed(status::restore(&e)),
+            };
+            drop(announced);
+            shown.end(outcome);
+        };
+        tokio::spawn(work.instrument(span));
+        Ok(run_events::run(&feed.now()))
+    }
+
+    /// A run that an operator may fill, and what it is now.
+    fn opened(&self, peer: &Peer, run: &[u8]) -> Result<(RunId, Feed), Status> {
+        may(peer, Action::Orchestrate, None)?;
+        let id = Self::run_id(run)?;
+        let feed = self.0.shared().runs.feed(&id).ok_or_else(|| Status::not_found("there is no such run"))?;
+        Ok((id, feed))
+    }
+
+    /// Tells a run something, and waits for what becomes of it.
+    async fn ask(
+        &self,
+        run: &RunId,
+        feed: &Feed,
+        event: impl FnOnce(Reply) -> RunEvent,
+    ) -> Result<control::Run, Status> {
+        let view = feed.now();
+        if let Some(outcome) = &view.outcome {
+            return match outcome {
+                Outcome::Failed(status) => Err(status.clone()),
+                _ => Err(Status::failed_precondition("the run has ended")),
+            };
+        }
+        if view.waiting {
+            return Err(Status::unavailable("the run waits for its turn: ask again when it has begun"));
+        }
+        let (reply, answer) = oneshot::channel();
+        let told = self.0.shared().runs.tell(run, event(reply));
+        match answer.await {
+            Ok(Ok(())) if told => Ok(run_events::run(&feed.now())),
+            Ok(Err(why)) => Err(Status::failed_precondition(why)),
+            // It ended meanwhile, or waits: what it says now tells.
+            _ => match feed.now().outcome {
+                Some(Outcome::Failed(status)) => Err(status),
+                _ => Err(Status::unavailable("the run does not take it now: ask again")),
+            },
+        }
+    }
+
+    pub(super) async fn add_source_to(
+        &self,
+        peer: &Peer,
+        request: control::AddSourceRequest,
+    ) -> Result<control::Run, Status> {
+        let (id, feed) = self.opened(peer, &request.run)?;
+        let s = request.source.unwrap_or_default();
+        let reach: Vec<Reach> = request.at.into_iter().map(|p| Reach { node: Some(p.node), path: p.path }).collect();
+        if reach.is_empty() || reach.iter().any(|r| r.path.is_empty() || r.node.as_deref() == Some("")) {
+            return Err(Status::invalid_argument("say on which nodes, and where, it can be read"));
+        }
+        if s.stream && (request.skip_free || !s.changed_from.is_empty()) {
+            return Err(Status::invalid_argument("a stream has no file system and no list of changes"));
+        }
+        if request.skip_free && !s.changed_from.is_empty() {
+            let why = "a list of changes and skip_free exclude each other: what is free need not be on the list";
+            return Err(Status::invalid_argument(why));
+        }
+        let source = SourceSpec {
+            name: s.name.parse().map_err(|e| bad(&e))?,
+            stream: s.stream,
+            size: (request.size > 0).then_some(request.size),
+            reach,
+            changed_from: Some(s.changed_from).filter(|p| !p.is_empty()),
+            skip_free: request.skip_free,
+            moment: (s.moment_ms != 0).then(|| milkrun_repository::clock::Moment::from_millis(s.moment_ms)),
+            claim: s.claim,
+        };
+        self.ask(&id, &feed, |reply| RunEvent::AddSource(Box::new(source), reply)).await
+    }
+
+    pub(super) async fn add_target_to(
+        &self,
+        peer: &Peer,
+        request: control::AddTargetRequest,
+    ) -> Result<control::Run, Status> {
+        let (id, feed) = self.opened(peer, &request.run)?;
+        let target = target(request.target.unwrap_or_default())?;
+        self.ask(&id, &feed, |reply| RunEvent::AddTarget(Box::new(target), reply)).await
+    }
+
+    pub(super) async fn finish_run(
+        &self,
+        peer: &Peer,
+        mut incoming: Streaming<control::FinishRunRequest>,
+    ) -> Result<control::Run, Status> {
+        use control::finish_run_request::Message;
+        let first = incoming.message().await?.and_then(|m| m.message);
+        let Some(Message::Order(order)) = first else {
+            return Err(status::nonsense("which run it is comes first"));
+        };
+        let (id, feed) = self.opened(peer, &order.run)?;
+        let mut manifests = Vec::new();
+        while let Some(message) = incoming.message().await? {
+            match message.message {
+                Some(Message::Manifests(piece)) => manifests.extend_from_slice(&piece),
+                _ => return Err(status::nonsense("only manifests follow")),
+            }
+            if manifests.len() > MANIFESTS_MAX {
+                return Err(status::nonsense("more than 256 MiB of manifests"));
+            }
+        }
+        let announced = order.manifest_objects;
+        let checked = tokio::task::spawn_blocking(move || check_manifests(&manifests, announced).map(|()| manifests));
+        let manifests = checked.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
+        let skipped = order.skipped.iter().map(|s| skipped::from_wire(s).map_err(|e| bad(&e)));
+        let complete =
+            Complete { skipped: skipped.collect::<Result<_, Status>>()?, manifest_objects: announced, manifests };
+        self.ask(&id, &feed, |reply| RunEvent::Complete(Box::new(complete), reply)).await
+    }
+}
+
+/// What became of a run that an earlier coordinator led to its end.
+enum Past {
+    /// It made this point.
+    Point(String),
+    /// It is over, and ended so.
+    Over(ended::Outcome),
+}
+
+impl Past {
+    fn shown(self, feed: &Feed) -> control::Run {
+        let mut run = run_events::run(&feed.now());
+        match self {
+            Self::Point(point) => {
+                run.point = point;
+                run.set_state(control::run::State::Done);
+            }
+            Self::Over(ended::Outcome::Done) => run.set_state(control::run::State::Done),
+            Self::Over(ended::Outcome::Failed) => {
+                run.reason = "it failed under an earlier coordinator, which said then why".into();
+                run.set_state(control::run::State::Failed);
+            }
+        }
+        run
+    }
+}
+
+async fn past(coordinator: &Coordinator, app: Option<&AppId>, run: &RunId) -> Result<Option<Past>, Failure> {
+    let repository = &coordinator.repository;
+    if let Some(app) = app {
+        let hash = repository.ring.app_hash(app);
+        let points = repository.catalog().list(Some(&hash)).await?.points;
+        if let Some(found) = points.iter().find(|f| f.root.run == *run && !f.root.tombstone) {
+            return Ok(Some(Past::Point(found.root.id().to_string())));
+        }
+    }
+    Ok(ended::outcome(repository, run).await?.map(Past::Over))
+}
