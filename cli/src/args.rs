@@ -8,8 +8,7 @@ use milkrun_identity::channel::CoordinatorUrl;
 use milkrun_identity::{NodeName, Role};
 use milkrun_repository::chunk::codec;
 use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{AppId, AppName, ClusterId, Namespace, RunId, VolumeName};
-use milkrun_repository::point::Selector;
+use milkrun_repository::id::{AppName, ClusterId, Namespace, RunId, VolumeName};
 use milkrun_repository::point::root::Class;
 use milkrun_repository::store::StoreUrl;
 
@@ -104,17 +103,6 @@ pub(crate) struct Whose {
 }
 
 impl Whose {
-    /// The application of this name.
-    pub(crate) fn named(&self, name: &AppName) -> AppId {
-        let (cluster, namespace) = (self.cluster_id.clone().unwrap_or_default(), self.namespace.clone());
-        AppId { cluster, namespace, name: name.clone() }
-    }
-
-    /// The point that is meant.
-    pub(crate) fn select(&self, selector: Selector) -> Selector {
-        selector.within(self.cluster_id.clone().unwrap_or_default(), self.namespace.clone())
-    }
-
     /// As the wire has it.
     pub(crate) fn to_wire(&self) -> (String, String) {
         let text = |text: Option<String>| text.unwrap_or_default();

@@ -20,8 +20,10 @@ use milkrun_observe::start::{check_threads, ignores_hangup};
 use milkrun_proto::control::v1::{CancelRequest, control_client::ControlClient};
 use tonic::transport::Channel;
 
-use crate::args::{Args, Command};
+use crate::args::{self, Args, Command, Global};
+use crate::driver::Driver;
 use crate::output::{self, CliError, Exit};
+use crate::{embedded, place};
 
 /// The largest number of threads that a command starts, with those of tokio and the agent's for devices.
 const THREADS: usize = 24;
@@ -80,6 +82,17 @@ async fn dispatch(args: Args) -> Result<Exit, CliError> {
         Command::Drain { node, back } => agents::drain(&node, back, &global).await,
         Command::Completion { .. } => Ok(Exit::Done),
     }
+}
+
+/// The coordinator that a command asks which only reads: the remote one, or one in this process. And the name of the repository that is
+/// meant there.
+async fn reader(repository: &args::Repository, global: &Global) -> Result<(Driver, String), CliError> {
+    if let Some(url) = &global.coordinator {
+        return Ok((Driver::connect(url, global).await?, global.repository_name.clone().unwrap_or_default()));
+    }
+    let (repository, _) = place::open(repository.url()?, global).await?;
+    place::check_address(&repository, false, global)?;
+    Ok((embedded::start_reader(repository, global).await?, String::new()))
 }
 
 /// Stops a run cleanly at the first Ctrl-C, and at once at the second. Dropping this ends it.

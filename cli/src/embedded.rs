@@ -66,6 +66,16 @@ pub(crate) async fn start(
     Ok(Driver::over(dial(control_dial).await?, false))
 }
 
+/// Starts a coordinator without an agent, for commands that read the repository alone.
+pub(crate) async fn start_reader(repository: Repository, global: &Global) -> Result<Driver, CliError> {
+    let cache = place::cache(&repository, global);
+    let shared = Shared::new(inventory::Embedded, ClusterId::default());
+    let repositories = Repositories::of_one(Coordinator::new(shared, repository, cache));
+    let (control_dial, control_accept) = pipe();
+    tokio::spawn(rpc::serve_control(repositories, control_accept));
+    Ok(Driver::over(dial(control_dial).await?, false))
+}
+
 /// This host's name, which is recorded in restore points for people.
 pub(crate) fn host() -> String {
     nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "unknown".into())

@@ -20,6 +20,7 @@ pub mod keeper;
 pub mod leader;
 pub mod manifests;
 mod one_line;
+pub mod points;
 pub mod repositories;
 pub mod restore;
 pub mod rpc;

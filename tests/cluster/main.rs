@@ -16,6 +16,7 @@ mod opened_runs;
 mod queued_backups;
 mod refused;
 mod releases;
+mod remote_points;
 mod restores;
 mod revoked;
 mod scripted_agent;

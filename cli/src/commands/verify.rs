@@ -1,18 +1,16 @@
 //! `milkrun verify`
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
-use milkrun_repository::damaged;
-use milkrun_repository::id::PackId;
+use milkrun_coordinator::points::report_to_wire;
+use milkrun_proto::control::v1 as control;
 use milkrun_repository::keys::VerifyingKey;
 use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::chain;
-use milkrun_repository::repository::Repository;
-use milkrun_repository::store::CreateError;
-use milkrun_repository::verify::{self, Options, PublicError, Report};
+use milkrun_repository::verify::{self, Options, PublicError};
 use serde_json::json;
 
+use super::reader;
 use crate::args::{self, Global};
 use crate::output::{CliError, Exit, print, print_json};
 use crate::{place, units};
@@ -21,71 +19,39 @@ use crate::{place, units};
 const PARALLEL: usize = 4;
 
 pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliError> {
-    let url = a.repository.url()?;
-    let mut aside = None;
+    let read_data = a.data.is_some() || a.public_key.is_some();
     let report = match &a.public_key {
         Some(file) => {
             let options = public_options(&a)?;
-            let place = place::connect(url, global).await?;
+            let place = place::connect(a.repository.url()?, global).await?;
             let key = read_key(file)?;
             let verified = verify::verify_public(&*place.store, key, &options).await;
-            verified.map_err(public_error)?.1
+            report_to_wire(&verified.map_err(public_error)?.1)
         }
         None => {
-            let (repository, _) = place::open(url, global).await?;
-            place::check_address(&repository, false, global)?;
-            let mut options = Options { data_percent: a.data.unwrap_or(0), parallel: PARALLEL, ..Options::default() };
             for text in &a.which {
-                match text.parse() {
-                    Ok(Selector::Point(id)) => options.points.push(id),
-                    Ok(Selector::Latest(app)) if !text.contains('@') => {
-                        options.apps.push(repository.ring.app_hash(&a.whose.named(&app.name)))
-                    }
-                    Ok(selector) => {
-                        let found = repository.select(&a.whose.select(selector)).await;
-                        options.points.push(found.map_err(|e| super::show::find_error(text, e))?.root.id());
-                    }
-                    Err(e) => return Err(CliError::usage(e.to_string())),
-                }
+                let parsed: Result<Selector, _> = text.parse();
+                parsed.map_err(|e| CliError::usage(e.to_string()))?;
             }
-            let cache = place::cache(&repository, global);
-            let report = verify::verify(&repository, &cache, &options).await?;
-            if report.points == 0 && report.findings.is_empty() && !a.which.is_empty() {
-                return Err(
-                    CliError::failed("there is no such restore point").with("`milkrun points` lists what there is.")
-                );
-            }
-            if a.set_aside {
-                aside = match set_aside(&repository, &report).await {
-                    Ok(packs) => Some(packs),
-                    Err(e) => {
-                        // The findings are printed even if setting aside fails.
-                        print_report(&report, None, a.data.is_some(), global);
-                        return Err(e);
-                    }
-                };
-            }
-            report
+            let (mut driver, repository) = reader(&a.repository, global).await?;
+            let (cluster, namespace) = a.whose.to_wire();
+            let request = control::VerifyRequest {
+                repository,
+                which: a.which.clone(),
+                cluster,
+                namespace,
+                data_percent: a.data.unwrap_or(0).into(),
+                set_aside: a.set_aside,
+            };
+            driver.control.verify(request).await?.into_inner()
         }
     };
-    Ok(print_report(&report, aside, a.data.is_some() || a.public_key.is_some(), global))
-}
-
-/// Sets aside the damaged packs that are not set aside yet. Returns how many these are.
-async fn set_aside(repository: &Repository, report: &Report) -> Result<usize, CliError> {
-    let mut count = 0;
-    for (app, packs) in &report.damaged {
-        let known = damaged::load(repository, app).await?;
-        let new: BTreeSet<PackId> = packs.difference(&known).copied().collect();
-        if !new.is_empty() {
-            damaged::set_aside(repository, app, &new).await.map_err(|e| match e {
-                CreateError::Failed(f) => f.into(),
-                e @ CreateError::Exists(_) => CliError::failed(chain(&e)),
-            })?;
-            count += new.len();
-        }
+    let exit = print_report(&report, read_data, global);
+    // The findings are printed even if setting aside fails.
+    match report.set_aside_failed.as_str() {
+        "" => Ok(exit),
+        why => Err(CliError::failed(format!("what is damaged could not be set aside: {why}"))),
     }
-    Ok(count)
 }
 
 fn public_options(a: &args::Verify) -> Result<Options, CliError> {
@@ -113,16 +79,14 @@ fn public_error(e: PublicError) -> CliError {
     }
 }
 
-fn print_report(report: &Report, aside: Option<usize>, data: bool, global: &Global) -> Exit {
+fn print_report(report: &control::VerifyReply, data: bool, global: &Global) -> Exit {
+    let aside = report.set_aside;
     let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Damage };
     if global.json {
         let findings: Vec<_> = report
             .findings
             .iter()
-            .map(|f| {
-                let points: Vec<String> = f.points.iter().map(ToString::to_string).collect();
-                json!({ "object": f.object, "reason": f.reason, "points": points })
-            })
+            .map(|f| json!({ "object": f.object, "reason": f.reason, "points": f.points }))
             .collect();
         print_json(json!({
             "checked": {
@@ -173,7 +137,7 @@ fn print_report(report: &Report, aside: Option<usize>, data: bool, global: &Glob
         Some(packs) => print(&format!(
             "Packs set aside: {packs}. The next backups store again what was in them and the source still has.\n"
         )),
-        None if report.damaged.is_empty() => {}
+        None if report.damaged_packs == 0 => {}
         None => print(
             "Later backups may still refer to these packs. With --set-aside they store again what was in them and the source still has.\n",
         ),

@@ -17,6 +17,7 @@ use super::order::Order;
 use super::sets::note_incomplete;
 use super::volume::Finished;
 use super::{BackupError, Run, lock};
+use crate::points::volume;
 use crate::runs::RunEvent;
 use crate::skipped::to_wire;
 
@@ -105,7 +106,7 @@ pub(super) async fn commit(
         lock_until_ms: run.root.lock_until.map_or(0, Moment::millis),
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         stored_bytes: run.stored_bytes(),
-        volumes: finished.into_iter().map(result).collect(),
+        volumes: finished.iter().map(result).collect(),
         manifest_objects: order.manifest_objects,
         packs_reused,
         locks_extended: committed.locks_extended,
@@ -114,24 +115,8 @@ pub(super) async fn commit(
     })
 }
 
-fn result(f: Finished) -> control::VolumeResult {
-    let layout = f.entry.layout;
-    control::VolumeResult {
-        name: f.entry.name.to_string(),
-        size_bytes: f.entry.map.len,
-        read_bytes: f.read_bytes,
-        hole_bytes: f.entry.hole_bytes,
-        new_bytes: f.entry.new_bytes,
-        stored_bytes: f.entry.stored_bytes,
-        notes: f.entry.notes,
-        by_lists: layout.by_lists,
-        sampled_bytes: layout.sampled_bytes,
-        restore_ranges: layout.ranges,
-        restore_opened_bytes: layout.opened_bytes,
-        moment_ms: f.entry.moment.millis(),
-        file_system: f.entry.file_system.kind,
-        file_system_label: f.entry.file_system.label,
-    }
+fn result(f: &Finished) -> control::VolumeResult {
+    control::VolumeResult { read_bytes: f.read_bytes, ..volume(&f.entry) }
 }
 
 impl Run {

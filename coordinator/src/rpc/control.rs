@@ -2,6 +2,7 @@
 
 mod opened;
 mod orders;
+mod points;
 
 use std::pin::Pin;
 
@@ -70,6 +71,8 @@ impl Control for Service {
     type BackupStream = Events<control::BackupEvent>;
     type RestoreStream = Events<control::RestoreEvent>;
     type WatchRunStream = Events<control::Run>;
+    type ListPointsStream = Events<control::ListPointsReply>;
+    type ShowPointStream = Events<control::ShowPointReply>;
 
     async fn backup(
         &self,
@@ -225,6 +228,27 @@ impl Control for Service {
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
         tokio::spawn(run_events::watch(feed.watch(), events));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn list_points(
+        &self,
+        request: Request<control::ListPointsRequest>,
+    ) -> Result<Response<Self::ListPointsStream>, Status> {
+        let peer = peer_of(&request)?;
+        self.points(&peer, request.into_inner()).await
+    }
+
+    async fn show_point(
+        &self,
+        request: Request<control::ShowPointRequest>,
+    ) -> Result<Response<Self::ShowPointStream>, Status> {
+        let peer = peer_of(&request)?;
+        self.show(&peer, request.into_inner()).await
+    }
+
+    async fn verify(&self, request: Request<control::VerifyRequest>) -> Result<Response<control::VerifyReply>, Status> {
+        let peer = peer_of(&request)?;
+        self.prove(&peer, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_agents(

@@ -22,6 +22,7 @@ use crate::assignment::RefusedCall;
 use crate::backup::BackupError;
 use crate::inventory::InventoryError;
 use crate::journal::JournalError;
+use crate::points::PointsError;
 use crate::repositories::NoRepository;
 use crate::restore::RestoreError;
 
@@ -76,6 +77,29 @@ pub fn no_repository(e: &NoRepository) -> Status {
 /// The store failed.
 pub fn failure(e: &Failure) -> Status {
     Status::new(of_failure(e), milkrun_repository::point::catalog::chain(e))
+}
+
+/// Nothing can be said of points.
+pub fn points(e: &PointsError) -> Status {
+    let code = match e {
+        PointsError::Find { source, .. } => of_find(source),
+        PointsError::Nothing => Code::NotFound,
+        PointsError::Role { .. } => Code::PermissionDenied,
+        PointsError::Stopped => Code::Cancelled,
+        PointsError::Point(e) => of_point(e),
+        PointsError::Map(e) => of_metadata(e),
+        PointsError::Manifests(_) => Code::DataLoss,
+        PointsError::Store(f) => of_failure(f),
+    };
+    Status::new(code, chain(e))
+}
+
+fn of_find(e: &FindError) -> Code {
+    match e {
+        FindError::Refused { .. } | FindError::NewestRefused { .. } => Code::DataLoss,
+        FindError::Store(f) => of_failure(f),
+        FindError::None | FindError::Namesakes(_) => Code::NotFound,
+    }
 }
 
 /// A failed backup.

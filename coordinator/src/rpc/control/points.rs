@@ -1,0 +1,93 @@
+//! Restore points, for whoever may see them: in pieces, since a repository may have many.
+
+use milkrun_identity::{Action, Peer};
+use milkrun_proto::control::v1 as control;
+use milkrun_repository::point::Selector;
+use tonic::{Response, Status};
+
+use super::orders::{application, bad};
+use super::{Events, Service, may};
+use crate::points::{self, Filter, Verification};
+use crate::rpc::status;
+
+/// Points, and names of objects, in one message: well below what a message may have.
+const POINTS_PIECE: usize = 256;
+const OBJECTS_PIECE: usize = 2048;
+
+impl Service {
+    pub(super) async fn points(
+        &self,
+        peer: &Peer,
+        r: control::ListPointsRequest,
+    ) -> Result<Response<Events<control::ListPointsReply>>, Status> {
+        if !peer.may_some(Action::View) {
+            may(peer, Action::View, None)?;
+        }
+        let coordinator = self.0.one(&r.repository).map_err(|e| status::no_repository(&e))?;
+        let filter = match r.application.as_str() {
+            "" => Filter::All { cluster: r.cluster, namespace: r.namespace },
+            name => Filter::Application(application(name, &r.cluster, &r.namespace, &coordinator.cluster)?),
+        };
+        if let Filter::Application(app) = &filter {
+            may(peer, Action::View, coordinator.role_name(app))?;
+        }
+        let listed = points::list(&coordinator, &filter, peer).await.map_err(|f| status::failure(&f))?;
+        let control::ListPointsReply { points, refused, notes } = listed;
+        let pieces: Vec<_> = points.chunks(POINTS_PIECE).map(<[control::Point]>::to_vec).collect();
+        let first = control::ListPointsReply { points: Vec::new(), refused, notes };
+        let rest = pieces.into_iter().map(|points| control::ListPointsReply { points, ..Default::default() });
+        let replies = std::iter::once(first).chain(rest).map(Ok);
+        Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
+    }
+
+    pub(super) async fn show(
+        &self,
+        peer: &Peer,
+        r: control::ShowPointRequest,
+    ) -> Result<Response<Events<control::ShowPointReply>>, Status> {
+        if !peer.may_some(Action::View) {
+            may(peer, Action::View, None)?;
+        }
+        let coordinator = self.0.one(&r.repository).map_err(|e| status::no_repository(&e))?;
+        let selector = selector(&r.selector, &r.cluster, &r.namespace, &coordinator)?;
+        let shown = points::show(&coordinator, &selector, &r.selector, peer).await;
+        let (detail, objects) = shown.map_err(|e| status::points(&e))?;
+        let pieces: Vec<_> = objects.chunks(OBJECTS_PIECE).map(<[control::ObjectName]>::to_vec).collect();
+        let first = control::ShowPointReply { detail: Some(detail), objects: Vec::new() };
+        let rest = pieces.into_iter().map(|objects| control::ShowPointReply { detail: None, objects });
+        let replies = std::iter::once(first).chain(rest).map(Ok);
+        Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
+    }
+
+    pub(super) async fn prove(&self, peer: &Peer, r: control::VerifyRequest) -> Result<control::VerifyReply, Status> {
+        if !peer.may_some(Action::View) {
+            may(peer, Action::View, None)?;
+        }
+        if r.set_aside {
+            // It changes what all later backups may refer to.
+            may(peer, Action::Backup, None)?;
+        }
+        let coordinator = self.0.one(&r.repository).map_err(|e| status::no_repository(&e))?;
+        let which = r.which.into_iter().map(|text| {
+            let selector = selector(&text, &r.cluster, &r.namespace, &coordinator)?;
+            Ok::<_, Status>((selector, text))
+        });
+        let wanted = Verification {
+            which: which.collect::<Result<_, _>>()?,
+            data_percent: u8::try_from(r.data_percent.min(100)).unwrap_or(100),
+            set_aside: r.set_aside,
+        };
+        points::verify(&coordinator, wanted, peer).await.map_err(|e| status::points(&e))
+    }
+}
+
+fn selector(text: &str, cluster: &str, namespace: &str, coordinator: &crate::Coordinator) -> Result<Selector, Status> {
+    let cluster = match cluster {
+        "" => coordinator.cluster.clone(),
+        id => id.parse().map_err(|e| bad(&e))?,
+    };
+    let namespace = Some(namespace).filter(|n| !n.is_empty());
+    let namespace = namespace.map(str::parse).transpose().map_err(|e| bad(&e))?;
+    let selector: Selector = text.parse().map_err(|e| bad(&e))?;
+    Ok(selector.within(cluster, namespace))
+}
