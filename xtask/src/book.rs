@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Markdown files for people, besides the book's pages.
-const PAGES: [&str; 6] =
+const PAGES: [&str; 7] =
     ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md", "repository/FORMAT.md"];
 
 /// The targets of all links.
