@@ -5,8 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Markdown files for people, besides the book's pages.
-const PAGES: [&str; 7] =
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/performance.md", "repository/FORMAT.md"];
+const PAGES: [&str; 7] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/performance.md",
+    "docs/performance-history.md",
+    "repository/FORMAT.md",
+];
 
 /// The targets of all links.
 fn links(text: &str) -> Vec<String> {
