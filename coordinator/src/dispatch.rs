@@ -28,7 +28,7 @@ struct State {
 
 /// A volume that wants a node.
 #[derive(Clone, Debug)]
-pub struct Want {
+pub struct Waiter {
     /// Whose.
     pub run: RunId,
     /// Which.
@@ -52,26 +52,26 @@ impl Dispatcher {
     }
 
     /// A volume waits from now on. Its run hears [`RunEvent::Placed`].
-    pub fn want(&self, want: Want) {
+    pub fn enqueue(&self, waiter: Waiter) {
         {
             let mut state = self.state();
             state.turn += 1;
-            let Want { run, volume, application, nodes, due } = want;
+            let Waiter { run, volume, application, nodes, due } = waiter;
             let turn = state.turn;
             state.waiting.push(Waiting { run, volume, application, nodes, due, turn });
         }
         self.replan();
     }
 
-    /// As [`Self::want`], unless it waits or runs already.
-    pub fn want_once(&self, want: Want) {
+    /// As [`Self::enqueue`], unless it waits or runs already.
+    pub fn enqueue_once(&self, waiter: Waiter) {
         let queued = {
             let state = self.state();
-            let waits = state.waiting.iter().any(|w| w.run == want.run && w.volume == want.volume);
-            waits || state.running.iter().any(|(run, volume, _)| *run == want.run && *volume == want.volume)
+            let waits = state.waiting.iter().any(|w| w.run == waiter.run && w.volume == waiter.volume);
+            waits || state.running.iter().any(|(run, volume, _)| *run == waiter.run && *volume == waiter.volume)
         };
         if !queued {
-            self.want(want);
+            self.enqueue(waiter);
         }
     }
 

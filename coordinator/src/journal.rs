@@ -14,7 +14,7 @@ use milkrun_repository::Repository;
 use milkrun_repository::id::RunId;
 use milkrun_repository::keys::envelope::{self, EnvelopeError, Kind};
 use milkrun_repository::point::journal::{Record, decode, encode};
-use milkrun_repository::sealed::{self, Sealed};
+use milkrun_repository::read_envelope::{self, Sealed};
 use milkrun_repository::store::{CreateError, Failure, GetError, Key, read};
 use milkrun_repository::wire::Malformed;
 
@@ -192,7 +192,7 @@ impl Journal {
 
     /// By whom the place of an object of ours is taken.
     async fn taken(&self, key: Key) -> Result<JournalError, JournalError> {
-        Ok(match sealed::open(&self.repository, &key, Kind::Journal).await? {
+        Ok(match read_envelope::open(&self.repository, &key, Kind::Journal).await? {
             Sealed::Body(_) => JournalError::Superseded(key),
             Sealed::Refused(_) => JournalError::Squatted(key, "rubbish"),
             // A store that refuses to create, and has nothing to read: a delete marker hides the key.
@@ -287,7 +287,7 @@ impl Journal {
     }
 
     async fn object(repository: &Repository, key: Key) -> Result<Vec<Record>, JournalError> {
-        let body = match sealed::open(repository, &key, Kind::Journal).await? {
+        let body = match read_envelope::open(repository, &key, Kind::Journal).await? {
             Sealed::Body(body) => body,
             Sealed::Refused(e) => return Err(JournalError::Refused(key, e)),
             Sealed::None => return Err(JournalError::Missing(key)),

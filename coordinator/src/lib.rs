@@ -16,7 +16,7 @@ pub mod backup;
 pub mod dispatch;
 pub mod inventory;
 mod journal;
-pub mod keeper;
+pub mod key_locks;
 pub mod leader;
 pub mod manifests;
 mod one_line;

@@ -2,8 +2,8 @@
 
 mod args;
 mod error;
+mod led_repositories;
 mod serve;
-mod team;
 
 use clap::Parser;
 

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::args::Args;
 use crate::error::ServeError;
-use crate::team::Team;
+use crate::led_repositories::Team;
 
 /// How long giving way to the next coordinator may take.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);

@@ -14,7 +14,7 @@ use wire::failed::Kind as FailureKind;
 
 use crate::Coordinator;
 use crate::agents::Link;
-use crate::dispatch::Want;
+use crate::dispatch::Waiter;
 use crate::inventory::Reach;
 use crate::runs::view::Feed;
 
@@ -30,10 +30,10 @@ pub(crate) struct VolumeAssignments<'a> {
     application: String,
     due: Option<Moment>,
     feed: &'a Feed,
-    volumes: BTreeMap<String, Move>,
+    volumes: BTreeMap<String, VolumeState>,
 }
 
-struct Move {
+struct VolumeState {
     reach: Vec<Reach>,
     state: State,
     attempt: u32,
@@ -80,8 +80,9 @@ impl<'a> VolumeAssignments<'a> {
         feed: &'a Feed,
         volumes: impl IntoIterator<Item = (String, Vec<Reach>)>,
     ) -> Self {
-        let fresh = |reach| Move { reach, state: State::Done, attempt: 0, failures: 0, failed_at: None };
-        let volumes: BTreeMap<String, Move> = volumes.into_iter().map(|(name, reach)| (name, fresh(reach))).collect();
+        let fresh = |reach| VolumeState { reach, state: State::Done, attempt: 0, failures: 0, failed_at: None };
+        let volumes: BTreeMap<String, VolumeState> =
+            volumes.into_iter().map(|(name, reach)| (name, fresh(reach))).collect();
         let names: Vec<String> = volumes.keys().cloned().collect();
         let mut moves = Self { coordinator, run, application, due, feed, volumes };
         for name in names {
@@ -92,7 +93,7 @@ impl<'a> VolumeAssignments<'a> {
 
     /// One more waits from now on.
     pub(crate) fn add(&mut self, name: &str, reach: Vec<Reach>) {
-        let fresh = Move { reach, state: State::Done, attempt: 0, failures: 0, failed_at: None };
+        let fresh = VolumeState { reach, state: State::Done, attempt: 0, failures: 0, failed_at: None };
         self.volumes.insert(name.to_owned(), fresh);
         self.wait(name);
     }
@@ -104,7 +105,7 @@ impl<'a> VolumeAssignments<'a> {
         let nodes = nodes_for(self.coordinator, m);
         self.feed.volume(name, |v| v.node.clear());
         let (run, volume, application) = (self.run, name.to_owned(), self.application.clone());
-        self.coordinator.dispatcher.want(Want { run, volume, application, nodes, due: self.due });
+        self.coordinator.dispatcher.enqueue(Waiter { run, volume, application, nodes, due: self.due });
     }
 
     /// Looks again which nodes the waiting ones could go to.
@@ -212,7 +213,7 @@ impl<'a> VolumeAssignments<'a> {
 }
 
 /// The nodes that reach a volume; not where it failed last, if it can go anywhere else.
-fn nodes_for(coordinator: &Coordinator, m: &Move) -> Option<Vec<String>> {
+fn nodes_for(coordinator: &Coordinator, m: &VolumeState) -> Option<Vec<String>> {
     let nodes: Vec<String> = m.reach.iter().map(|r| r.node.clone()).collect::<Option<_>>()?;
     let others: Vec<String> = nodes.iter().filter(|n| Some(*n) != m.failed_at.as_ref()).cloned().collect();
     let ready = coordinator.agents.ready();

@@ -6,7 +6,7 @@ pub mod commit;
 pub mod ended;
 pub mod journal;
 pub mod lease;
-pub mod order;
+pub mod newer;
 pub mod placement;
 pub mod root;
 mod root_body;

@@ -2,7 +2,7 @@
 //! the parent's digests.
 //!
 //! A list says since which point it holds. It is used only if that point is the parent, the parent has digests of most of its
-//! data, and the sample is as it was. Otherwise everything is read, and the point says why. A list stays on its node: only the
+//! data, and no sampled page differs from its digest in the parent. Otherwise everything is read, and the point says why. A list stays on its node: only the
 //! first attempt goes by it. Any other attempt, and the next leader, read the rest in full. Each point says how many in a row
 //! rest on lists; after so many (`--full-every`, 16) one is read in full whatever its list says. That a volume is read by a list
 //! is in the run's journal before anything is read, so that no point passes for one that was read in full.

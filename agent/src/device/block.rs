@@ -1,7 +1,7 @@
 //! Facts about block devices, by ioctl.
 //!
 //! A restore to a loop device does not give it its source's sector size: milkrun makes no loop devices. It says so where a size is
-//! no multiple of the sectors, and a cluster's volumes come with their driver's (issue 18).
+//! no multiple of the sectors. A cluster's volumes come with their driver's.
 
 use std::fs::File;
 use std::io;

@@ -31,12 +31,10 @@ const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Moves the volumes to their end, or until one fails.
 pub(super) async fn assign_volumes(
-    coordinator: &Coordinator,
-    order: &mut Order,
+    (coordinator, order): (&Coordinator, &mut Order),
     run: &Arc<Run>,
     parent: Option<&OpenPoint>,
-    due: Option<Moment>,
-    done: Vec<String>,
+    (due, done): (Option<Moment>, Vec<String>),
     inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
     feed: &Feed,
 ) -> Result<(), BackupError> {
@@ -45,11 +43,11 @@ pub(super) async fn assign_volumes(
     }
     let open = order.sources.iter().filter(|s| !done.iter().any(|d| d == s.name.as_str()));
     let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
-    let mut moves =
+    let mut assignments =
         VolumeAssignments::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
     let (mut look, since) = (tokio::time::interval(LOOK_EVERY), tokio::time::Instant::now());
     let result = loop {
-        if order.complete && moves.all_done() {
+        if order.complete && assignments.all_done() {
             break Ok(());
         }
         let event = tokio::select! {
@@ -57,17 +55,17 @@ pub(super) async fn assign_volumes(
                 Some(event) => event,
                 None => break Err(BackupError::AgentGone),
             },
-            _ = look.tick() => match moves.forsaken() {
+            _ = look.tick() => match assignments.forsaken() {
                 _ if !order.complete && since.elapsed() > OPEN_MAX => break Err(BackupError::NeverFinished),
                 None => {
                     // The inventory may have changed, and who is there.
-                    moves.renew();
+                    assignments.renew();
                     continue;
                 }
                 Some((volume, nodes)) => break Err(BackupError::NoNode { volume, nodes }),
             },
         };
-        match apply(coordinator, order, run, parent, &mut moves, feed, event).await {
+        match apply(coordinator, order, run, parent, &mut assignments, feed, event).await {
             Ok(()) => {}
             Err(e) => break Err(e),
         }
@@ -80,7 +78,7 @@ pub(super) async fn assign_volumes(
                 tracing::warn!(run = %run.root.run, "can't write down that this run ended: another coordinator may go on with it");
             }
         }
-        let under_way = moves.under_way();
+        let under_way = assignments.under_way();
         for (volume, attempt, node) in &under_way {
             if let Some(link) = coordinator.agents.link(node) {
                 link.send(ToAgent::Cancel(assignment_of(coordinator, run, volume, *attempt))).await;
@@ -97,14 +95,14 @@ async fn apply(
     order: &mut Order,
     run: &Arc<Run>,
     parent: Option<&OpenPoint>,
-    moves: &mut VolumeAssignments<'_>,
+    assignments: &mut VolumeAssignments<'_>,
     feed: &Feed,
     event: RunEvent,
 ) -> Result<(), BackupError> {
     match event {
         RunEvent::Placed { volume, node } => {
             let Some(source) = order.source(&volume) else { return Ok(()) };
-            let Some(given) = moves.placed(&volume, &node) else { return Ok(()) };
+            let Some(given) = assignments.placed(&volume, &node) else { return Ok(()) };
             let resume_at = run.assign(&volume, given.attempt, &node).await;
             if given.attempt > 1 || resume_at > 0 {
                 tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
@@ -131,49 +129,51 @@ async fn apply(
             Ok(())
         }
         RunEvent::Finished(volume) => {
-            moves.done(&volume);
+            assignments.done(&volume);
             run.release(&volume);
             show_whole(run, &volume, feed).await;
             Ok(())
         }
-        RunEvent::Agent(node, FromAgent::Progress(p), _room) if moves.is_present(&node, p.assignment.as_ref()) => {
+        RunEvent::Agent(node, FromAgent::Progress(p), _room)
+            if assignments.is_present(&node, p.assignment.as_ref()) =>
+        {
             let volume = p.assignment.as_ref().map(|a| a.volume.clone()).unwrap_or_default();
             feed.volume(&volume, |v| v.progress = p);
             Ok(())
         }
         RunEvent::Agent(node, FromAgent::Failed(f), _room) => {
             let (kind, a) = (f.kind(), f.assignment.unwrap_or_default());
-            match moves.failed(&node, a.attempt, &a.volume, kind) {
+            match assignments.failed(&node, a.attempt, &a.volume, kind) {
                 Verdict::Stale => Ok(()),
                 Verdict::Again => {
                     tracing::warn!(run = %run.root.run, volume = a.volume, node, reason = f.reason, "a volume goes on elsewhere");
-                    give_back(run, moves, &a.volume, order)
+                    give_back(run, assignments, &a.volume, order)
                 }
                 Verdict::Final => {
                     run.release(&a.volume);
-                    moves.done(&a.volume);
+                    assignments.done(&a.volume);
                     Err(BackupError::Volume { volume: a.volume, reason: f.reason, kind })
                 }
             }
         }
         RunEvent::AgentGone(_) if coordinator.inventory.trusts_orders() => Err(BackupError::AgentGone),
         RunEvent::AgentGone(node) => {
-            for (volume, _) in moves.at(&node) {
-                give_back(run, moves, &volume, order)?;
+            for (volume, _) in assignments.at(&node) {
+                give_back(run, assignments, &volume, order)?;
             }
             Ok(())
         }
         RunEvent::Drained(node) => {
-            for (volume, attempt) in moves.at(&node) {
+            for (volume, attempt) in assignments.at(&node) {
                 if let Some(link) = coordinator.agents.link(&node) {
                     link.send(ToAgent::Cancel(assignment_of(coordinator, run, &volume, attempt))).await;
                 }
-                give_back(run, moves, &volume, order)?;
+                give_back(run, assignments, &volume, order)?;
             }
             Ok(())
         }
         RunEvent::AddSource(source, reply) => {
-            let added = opened::add_source(order, run, parent, moves, *source).await?;
+            let added = opened::add_source(order, run, parent, assignments, *source).await?;
             // Whoever asked may be gone.
             drop(reply.send(added));
             Ok(())
@@ -201,14 +201,19 @@ async fn show_whole(run: &Run, volume: &str, feed: &Feed) {
 }
 
 /// A volume lost its node: it waits for another. A stream that was begun can't be read again.
-fn give_back(run: &Run, moves: &mut VolumeAssignments<'_>, volume: &str, order: &Order) -> Result<(), BackupError> {
+fn give_back(
+    run: &Run,
+    assignments: &mut VolumeAssignments<'_>,
+    volume: &str,
+    order: &Order,
+) -> Result<(), BackupError> {
     run.release(volume);
     if order.source(volume).is_some_and(|s| s.stream) {
-        moves.done(volume);
+        assignments.done(volume);
         let reason = "its agent is gone, and a stream can't be read twice".to_owned();
         return Err(BackupError::Volume { volume: volume.to_owned(), reason, kind: wire::failed::Kind::Source });
     }
-    moves.again(volume);
+    assignments.again(volume);
     Ok(())
 }
 

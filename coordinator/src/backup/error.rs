@@ -4,11 +4,11 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::{PackId, VolumeName};
 use milkrun_repository::index::CacheError;
 use milkrun_repository::keys::hybrid::HybridError;
+use milkrun_repository::last_seen::Changed;
 use milkrun_repository::metadata::MetadataError;
 use milkrun_repository::point::commit::CommitError;
 use milkrun_repository::repository::{NoDomain, PointError};
 use milkrun_repository::store::{CreateError, Failure, Key};
-use milkrun_repository::witness::Changed;
 
 use crate::assignment::RefusedCall;
 use crate::inventory::InventoryError;

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use bytes::Bytes;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::clock::Moment;
 use milkrun_repository::damaged;
@@ -19,7 +20,7 @@ use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
 use milkrun_repository::point::ended::{self, Outcome};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
-use milkrun_repository::store::{CreateError, Key, Version};
+use milkrun_repository::store::{CreateError, Key, Version, read_listed};
 
 use super::assign::assign_volumes;
 use super::finish::commit;
@@ -29,6 +30,7 @@ use super::replay::begin;
 use super::volume::VolumeBuild;
 use super::{BackupError, Run, waiting};
 use crate::Coordinator;
+use crate::inventory::Application;
 use crate::journal::{Journal, Left};
 use crate::rpc::status;
 use crate::runs::Inbox;
@@ -41,25 +43,45 @@ use crate::runs::view::Feed;
 /// [`BackupError`]; then no restore point exists (unless it says that this is not known).
 pub(crate) async fn execute(
     coordinator: &Coordinator,
-    mut order: Order,
+    order: Order,
     id: RunId,
     mut inbox: Inbox,
     feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
     let choice: Choice = order.parent.parse()?;
-    let listed = || match coordinator.inventory.trusts_orders() || order.open {
-        true => Ok(None),
-        false => coordinator.inventory.application(&order.application.name).map(Some),
-    };
     // An application that is not there need not wait to be told so.
-    listed()?;
-    let _turn = match coordinator.runs.turn_if_free(&order.application) {
-        Some(turn) => turn,
+    listed(coordinator, &order)?;
+    let (_turn, waited) = match coordinator.runs.turn_if_free(&order.application) {
+        Some(turn) => (turn, None),
         None => wait(coordinator, &order, id, &mut inbox, feed).await?,
     };
+    let result = begin_and_run(coordinator, order, (id, choice), inbox, feed).await;
+    // Its journal says what it is, or it is over.
+    if let Some(waited) = waited {
+        waiting::delete(&coordinator.repository, id, &waited).await;
+    }
+    result
+}
+
+/// What the inventory says of an application, where orders do not say it.
+fn listed(coordinator: &Coordinator, order: &Order) -> Result<Option<Application>, BackupError> {
+    if coordinator.inventory.trusts_orders() || order.open {
+        return Ok(None);
+    }
+    Ok(Some(coordinator.inventory.application(&order.application.name)?))
+}
+
+/// A backup whose turn it is.
+async fn begin_and_run(
+    coordinator: &Coordinator,
+    mut order: Order,
+    (id, choice): (RunId, Choice),
+    inbox: Inbox,
+    feed: &Feed,
+) -> Result<control::BackupDone, BackupError> {
     let mut rpo = None;
     // As it is now: it may have waited for long.
-    if let Some(application) = listed()? {
+    if let Some(application) = listed(coordinator, &order)? {
         order.sources = application.sources;
         rpo = application.rpo;
     }
@@ -93,7 +115,7 @@ async fn wait(
     id: RunId,
     inbox: &mut Inbox,
     feed: &Feed,
-) -> Result<Turn, BackupError> {
+) -> Result<(Turn, Option<Option<Version>>), BackupError> {
     let written = match coordinator.leadership {
         Some(_) => Some(waiting::write(&coordinator.repository, id, order, feed).await?),
         None => None,
@@ -102,11 +124,14 @@ async fn wait(
         NoTurn::Cancelled => BackupError::Cancelled,
         NoTurn::Full => BackupError::TooManyWait(WAITING_MAX),
     });
-    // It has its own lease in a moment, or is over.
-    if let Some(written) = written {
-        waiting::delete(&coordinator.repository, id, &written).await;
+    match (turn, written) {
+        (Ok(turn), written) => Ok((turn, written)),
+        (Err(e), Some(written)) => {
+            waiting::delete(&coordinator.repository, id, &written).await;
+            Err(e)
+        }
+        (Err(e), None) => Err(e),
     }
-    turn
 }
 
 /// Runs a backup whose lease is taken.
@@ -165,13 +190,36 @@ async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Resul
     let key = Key::lease(&root.run);
     let body = Lease::of(root, coordinator.epoch, host).encode();
     let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Lease, &body);
-    let version = match repository.store.create(&key, object.into(), None).await {
+    let object = Bytes::from(object);
+    let mut created = repository.store.create(&key, object.clone(), None).await;
+    if matches!(created, Err(CreateError::Exists(_))) && forget_begun(coordinator, &key).await? {
+        created = repository.store.create(&key, object, None).await;
+    }
+    let version = match created {
         Ok(version) => version,
         Err(CreateError::Failed(f)) => return Err(f.into()),
         Err(e) => return Err(BackupError::Create(key, e)),
     };
     let made = check_store_clock(&*repository.store, &key).await?;
     Ok(Taken { key, version, made })
+}
+
+/// A run of the same request may have come no further than its lease when its coordinator was lost: without a journal nobody goes on with
+/// it. Deletes that lease, if there is one. One that somebody else put there is no lease.
+async fn forget_begun(coordinator: &Coordinator, key: &Key) -> Result<bool, BackupError> {
+    let repository = &coordinator.repository;
+    let mut forgotten = false;
+    for l in repository.store.versions(key.as_str()).await?.into_iter().filter(|l| l.key == *key && !l.delete_marker) {
+        let Ok(object) = read_listed(&*repository.store, &l).await else { continue };
+        let opened = envelope::open(&repository.ring, &repository.config.id, key, Kind::Lease, &object);
+        let lease = opened.ok().and_then(|body| Lease::decode(&body).ok());
+        // Of our own epoch: another run of this process has it.
+        if lease.is_none_or(|lease| lease.epoch < coordinator.epoch) {
+            tracing::warn!(object = %key, "a lease without a journal is left over; it goes");
+            forgotten |= repository.store.delete(key, &l.version).await.is_ok();
+        }
+    }
+    Ok(forgotten)
 }
 
 /// A lease that this coordinator holds.
@@ -275,7 +323,7 @@ async fn run(
     let parent_id = parent.as_ref().map(|p| p.found.root.id());
     let result = match prepare(order, &run, parent_id, left, feed).await {
         Ok(done) => {
-            match assign_volumes(coordinator, order, &run, parent.as_ref(), due, done, &mut inbox, feed).await {
+            match assign_volumes((coordinator, order), &run, parent.as_ref(), (due, done), &mut inbox, feed).await {
                 Ok(()) => commit(order, &run, parent.as_ref(), began, &mut inbox).await,
                 Err(e) => Err(e),
             }

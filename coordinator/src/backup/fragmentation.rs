@@ -7,7 +7,7 @@
 //! and a region lies in at most 64 packs. As in the cleaning of a log (Rosenblum and Ousterhout, 1992), the emptiest chunks go
 //! first: with a budget of 1.5 each changed page costs two more at the worst, when changes are spread evenly.
 //!
-//! The budgets count what had worn before the run. What a run itself wears is mended by the next one that changes the region. A
+//! The budgets count what had worn before the run. Fragmentation that a backup causes is repaired by the next one that changes the region. A
 //! stream is written in order, so that its restore opens a chunk once for each region that uses it. The root records what a
 //! restore takes, and `milkrun show` prints it.
 

@@ -1,5 +1,5 @@
-//! A backup that was opened before its sources are known: they are added while it goes on. Each is in the journal before whoever adds
-//! it hears so, and the same one again is no other.
+//! A backup that was opened before its sources are known: they are added while it goes on. Each source is journalled before the caller
+//! gets an answer. Adding one twice changes nothing.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(super) async fn add_source(
     order: &mut Order,
     run: &Arc<Run>,
     parent: Option<&OpenPoint>,
-    moves: &mut VolumeAssignments<'_>,
+    assignments: &mut VolumeAssignments<'_>,
     source: SourceSpec,
 ) -> Result<Result<(), String>, BackupError> {
     match is_new(order, &source) {
@@ -39,7 +39,7 @@ pub(super) async fn add_source(
     }
     run.write_down(Record::Source(journaled(&source))).await?;
     run.add_volume(&source, VolumeBuild::of(&source, run.root.moment, parent));
-    moves.add(source.name.as_str(), source.reach.clone());
+    assignments.add(source.name.as_str(), source.reach.clone());
     order.sources.push(source);
     Ok(Ok(()))
 }

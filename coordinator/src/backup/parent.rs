@@ -1,8 +1,10 @@
 //! The parent restore point: choosing it, and sending its extents to agents.
 //!
-//! With a list of changes that names single pages, an agent need not know which chunk is where. It is told of the parent in
-//! outline: what is a hole, what is not, what has worn. So what a list does not name costs the wire next to nothing, however many
-//! pieces it lies in.
+//! A changed-block list is trusted in two steps. Here, whether one may be used at all (`begin_by_list`): on the first attempt, not too
+//! many points in a row, no free space left out before. On the agent, whether it is right (`agent/src/backup/sample.rs`).
+//!
+//! With a list of single pages, an agent gets the parent in outline: what is a hole, what is not, what is fragmented. It need not know
+//! which chunk is where. So the rest of the volume costs the wire next to nothing, however many pieces it lies in.
 
 use std::collections::{HashMap, HashSet};
 

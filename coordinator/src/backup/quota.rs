@@ -2,8 +2,8 @@
 //!
 //! Twice, since an attempt may be lost after its packs were stored. By node, since a pack holds chunks of several volumes. Without
 //! a volume's size, which an inventory may leave out, there is no bound. What was granted is in the journal, so that a new leader
-//! goes on counting (the last 256 MiB of grants need not be). It allows one more copy of the node's volumes, since what was on its
-//! way may have to be stored again.
+//! goes on counting (the last 256 MiB of grants need not be). After a take-over the node may store its volumes once more, because
+//! uploads in flight may be lost.
 
 use std::collections::HashSet;
 

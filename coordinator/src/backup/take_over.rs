@@ -83,6 +83,7 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
     let repository = &coordinator.repository;
     let versions = repository.store.versions("leases/").await?;
     let mut restores = Vec::new();
+    let mut begun: Vec<RunId> = Vec::new();
     // All that were left go on at once, also several of one application; new orders wait for the last of them.
     let mut turns: HashMap<AppId, Option<Arc<Turn>>> = HashMap::new();
     // Of each lease every version: what somebody put on top of it hides no run.
@@ -92,11 +93,11 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             leases.entry(run).or_default().push(v);
         }
     }
-    let begun: Vec<RunId> = leases.keys().copied().collect();
     let looks = leases.into_iter().map(|(run, versions)| find_one(coordinator, run, versions));
     let mut looks = futures::stream::iter(looks).buffered(LOOKS);
     while let Some(found) = looks.next().await {
         let Some(found) = found else { continue };
+        begun.push(found.lease.run);
         tracing::warn!(run = %found.lease.run, "a run that another coordinator left goes on");
         let coordinator = coordinator.clone();
         match found.into_restore() {

@@ -18,10 +18,10 @@ use milkrun_repository::point::root::{FREE_LEFT_OUT, FileSystem, Layout, MapId, 
 use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::volume_map::{Child, Extent, LEAF_BYTES_MAX, Leaf, MapBuilder, MapCursor, MapRef, MapRoot};
 
-use super::layout::Effort;
 use super::map_part::MapPart;
 use super::pages::{lists_max, sent};
 use super::parent_region::{ParentRegion, Placed};
+use super::restore_cost::RestoreCost;
 use super::{BackupError, Run, joined, lock};
 use crate::assignment::RefusedCall;
 use crate::inventory::SourceSpec;
@@ -54,7 +54,7 @@ pub(super) struct VolumeBuild {
     builder: MapBuilder,
     next: u64,
     hole_bytes: u64,
-    effort: Effort,
+    effort: RestoreCost,
     /// How many of the points before this one rest on lists of changes, in a row.
     pub(super) lists_before: u32,
     /// The point before this one left out what was free: its holes are no measure for a list of changes.
@@ -148,7 +148,7 @@ impl VolumeBuild {
             builder: MapBuilder::new(),
             next: 0,
             hole_bytes: 0,
-            effort: Effort::default(),
+            effort: RestoreCost::default(),
             lists_before,
             left_out_before,
             leaves_out: false,

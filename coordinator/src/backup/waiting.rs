@@ -1,5 +1,5 @@
-//! Orders that wait for their turn: `leases/waiting/<run>`, sealed in an envelope, as the record that a journal begins with. A leader
-//! that takes over lets them wait on. Unlike a lease it holds no moment: that of the point is when its run begins.
+//! Orders that wait for their turn: `leases/waiting/<run>`, sealed in an envelope. The body is a journal's `Begin` record. A leader that
+//! takes over lets them wait on. The order has no time; the point's time is set when the run starts.
 
 use milkrun_repository::Repository;
 use milkrun_repository::clock::Moment;
@@ -8,7 +8,7 @@ use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::point::ended;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::root::Root;
-use milkrun_repository::sealed::{self, Sealed};
+use milkrun_repository::read_envelope::{self, Sealed};
 use milkrun_repository::store::{CreateError, Failure, Key, Version};
 
 use super::BackupError;
@@ -68,7 +68,7 @@ pub(super) struct Left {
     pub(super) begin: journal::Begin,
 }
 
-/// All orders that wait. `begun` are the runs that have a lease.
+/// All orders that wait. `begun` are the runs that go on: the orders of these are left over.
 ///
 /// # Errors
 /// [`Failure`] when the store can't be asked which there are.
@@ -76,16 +76,14 @@ pub(super) async fn all(repository: &Repository, begun: &[RunId]) -> Result<Vec<
     let mut left = Vec::new();
     let mut runs: Vec<RunId> = Vec::new();
     for l in repository.store.versions(Key::all_waiting()).await? {
-        runs.extend(
-            l.key.parse_waiting().filter(|run| !l.delete_marker && !runs.contains(run) && !begun.contains(run)),
-        );
+        runs.extend(l.key.parse_waiting().filter(|run| !l.delete_marker && !runs.contains(run)));
     }
     for run in runs {
-        if ended::is_ended(repository, &run).await? {
+        if begun.contains(&run) || ended::is_ended(repository, &run).await? {
             delete(repository, run, &None).await;
             continue;
         }
-        match sealed::open(repository, &Key::waiting(&run), Kind::Waiting).await? {
+        match read_envelope::open(repository, &Key::waiting(&run), Kind::Waiting).await? {
             Sealed::Body(body) => match journal::decode(&body).as_deref() {
                 Ok([Record::Begin(begin)]) => left.push(Left { run, begin: begin.clone() }),
                 _ => tracing::error!(%run, "an order that waits makes no sense; it is left out"),

@@ -19,7 +19,7 @@ use super::progress::{Progress, Reached};
 use super::{RestoreError, Run};
 use crate::Coordinator;
 use crate::assignment::Assigned;
-use crate::dispatch::Want;
+use crate::dispatch::Waiter;
 use crate::runs::RunEvent;
 use crate::runs::view::Feed;
 
@@ -287,7 +287,7 @@ impl<'a> Targets<'a> {
             let (run, volume, application) = (self.id, name.clone(), self.application.clone());
             // Somebody waits for a restore: it goes before all backups.
             let due = Some(milkrun_repository::clock::Moment::from_millis(0));
-            self.coordinator.dispatcher.want_once(Want {
+            self.coordinator.dispatcher.enqueue_once(Waiter {
                 run,
                 volume,
                 application,

@@ -1,11 +1,14 @@
-//! Errors to gRPC statuses: the one place. The code says what kind of failure it was, the message everything that is known.
+//! Errors of operations to gRPC statuses. The code says what kind of failure it was, the message everything that is known. (Calls that
+//! make no sense are refused where they are read.)
 //!
 //! | code | means |
 //! |---|---|
 //! | `UNAVAILABLE` | the store can't be asked, or its answers come cut: nothing is known |
 //! | `DATA_LOSS` | stored bytes are not what they must be |
 //! | `INVALID_ARGUMENT` | the order makes no sense |
+//! | `NOT_FOUND` | there is no such point |
 //! | `CANCELLED` | somebody stopped it |
+//! | `ABORTED` | another coordinator leads, and goes on with it |
 //! | `UNAUTHENTICATED`, `PERMISSION_DENIED` | the caller is nobody, or may not |
 //! | `RESOURCE_EXHAUSTED` | an agent's quota; too many orders wait |
 //! | `FAILED_PRECONDITION` | anything else that failed |

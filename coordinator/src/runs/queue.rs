@@ -1,8 +1,8 @@
 //! One backup of an application at a time. Two would read the same devices, disturb the same databases, and store what the other
 //! one is storing. A second backup waits before it has a lease, and takes what it then finds as its parent: the point of the first.
 //!
-//! An order that waits is in no journal. It ends with its coordinator, and who ordered it hears that. Runs that another
-//! coordinator left share their application's turn, before any new order.
+//! An order that waits is written down (`backup/waiting.rs`): under the next coordinator it waits on. Runs that another coordinator
+//! left share their application's turn, before any new order.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

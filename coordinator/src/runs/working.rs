@@ -8,9 +8,12 @@ use milkrun_repository::id::RunId;
 
 use crate::assignment::RefusedCall;
 
+/// Runs, each with the epoch of its repository's leader.
+type ByRun<R> = HashMap<RunId, (u64, Arc<R>)>;
+
 /// The table.
 pub struct Working<R> {
-    runs: Arc<Mutex<HashMap<RunId, (u64, Arc<R>)>>>,
+    runs: Arc<Mutex<ByRun<R>>>,
 }
 
 impl<R> Clone for Working<R> {
@@ -26,7 +29,7 @@ impl<R> Default for Working<R> {
 }
 
 impl<R> Working<R> {
-    fn table(&self) -> MutexGuard<'_, HashMap<RunId, (u64, Arc<R>)>> {
+    fn table(&self) -> MutexGuard<'_, ByRun<R>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

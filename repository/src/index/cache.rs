@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 use super::MappedSegment;
 use crate::id::{RepositoryId, SegmentId};
 use crate::keys::KeyRing;
+use crate::last_seen::Witness;
 use crate::wire::Malformed;
-use crate::witness::Witness;
 
 /// The cache of one repository.
 #[derive(Clone)]

@@ -9,7 +9,7 @@
 //!  72   4  number n of this placement, u32
 //!  76   8  made at, ms since 1970, i64
 //!  84   …  u32 count, count × (u8 some, place 36): the topmost map chunk of each volume, then of the manifests
-//!   …   …  u32 count = 0: forwards of slots whose packs were rewritten (format 1 writes none)
+//!   …   …  u32 count = 0: forwards of slots whose packs were rewritten (format 2 writes none)
 //!   …   …  u32 count, count × pack info, sorted by pack id
 //!   …  64  Ed25519 signature of everything before
 //! ```

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::catalog::{FindError, Found, Listing, Refused};
-use super::order::Ordered;
+use super::newer::Ordered;
 use crate::clock::Moment;
 use crate::id::{AppId, AppName, ClusterId, Namespace, PointId};
 use crate::repository::{NoDomain, PointError, Repository};

@@ -1,5 +1,5 @@
 //! Keeps the keys of a repository locked, for as long as this process leads: unlocked, whoever may delete them would turn every locked
-//! byte into noise. It sees what is missing on the first day.
+//! byte into noise. Within a day it reports keys that are gone.
 
 use std::time::Duration;
 

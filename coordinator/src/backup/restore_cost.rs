@@ -15,7 +15,7 @@ const COUNTED_BESIDE: usize = 2;
 
 /// What a restore would do so far.
 #[derive(Default)]
-pub(super) struct Effort {
+pub(super) struct RestoreCost {
     /// Where the chunks are that the leaves of a window use.
     window: Vec<Place>,
     /// Leaves and holes.
@@ -26,7 +26,7 @@ pub(super) struct Effort {
     counting: VecDeque<JoinHandle<(u64, u64)>>,
 }
 
-impl Effort {
+impl RestoreCost {
     /// The next leaf.
     pub(super) async fn add(&mut self, leaf: &Leaf) -> Result<(), BackupError> {
         self.window.extend(leaf.chunks().iter().map(|chunk| chunk.place));

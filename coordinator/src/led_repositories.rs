@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use milkrun_coordinator::leader::{self, Leadership, Lost, StoreLease};
 use milkrun_coordinator::repositories::Repositories;
-use milkrun_coordinator::{Coordinator, keeper, secret};
+use milkrun_coordinator::{Coordinator, key_locks, secret};
 use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
 use milkrun_repository::point::catalog::chain;
@@ -147,7 +147,7 @@ impl Led {
                 repositories.not_ready(self.name(), self.url().to_string(), chain(&e));
                 tokio::time::sleep(AGAIN).await;
             }
-            keeper::keep_keys_locked(self.name(), &self.coordinator.repository).await;
+            key_locks::keep_keys_locked(self.name(), &self.coordinator.repository).await;
         };
         tokio::select! {
             lost = holding => lost,
