@@ -56,6 +56,12 @@ pub trait Leadership: Send + Sync {
 
     /// Whether nobody leads under a higher epoch, as far as can be told.
     async fn is_newest(&self, epoch: u64) -> bool;
+
+    /// Whether nobody leads under a higher epoch.
+    ///
+    /// # Errors
+    /// When the store can't be asked.
+    async fn leads(&self, epoch: u64) -> Result<bool, Failure>;
 }
 
 /// Why leading is over.
@@ -415,6 +421,10 @@ impl Leadership for StoreLease {
     }
 
     async fn is_newest(&self, epoch: u64) -> bool {
-        matches!(self.newest().await, Ok(newest) if newest.is_none_or(|b| b.epoch <= epoch))
+        matches!(self.leads(epoch).await, Ok(true))
+    }
+
+    async fn leads(&self, epoch: u64) -> Result<bool, Failure> {
+        Ok(self.newest().await?.is_none_or(|b| b.epoch <= epoch))
     }
 }

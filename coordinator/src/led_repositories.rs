@@ -64,8 +64,8 @@ pub(crate) struct Leading {
     repositories: Repositories,
     led: Vec<Led>,
     alone: bool,
-    /// Ends with this.
-    _background: tokio::task::JoinSet<()>,
+    /// Each returns when somebody else leads its repository. They end with this.
+    background: tokio::sync::Mutex<tokio::task::JoinSet<String>>,
 }
 
 impl Named {
@@ -132,10 +132,15 @@ impl Led {
                 }
                 tracing::error!(repository = self.name(), why = %lost, "a repository can't be used; the others go on");
                 repositories.not_ready(self.name(), self.url().to_string(), lost.to_string());
-                while self.leadership.is_free().await.is_err() {
-                    tokio::time::sleep(self.leadership.pause()).await;
+                loop {
+                    match self.leadership.leads(self.epoch()).await {
+                        Ok(true) => break,
+                        Ok(false) => return Lost::Superseded(self.epoch()),
+                        Err(_) => tokio::time::sleep(self.leadership.pause()).await,
+                    }
                 }
-                if self.leadership.is_newest(self.epoch()).await {
+                // One whose leftovers were not looked at becomes ready when they were.
+                if *self.began.lock().await {
                     tracing::info!(repository = self.name(), "a repository can be used again");
                     repositories.ready(self.coordinator.clone());
                 }
@@ -147,11 +152,14 @@ impl Led {
                 repositories.not_ready(self.name(), self.url().to_string(), chain(&e));
                 tokio::time::sleep(AGAIN).await;
             }
-            key_locks::keep_keys_locked(self.name(), &self.coordinator.repository).await;
+            std::future::pending::<()>().await;
         };
+        // Whatever else can't be done: keys whose locks run out can be deleted.
+        let keeping = key_locks::keep_keys_locked(self.name(), &self.coordinator.repository);
         tokio::select! {
             lost = holding => lost,
             () = beginning => Lost::Superseded(self.epoch()),
+            () = keeping => Lost::Superseded(self.epoch()),
         }
     }
 }
@@ -236,12 +244,13 @@ impl Team {
         for named in missing {
             background.spawn(join(named, repositories.clone()));
         }
-        Ok(Leading { repositories, led, alone, _background: background })
+        let background = tokio::sync::Mutex::new(background);
+        Ok(Leading { repositories, led, alone, background })
     }
 }
 
-/// Opens one that could not be used when the others were led, leads it, and holds it; again and again.
-async fn join(named: Named, repositories: Repositories) {
+/// Opens one that could not be used when the others were led, leads it, and holds it, until somebody else leads it. Returns why.
+async fn join(named: Named, repositories: Repositories) -> String {
     let (name, url) = (named.name.clone(), named.url.to_string());
     loop {
         let joined = async {
@@ -254,7 +263,8 @@ async fn join(named: Named, repositories: Repositories) {
             Ok::<_, ServeError>(led)
         };
         let why = match joined.await {
-            Ok(led) => led.hold(&repositories).await.to_string(),
+            // Its runs are that process's now, and those of the others are to be.
+            Ok(led) => return format!("{name}: {}", led.hold(&repositories).await),
             Err(e) => chain(&e),
         };
         tracing::error!(repository = name, why, "a repository can't be used; it is tried again");
@@ -294,10 +304,23 @@ impl Leading {
     /// Holds all of them, until somebody else leads one: then that process leads all. Returns why.
     pub(crate) async fn hold(&self) -> String {
         let holds = self.led.iter().map(|led| Box::pin(led.hold(&self.repositories)));
-        let (lost, n, _) = futures::future::select_all(holds).await;
-        match self.led[n].name() {
-            "" => lost.to_string(),
-            name => format!("{name}: {lost}"),
+        let led = async {
+            let (lost, n, _) = futures::future::select_all(holds).await;
+            match self.led[n].name() {
+                "" => lost.to_string(),
+                name => format!("{name}: {lost}"),
+            }
+        };
+        let joined = async {
+            match self.background.lock().await.join_next().await {
+                Some(Ok(why)) => why,
+                Some(Err(e)) => format!("a task ended: {e}"),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = led => why,
+            why = joined => why,
         }
     }
 

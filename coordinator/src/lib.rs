@@ -75,6 +75,9 @@ impl Shared {
     }
 }
 
+/// Verifications of a repository at once.
+const VERIFYING_MAX: usize = 2;
+
 /// The coordinator of one repository.
 #[derive(Clone)]
 pub struct Coordinator {
@@ -87,6 +90,8 @@ pub struct Coordinator {
     pub cache: IndexCache,
     /// What may be on its way to the store.
     pub(crate) admission: Admission,
+    /// Who may verify through it now: each reads much.
+    pub(crate) verifying: Arc<tokio::sync::Semaphore>,
     /// The epoch under which it leads.
     pub epoch: u64,
     /// Whether it leads, and keeps journals so that another can go on; nobody goes on from an embedded one.
@@ -105,7 +110,8 @@ impl Coordinator {
     pub fn new(shared: Shared, repository: Repository, cache: IndexCache) -> Self {
         let admission = Admission::new(shared.inventory.clone(), "");
         let (name, repository) = (String::new(), Arc::new(repository));
-        Self { shared, name, repository, cache, admission, epoch: EMBEDDED_EPOCH, leadership: None }
+        let verifying = Arc::new(tokio::sync::Semaphore::new(VERIFYING_MAX));
+        Self { shared, name, repository, cache, admission, verifying, epoch: EMBEDDED_EPOCH, leadership: None }
     }
 
     /// One that leads under `epoch` and can be followed by another.
@@ -117,7 +123,8 @@ impl Coordinator {
         (epoch, leadership): (u64, Arc<dyn Leadership>),
     ) -> Self {
         let admission = Admission::new(shared.inventory.clone(), &name);
-        Self { shared, name, repository, cache, admission, epoch, leadership: Some(leadership) }
+        let verifying = Arc::new(tokio::sync::Semaphore::new(VERIFYING_MAX));
+        Self { shared, name, repository, cache, admission, verifying, epoch, leadership: Some(leadership) }
     }
 
     /// Goes on with every run that an earlier leader left unfinished.

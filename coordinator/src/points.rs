@@ -50,6 +50,9 @@ pub enum PointsError {
     /// They make no sense.
     #[error("line {0} of the stored manifests is no Kubernetes object")]
     Manifests(usize),
+    /// Others verify it already.
+    #[error("{0} verifications of this repository are under way already: wait for one to end")]
+    Busy(usize),
     /// The process ends.
     #[error("stopped")]
     Stopped,
@@ -186,6 +189,22 @@ pub(crate) fn volume(v: &VolumeEntry) -> control::VolumeResult {
     }
 }
 
+/// Finds a point, for whoever may see it. Of what they may not see, they don't hear whether it is there.
+async fn find(coordinator: &Coordinator, selector: &Selector, text: &str, peer: &Peer) -> Result<Found, PointsError> {
+    if let Selector::Latest(app) | Selector::At(app, _) = selector
+        && !may_view(coordinator, peer, app)
+    {
+        return Err(PointsError::Role { who: peer.to_string(), what: text.to_owned() });
+    }
+    coordinator.repository.select(selector).await.map_err(|e| match e {
+        FindError::Store(f) => PointsError::Store(f),
+        FindError::Namesakes(_) if !peer.may(Action::View, None) => {
+            PointsError::Find { selector: text.to_owned(), source: FindError::None }
+        }
+        source => PointsError::Find { selector: text.to_owned(), source },
+    })
+}
+
 /// What a point holds, and the names of its manifests.
 ///
 /// # Errors
@@ -197,10 +216,7 @@ pub(crate) async fn show(
     peer: &Peer,
 ) -> Result<(control::PointDetail, Vec<control::ObjectName>), PointsError> {
     let repository = &coordinator.repository;
-    let found = repository.select(selector).await.map_err(|e| match e {
-        FindError::Store(f) => PointsError::Store(f),
-        source => PointsError::Find { selector: text.to_owned(), source },
-    })?;
+    let found = find(coordinator, selector, text, peer).await?;
     let opened = repository.open_point(found).await?;
     if !may_view(coordinator, peer, &opened.body.application) {
         return Err(PointsError::Role { who: peer.to_string(), what: text.to_owned() });
@@ -256,10 +272,7 @@ pub(crate) async fn verify(
                 options.apps.push(repository.ring.app_hash(app));
             }
             selector => {
-                let found = repository.select(selector).await.map_err(|e| match e {
-                    FindError::Store(f) => PointsError::Store(f),
-                    source => PointsError::Find { selector: text.clone(), source },
-                })?;
+                let found = find(coordinator, selector, text, peer).await?;
                 if !peer.may(Action::View, None)
                     && !may_view(coordinator, peer, &repository.body(&found).await?.application)
                 {
@@ -269,10 +282,16 @@ pub(crate) async fn verify(
             }
         }
     }
+    let permit =
+        coordinator.verifying.clone().try_acquire_owned().map_err(|_| PointsError::Busy(crate::VERIFYING_MAX))?;
     // On a thread of its own: its future can't move between threads.
     let (of, cache) = (repository.clone(), coordinator.cache.clone());
     let handle = tokio::runtime::Handle::current();
-    let work = tokio::task::spawn_blocking(move || handle.block_on(verify::verify(&of, &cache, &options)));
+    let work = tokio::task::spawn_blocking(move || {
+        // Also when nobody waits for it any more.
+        let _permit = permit;
+        handle.block_on(verify::verify(&of, &cache, &options))
+    });
     let report = match work.await {
         Ok(report) => report?,
         Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),

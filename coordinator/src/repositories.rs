@@ -24,6 +24,8 @@ pub struct State {
     pub standing: Standing,
     /// Since when.
     pub since: Moment,
+    /// Its coordinator while it can't be used: its runs are still there.
+    paused: Option<Box<Coordinator>>,
 }
 
 /// Whether a repository can be used.
@@ -74,11 +76,17 @@ impl Repositories {
 
     fn set(&self, name: &str, address: String, standing: Standing) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let since = match table.get(name) {
+        let before = table.remove(name);
+        let since = match &before {
             Some(before) if same(&before.standing, &standing) => before.since,
             _ => Moment::now(),
         };
-        table.insert(name.to_owned(), State { address, standing, since });
+        let paused = match (&standing, before) {
+            (Standing::NotReady(_), Some(State { standing: Standing::Ready(coordinator), .. })) => Some(coordinator),
+            (Standing::NotReady(_), Some(before)) => before.paused,
+            _ => None,
+        };
+        table.insert(name.to_owned(), State { address, standing, since, paused });
         #[expect(clippy::cast_precision_loss, reason = "a few repositories")]
         let ready = table.values().filter(|s| matches!(s.standing, Standing::Ready(_))).count() as f64;
         metrics::gauge!("milkrun_repositories_ready").set(ready);
@@ -122,11 +130,12 @@ impl Repositories {
         table.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
     }
 
-    /// Does something with each that is ready.
+    /// Does something with each that has, or may have, runs under way.
     pub(crate) fn each(&self, mut work: impl FnMut(&Coordinator)) {
         for (_, state) in self.states() {
-            if let Standing::Ready(coordinator) = &state.standing {
-                work(coordinator);
+            match (&state.standing, &state.paused) {
+                (Standing::Ready(coordinator), _) | (_, Some(coordinator)) => work(coordinator),
+                _ => {}
             }
         }
     }

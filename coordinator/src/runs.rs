@@ -71,6 +71,18 @@ struct Table {
     feeds: VecDeque<Feed>,
 }
 
+impl Table {
+    fn show(&mut self, feed: Feed) {
+        self.feeds.push_back(feed);
+        while self.feeds.len() > KEPT {
+            let ended = self.feeds.iter().position(|f| f.now().outcome.is_some());
+            // More than that under way at once: all of them are shown.
+            let Some(at) = ended else { break };
+            self.feeds.remove(at);
+        }
+    }
+}
+
 /// A target: node (`None`: whichever agent there is) and path.
 type Place = (Option<String>, String);
 
@@ -82,13 +94,7 @@ impl Runs {
     /// A run can be seen from now on.
     pub fn show(&self, feed: Feed) {
         let mut table = self.table();
-        table.feeds.push_back(feed);
-        while table.feeds.len() > KEPT {
-            let ended = table.feeds.iter().position(|f| f.now().outcome.is_some());
-            // More than that under way at once: all of them are shown.
-            let Some(at) = ended else { break };
-            table.feeds.remove(at);
-        }
+        table.show(feed);
     }
 
     /// As [`Self::show`], unless a run of this id is shown already: that one.
@@ -99,7 +105,7 @@ impl Runs {
             let id = feed.now().run;
             let known = table.feeds.iter().find(|f| f.now().run == id).cloned();
             if known.is_none() {
-                table.feeds.push_back(feed);
+                table.show(feed);
             }
             known
         };

@@ -235,6 +235,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether it is about this one object, and says nothing of others: whoever may write can put objects that nobody can read.
+    pub fn is_of_one_object(&self) -> bool {
+        matches!(self.trouble, Trouble::Foreign | Trouble::Denied | Trouble::Refused)
+    }
+
     /// A failure that certainly left nothing behind.
     pub fn new(operation: Operation, key: impl ToString, trouble: Trouble) -> Self {
         Self { operation, key: key.to_string(), happened: Happened::No, trouble, source: None }

@@ -2,9 +2,12 @@
 //! new ones, so that it is backed up again.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use milkrun_tests::binary::Milkrun;
+use milkrun_tests::cluster::wait_for;
 use milkrun_tests::noise;
 
 use crate::round_trip::volume;
@@ -105,6 +108,28 @@ fn an_application_whose_keys_are_gone_is_backed_up_again() {
     assert_eq!(listed["points"].as_array().unwrap().len(), 1, "{listed}");
     assert!(listed["refused"].to_string().contains("domains/"), "{listed}");
     w.m.run(["backup", "shop", "--volume", &volume(&w.image), "--parent", &first]).fails(2, &first);
+}
+
+/// A point whose keys are nowhere would be one that nobody can open.
+#[test]
+fn keys_that_are_deleted_while_a_backup_uses_them_are_written_again() {
+    let w = World::new();
+    let mut command = w.m.command(["backup", "shop", "--stream", "dump=-", "--json"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&noise(1 << 20, 3)).unwrap();
+    let domains = w.folder.path().join("repository/domains");
+    wait_for("the keys", || domains.exists().then_some(()));
+    // The lease is taken after them.
+    wait_for("the lease", || fs::read_dir(w.folder.path().join("repository/leases")).ok()?.next().map(drop));
+    w.delete("domains");
+    drop(input);
+    let made = milkrun_tests::binary::ran(child.wait_with_output()).ok();
+    let point = made.json()["point"].as_str().unwrap().to_owned();
+    w.m.run(["verify", "--data"]).ok();
+    let out = w.folder.path().join("dump");
+    w.m.run(["restore", &point, "--stream", &format!("dump={}", out.display())]).ok();
+    assert!(fs::read(&out).unwrap() == noise(1 << 20, 3));
 }
 
 /// What somebody put in place of a domain's keys is none; and a bucket writer can't keep an application from being backed up.

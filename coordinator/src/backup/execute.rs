@@ -45,19 +45,26 @@ pub(crate) async fn execute(
     coordinator: &Coordinator,
     order: Order,
     id: RunId,
-    mut inbox: Inbox,
+    (mut inbox, resumed): (Inbox, bool),
     feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
     let choice: Choice = order.parent.parse()?;
     // An application that is not there need not wait to be told so.
     listed(coordinator, &order)?;
-    let (_turn, waited) = match coordinator.runs.turn_if_free(&order.application) {
+    let (_turn, waited) = match coordinator.runs.turn_if_free(&coordinator.name, &order.application) {
         Some(turn) => (turn, None),
-        None => wait(coordinator, &order, id, &mut inbox, feed).await?,
+        None => wait(coordinator, &order, id, (&mut inbox, resumed), feed).await?,
     };
+    // It waited under an earlier coordinator.
+    let waited = waited.or_else(|| resumed.then_some(None));
     let result = begin_and_run(coordinator, order, (id, choice), inbox, feed).await;
     // Its journal says what it is, or it is over.
     if let Some(waited) = waited {
+        if result.is_err()
+            && let Err(e) = ended::write(&coordinator.repository, &id, Outcome::Failed).await
+        {
+            tracing::warn!(run = %id, error = %e, "can't write down that a run is over");
+        }
         waiting::delete(&coordinator.repository, id, &waited).await;
     }
     result
@@ -113,14 +120,15 @@ async fn wait(
     coordinator: &Coordinator,
     order: &Order,
     id: RunId,
-    inbox: &mut Inbox,
+    (inbox, resumed): (&mut Inbox, bool),
     feed: &Feed,
 ) -> Result<(Turn, Option<Option<Version>>), BackupError> {
     let written = match coordinator.leadership {
         Some(_) => Some(waiting::write(&coordinator.repository, id, order, feed).await?),
         None => None,
     };
-    let turn = coordinator.runs.turn(&order.application, inbox, feed).await.map_err(|e| match e {
+    let whose = (coordinator.name.as_str(), &order.application);
+    let turn = coordinator.runs.turn(whose, !resumed, inbox, feed).await.map_err(|e| match e {
         NoTurn::Cancelled => BackupError::Cancelled,
         NoTurn::Full => BackupError::TooManyWait(WAITING_MAX),
     });

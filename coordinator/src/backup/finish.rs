@@ -63,6 +63,8 @@ pub(super) async fn commit(
         }
     }
     repository.still_there(&run.began_in).await?;
+    let period = order.lock_for.unwrap_or(repository.config.lock.period);
+    repository.keys_still_there(&run.domain, period).await?;
     let (stored, reused) = run.receipts()?;
     let packs_reused = reused.len() as u64;
     let body = RootBody {

@@ -16,12 +16,18 @@ use crate::volume_assignments::VolumeAssignments;
 /// Whether a source is added; `Err`: why it is not.
 fn is_new(order: &Order, source: &SourceSpec) -> Result<bool, String> {
     match order.source(source.name.as_str()) {
-        Some(same) if same == source => Ok(false),
+        Some(same) if is_same(same, source) => Ok(false),
         Some(_) => Err(format!("the run has a source {} already, which is another", source.name)),
         None if order.complete => Err(format!("the run is complete: {} comes too late", source.name)),
         None if !order.open => Err("the run was not opened for sources".into()),
         None => Ok(true),
     }
+}
+
+/// Whether both are the same source. The hints on how to read it are in no journal: after a failover it is read in full.
+fn is_same(a: &SourceSpec, b: &SourceSpec) -> bool {
+    let without_hints = |s: &SourceSpec| SourceSpec { changed_from: None, skip_free: false, ..s.clone() };
+    without_hints(a) == without_hints(b)
 }
 
 /// Adds a source. The inner error is for the one who asked, the outer one ends the run.

@@ -97,13 +97,18 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
     let mut looks = futures::stream::iter(looks).buffered(LOOKS);
     while let Some(found) = looks.next().await {
         let Some(found) = found else { continue };
-        begun.push(found.lease.run);
+        let run = found.lease.run;
+        begun.push(run);
+        // A take-over that failed half-way is done again.
+        if coordinator.runs.is_under_way(&run) {
+            continue;
+        }
         tracing::warn!(run = %found.lease.run, "a run that another coordinator left goes on");
         let coordinator = coordinator.clone();
         match found.into_restore() {
             Err(backup) => {
                 let turn = backup.application().and_then(|application| {
-                    let free = || coordinator.runs.turn_if_free(application).map(Arc::new);
+                    let free = || coordinator.runs.turn_if_free(&coordinator.name, application).map(Arc::new);
                     turns.entry(application.clone()).or_insert_with(free).clone()
                 });
                 tokio::spawn(async move {
@@ -114,12 +119,6 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             Ok(restore) => restores.push(restore),
         }
     }
-    // Orders that waited wait on, behind those that had begun.
-    for left in waiting::all(repository, &begun).await? {
-        tracing::warn!(run = %left.run, "an order that waited when another coordinator left goes on waiting");
-        let coordinator = coordinator.clone();
-        tokio::spawn(async move { wait_on(&coordinator, left).await });
-    }
     // Their targets are theirs before anybody can order another restore; of two that want the same place, the newer one's.
     restores.sort_by_key(|r| std::cmp::Reverse(r.began));
     for restore in restores {
@@ -129,7 +128,40 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             Err((path, other)) => drop(tokio::spawn(async move { restore.give_up(&coordinator, path, other).await })),
         }
     }
+    // Orders that waited wait on, behind those that had begun. New ones need not wait for that.
+    tokio::spawn(wait_on_all(coordinator.clone(), begun));
     Ok(())
+}
+
+/// How long to wait before orders that wait are looked for again.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Lets every order wait on that waited when its coordinator was lost, the oldest first.
+async fn wait_on_all(coordinator: Coordinator, begun: Vec<RunId>) {
+    let left = loop {
+        match waiting::all(&coordinator.repository, &begun).await {
+            Ok(left) => break left,
+            Err(e) => tracing::warn!(error = %e, "can't ask which orders wait; asking again"),
+        }
+        tokio::time::sleep(AGAIN).await;
+        if let Some(leadership) = &coordinator.leadership
+            && matches!(leadership.leads(coordinator.epoch).await, Ok(false))
+        {
+            return;
+        }
+    };
+    for left in left {
+        // Whoever ordered it may have asked again already.
+        if coordinator.runs.is_under_way(&left.run) {
+            continue;
+        }
+        tracing::warn!(run = %left.run, "an order that waited when another coordinator left goes on waiting");
+        let coordinator = coordinator.clone();
+        // It stands in the queue before the next one comes.
+        let (queued, waits) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move { wait_on(&coordinator, left, queued).await });
+        let _ = waits.await;
+    }
 }
 
 /// What was left of a run, by the first of its lease's versions that says so.
@@ -237,15 +269,17 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     feed.end(outcome);
 }
 
-async fn wait_on(coordinator: &Coordinator, left: waiting::Left) {
-    let waiting::Left { run, begin } = left;
+async fn wait_on(coordinator: &Coordinator, left: waiting::Left, queued: tokio::sync::oneshot::Sender<()>) {
+    let waiting::Left { run, begin, parent, full_every } = left;
     let application = Some(begin.application.clone());
     let feed = Feed::new(run, RunKind::Backup, application, begin.ordered_by.clone()).of_repository(&coordinator.name);
-    coordinator.runs.show(feed.clone());
-    let parent = begin.parent.map_or_else(|| "auto".to_owned(), |p| p.to_string());
-    let order = Order { parent, ..order_of(begin) };
+    if coordinator.runs.show_once(feed.clone()).is_err() {
+        return;
+    }
+    let order = Order { parent, full_every, ..order_of(begin) };
     let (inbox, _announced) = coordinator.runs.announce(run);
-    let outcome = match execute::execute(coordinator, order, run, inbox, &feed).await {
+    drop(queued);
+    let outcome = match execute::execute(coordinator, order, run, (inbox, true), &feed).await {
         Ok(done) => Outcome::BackedUp(done),
         Err(e) => {
             tracing::error!(%run, reason = milkrun_repository::point::catalog::chain(&e), "a run failed");

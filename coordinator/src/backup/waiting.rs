@@ -1,5 +1,7 @@
-//! Orders that wait for their turn: `leases/waiting/<run>`, sealed in an envelope. The body is a journal's `Begin` record. A leader that
+//! Orders that wait for their turn: `leases/waiting/<run>`, sealed in an envelope. The body is the wish for a parent, and a journal's `Begin` record. A leader that
 //! takes over lets them wait on. The order has no time; the point's time is set when the run starts.
+
+use std::collections::HashMap;
 
 use milkrun_repository::Repository;
 use milkrun_repository::clock::Moment;
@@ -10,6 +12,7 @@ use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::point::root::Root;
 use milkrun_repository::read_envelope::{self, Sealed};
 use milkrun_repository::store::{CreateError, Failure, Key, Version};
+use milkrun_repository::wire::{Decoder, Encoder};
 
 use super::BackupError;
 use super::order::Order;
@@ -35,7 +38,8 @@ pub(super) async fn write(
         moment: Moment::now(),
         lock_until: None,
     };
-    let body = journal::encode(&[begin(order, &root, order.parent.parse().ok(), feed.now().ordered_by)]);
+    let begin = journal::encode(&[begin(order, &root, None, feed.now().ordered_by)]);
+    let body = Encoder::new().text(&order.parent).u32(order.full_every).bytes(&begin).finish();
     let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Waiting, &body);
     match repository.store.create(&key, object.into(), None).await {
         Ok(version) => Ok(Some(version)),
@@ -66,6 +70,20 @@ pub(super) async fn delete(repository: &Repository, run: RunId, version: &Option
 pub(super) struct Left {
     pub(super) run: RunId,
     pub(super) begin: journal::Begin,
+    /// `auto`, `none` or an id.
+    pub(super) parent: String,
+    pub(super) full_every: u32,
+}
+
+fn decode(run: RunId, body: &[u8]) -> Option<Left> {
+    let mut d = Decoder::new(body);
+    let (parent, full_every) = (d.text("parent").ok()?, d.u32("full every").ok()?);
+    let records = journal::decode(d.bytes("begin").ok()?).ok()?;
+    d.finish("end of order").ok()?;
+    match records.into_iter().next()? {
+        Record::Begin(begin) => Some(Left { run, begin, parent, full_every }),
+        _ => None,
+    }
 }
 
 /// All orders that wait. `begun` are the runs that go on: the orders of these are left over.
@@ -73,25 +91,36 @@ pub(super) struct Left {
 /// # Errors
 /// [`Failure`] when the store can't be asked which there are.
 pub(super) async fn all(repository: &Repository, begun: &[RunId]) -> Result<Vec<Left>, Failure> {
-    let mut left = Vec::new();
-    let mut runs: Vec<RunId> = Vec::new();
-    for l in repository.store.versions(Key::all_waiting()).await? {
-        runs.extend(l.key.parse_waiting().filter(|run| !l.delete_marker && !runs.contains(run)));
+    let mut orders: HashMap<RunId, Moment> = HashMap::new();
+    for l in repository.store.versions(Key::all_waiting()).await?.into_iter().filter(|l| !l.delete_marker) {
+        if let Some(run) = l.key.parse_waiting() {
+            let since = orders.entry(run).or_insert(l.modified);
+            *since = l.modified.min(*since);
+        }
     }
-    for run in runs {
-        if begun.contains(&run) || ended::is_ended(repository, &run).await? {
+    let mut orders: Vec<(RunId, Moment)> = orders.into_iter().collect();
+    orders.sort_by_key(|(_, since)| *since);
+    let mut left = Vec::new();
+    for (run, since) in orders {
+        let is_old = since.plus(ended::LIFE) < Moment::now();
+        if begun.contains(&run) || is_old || ended::is_ended(repository, &run).await? {
             delete(repository, run, &None).await;
             continue;
         }
-        match read_envelope::open(repository, &Key::waiting(&run), Kind::Waiting).await? {
-            Sealed::Body(body) => match journal::decode(&body).as_deref() {
-                Ok([Record::Begin(begin)]) => left.push(Left { run, begin: begin.clone() }),
-                _ => tracing::error!(%run, "an order that waits makes no sense; it is left out"),
+        let key = Key::waiting(&run);
+        match read_envelope::open(repository, &key, Kind::Waiting).await {
+            Ok(Sealed::Body(body)) => match decode(run, &body) {
+                Some(order) => left.push(order),
+                None => tracing::error!(%run, "an order that waits makes no sense; it is left out"),
             },
-            Sealed::Refused(e) => {
-                tracing::warn!(%run, error = %e, "is no order that waits: not by a holder of the secret")
+            Ok(Sealed::Refused(e)) => {
+                tracing::warn!(object = %key, error = %e, "is no order that waits: not by a holder of the secret; it goes");
+                delete(repository, run, &None).await;
             }
-            Sealed::None => {}
+            Ok(Sealed::None) => {}
+            // What nobody can read keeps no other from waiting on.
+            Err(f) if f.is_of_one_object() => tracing::warn!(object = %key, error = %f, "left out"),
+            Err(f) => return Err(f),
         }
     }
     Ok(left)

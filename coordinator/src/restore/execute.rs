@@ -102,8 +102,21 @@ pub(super) async fn find(
     feed: &Feed,
 ) -> Result<OpenPoint, RestoreError> {
     let repository = &coordinator.repository;
+    let role = || RestoreError::Role {
+        who: by.map(ToString::to_string).unwrap_or_default(),
+        selector: order.selector_text.clone(),
+    };
+    if let (Some(by), Selector::Latest(app) | Selector::At(app, _)) = (by, &order.selector)
+        && !by.may(Action::Restore, coordinator.role_name(app))
+    {
+        return Err(role());
+    }
+    let sees_all = by.is_none_or(|by| by.may(Action::Restore, None));
     let found = repository.select(&order.selector).await.map_err(|e| match e {
         FindError::Store(f) => RestoreError::Store(f),
+        FindError::Namesakes(_) if !sees_all => {
+            RestoreError::Find { selector: order.selector_text.clone(), source: FindError::None }
+        }
         source => RestoreError::Find { selector: order.selector_text.clone(), source },
     })?;
     remember(coordinator, order, &found.root).await?;
@@ -121,7 +134,7 @@ pub(super) async fn find(
     if let Some(by) = by
         && !by.may(Action::Restore, coordinator.role_name(&application))
     {
-        return Err(RestoreError::Role { who: by.to_string(), selector: order.selector_text.clone() });
+        return Err(role());
     }
     Ok(point)
 }

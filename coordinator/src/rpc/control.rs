@@ -113,7 +113,7 @@ impl Control for Service {
         let span = tracing::info_span!("backup", run = %id, application = %order.application, repository, epoch);
         let work = async move {
             let (inbox, _announced) = coordinator.runs.announce(id);
-            let outcome = match backup::execute(&coordinator, order, id, inbox, &shown).await {
+            let outcome = match backup::execute(&coordinator, order, id, (inbox, false), &shown).await {
                 Ok(done) => Outcome::BackedUp(done),
                 Err(e) => {
                     tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");

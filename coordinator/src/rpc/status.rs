@@ -88,6 +88,7 @@ pub fn points(e: &PointsError) -> Status {
         PointsError::Find { source, .. } => of_find(source),
         PointsError::Nothing => Code::NotFound,
         PointsError::Role { .. } => Code::PermissionDenied,
+        PointsError::Busy(_) => Code::ResourceExhausted,
         PointsError::Stopped => Code::Cancelled,
         PointsError::Point(e) => of_point(e),
         PointsError::Map(e) => of_metadata(e),

@@ -1,4 +1,4 @@
-//! One backup of an application at a time. Two would read the same devices, disturb the same databases, and store what the other
+//! One backup of an application to a repository at a time: one that hangs stops none to another repository. Two would read the same devices, disturb the same databases, and store what the other
 //! one is storing. A second backup waits before it has a lease, and takes what it then finds as its parent: the point of the first.
 //!
 //! An order that waits is written down (`backup/waiting.rs`): under the next coordinator it waits on. Runs that another coordinator
@@ -16,9 +16,9 @@ use crate::runs::view::Feed;
 /// How many may wait for one application. Who orders by the clock would else pile them up behind one that stands still.
 pub(crate) const WAITING_MAX: usize = 8;
 
-/// Whose turn it is, by application.
+/// Whose turn it is, by repository and application.
 #[derive(Clone, Default)]
-pub(super) struct Turns(Arc<Mutex<HashMap<AppId, Arc<tokio::sync::Mutex<()>>>>>);
+pub(super) struct Turns(Arc<Mutex<HashMap<(String, AppId), Arc<tokio::sync::Mutex<()>>>>>);
 
 /// A turn; it ends when dropped.
 pub(crate) struct Turn(#[expect(dead_code, reason = "dropped, not read")] OwnedMutexGuard<()>);
@@ -45,11 +45,11 @@ impl Drop for Announced {
 }
 
 impl Turns {
-    fn of(&self, application: &AppId) -> Arc<tokio::sync::Mutex<()>> {
+    fn of(&self, repository: &str, application: &AppId) -> Arc<tokio::sync::Mutex<()>> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those whose turn nobody has or waits for.
         table.retain(|_, turn| Arc::strong_count(turn) > 1);
-        table.entry(application.clone()).or_default().clone()
+        table.entry((repository.to_owned(), application.clone())).or_default().clone()
     }
 }
 
@@ -62,18 +62,24 @@ impl Runs {
     }
 
     /// The turn, if nobody has it.
-    pub(crate) fn turn_if_free(&self, application: &AppId) -> Option<Turn> {
-        self.turns.of(application).try_lock_owned().ok().map(Turn)
+    pub(crate) fn turn_if_free(&self, repository: &str, application: &AppId) -> Option<Turn> {
+        self.turns.of(repository, application).try_lock_owned().ok().map(Turn)
     }
 
     /// Waits until no other backup of the application is under way: first come, first served.
-    pub(crate) async fn turn(&self, application: &AppId, inbox: &mut Inbox, feed: &Feed) -> Result<Turn, NoTurn> {
-        if let Some(turn) = self.turn_if_free(application) {
+    pub(crate) async fn turn(
+        &self,
+        (repository, application): (&str, &AppId),
+        bounded: bool,
+        inbox: &mut Inbox,
+        feed: &Feed,
+    ) -> Result<Turn, NoTurn> {
+        if let Some(turn) = self.turn_if_free(repository, application) {
             return Ok(turn);
         }
-        let turn = self.turns.of(application);
+        let turn = self.turns.of(repository, application);
         // The table's, ours, and that of whoever has the turn.
-        if Arc::strong_count(&turn) >= WAITING_MAX + 3 {
+        if bounded && Arc::strong_count(&turn) >= WAITING_MAX + 3 {
             return Err(NoTurn::Full);
         }
         tracing::info!("another backup of the application is under way: this one waits");
@@ -116,7 +122,7 @@ mod tests {
         let (runs, app, mut seen) = (runs.clone(), app.clone(), feed.watch());
         let task = tokio::spawn(async move {
             let (mut inbox, _announced) = runs.announce(id(n));
-            runs.turn(&app, &mut inbox, &feed).await
+            runs.turn(("", &app), true, &mut inbox, &feed).await
         });
         seen.wait_for(|v| v.waiting).await.unwrap();
         task
@@ -126,9 +132,9 @@ mod tests {
     async fn one_at_a_time_of_each_application_in_order() {
         let runs = Runs::default();
         let (app, other) = (app("app"), app("other"));
-        let first = runs.turn_if_free(&app).unwrap();
-        assert!(runs.turn_if_free(&app).is_none());
-        assert!(runs.turn_if_free(&other).is_some(), "another application does not wait");
+        let first = runs.turn_if_free("", &app).unwrap();
+        assert!(runs.turn_if_free("", &app).is_none());
+        assert!(runs.turn_if_free("", &other).is_some(), "another application does not wait");
         let second = comes(&runs, &app, 2).await;
         let third = comes(&runs, &app, 3).await;
         let fourth = comes(&runs, &app, 4).await;
@@ -147,14 +153,14 @@ mod tests {
     async fn not_too_many_wait() {
         let runs = Runs::default();
         let app = app("app");
-        let first = runs.turn_if_free(&app).unwrap();
+        let first = runs.turn_if_free("", &app).unwrap();
         let mut waiting = Vec::new();
         for n in 0..WAITING_MAX {
             waiting.push(comes(&runs, &app, u8::try_from(n).unwrap()).await);
         }
         let feed = Feed::new(id(99), Kind::Backup, None, String::new());
         let (mut inbox, _announced) = runs.announce(id(99));
-        assert_eq!(runs.turn(&app, &mut inbox, &feed).await.err(), Some(NoTurn::Full));
+        assert_eq!(runs.turn(("", &app), true, &mut inbox, &feed).await.err(), Some(NoTurn::Full));
         drop(first);
         for turn in waiting {
             assert!(turn.await.unwrap().is_ok());
@@ -166,7 +172,7 @@ mod tests {
     async fn a_cancellation_is_not_lost_to_the_turn() {
         let runs = Runs::default();
         let app = app("app");
-        let first = runs.turn_if_free(&app).unwrap();
+        let first = runs.turn_if_free("", &app).unwrap();
         let second = comes(&runs, &app, 2).await;
         assert!(runs.tell(&id(2), RunEvent::Cancel));
         drop(first);

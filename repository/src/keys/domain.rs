@@ -40,6 +40,7 @@ pub struct Domain {
     chunks: DomainKey,
     data: HybridSecret,
     metadata: HybridSecret,
+    object: Vec<u8>,
 }
 
 /// What everybody with the public signing key can read of a domain's object.
@@ -110,7 +111,7 @@ impl Domain {
         seeds: &Seeds,
         salt: [u8; 32],
     ) -> (Self, Vec<u8>) {
-        let domain = Self::new(id, seeds);
+        let mut domain = Self::new(id, seeds);
         let mut e = Encoder::new();
         e.raw(MAGIC).u16(VERSION).u16(0).u32(id.number).raw(repository.as_bytes()).raw(id.app.as_bytes()).raw(&salt);
         e.raw(domain.data.public().as_bytes()).raw(domain.metadata.public().as_bytes());
@@ -124,7 +125,9 @@ impl Domain {
         ));
         let signature = ring.sign(Label::Domain, e.as_slice());
         e.raw(&signature);
-        (domain, e.finish())
+        domain.object = e.finish();
+        let object = domain.object.clone();
+        (domain, object)
     }
 
     fn new(id: DomainId, seeds: &Seeds) -> Self {
@@ -133,6 +136,7 @@ impl Domain {
             chunks: DomainKey::from_bytes(*seeds.chunks),
             data: HybridSecret::derive(&seeds.data),
             metadata: HybridSecret::derive(&seeds.metadata),
+            object: Vec::new(),
         }
     }
 
@@ -147,9 +151,19 @@ impl Domain {
         let second = open(&ring.domain_data, salt, head, &object[232..280]).ok_or(DomainError::Sealed)?;
         let seed = |bytes: &[u8]| bytes.try_into().map(Zeroizing::new).map_err(|_| DomainError::Sealed);
         let seeds = Seeds { chunks: seed(&first[..32])?, metadata: seed(&first[32..])?, data: seed(&second)? };
-        let domain = Self::new(public.id, &seeds);
+        let domain = Self { object: object.to_vec(), ..Self::new(public.id, &seeds) };
         let fits = domain.data.public() == public.data && domain.metadata.public() == public.metadata;
         if fits { Ok(domain) } else { Err(DomainError::Sealed) }
+    }
+
+    /// The object that holds it: sealed, so that it can be written again.
+    pub fn object(&self) -> &[u8] {
+        &self.object
+    }
+
+    /// Whether both are the same keys.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.data.public() == other.data.public() && self.metadata.public() == other.metadata.public()
     }
 
     /// Which domain it is.

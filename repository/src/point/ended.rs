@@ -105,7 +105,7 @@ async fn is_end(repository: &Repository, run: &RunId, version: Listed) -> Result
     let object = match read_listed(&*repository.store, &version).await {
         Ok(object) => object,
         Err(GetError::NotFound(_)) => return Ok(None),
-        Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => return Ok(None),
+        Err(GetError::Failed(f)) if f.is_of_one_object() => return Ok(None),
         Err(GetError::Failed(f)) => return Err(f),
     };
     let body = envelope::open(&repository.ring, &repository.config.id, &version.key, Kind::Ended, &object);

@@ -14,7 +14,7 @@ use crate::store::listing::versions_checked;
 use crate::store::{Failure, GetError, Key, Listed, Trouble, Version, read, read_listed};
 
 /// Keys of an application that may be taken by rubbish before a new one is given up.
-const TAKEN_MAX: u32 = 64;
+const TAKEN_MAX: usize = 64;
 
 /// Why the keys of a domain can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -60,23 +60,28 @@ impl Repository {
     /// # Errors
     /// [`NoDomain`].
     pub async fn domain(&self, id: DomainId) -> Result<Arc<Domain>, NoDomain> {
-        if let Some(domain) = self.opened.get(&id) {
-            return Ok(domain);
+        match self.opened.get(&id) {
+            Some(domain) => Ok(domain),
+            None => Ok(self.opened.put(self.read_domain(id).await?)),
         }
+    }
+
+    /// As [`Self::domain`], from the store whatever is in memory.
+    async fn read_domain(&self, id: DomainId) -> Result<Domain, NoDomain> {
         let key = Key::domain(&id);
         let mut refused = match read(&*self.store, &key, None).await {
             Ok(object) => match self.open_domain(&object, &key) {
-                Ok(domain) => return Ok(self.opened.put(domain)),
+                Ok(domain) => return Ok(domain),
                 Err(e) => Some(e),
             },
             Err(GetError::NotFound(_)) => None,
-            Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => None,
+            Err(GetError::Failed(f)) if f.is_of_one_object() => None,
             Err(GetError::Failed(f)) => return Err(f.into()),
         };
         let mut listed = versions_checked(&*self.store, key.as_str()).await?;
         listed.retain(|l| l.key == key);
         match self.oldest(&key, &listed).await? {
-            Some((domain, _)) => return Ok(self.opened.put(domain)),
+            Some((domain, _)) => return Ok(domain),
             None if listed.iter().any(|l| !l.delete_marker) => {
                 refused = refused.or(Some(DomainError::Header(crate::wire::HeaderError::Foreign)));
             }
@@ -92,8 +97,9 @@ impl Repository {
         Domain::open(object, key, &self.config.id, &self.ring)
     }
 
-    /// The oldest authentic version among those that were listed of one key.
+    /// The oldest authentic version among those that were listed of one key. An object that can't be read hides none behind it.
     pub(super) async fn oldest(&self, key: &Key, of_key: &[Listed]) -> Result<Option<(Domain, Version)>, Failure> {
+        let mut unreadable = None;
         for l in of_key.iter().rev().filter(|l| !l.delete_marker) {
             match read_listed(&*self.store, l).await {
                 Ok(object) => match self.open_domain(&object, key) {
@@ -101,41 +107,43 @@ impl Repository {
                     Err(e) => tracing::warn!(object = %key, version = %l.version, why = %e, "left out"),
                 },
                 Err(GetError::NotFound(_)) => {}
-                Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {
+                Err(GetError::Failed(f)) if f.is_of_one_object() => {
                     tracing::warn!(object = %key, version = %l.version, why = %f, "left out");
+                    if f.trouble != Trouble::Foreign {
+                        unreadable = Some(f);
+                    }
                 }
                 Err(GetError::Failed(f)) => return Err(f),
             }
         }
-        Ok(None)
+        // It may be the one.
+        unreadable.map_or(Ok(None), Err)
     }
 
-    /// The newest keys of an application, and all numbers that are taken, also by rubbish.
-    async fn newest_domain(&self, app: &AppHash) -> Result<(Option<Arc<Domain>>, Option<u32>), Failure> {
+    /// The newest keys of an application.
+    async fn newest_domain(&self, app: &AppHash) -> Result<Option<Domain>, Failure> {
         let listed = versions_checked(&*self.store, &Key::domains(Some(app))).await?;
-        let mut by_key: Vec<(Key, DomainId, Vec<Listed>)> = Vec::new();
-        for l in listed {
+        let mut by_key: Vec<(Key, Vec<Listed>)> = Vec::new();
+        for l in listed.into_iter().filter(|l| l.key.parse_domain().is_some()) {
             match by_key.last_mut() {
-                Some((key, _, of_key)) if *key == l.key => of_key.push(l),
-                _ => {
-                    let Some(id) = l.key.parse_domain() else { continue };
-                    by_key.push((l.key.clone(), id, vec![l]));
-                }
+                Some((key, of_key)) if *key == l.key => of_key.push(l),
+                _ => by_key.push((l.key.clone(), vec![l])),
             }
         }
-        let taken = by_key.last().map(|(_, id, _)| id.number);
-        for (key, id, of_key) in by_key.iter().rev() {
-            if let Some(domain) = self.opened.get(id) {
-                return Ok((Some(domain), taken));
-            }
-            if let Some((domain, _)) = self.oldest(key, of_key).await? {
-                return Ok((Some(self.opened.put(domain)), taken));
+        let mut unreadable = None;
+        for (key, of_key) in by_key.iter().rev() {
+            match self.oldest(key, of_key).await {
+                Ok(Some((domain, _))) => return Ok(Some(domain)),
+                Ok(None) => {}
+                Err(f) if f.is_of_one_object() => unreadable = unreadable.or(Some(f)),
+                Err(f) => return Err(f),
             }
         }
-        Ok((None, taken))
+        unreadable.map_or(Ok(None), Err)
     }
 
-    /// The keys that a backup of an application uses: its newest, or new ones. `period` is how long its points are locked.
+    /// The keys that a backup of an application uses: its newest, or new ones. `period` is how long its points are locked. What is in
+    /// memory does not count: keys that are nowhere else would make points that nobody can open.
     ///
     /// # Errors
     /// [`CommitError`].
@@ -144,22 +152,19 @@ impl Repository {
         app: &AppHash,
         period: std::time::Duration,
     ) -> Result<Arc<Domain>, CommitError> {
-        let mut least = 0;
-        for _ in 0..TAKEN_MAX {
-            let (newest, taken) = self.newest_domain(app).await?;
-            if let Some(domain) = newest {
-                return Ok(domain);
-            }
-            // Points may need keys that are gone: other keys of that number would pass for theirs.
-            let points = self.catalog().list(Some(app)).await?.points;
-            let used = points.iter().map(|f| f.root.domain).max();
-            let number = taken.max(used).map_or(0, |n| n.saturating_add(1)).max(least);
+        if let Some(domain) = self.newest_domain(app).await? {
+            return Ok(self.opened.put(domain));
+        }
+        // Points may need keys that are gone: other keys of that number would pass for theirs.
+        let points = self.catalog().list(Some(app)).await?.points;
+        let first = points.iter().map(|f| f.root.domain).max().map_or(0, |n| n.saturating_add(1));
+        for number in (first..=u32::MAX).take(TAKEN_MAX) {
             let id = DomainId { app: *app, number };
-            match self.domain(id).await {
+            match self.read_domain(id).await {
                 // A listing that leaves it out must not lead to other keys.
-                Ok(domain) => return Ok(domain),
-                Err(NoDomain::Store(f)) => return Err(f.into()),
-                Err(NoDomain::Missing(_) | NoDomain::Refused { .. }) => {}
+                Ok(domain) => return Ok(self.opened.put(domain)),
+                Err(NoDomain::Store(f)) if !f.is_of_one_object() => return Err(f.into()),
+                Err(_) => {}
             }
             if number > 0 {
                 tracing::error!(domain = %id, "the application's keys are gone, or are none of this repository's; it gets new ones, and its next \
@@ -173,12 +178,34 @@ impl Repository {
                 Err(CommitError::Ended(_)) => {}
                 Err(e) => return Err(e),
             }
-            match self.domain(id).await {
-                Ok(domain) => return Ok(domain),
-                Err(NoDomain::Store(f)) => return Err(f.into()),
-                Err(_) => least = number.saturating_add(1),
+            match self.read_domain(id).await {
+                Ok(domain) => return Ok(self.opened.put(domain)),
+                Err(NoDomain::Store(f)) if !f.is_of_one_object() => return Err(f.into()),
+                Err(_) => {}
             }
         }
-        Err(CommitError::Squatted(Key::domain(&DomainId { app: *app, number: least }), "rubbish"))
+        Err(CommitError::Squatted(Key::domain(&DomainId { app: *app, number: first }), "rubbish"))
+    }
+
+    /// Asks before a commit whether the keys of a point are in the store; ones that were deleted meanwhile are written again.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn keys_still_there(&self, domain: &Domain, period: std::time::Duration) -> Result<(), CommitError> {
+        let id = domain.id();
+        match self.read_domain(id).await {
+            Ok(found) if found.is_same(domain) => return self.renew_if_due(id, period).await,
+            Ok(_) => return Err(CommitError::Squatted(Key::domain(&id), "other keys")),
+            Err(NoDomain::Store(f)) => return Err(f.into()),
+            Err(e) => {
+                tracing::error!(domain = %id, why = %e, "the application's keys were deleted while a backup used them; they are written again")
+            }
+        }
+        let lock = self.key_lock(Moment::now(), period);
+        match create_checked(&*self.store, &Key::domain(&id), domain.object().to_vec().into(), lock).await {
+            Ok(()) => Ok(()),
+            Err(CommitError::Ended(key)) => Err(CommitError::Squatted(key, "rubbish")),
+            Err(e) => Err(e),
+        }
     }
 }

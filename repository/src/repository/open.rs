@@ -72,6 +72,7 @@ async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, By
     listed.sort_by(|a, b| oldest.get(&a.key).cmp(&oldest.get(&b.key)).then_with(|| a.key.cmp(&b.key)));
     let mut seen: HashSet<Bytes> = HashSet::new();
     let mut out: Vec<(Version, Bytes)> = Vec::new();
+    let mut unreadable = None;
     let reads = listed.into_iter().map(|l| async move {
         let read = read_listed(store, &l).await;
         (l, read)
@@ -85,11 +86,20 @@ async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, By
             Ok(bytes) if !seen.insert(bytes.clone()) => {}
             Ok(bytes) => out.push((l.version, bytes)),
             Err(GetError::NotFound(_)) => {}
-            Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => tracing::warn!(why = %chain(&f), "left out"),
+            Err(GetError::Failed(f)) if f.is_of_one_object() => {
+                tracing::warn!(why = %chain(&f), "left out");
+                if f.trouble != Trouble::Foreign {
+                    unreadable = unreadable.or(Some(f));
+                }
+            }
             Err(GetError::Failed(f)) => return Err(f),
         }
     }
-    Ok(out)
+    // Where nothing can be read, that is what is wrong.
+    match unreadable {
+        Some(f) if out.is_empty() => Err(f),
+        _ => Ok(out),
+    }
 }
 
 /// The configuration, checked only by the key that it names. For who holds that public key from outside.

@@ -15,7 +15,7 @@ use crate::id::{AppHash, DomainId};
 use crate::keys::wrapped::Authentic;
 use crate::point::commit::{CommitError, locked_enough, real_lock};
 use crate::store::listing::versions_checked;
-use crate::store::{Failure, GetError, Key, Listed, Lock, Trouble, Version, read_listed};
+use crate::store::{Failure, GetError, Key, Listed, Lock, Version, read_listed};
 
 /// The longest lock of a key object, and so the longest delay of an erasure.
 const ROLLING: Duration = Duration::from_secs(30 * 86_400);
@@ -79,7 +79,14 @@ impl Repository {
         let mut renewed = Renewed { no_password: true, ..Renewed::default() };
         let mut with_keys = BTreeSet::new();
         let looks = of_keys.into_iter().map(|(key, of_key)| async move {
-            let found = self.authentic(&key, &of_key).await?;
+            let found = match self.authentic(&key, &of_key).await {
+                Ok(found) => found,
+                // One that can't be read keeps no other from being renewed.
+                Err(f) => {
+                    tracing::error!(object = %key, why = %f, "a key can't be read; its lock is not renewed");
+                    None
+                }
+            };
             let Some(version) = found else { return Ok::<_, Failure>((key, None)) };
             let extended = match self.renew(&key, &version, period).await {
                 Ok(extended) => extended,
@@ -121,7 +128,7 @@ impl Repository {
                     }
                 }
                 Err(GetError::NotFound(_)) => {}
-                Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {}
+                Err(GetError::Failed(f)) if f.is_of_one_object() => {}
                 Err(GetError::Failed(f)) => return Err(f),
             }
         }

@@ -14,7 +14,7 @@ use crate::keys::wrapped::Authentic;
 use crate::point::Root;
 use crate::point::catalog::HIDDEN;
 use crate::store::listing::versions_checked;
-use crate::store::{Failure, GetError, Key, Listed, Store, Trouble, read_listed};
+use crate::store::{Failure, GetError, Key, Listed, Store, read_listed};
 
 pub(super) async fn check(
     store: &dyn Store,
@@ -72,7 +72,7 @@ async fn is_there(
         match read_listed(store, l).await {
             Ok(object) if sound(&object) => {}
             Ok(_) | Err(GetError::NotFound(_)) => continue,
-            Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => continue,
+            Err(GetError::Failed(f)) if f.is_of_one_object() => continue,
             Err(GetError::Failed(f)) => return Err(f),
         }
         if config.lock.mode.firmness().is_some() {

@@ -73,7 +73,7 @@ impl Service {
         let span = tracing::info_span!("backup", %run, application = %order.application, repository, epoch);
         let (inbox, announced) = coordinator.runs.announce(run);
         let work = async move {
-            let outcome = match backup::execute(&coordinator, order, run, inbox, &shown).await {
+            let outcome = match backup::execute(&coordinator, order, run, (inbox, false), &shown).await {
                 Ok(done) => Outcome::BackedUp(done),
                 Err(e) => {
                     tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");

@@ -61,7 +61,7 @@ pub(super) fn backup_order(
     Level::new(o.level).map_err(|e| bad(&e))?;
     let most = LOCK_MAX.max(repository.config.lock.period);
     // Where the one who orders is not the one who answers for the bucket: compliance can't be taken back.
-    if !trusted && o.lock_seconds > most.as_secs() {
+    if !shared.inventory.trusts_orders() && o.lock_seconds > most.as_secs() {
         let what = format!("a lock of {} s: a coordinator takes at most {} s", o.lock_seconds, most.as_secs());
         return Err(Status::invalid_argument(what));
     }
