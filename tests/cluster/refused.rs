@@ -50,7 +50,6 @@ fn a_certificate_says_who_you_are_and_what_you_may() {
     c.run(&["backup", "bank"]).fails(2, "the inventory has no application bank");
     c.run(&["backup", "shop", "--volume", "x=/etc/passwd"]).fails(2, "inventory");
     c.run(&["restore", "shop", "--volume", &format!("data={file}")]).fails(2, "NODE:PATH");
-    c.run(&["points"]).fails(2, "which repository?");
     c.run(&["backup", "shop", "--lock-for", "50y", "--yes"]).fails(2, "a coordinator takes at most");
     c.run(&["cancel", "0123456789abcdef"]).fails(1, "no such run");
     ran(c.command_as(c.folder(), &["runs"]).output()).fails(1, "can't read");
