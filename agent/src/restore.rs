@@ -10,20 +10,19 @@ mod groups;
 
 pub use durable_offset::{Listener, Reached, SYNC_EVERY_BYTES};
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use futures::StreamExt;
 use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
 use milkrun_repository::id::{PackId, RepositoryId};
 use milkrun_repository::keys::DomainKey;
 use milkrun_repository::pack::OpenError;
 use milkrun_repository::restore_plan::Write;
 use milkrun_repository::store::GetError;
 use milkrun_repository::store::grant::Redeem;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::backup::Engine;
 use crate::budget::Permit;
@@ -152,22 +151,6 @@ const ZEROS_BYTES: u64 = 64 << 20;
 /// The opened chunks of a group: parts of the volume, in order.
 type Parts = Vec<(u64, Vec<u8>)>;
 
-/// A group that is being opened. Dropping this stops it.
-struct Opening(JoinHandle<Result<(Parts, Permit), RestoreError>>);
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Future for Opening {
-    type Output = Result<(Parts, Permit), RestoreError>;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(RestoreJob::joined)
-    }
-}
-
 impl RestoreJob {
     /// Restores to a device or file.
     ///
@@ -255,7 +238,8 @@ impl RestoreJob {
                         None => break self.engine.budget.transfer(cost).await,
                     }
                 };
-                in_flight.push_back(Opening(tokio::spawn(self.clone().open_parts(group, permit))));
+                let opening = tokio::spawn(self.clone().open_parts(group, permit));
+                in_flight.push_back(AbortOnDropHandle::new(opening).map(Self::joined));
             }
         }
         while let Some(opened) = in_flight.next().await {

@@ -17,6 +17,7 @@ use milkrun_repository::clock::entropy;
 use milkrun_repository::store::grant::Redeem;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
@@ -249,33 +250,23 @@ struct Session {
     /// If the agent is stopping: until when it waits.
     leaving: Option<Instant>,
     /// Sends heartbeats.
-    heartbeat: Option<Heartbeat>,
+    heartbeat: Option<AbortOnDropHandle<()>>,
 }
 
 /// The end of a task: the assignment, its attempt, and the report to the coordinator.
 type Report = (AssignmentKey, u32, Option<Up>);
 
 /// Sends heartbeats until dropped.
-struct Heartbeat(tokio::task::JoinHandle<()>);
-
-impl Drop for Heartbeat {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Heartbeat {
-    fn start(up: mpsc::Sender<wire::FromAgent>, every: Duration) -> Self {
-        Self(tokio::spawn(async move {
-            let mut beat = tokio::time::interval(every);
-            loop {
-                beat.tick().await;
-                if up.send(message(Up::Heartbeat(wire::Heartbeat {}))).await.is_err() {
-                    return;
-                }
+fn heartbeat(up: mpsc::Sender<wire::FromAgent>, every: Duration) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut beat = tokio::time::interval(every);
+        loop {
+            beat.tick().await;
+            if up.send(message(Up::Heartbeat(wire::Heartbeat {}))).await.is_err() {
+                return;
             }
-        }))
-    }
+        }
+    }))
 }
 
 impl Session {
@@ -362,7 +353,7 @@ impl Session {
                 self.agent.connected.send_replace(true);
                 metrics::gauge!("milkrun_agent_connected").set(1.0);
                 let every = Duration::from_secs(w.heartbeat_seconds.into());
-                self.heartbeat = (!every.is_zero()).then(|| Heartbeat::start(self.up.clone(), every));
+                self.heartbeat = (!every.is_zero()).then(|| heartbeat(self.up.clone(), every));
             }
             Action::Down(Down::Drain(out)) => {
                 if out {

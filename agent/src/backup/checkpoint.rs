@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::claims::Settled;
 use super::{BackupError, Counters, Run, VolumeJob};
@@ -36,23 +37,14 @@ pub struct FinishedRegion {
 /// Takes finished regions.
 pub struct Checkpoints {
     sender: mpsc::Sender<FinishedRegion>,
-    task: HandOver,
-}
-
-/// The task that hands regions over. Dropping this stops it.
-struct HandOver(tokio::task::JoinHandle<Result<(), BackupError>>);
-
-impl Drop for HandOver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    task: AbortOnDropHandle<Result<(), BackupError>>,
 }
 
 impl Checkpoints {
     /// Starts the task.
     pub fn start(job: &Arc<VolumeJob>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        Self { sender, task: HandOver(tokio::spawn(hand_over(job.clone(), receiver))) }
+        Self { sender, task: AbortOnDropHandle::new(tokio::spawn(hand_over(job.clone(), receiver))) }
     }
 
     /// Adds the next region in order.
@@ -76,7 +68,7 @@ impl Checkpoints {
     }
 
     async fn why(&mut self) -> Result<(), BackupError> {
-        match (&mut self.task.0).await {
+        match (&mut self.task).await {
             Ok(Err(e)) => Err(e),
             _ => Err(BackupError::Stopped { why: "handing over regions ended".into(), passing: false }),
         }
@@ -89,7 +81,7 @@ impl Checkpoints {
     pub async fn finish(self) -> Result<(), BackupError> {
         let Self { sender, mut task } = self;
         drop(sender);
-        match (&mut task.0).await {
+        match (&mut task).await {
             Ok(result) => result,
             Err(_) => Err(BackupError::Stopped { why: "handing over regions was stopped".into(), passing: false }),
         }

@@ -8,6 +8,7 @@ use futures::{FutureExt, StreamExt};
 
 use milkrun_repository::chunk::PAGE;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpoint::{Checkpoints, FinishedRegion};
 use super::compare::{UnchangedGuess, read_unchanged};
@@ -50,16 +51,18 @@ pub async fn back_up(
     Counters::add(&job.counters.done, walk.offset.min(len));
     while let Some(task) = walk.next().await? {
         in_flight.push_back(task);
-        while in_flight.len() >= IN_FLIGHT {
-            collect(&job, &mut checkpoints, &mut in_flight).await?;
+        while in_flight.len() >= IN_FLIGHT
+            && let Some(done) = in_flight.next().await
+        {
+            collect(&job, &mut checkpoints, done).await?;
         }
         // Finished regions are handed over at once: if this agent dies, they need not be read again.
         while let Some(Some(done)) = in_flight.next().now_or_never() {
-            checkpoints.push(&job, done?).await?;
+            collect(&job, &mut checkpoints, done).await?;
         }
     }
-    while !in_flight.is_empty() {
-        collect(&job, &mut checkpoints, &mut in_flight).await?;
+    while let Some(done) = in_flight.next().await {
+        collect(&job, &mut checkpoints, done).await?;
     }
     job.run.flush(&job).await;
     checkpoints.finish().await?;
@@ -227,36 +230,23 @@ fn dirty_ranges(
 
 /// A region that need not be read.
 fn unread(region: Region) -> Task {
-    Task(tokio::spawn(async move { Ok(FinishedRegion { region, read: 0, wanted: Vec::new() }) }))
+    Task::new(tokio::spawn(async move { Ok(FinishedRegion { region, read: 0, wanted: Vec::new() }) }))
 }
 
 /// A spawned task for a region. Dropping it stops the task, so that a failure ends the tasks of other regions.
-struct Task(tokio::task::JoinHandle<Result<FinishedRegion, BackupError>>);
+type Task = AbortOnDropHandle<Result<FinishedRegion, BackupError>>;
 
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Future for Task {
-    type Output = Result<FinishedRegion, BackupError>;
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        std::pin::Pin::new(&mut self.0).poll(cx).map(|joined| match joined {
-            Ok(result) => result,
-            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            Err(_) => Err(BackupError::Stopped { why: "the region was stopped".into(), passing: false }),
-        })
-    }
-}
-
+/// Hands a finished region over.
 async fn collect(
     job: &Arc<VolumeJob>,
     checkpoints: &mut Checkpoints,
-    in_flight: &mut FuturesOrdered<Task>,
+    joined: Result<Result<FinishedRegion, BackupError>, tokio::task::JoinError>,
 ) -> Result<(), BackupError> {
-    let Some(done) = in_flight.next().await else { return Ok(()) };
-    let done = done?;
+    let done = match joined {
+        Ok(result) => result?,
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(_) => return Err(BackupError::Stopped { why: "the region was stopped".into(), passing: false }),
+    };
     checkpoints.push(job, done).await
 }
 
@@ -300,7 +290,7 @@ impl RegionContext {
         let small = plan.reads.bytes() <= SMALL_BYTES;
         let turn = if small { None } else { self.large.clone().acquire_owned().await.ok() };
         let permit = engine.budget.transfer(if small { SMALL_BYTES } else { engine.region_bytes }).await;
-        Task(tokio::spawn(async move {
+        Task::new(tokio::spawn(async move {
             let done = self.process(plan, small, permit).await;
             drop(turn);
             done

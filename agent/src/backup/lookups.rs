@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use milkrun_repository::id::ChunkId;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{BackupError, IN_FLIGHT, VolumeJob};
 use crate::rpc::Answer;
@@ -25,20 +26,14 @@ pub struct Lookups {
 }
 
 /// The task that calls the coordinator. Dropping this stops it.
-pub struct LookupTask(tokio::task::JoinHandle<()>);
-
-impl Drop for LookupTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+pub type LookupTask = AbortOnDropHandle<()>;
 
 impl Lookups {
     /// Starts lookups for one volume. With `share`, a chunk that another node is storing is [`Answer::Remote`]; else it
     /// is [`Answer::Yours`] too.
     pub fn start(job: &Arc<VolumeJob>, share: bool) -> (Self, LookupTask) {
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-        (Self { sender }, LookupTask(tokio::spawn(ask(job.clone(), receiver, share))))
+        (Self { sender }, LookupTask::new(tokio::spawn(ask(job.clone(), receiver, share))))
     }
 
     /// Which of these chunks are known.

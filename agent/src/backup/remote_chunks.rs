@@ -6,6 +6,7 @@ use std::sync::Arc;
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::id::ChunkId;
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::cut::NewChunk;
 use super::open_packs::Batch;
@@ -44,7 +45,7 @@ impl RemoteChunks {
                 job.run.fail(e);
             }
         });
-        (Self { sender }, Waiting(task))
+        (Self { sender }, Waiting::new(task))
     }
 
     /// Adds chunks to wait for. The caller must not hold a buffer: a chunk that is read again may need one.
@@ -59,13 +60,7 @@ impl RemoteChunks {
 }
 
 /// The task that waits. Dropping this stops it.
-pub struct Waiting(tokio::task::JoinHandle<()>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+pub type Waiting = AbortOnDropHandle<()>;
 
 async fn wait_for(
     job: &Arc<VolumeJob>,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{RestoreError, RestoreJob, Tally};
 use crate::backup::Engine;
@@ -129,15 +130,7 @@ pub(super) struct Syncs {
     /// The offset of the last sync, and when it began.
     synced: u64,
     when: Instant,
-    under_way: Option<tokio::task::JoinHandle<Result<(), RestoreError>>>,
-}
-
-impl Drop for Syncs {
-    fn drop(&mut self) {
-        if let Some(task) = &self.under_way {
-            task.abort();
-        }
-    }
+    under_way: Option<AbortOnDropHandle<Result<(), RestoreError>>>,
 }
 
 impl Syncs {
@@ -167,7 +160,7 @@ impl Syncs {
         whole: Reached,
         tally: &Tally,
     ) -> Result<(), RestoreError> {
-        if self.under_way.as_ref().is_some_and(tokio::task::JoinHandle::is_finished) {
+        if self.under_way.as_ref().is_some_and(AbortOnDropHandle::is_finished) {
             self.settle().await?;
         }
         let Some(listener) = &self.listener else { return Ok(()) };
@@ -178,12 +171,13 @@ impl Syncs {
             let reached = Reached { fetched, requests, ..whole };
             (self.synced, self.when) = (whole.offset, Instant::now());
             let (engine, target, reports) = (engine.clone(), target.clone(), listener.reports.clone());
-            self.under_way = Some(tokio::spawn(async move {
+            let sync = tokio::spawn(async move {
                 engine.io.run(move || target.sync()).await?;
                 // An error means that this attempt is over.
                 let _ = reports.send(reached).await;
                 Ok(())
-            }));
+            });
+            self.under_way = Some(AbortOnDropHandle::new(sync));
         }
         Ok(())
     }

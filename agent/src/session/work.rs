@@ -16,6 +16,7 @@ use milkrun_repository::pack::{PackKind, PackTarget};
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::store::grant::Redeem;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 use wire::failed::Kind as FailureKind;
 use wire::from_agent::Message as Up;
@@ -49,7 +50,7 @@ impl Session {
         let span = span_of("backup", &assignment);
         let work = async move {
             let job = task_job;
-            let ticker = Ticker::start(up, assignment.clone(), backup_progress(job.counters.clone()));
+            let ticker = tick(up, assignment.clone(), backup_progress(job.counters.clone()));
             let result = back_up(&job, &b, open).await;
             drop(ticker);
             let report = match result {
@@ -283,7 +284,7 @@ async fn restore(
     if go.await.is_err() {
         return Err(nonsense("to go"));
     }
-    let ticker = Ticker::start(up, assignment, restore_progress(tally.clone(), from, len));
+    let ticker = tick(up, assignment, restore_progress(tally.clone(), from, len));
     match opened {
         Opened::Stream(target, partial) => job.to_stream(target, partial).await?,
         Opened::Volume(target) => job.to_volume(target).await?,
@@ -315,32 +316,22 @@ async fn report_reached(
     }
 }
 
-/// Sends progress now and then, until dropped.
-struct Ticker(tokio::task::JoinHandle<()>);
-
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Ticker {
-    fn start(
-        up: mpsc::Sender<wire::FromAgent>,
-        assignment: wire::Assignment,
-        read: impl Fn(wire::Progress) -> wire::Progress + Send + 'static,
-    ) -> Self {
-        Self(tokio::spawn(async move {
-            let mut tick = tokio::time::interval(Duration::from_millis(200));
-            loop {
-                tick.tick().await;
-                let progress = read(wire::Progress { assignment: Some(assignment.clone()), ..Default::default() });
-                if up.send(message(Up::Progress(progress))).await.is_err() {
-                    return;
-                }
+/// Sends progress now and then, until what it returns is dropped.
+fn tick(
+    up: mpsc::Sender<wire::FromAgent>,
+    assignment: wire::Assignment,
+    read: impl Fn(wire::Progress) -> wire::Progress + Send + 'static,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tick.tick().await;
+            let progress = read(wire::Progress { assignment: Some(assignment.clone()), ..Default::default() });
+            if up.send(message(Up::Progress(progress))).await.is_err() {
+                return;
             }
-        }))
-    }
+        }
+    }))
 }
 
 fn backup_progress(c: Arc<Counters>) -> impl Fn(wire::Progress) -> wire::Progress + Send + 'static {

@@ -18,7 +18,10 @@ pub(crate) const WAITING_MAX: usize = 8;
 
 /// Whose turn it is, by repository and application.
 #[derive(Clone, Default)]
-pub(super) struct Turns(Arc<Mutex<HashMap<(String, AppId), Arc<tokio::sync::Mutex<()>>>>>);
+pub(super) struct Turns(Arc<Mutex<HashMap<(String, AppId), Queue>>>);
+
+/// Those who wait for one application, first come, first served.
+type Queue = Arc<tokio::sync::Mutex<()>>;
 
 /// A turn; it ends when dropped.
 pub(crate) struct Turn(#[expect(dead_code, reason = "dropped, not read")] OwnedMutexGuard<()>);
