@@ -61,7 +61,7 @@ pub struct SealedPack {
 
 impl PackBuilder {
     /// Starts a pack in `buffer`, whose length is the most that the pack may hold; its content is overwritten. Buffers are
-    /// reused, so that the system maps their memory only once.
+    /// reused, so that the system has to provide their memory only once.
     pub fn new(target: PackTarget, mut buffer: Vec<u8>) -> Self {
         let id = PackId::random();
         let head = header(&target, &id);
