@@ -19,7 +19,7 @@ impl Promise {
         self.until.map(|until| Lock { firmness: self.firm.unwrap_or(Firmness::Governance), until })
     }
 
-    /// What a lock falls short of the promise. If a HEAD shows too little, the store is asked for the version's lock before the
+    /// How a lock falls short of the promise. If a HEAD shows too little, the store is asked for the version's lock before the
     /// lock is reported as missing.
     pub(super) async fn missing(
         &self,
