@@ -1,4 +1,4 @@
-//! Chunks: runs of plaintext that are cut, identified, compressed and sealed as one.
+//! Chunks: runs of plaintext. Each is cut, identified, compressed and sealed as one.
 //!
 //! The stages are functions of bytes, without I/O: [`page_cutter`] and [`stream_cutter`] decide where to cut,
 //! [`crate::keys::DomainKey::identify`] names a chunk, [`codec`] compresses it, [`crate::pack`] seals it in place.
@@ -10,7 +10,7 @@ pub mod stream_cutter;
 
 /// Bytes of a page, the granule of volumes.
 pub const PAGE: usize = 4096;
-/// No chunk of a volume is longer, whatever a repository's cutters are: who opens one needs so much memory.
+/// No chunk of a volume is longer, whatever a repository's cutters are. Whoever opens a chunk needs this much memory.
 pub const CHUNK_BYTES_MAX: u32 = 4 << 20;
 
 /// A piece of a region as a cutter sees it. Offsets are relative to the start of the buffer that was cut.
@@ -46,7 +46,7 @@ impl Piece {
     }
 }
 
-/// Whether all bytes are zero. Looks at a few places first: data rarely begins, halves and ends with zeros.
+/// Whether all bytes are zero. Looks at a few places first, since data rarely has zeros at its start, its middle and its end.
 pub fn is_zero(bytes: &[u8]) -> bool {
     let n = bytes.len();
     if n >= 256 && (bytes[0] | bytes[n / 2] | bytes[n - 1] | bytes[n / 4] | bytes[n / 4 * 3]) != 0 {

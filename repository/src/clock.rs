@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How much two clocks may differ, ours and the store's among them.
+/// How much two clocks may differ, including ours and the store's.
 pub const SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// A point in time: milliseconds since the Unix epoch. Stored as i64, little-endian.

@@ -1,4 +1,4 @@
-//! `repository.json`: what is decided once. Canonical JSON, signed, created once and never rewritten.
+//! `repository.json`: settings that are decided once. Canonical JSON, signed, created once and never rewritten.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::id::RepositoryId;
 use crate::keys::{BadSignature, KeyRing, Label, PublicKeys, VerifyingKey};
 use crate::store::Firmness;
 
-/// The format that this release writes, and the only one that it reads: version 1 was given up.
+/// The format that this release writes, and the only one that it reads. Version 1 was given up.
 pub const VERSION: u16 = 2;
 
 /// Bytes of a volume that one leaf of its map covers, and one region of the pipeline.
@@ -30,7 +30,7 @@ pub enum LockMode {
 }
 
 impl LockMode {
-    /// How firm its locks are; none without locks.
+    /// How firm its locks are; `None` without locks.
     pub fn firmness(self) -> Option<Firmness> {
         match self {
             Self::None => None,
@@ -63,8 +63,8 @@ impl LockPolicy {
     /// Nothing is locked.
     pub const NONE: Self = Self { mode: LockMode::None, period: Duration::ZERO };
 
-    /// Packs are locked until a multiple of this: half the period (at least a minute), so that a pack is extended at
-    /// most once per quantum however often it is reused.
+    /// Packs are locked until a multiple of this: half the period, and at least a minute. So a pack is extended at most once per
+    /// quantum, however often it is reused.
     pub fn quantum(&self) -> Duration {
         (self.period / 2).max(Duration::from_secs(60))
     }
@@ -90,16 +90,16 @@ pub struct Config {
 /// Why `repository.json` was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not one of ours, or altered.
+    /// Not one of milkrun's, or altered.
     #[error("repository.json is damaged or not one of milkrun's: {0}")]
     Malformed(String),
-    /// Of a later release.
+    /// Written by a later release.
     #[error("the repository has format version {found}; this release knows version {VERSION}")]
     Newer {
         /// Its version.
         found: u16,
     },
-    /// Of a release before the first that is supported.
+    /// Written by a release before the first that is supported.
     #[error(
         "the repository has format version {found}; this release reads version {VERSION} alone. \
          Restore from it with the release that made it, and begin a new repository"
@@ -190,8 +190,8 @@ impl Config {
         }
     }
 
-    /// Parses and checks the signature by the key that the file itself names. Whether that key is the right one is
-    /// known only to who holds the secret, or a public key from outside.
+    /// Parses, and checks the signature by the key that the file itself names. Only somebody who holds the secret, or a public
+    /// key from outside, can tell whether that key is the right one.
     ///
     /// # Errors
     /// [`ConfigError`].

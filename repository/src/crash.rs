@@ -1,11 +1,12 @@
 //! Points at which a test may stop the whole process, as `kill -9` does.
 //!
-//! The points are not listed anywhere: the faulty store and every fsync call [`point`], and a test first counts them
-//! (`MILKRUN_CRASH_LOG`), then runs once per point (`MILKRUN_CRASH_AT`). At one that is named by `MILKRUN_HANG_AT` every caller
-//! stays for ever, at one that is named by `MILKRUN_HANG_ONCE_AT` the first. Points whose names contain `MILKRUN_CRASH_PASS_OVER`
-//! are not counted: what a process does by the clock. Without the feature `test-util` this is nothing.
+//! The points are not listed anywhere: the faulty store and every fsync call [`point`]. A test first counts them
+//! (`MILKRUN_CRASH_LOG`), then runs once per point (`MILKRUN_CRASH_AT`). At the point named by `MILKRUN_HANG_AT` every caller
+//! hangs for ever; at the one named by `MILKRUN_HANG_ONCE_AT` only the first does. Points whose names contain
+//! `MILKRUN_CRASH_PASS_OVER` are not counted: those that a process reaches by the clock. Without the feature `test-util` all this
+//! does nothing.
 
-/// A moment before or after something that outlives the process.
+/// A moment before or after an effect that outlives the process.
 #[inline]
 pub fn point(name: &str) {
     #[cfg(any(test, feature = "test-util"))]
@@ -37,7 +38,7 @@ mod counted {
         }
         let once = HANG_ONCE.get_or_init(|| std::env::var("MILKRUN_HANG_ONCE_AT").ok());
         if once.as_deref() == Some(name) && !HUNG.swap(true, Ordering::SeqCst) {
-            // A test that ends something else now wants to know that this is where it is.
+            // A test that is about to end something else needs to know that this process has reached the point.
             let _ = writeln!(std::io::stderr(), "hangs {name}");
             loop {
                 std::thread::park();

@@ -1,11 +1,11 @@
-//! `damaged/<application hash>/<id>`: packs that were found damaged and set aside. Later runs treat them as if they were gone: what
-//! they held is stored again where the source still has it, and no new point refers to them. Points that do are not
-//! touched. Sealed in an [envelope]; not locked.
+//! `damaged/<application hash>/<id>`: packs that were found damaged and set aside. Later runs treat them as gone: their chunks
+//! are stored again where the source still has them, and no new point refers to the packs. Points that already refer to them are
+//! not touched. Sealed in an [envelope]; not locked.
 //!
 //! ```text
 //! u32 n, n × pack id 16     strictly sorted
 //! ```
-//! An object that is lost or refused costs what it knew: the next verification finds it again.
+//! If such an object is lost or refused, its knowledge is lost, too; the next verification finds the damage again.
 
 use std::collections::BTreeSet;
 
@@ -44,7 +44,7 @@ pub fn decode(body: &[u8]) -> Result<BTreeSet<PackId>, Malformed> {
     Ok(packs)
 }
 
-/// The packs of an application that were set aside. What is no object of ours is left out with a warning.
+/// The packs of an application that were set aside. An object that is not ours is left out with a warning.
 ///
 /// # Errors
 /// [`Failure`] when the store can't be asked.

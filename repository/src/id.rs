@@ -48,7 +48,7 @@ macro_rules! ids {
             type Err = NotAnId;
             fn from_str(s: &str) -> Result<Self, NotAnId> {
                 let mut out = [0; $len];
-                // Only the canonical (lower-case) form: two spellings of one id would be two object keys.
+                // Only the canonical (lower-case) form is accepted: two spellings of one id would be two object keys.
                 if s.bytes().any(|b| b.is_ascii_uppercase()) || hex::decode_to_slice(s, &mut out).is_err() {
                     return Err(NotAnId { kind: stringify!($name), text: s.to_owned() });
                 }
@@ -97,7 +97,7 @@ macro_rules! random {
 
 random! { RepositoryId PackId SegmentId RunId KeyId NoteId }
 
-/// Text or bytes that are no id of the wanted kind.
+/// Text or bytes that are not an id of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {kind}")]
 pub struct NotAnId {
@@ -114,7 +114,7 @@ pub struct PointId {
 }
 
 impl PointId {
-    /// The id of the point that `run` makes, of the moment `moment` (to the second).
+    /// The id of the point that `run` makes, whose snapshot is of `moment` (to the second).
     pub fn new(moment: Moment, run: RunId) -> Self {
         Self { second: moment.seconds(), run }
     }
@@ -163,7 +163,7 @@ impl FromStr for PointId {
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing in it.
+    /// It is empty.
     #[error("a {kind} needs a name of at least one character")]
     Empty {
         /// Application, volume, cluster or namespace.
@@ -234,15 +234,15 @@ macro_rules! names {
 }
 
 names! {
-    /// The cluster that an application belongs to: in Kubernetes the UID of `kube-system`, elsewhere a name that people choose.
-    /// Several clusters may share a repository.
+    /// The cluster that an application belongs to. In Kubernetes it is the UID of `kube-system`, elsewhere a name that people
+    /// choose. Several clusters may share a repository.
     ClusterId("cluster", &['@', '/']);
     /// The namespace that an application belongs to.
     Namespace("namespace", &['@', '/']);
-    /// What is protected as one thing. Up to 1024 bytes of any Unicode but control characters and `@`; slashes
-    /// and dots are fine, since object keys carry only a keyed hash of it.
+    /// The name of what is protected as one thing. Up to 1024 bytes of any Unicode except control characters and `@`. Slashes and
+    /// dots are allowed, since object keys carry only a keyed hash of the name.
     AppName("application", &['@']);
-    /// A volume or stream of an application: as [`AppName`], and without `=`, which separates it from its path.
+    /// The name of a volume or stream of an application: like [`AppName`], but without `=`, which separates it from its path.
     VolumeName("volume", &['@', '=']);
 }
 
@@ -266,7 +266,7 @@ impl FromStr for ClusterId {
 }
 
 impl ClusterId {
-    /// The cluster of applications that belong to none: what the command line uses unless told otherwise.
+    /// The cluster of applications that belong to no cluster. The command line uses it unless told otherwise.
     pub const LOCAL: &str = "local";
 }
 
@@ -289,19 +289,19 @@ impl FromStr for Namespace {
 pub struct AppId {
     /// Its cluster.
     pub cluster: ClusterId,
-    /// Its namespace; `None` outside of Kubernetes, and for what belongs to a cluster as a whole.
+    /// Its namespace; `None` outside of Kubernetes, and for objects that belong to a cluster as a whole.
     pub namespace: Option<Namespace>,
     /// Its name.
     pub name: AppName,
 }
 
 impl AppId {
-    /// One of no cluster and no namespace.
+    /// An application of no cluster and no namespace.
     pub fn local(name: AppName) -> Self {
         Self { cluster: ClusterId::default(), namespace: None, name }
     }
 
-    /// Its name, if it belongs to this cluster and to no namespace: then the name alone says which one it is.
+    /// Its name, if it belongs to this cluster and to no namespace: then the name alone identifies it.
     pub fn name_in(&self, cluster: &ClusterId) -> Option<&AppName> {
         (self.cluster == *cluster && self.namespace.is_none()).then_some(&self.name)
     }
@@ -325,7 +325,7 @@ impl From<AppName> for AppId {
     }
 }
 
-/// For people: its name, and what tells it from others of that name.
+/// For people: its name, and what distinguishes it from others of that name.
 impl fmt::Display for AppId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)?;
@@ -343,7 +343,7 @@ impl fmt::Display for AppId {
 pub struct DomainId {
     /// The application.
     pub app: AppHash,
-    /// Which keys of it: 0 the first, a higher one after those before were erased or lost.
+    /// Which of the application's keys: 0 is the first; a higher number means that the earlier ones were erased or lost.
     pub number: u32,
 }
 

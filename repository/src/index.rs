@@ -1,5 +1,5 @@
-//! Index segments: which chunk of a dedup domain is where. They only save uploads: restores and verification read
-//! maps and pack directories, so a lost index costs nothing but time.
+//! Index segments: where each chunk of a dedup domain is. They only save uploads. Restores and verification read maps and pack
+//! directories, so a lost index costs nothing but time.
 //!
 //! Body of the [envelope](crate::keys::envelope):
 //! ```text
@@ -8,7 +8,7 @@
 //! u32 n, n × 56: chunk id 32, pack number u32, slot u32, offset u32, sealed length u32, plain length u32,
 //!                codec u8, 3 reserved                                     strictly sorted by chunk id
 //! ```
-//! Entries are last and of one width, so that a memory-mapped segment is searched where it lies.
+//! Entries come last and all have one width, so that a memory-mapped segment can be searched in place.
 
 mod cache;
 mod known;
@@ -43,7 +43,7 @@ pub struct PackInfo {
     pub version: Version,
     /// Its sealed key.
     pub key: SealedKey,
-    /// Locked at least until, when this was written.
+    /// The lock's end when this was written; it may be later now.
     pub locked_until: Option<Moment>,
 }
 
@@ -79,7 +79,7 @@ impl PackInfo {
         }
     }
 
-    /// Strictly sorted, or refused.
+    /// They must be strictly sorted; else they are refused.
     pub(crate) fn decode_all(d: &mut Decoder<'_>) -> Result<Vec<Self>, Malformed> {
         let n = d.count(Self::LEAST, "pack count")?;
         let mut out: Vec<Self> = Vec::with_capacity(n);
@@ -106,7 +106,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Sorts and removes doubles; entries of packs that are not listed are dropped.
+    /// Sorts the entries and removes duplicates. Entries of packs that are not listed are dropped.
     pub fn new(mut packs: Vec<PackInfo>, mut entries: Vec<(ChunkId, Place)>) -> Self {
         packs.sort_by_key(|p| p.id);
         packs.dedup_by_key(|p| p.id);

@@ -1,4 +1,4 @@
-//! Keys: what each is for, how it comes from the one secret, and who may hold it.
+//! Keys: what each is for, how it is derived from the one secret, and who may hold it.
 //!
 //! ```text
 //! secret (32 random bytes; wrapped in keys/<id>, and printed by `init` as the recovery key)
@@ -12,7 +12,7 @@
 //!   ├─ metadata   X25519: opens metadata packs and the sealed part of roots
 //!   └─ data       X25519: opens data packs; only a restore needs it
 //! ```
-//! A node gets a [`DomainKey`] and the public data key, nothing else: it can write and cannot read.
+//! A node gets a [`DomainKey`] and the public data key, and nothing else: it can write but not read.
 
 pub mod domain;
 pub mod envelope;
@@ -38,7 +38,7 @@ pub const SIGNATURE_LEN: usize = 64;
 pub struct Secret(Zeroizing<[u8; 32]>);
 
 impl Secret {
-    /// A fresh one.
+    /// A fresh secret.
     pub fn generate() -> Self {
         Self(Zeroizing::new(entropy()))
     }
@@ -57,14 +57,14 @@ impl Secret {
     }
 }
 
-/// The public halves, as they stand in `repository.json`.
+/// The public keys, as stored in `repository.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKeys {
-    /// Checks roots, placements and domains. This is what an auditor keeps outside the bucket.
+    /// Checks roots, placements and domains. An auditor keeps this key outside the bucket.
     pub signing: VerifyingKey,
 }
 
-/// Everything that follows from the secret.
+/// All keys that are derived from the secret.
 pub struct KeyRing {
     signing: Ed25519KeyPair,
     names: Zeroizing<[u8; 32]>,
@@ -87,7 +87,7 @@ impl KeyRing {
         }
     }
 
-    /// The public halves.
+    /// The public keys.
     pub fn public(&self) -> PublicKeys {
         let mut signing = [0; 32];
         signing.copy_from_slice(self.signing.public_key().as_ref());
@@ -104,7 +104,7 @@ impl KeyRing {
         AppHash::from_bytes(out)
     }
 
-    /// The run of a request: whoever asks again with the same id finds the same run.
+    /// The run of a request: the same request id always gives the same run.
     pub fn run_of_request(&self, request: &str) -> RunId {
         let key = blake3::derive_key("milkrun v2 runs of requests", self.envelope.as_slice());
         let full = blake3::keyed_hash(&key, request.as_bytes());
@@ -113,7 +113,7 @@ impl KeyRing {
         RunId::from_bytes(out)
     }
 
-    /// Authenticates files of the local index cache.
+    /// The key that authenticates files of the local index cache.
     pub(crate) fn cache_key(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(blake3::derive_key("milkrun v1 local index cache", self.envelope.as_slice()))
     }
@@ -122,7 +122,7 @@ impl KeyRing {
         &self.envelope
     }
 
-    /// Signs `message`; the label keeps one kind of object from passing for another.
+    /// Signs `message`. The label keeps one kind of object from passing for another.
     pub fn sign(&self, label: Label, message: &[u8]) -> [u8; SIGNATURE_LEN] {
         let mut out = [0; SIGNATURE_LEN];
         out.copy_from_slice(self.signing.sign(&label.message(message)).as_ref());
@@ -130,7 +130,7 @@ impl KeyRing {
     }
 }
 
-/// What a signature is about.
+/// The kind of object that a signature is for.
 #[derive(Clone, Copy, Debug)]
 pub enum Label {
     /// `repository.json`
@@ -146,7 +146,7 @@ pub enum Label {
 }
 
 impl Label {
-    // The digest first, so that signing needs no copy of a placement of megabytes.
+    // The digest is signed, so that signing a placement of megabytes needs no copy of it.
     fn message(self, body: &[u8]) -> [u8; 64] {
         let label = match self {
             Self::Config => "milkrun v1 signature repository.json",
@@ -191,7 +191,7 @@ impl VerifyingKey {
     }
 }
 
-/// The chunk-id key of one dedup domain. What a node holds for the volumes that it reads.
+/// The chunk-id key of one dedup domain. A node holds it for the volumes that it reads.
 #[derive(Clone)]
 pub struct DomainKey(Zeroizing<[u8; 32]>);
 
@@ -211,21 +211,21 @@ impl DomainKey {
         ChunkId::from_bytes(*blake3::keyed_hash(&self.0, plain).as_bytes())
     }
 
-    /// The id of a chunk and the digests of its pages, at the price of the id alone.
+    /// The id of a chunk and the digests of its pages. This costs no more than the id alone.
     pub fn identify_pages(&self, chunk: &[u8]) -> (ChunkId, Vec<PageDigest>) {
         PageHasher::new(&self.0).identify(chunk)
     }
 
-    /// The digests of a part of a chunk, which begins at `offset` of it, a multiple of a page, and is of whole pages, unless the
-    /// chunk ends with it.
+    /// The digests of a part of a chunk. The part begins at `offset` in the chunk, a multiple of a page. It consists of whole
+    /// pages, unless the chunk ends with it.
     ///
     /// # Panics
-    /// If the offset is none.
+    /// If `offset` is not a multiple of a page.
     pub fn page_digests(&self, part: &[u8], offset: u32) -> Vec<PageDigest> {
         PageHasher::new(&self.0).digests(part, offset)
     }
 
-    /// The seed that moves cut points, so that chunk lengths of known content tell an outsider nothing.
+    /// The seed that moves cut points, so that an outsider learns nothing from the lengths of chunks of known content.
     pub fn cut_seed(&self) -> u64 {
         let full = blake3::derive_key("milkrun v1 cut seed", self.0.as_slice());
         u64::from_le_bytes([full[0], full[1], full[2], full[3], full[4], full[5], full[6], full[7]])
@@ -248,7 +248,7 @@ mod tests {
         assert!(other.verify(Label::Root, b"x", &sig).is_err());
     }
 
-    /// A name that reads like a namespace and a name is neither.
+    /// A name that looks like a namespace and a name is not mistaken for the two.
     #[test]
     fn applications_are_told_apart_by_cluster_namespace_and_name() {
         let ring = KeyRing::from_secret(&Secret::from_bytes([1; 32]));

@@ -1,6 +1,6 @@
-//! What this machine knows of a repository, beside its index cache: which repository stood at an address, and the newest point of
-//! each application that it saw. A repository that was rolled back to an earlier day as a whole, or exchanged for another one
-//! with the same password, is sound by itself; only who remembers notices.
+//! What this machine remembers of a repository, beside its index cache: which repository was at an address, and the newest point
+//! of each application that this machine saw. A repository that was rolled back as a whole to an earlier day, or replaced by
+//! another one with the same password, is sound by itself. Only a machine that remembers can notice.
 //!
 //! ```text
 //! <folder>/at-<hash of the address>          ids of the repositories that stood there, one a line
@@ -27,22 +27,22 @@ pub struct Witness {
 /// A repository is not what this machine remembers.
 #[derive(Debug, thiserror::Error)]
 pub enum Changed {
-    /// Another one stands at the address.
+    /// Another repository is at the address.
     #[error(
         "at {address} stood the repository {known}, and now {found}: it was exchanged. If that is meant (disks that take turns), \
          add the line {found} to {record:?}"
     )]
     Exchanged {
-        /// Where.
+        /// The address.
         address: String,
-        /// Which one it was.
+        /// The repository that was there.
         known: String,
-        /// Which one it is.
+        /// The repository that is there now.
         found: RepositoryId,
-        /// What remembers it.
+        /// The file that remembers it.
         record: PathBuf,
     },
-    /// It lacks a point that was there.
+    /// The repository lacks a point that it had.
     #[error(
         "{point} was in this repository, and is not there any more: it was rolled back to an earlier state, or this is an older \
          copy of it. If that is meant, remove {record:?}"
@@ -50,7 +50,7 @@ pub enum Changed {
     RolledBack {
         /// The point.
         point: PointId,
-        /// What remembers it.
+        /// The file that remembers it.
         record: PathBuf,
     },
 }
@@ -66,17 +66,17 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// What it means that the point is not there.
+    /// The error for the case that this point is missing.
     pub fn missing(self) -> Changed {
         Changed::RolledBack { point: self.point, record: self.record }
     }
 }
 
-/// A record is some short lines.
+/// A record consists of a few short lines.
 const LENGTH_MAX: u64 = 64 << 10;
 
 impl Witness {
-    /// Beside the index cache in `folder`; without one nothing is remembered.
+    /// Remembers beside the index cache in `folder`; without a folder nothing is remembered.
     pub fn new(folder: Option<&Path>, repository: &RepositoryId, ring: &KeyRing) -> Self {
         Self { folder: folder.map(Path::to_owned), repository: *repository, key: ring.cache_key() }
     }
@@ -85,7 +85,7 @@ impl Witness {
         Some(self.folder.as_ref()?.join(format!("at-{}", &blake3::hash(address.as_bytes()).to_hex()[..32])))
     }
 
-    /// Whether this repository is one that stood at the address before. The first one is taken as it is.
+    /// Whether this repository was at the address before. The first repository at an address is accepted as it is.
     ///
     /// # Errors
     /// [`Changed::Exchanged`].
@@ -107,7 +107,7 @@ impl Witness {
         }
     }
 
-    /// It was just made at this address: it may stand there from now on.
+    /// Remembers that this repository was just made at this address and belongs there from now on.
     pub fn is_made_at(&self, address: &str) {
         if let Some(record) = self.at(address) {
             let known = read(&record).unwrap_or_default();
@@ -126,16 +126,16 @@ impl Witness {
         format!("{point} {}\n", tag.to_hex())
     }
 
-    /// The newest point of an application that was seen.
+    /// The newest point of an application that this machine saw.
     pub fn newest_seen(&self, app: &AppHash) -> Option<Seen> {
         let record = self.newest(app)?;
         let line = read(&record)?;
         let point: PointId = line.split(' ').next()?.parse().ok()?;
-        // Whoever has no secret can't make us look for a point that never was.
+        // Without the secret nobody can make us look for a point that never existed.
         (self.line(app, &point) == line).then_some(Seen { app: *app, point, record })
     }
 
-    /// The newest point of each application that was seen.
+    /// The newest point of each application that this machine saw.
     pub fn all_seen(&self) -> Vec<Seen> {
         let Some(folder) = &self.folder else { return Vec::new() };
         let entries = fs::read_dir(folder.join(self.repository.hex())).into_iter().flatten().flatten();
@@ -159,7 +159,7 @@ fn read(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-/// What can't be written down is not remembered: that must stop nothing.
+/// If a record can't be written, it is not remembered: that must stop nothing.
 fn write(path: &Path, text: &str) {
     let Some(folder) = path.parent() else { return };
     let written = fs::create_dir_all(folder).and_then(|()| {
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(w.newest_seen(&app).map(|s| s.point), Some(point(2)));
         assert_eq!(w.all_seen().len(), 1);
         assert_eq!(w.newest_seen(&other), None);
-        // What somebody else wrote there says nothing.
+        // A record that somebody else wrote is ignored.
         let record = w.newest(&app).unwrap();
         fs::copy(&record, w.newest(&other).unwrap()).unwrap();
         assert_eq!(w.newest_seen(&other), None);
@@ -213,11 +213,11 @@ mod tests {
         one.stands_at("file:///a").unwrap();
         two.stands_at("file:///b").unwrap();
         let Err(Changed::Exchanged { record, .. }) = two.stands_at("file:///a") else { panic!("not noticed") };
-        // Disks that take turns: both may stand there, once somebody said so.
+        // Disks that are used in turns: both repositories are accepted once a person listed both.
         fs::write(&record, format!("{}\n{}\n", one.repository, two.repository)).unwrap();
         one.stands_at("file:///a").unwrap();
         two.stands_at("file:///a").unwrap();
-        // One that is made there may stand there.
+        // A repository that is made at the address is accepted there.
         let three = witness(folder.path(), 3, 1);
         assert!(three.stands_at("file:///a").is_err());
         three.is_made_at("file:///a");

@@ -1,7 +1,7 @@
 //! Stored bytes of milkrun: chunks, packs, index, volume maps, restore points, stores, locks, verification.
 //!
-//! Knows neither gRPC nor Kubernetes. `FORMAT.md` is normative for every stored byte; the module of each object carries its
-//! picture. The layers, from the bottom:
+//! This crate knows neither gRPC nor Kubernetes. `FORMAT.md` is normative for every stored byte; the module of each object has a
+//! picture of it. The layers, from the bottom:
 //!
 //! ```text
 //! wire, clock, id            bytes, time and entropy, names
@@ -14,7 +14,7 @@
 //! damaged                    packs that nothing new refers to
 //! ```
 //!
-//! What may run beside what, and why it is safe:
+//! What may run at the same time, and why it is safe:
 //!
 //! | | backup | restore | verify |
 //! |---|---|---|---|

@@ -6,13 +6,13 @@
 //!   …    d  directory sealed as slot 0xffff_ffff: per slot chunk id 32, plain length u32, sealed length u32, codec u8, 3 reserved
 //!  -112 112 footer    directory length u32, slots u32, encapsulated key 32, sealed pack key 48, 8 reserved, magic "milkrun pack end"
 //! ```
-//! Chunks come first because they are written as they come; the directory after them because only then it is known;
-//! the footer last, of fixed size, so that one ranged GET at the end of an object finds everything.
+//! Chunks come first because they are written as they arrive. The directory comes after them because it is known only then. The
+//! footer is last and of fixed size, so that one ranged GET at the end of an object finds everything.
 //!
-//! Slot key = BLAKE3-keyed(pack key, slot number); each key seals once, so the nonce is zero.
-//! AAD of a slot: repository id, pack id, slot, chunk id, codec, plain length. The pack key is sealed by HPKE to the
-//! domain's data or metadata key with AAD: repository id, pack id, kind, slots, directory length. The recipient in the header is
-//! [that key's tag](crate::keys::hybrid::HybridPublic::tag): it tells whose pack it is where no index and no placement does.
+//! Slot key = BLAKE3-keyed(pack key, slot number); each key seals once, so the nonce is zero. AAD of a slot: repository id, pack
+//! id, slot, chunk id, codec, plain length. The pack key is sealed by HPKE to the domain's data or metadata key with AAD:
+//! repository id, pack id, kind, slots, directory length. The recipient in the header is [that key's
+//! tag](crate::keys::hybrid::HybridPublic::tag). It tells whose pack it is when no index and no placement does.
 
 mod builder;
 mod reader;
@@ -34,13 +34,13 @@ const VERSION: u16 = 2;
 pub const HEADER_LEN: usize = 64;
 /// Bytes of the footer.
 pub const FOOTER_LEN: usize = 112;
-/// What sealing adds to each slot and to the directory.
+/// How many bytes sealing adds to each slot and to the directory.
 pub const TAG_LEN: usize = 16;
 /// Bytes of a directory entry.
 pub const ENTRY_LEN: usize = 44;
 const DIRECTORY_SLOT: u32 = u32::MAX;
 
-/// What a pack holds, and so which key opens it.
+/// What a pack holds, which also decides which key opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PackKind {
     /// Chunks of volumes and streams.
@@ -60,7 +60,7 @@ impl PackKind {
     }
 }
 
-/// Where a sealed chunk is, and what is needed to open it besides the key.
+/// Where a sealed chunk is, and everything but the key that is needed to open it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The pack.
@@ -69,9 +69,9 @@ pub struct Place {
     pub slot: u32,
     /// Where its bytes begin in the pack.
     pub offset: u32,
-    /// Its bytes in the pack, tag included.
+    /// Its length in the pack, tag included.
     pub sealed_len: u32,
-    /// Its bytes when opened.
+    /// Its length when opened.
     pub plain_len: u32,
     /// How it is compressed.
     pub codec: Codec,
@@ -83,8 +83,8 @@ impl Place {
         u64::from(self.offset) + u64::from(self.sealed_len)
     }
 
-    /// Whether a chunk of a volume can be there: no longer than one may be, and stored in no more bytes than as it is. Who opens it needs
-    /// memory for both.
+    /// Whether a chunk of a volume can be there: its plaintext is no longer than a chunk may be, and its stored bytes are no
+    /// longer than the plaintext. Whoever opens it needs memory for both.
     pub fn is_of_a_chunk(&self) -> bool {
         let sealed_max = u64::from(self.plain_len) + TAG_LEN as u64;
         self.plain_len <= CHUNK_BYTES_MAX && u64::from(self.sealed_len) <= sealed_max
@@ -121,7 +121,7 @@ pub fn slot_key(pack_key: &[u8; 32], slot: u32) -> SlotKey {
     Zeroizing::new(*blake3::keyed_hash(pack_key, &slot.to_le_bytes()).as_bytes())
 }
 
-/// A pack key sealed to the domain's public key, as it stands in footers, index segments and placements.
+/// A pack key sealed to the domain's public key, as stored in footers, index segments and placements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedKey {
     /// The ephemeral public key.

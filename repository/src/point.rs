@@ -1,4 +1,4 @@
-//! Restore points: the signed root, the placement that says where its packs are, the catalog that finds them, and the
+//! Restore points: the signed root, the placement that says where a point's packs are, the catalog that finds points, and the
 //! commit that makes one.
 
 pub mod catalog;

@@ -1,5 +1,5 @@
-//! Reading an unlocked object that a holder of the secret sealed, whatever somebody put on top of it: another version, or a
-//! delete marker. The newest version is nearly always the one; only where it is not, all are looked at.
+//! Reading an unlocked object that a holder of the secret sealed, even if somebody put another version or a delete marker on top
+//! of it. Nearly always the newest version is the right one. All versions are read only if it is not.
 
 use crate::keys::envelope::{self, EnvelopeError, Kind};
 use crate::repository::Repository;
@@ -10,7 +10,7 @@ use crate::store::{Failure, GetError, Key, Trouble, read, read_listed};
 pub enum Sealed {
     /// What a holder of the secret sealed for this key.
     Body(Vec<u8>),
-    /// Something else, and nothing of ours.
+    /// Something is there, but nothing that a holder of the secret sealed.
     Refused(EnvelopeError),
     /// Nothing.
     None,

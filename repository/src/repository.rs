@@ -1,4 +1,4 @@
-//! A repository: making one, opening one, and the handle that everything else takes.
+//! A repository: how to make one and open one, and the handle that everything else uses.
 
 mod domains;
 mod init;
@@ -31,13 +31,13 @@ use crate::volume_map::{Extent, MapCursor, MapRef, MapRoot, Step};
 /// An open repository.
 #[derive(Clone)]
 pub struct Repository {
-    /// Where it is.
+    /// The store that holds it.
     pub store: SharedStore,
-    /// What was decided when it was made.
+    /// The configuration, which was decided when the repository was made.
     pub config: Config,
     /// The version of `repository.json` that was opened.
     pub config_version: Version,
-    /// All keys that follow from the secret.
+    /// All keys that are derived from the secret.
     pub ring: Arc<KeyRing>,
     /// Keys of domains that were opened.
     opened: Arc<domains::Opened>,
@@ -58,7 +58,7 @@ pub struct OpenPoint {
 /// Why a point can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PointError {
-    /// The root does not open.
+    /// The root can't be opened.
     #[error("the root of {point} is damaged")]
     Root {
         /// Which point.
@@ -67,7 +67,7 @@ pub enum PointError {
         #[source]
         source: crate::point::root::RootError,
     },
-    /// The keys that open it can't be had.
+    /// The keys that open it are not available.
     #[error("the restore point {point} can't be opened")]
     Keys {
         /// Which point.
@@ -89,18 +89,18 @@ impl Repository {
         Self { store, config, config_version, ring: Arc::new(ring), opened: Arc::default() }
     }
 
-    /// The same repository, reached another way.
+    /// The same repository, reached through another store.
     #[must_use]
     pub fn over(&self, store: SharedStore) -> Self {
         Self { store, opened: Arc::default(), ..self.clone() }
     }
 
-    /// Finds points.
+    /// The catalog, which finds points.
     pub fn catalog(&self) -> Catalog<'_> {
         Catalog { store: &*self.store, repository: self.config.id, signer: self.config.keys.signing }
     }
 
-    /// Whom packs of a kind are sealed to.
+    /// The key that packs of a kind are sealed to.
     pub fn target(&self, domain: &Domain, kind: PackKind) -> PackTarget {
         PackTarget { repository: self.config.id, kind, recipient: domain.recipient(kind) }
     }
@@ -130,12 +130,12 @@ impl Repository {
         if fits { Ok(OpenPoint { found, body, placement, domain }) } else { Err(PointError::Contradiction(point)) }
     }
 
-    /// Reads a point's maps and manifests.
+    /// A reader for a point's maps and manifests.
     pub fn reader(&self, domain: &Arc<Domain>, packs: impl IntoIterator<Item = PackInfo>) -> MetadataReader<'_> {
         self.reader_of(domain, metadata_packs(packs))
     }
 
-    /// As [`Self::reader`], of packs that several readers share.
+    /// Like [`Self::reader`], with packs that several readers share.
     pub fn reader_of(&self, domain: &Arc<Domain>, packs: Arc<HashMap<PackId, PackInfo>>) -> MetadataReader<'_> {
         MetadataReader::new(&*self.store, self.config.id, domain.clone(), packs)
     }
@@ -161,7 +161,7 @@ impl Repository {
         Ok(out)
     }
 
-    /// Keeps `repository.json` locked as long as any point.
+    /// Keeps `repository.json` locked for as long as any point.
     ///
     /// # Errors
     /// [`CommitError`].
@@ -179,8 +179,8 @@ impl Repository {
         Ok(())
     }
 
-    /// Asks before a commit whether what was opened is still there: the place in which the run began
-    /// ([`identity`](crate::store::Store::identity)), and in it the same configuration.
+    /// Checks, before a commit, that the repository is still the one that was opened: the same place
+    /// ([`identity`](crate::store::Store::identity)) as when the run began, and the same configuration in it.
     ///
     /// # Errors
     /// [`CommitError`].
@@ -196,7 +196,7 @@ impl Repository {
         if now == began { Ok(()) } else { Err(CommitError::Elsewhere { began: began.to_owned(), now }) }
     }
 
-    /// The bytes of `repository.json`, as this repository was opened with.
+    /// The bytes of `repository.json` that this repository was opened with.
     pub fn config_bytes(&self) -> Bytes {
         self.config.encode(&self.ring).into()
     }
@@ -214,7 +214,7 @@ impl OpenPoint {
         self.body.manifests.map(|m| (self.body.volumes.len(), m))
     }
 
-    /// All maps, with what they are for people.
+    /// All maps, each with its name for people.
     pub fn maps(&self) -> impl Iterator<Item = (String, MapRoot)> + '_ {
         let volumes =
             self.body.volumes.iter().enumerate().map(|(i, v)| (format!("volume {}", v.name), self.map(i, &v.map)));
@@ -222,7 +222,7 @@ impl OpenPoint {
     }
 }
 
-/// Whether an error of a point is damage, or only that nothing could be asked.
+/// Whether a point's error only means that nothing could be asked, as opposed to damage.
 pub fn is_unreachable(e: &PointError) -> bool {
     matches!(e, PointError::Placement(PlaceError::Store(_)) | PointError::Keys { source: NoDomain::Store(_), .. })
 }

@@ -1,7 +1,7 @@
-//! From the extents of a volume to ranged reads: a pure function, and a plan that can be printed.
+//! From the extents of a volume to ranged reads. Planning is a pure function, and the plan can be printed.
 //!
-//! A window of the volume is planned at once. Within it, reads go in pack order, neighbours are read together over gaps
-//! of up to [`Limits::gap_max`], a chunk that is needed in several places is read once, and holes are never read.
+//! A window of the volume is planned at once. Within it, reads go in pack order, neighbours are read together over gaps of up to
+//! [`Limits::gap_max`], a chunk that is needed in several places is read once, and holes are never read.
 
 use std::collections::HashMap;
 
@@ -9,17 +9,17 @@ use crate::id::{ChunkId, PackId};
 use crate::pack::Place;
 use crate::volume_map::{Leaf, MapRef};
 
-/// Leaves that are planned together: 512 MiB of volume. More finds more neighbours in packs and needs more memory.
+/// Leaves that are planned together: 512 MiB of volume. A larger window finds more neighbours in packs but needs more memory.
 pub const WINDOW_LEAVES: usize = 32;
 
 /// How reads are put together.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Unwanted bytes that are read rather than to ask twice.
+    /// How many unwanted bytes are read to save a second request.
     pub gap_max: u64,
     /// No read is longer, unless one chunk is.
     pub range_max: u64,
-    /// No read opens to more, unless one chunk does: bounds what waits for its turn in a stream.
+    /// No read opens to more bytes, unless one chunk does. This bounds how much waits for its turn in a stream.
     pub plain_max: u64,
 }
 
@@ -33,7 +33,7 @@ impl Limits {
 pub struct Write {
     /// Where in the volume.
     pub volume_offset: u64,
-    /// From where in the chunk's plaintext.
+    /// Where it begins in the chunk's plaintext.
     pub chunk_offset: u32,
     /// Bytes.
     pub len: u32,
@@ -46,7 +46,7 @@ pub struct PlannedChunk {
     pub id: ChunkId,
     /// Where it is.
     pub place: Place,
-    /// Where it goes.
+    /// Where its parts go.
     pub writes: Vec<Write>,
 }
 
@@ -71,7 +71,7 @@ pub fn plan(leaves: &[(u64, Leaf)], limits: Limits, in_order: bool) -> Vec<Plann
     let mut chunks: Vec<PlannedChunk> = Vec::new();
     let mut known: HashMap<MapRef, usize> = HashMap::new();
     for (begin, leaf) in leaves {
-        // Of a worn volume a chunk is used in many pieces: it is looked for once in each leaf.
+        // A fragmented volume uses a chunk in many pieces: the chunk is looked up once in each leaf.
         let mut planned: Vec<Option<usize>> = vec![None; leaf.chunks().len()];
         let mut volume_offset = *begin;
         for (len, of) in leaf.pieces() {
@@ -113,7 +113,7 @@ pub fn plan(leaves: &[(u64, Leaf)], limits: Limits, in_order: bool) -> Vec<Plann
     ranges
 }
 
-/// How many reads [`plan`] makes of these chunks in pack order, and bytes that they open to.
+/// How many reads [`plan`] makes for these chunks in pack order, and how many bytes they open to.
 pub fn count(mut places: Vec<Place>, limits: Limits) -> (u64, u64) {
     places.sort_unstable_by_key(|p| (p.pack, p.offset, p.slot));
     places.dedup_by_key(|p| (p.pack, p.slot));
@@ -131,7 +131,7 @@ pub fn count(mut places: Vec<Place>, limits: Limits) -> (u64, u64) {
 /// Which chunks are read together.
 struct Joining {
     limits: Limits,
-    /// The range that is open: its pack, where it begins and ends, and what it opens to.
+    /// The range that is open: its pack, its start and end, and how many bytes it opens to.
     open: Option<(PackId, u64, u64, u64)>,
 }
 
@@ -140,7 +140,7 @@ impl Joining {
         Self { limits, open: None }
     }
 
-    /// Whether the next chunk is read with those before it; then it is counted to them.
+    /// Whether the next chunk is read together with those before it. If so, it is added to their range.
     fn goes_with_the_last(&mut self, place: &Place) -> bool {
         let Some((pack, start, end, plain)) = &mut self.open else { return false };
         let (from, to, all) = (u64::from(place.offset), place.end(), *plain + u64::from(place.plain_len));

@@ -1,4 +1,4 @@
-//! Where objects live: a narrow trait, its errors, and what implements it.
+//! Where objects are stored: a narrow trait, its errors, and its implementations.
 //!
 //! | store | for |
 //! |---|---|
@@ -6,7 +6,7 @@
 //! | [`s3`] | S3-compatible object storage with Object Lock |
 //! | `memory`, `faulty` | tests: versions, delete markers, locks with a clock one sets; faults before and after |
 //!
-//! Decorators, outermost first: [`retry`] (bounded, slower on SlowDown, reads back unknown outcomes), then, in tests,
+//! Decorators, outermost first: [`retry`] (bounded, slows down on SlowDown, reads back unknown outcomes), then, in tests,
 //! `faulty`. One [conformance suite](conformance) runs against all of them and a real S3 server.
 
 #[cfg(any(test, feature = "test-util"))]
@@ -54,20 +54,20 @@ impl std::fmt::Display for Version {
 pub struct Lock {
     /// Whether a principal with the bypass right may still delete.
     pub firmness: Firmness,
-    /// Not deletable before.
+    /// It can't be deleted before.
     pub until: Moment,
 }
 
 /// The two modes of Object Lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Firmness {
-    /// May be bypassed with a special right.
+    /// It may be bypassed with a special right.
     Governance,
-    /// May not.
+    /// It may not be bypassed.
     Compliance,
 }
 
-/// What the store says of one version.
+/// What the store reports of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Which version.
@@ -95,26 +95,26 @@ pub struct Listed {
     pub modified: Moment,
     /// Whether it hides the older versions.
     pub delete_marker: bool,
-    /// Whether a read without version sees it.
+    /// Whether a read without a version returns it.
     pub latest: bool,
 }
 
-/// How the store is set up, as it says itself. `init` tries what matters instead of believing it.
+/// How the store is set up, by its own report. `init` tries what matters and does not rely on this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// Objects can be locked.
     pub locks: bool,
-    /// Locks are kept by a server that a writer can't get around.
+    /// A server enforces the locks, and a writer can't get around it.
     pub enforced: bool,
-    /// Keeps a CRC-32 per object.
+    /// It keeps a CRC-32 per object.
     pub checksums: bool,
-    /// Several versions per key.
+    /// It keeps several versions per key.
     pub versions: bool,
-    /// Locks new objects by itself, which would make leases undeletable.
+    /// It locks new objects by itself, which would make leases undeletable.
     pub default_retention: bool,
 }
 
-/// The verb that failed.
+/// The operation that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Create-only PUT.
@@ -136,8 +136,8 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Counts one request that is about to leave for an S3 store: that is what providers charge for, if it arrives. Each page of a
-    /// listing is one, and each attempt that is repeated.
+    /// Counts one request that is about to leave for an S3 store. Providers charge for each request that arrives. Each page of a
+    /// listing is a request, and so is each repeated attempt.
     pub(crate) fn count(self) {
         let operation = match self {
             Self::Create => "put",
@@ -146,7 +146,7 @@ impl Operation {
             Self::List => "list",
             Self::ExtendLock => "put_retention",
             Self::Delete => "delete",
-            // Signed here; whoever redeems it asks the store.
+            // A grant is signed here; only its use sends a request to the store.
             Self::Grant => return,
             Self::Inspect => "inspect",
         };
@@ -169,35 +169,35 @@ impl std::fmt::Display for Operation {
     }
 }
 
-/// Whether the thing may have been done all the same.
+/// Whether the operation may have been done although the call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happened {
-    /// Certainly not.
+    /// It was certainly not done.
     No,
-    /// Unknown: it must be read back.
+    /// It is unknown: it must be read back.
     Maybe,
 }
 
-/// What kind of trouble it was; decides about retries, exit codes and advice.
+/// The kind of trouble. It decides about retries, exit codes and advice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// No answer: nothing is known.
+    /// There was no answer: nothing is known.
     Unreachable,
     /// The store is overloaded.
     Busy,
-    /// Not allowed.
+    /// The operation is not allowed.
     Denied,
-    /// No room.
+    /// There is no room.
     Full,
-    /// The clocks disagree.
+    /// The clocks differ too much.
     Skewed,
-    /// An answer that is cut short or does not match its checksum.
+    /// The answer is cut short or does not match its checksum.
     Garbled,
-    /// The object itself is shorter than what was asked of it.
+    /// The object itself is shorter than the range that was asked for.
     Short,
-    /// What lies at the key is none of our objects: no plain file, or longer than any such object can be.
+    /// The object at the key is not ours: it is not a plain file, or it is longer than any such object can be.
     Foreign,
-    /// Refused for another reason.
+    /// It was refused for another reason.
     Refused,
 }
 
@@ -227,32 +227,33 @@ pub struct Failure {
     pub key: String,
     /// Whether it may have happened.
     pub happened: Happened,
-    /// Kind.
+    /// The kind of trouble.
     pub trouble: Trouble,
-    /// What the layer below said.
+    /// The error of the layer below.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Failure {
-    /// Whether it is about this one object, and says nothing of others: whoever may write can put objects that nobody can read.
+    /// Whether the failure concerns only this one object and says nothing of others: anybody who may write can put objects that
+    /// nobody can read.
     pub fn is_of_one_object(&self) -> bool {
         matches!(self.trouble, Trouble::Foreign | Trouble::Denied | Trouble::Refused)
     }
 
-    /// A failure that certainly left nothing behind.
+    /// A failure of an operation that certainly had no effect.
     pub fn new(operation: Operation, key: impl ToString, trouble: Trouble) -> Self {
         Self { operation, key: key.to_string(), happened: Happened::No, trouble, source: None }
     }
 
-    /// With what the layer below said.
+    /// Adds the error of the layer below.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// It may have happened.
+    /// Marks the operation as one that may have happened.
     #[must_use]
     pub fn maybe(mut self) -> Self {
         self.happened = Happened::Maybe;
@@ -268,10 +269,10 @@ impl Failure {
 /// Why an object was not read. "Not found" is never confused with "could not ask".
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
-    /// The store answered that there is none.
+    /// The store answered that there is no such object.
     #[error("{0:?} does not exist")]
     NotFound(String),
-    /// It could not be asked, or refused.
+    /// The store could not be asked, or refused.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
@@ -282,7 +283,7 @@ pub enum CreateError {
     /// The key is taken.
     #[error("{0:?} exists already")]
     Exists(String),
-    /// It could not be asked, or refused.
+    /// The store could not be asked, or refused.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
@@ -290,10 +291,10 @@ pub enum CreateError {
 /// Why a version was not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
-    /// Its lock has not passed.
+    /// Its lock has not ended.
     #[error("{0:?} is locked")]
     Locked(String),
-    /// It could not be asked, or refused.
+    /// The store could not be asked, or refused.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
@@ -301,38 +302,38 @@ pub enum DeleteError {
 /// Objects under keys. All methods may be called from many tasks at once.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Where this is, for people.
+    /// The location, for people.
     fn describe(&self) -> String;
 
-    /// Where this is, so that no other place has the same address: of a bucket, whose it is too.
+    /// An address of the location that no other location has. For a bucket it includes the provider.
     fn address(&self) -> String {
         self.describe()
     }
 
-    /// What it can do. Asked of the server where there is one.
+    /// What the store can do. If there is a server, it is asked.
     async fn capabilities(&self) -> Result<Capabilities, Failure>;
 
-    /// What tells this place from another one at the same address, such as a folder that was put in place of one that was
-    /// moved. A run compares it at its begin and before its commit.
+    /// An identity that distinguishes this place from another one at the same address, such as a folder that replaced a moved
+    /// one. A run compares it at its start and before its commit.
     async fn identity(&self) -> Result<String, Failure>;
 
-    /// Creates the object unless the key is taken; durable and locked when this returns.
+    /// Creates the object unless the key is taken. The object is durable and locked when this returns.
     async fn create(&self, key: &Key, body: Bytes, lock: Option<Lock>) -> Result<Version, CreateError>;
 
-    /// Reads an object, or a range of it. The body has exactly the asked length, or this fails; a range that goes
-    /// past the end is cut to the object.
+    /// Reads an object, or a range of it. The body has exactly the requested length, or this fails; a range that goes past the
+    /// end is cut at the end of the object.
     async fn get(&self, key: &Key, version: Option<&Version>, range: Option<Range<u64>>) -> Result<Bytes, GetError>;
 
-    /// What the store says of an object.
+    /// What the store reports of an object.
     async fn head(&self, key: &Key, version: Option<&Version>) -> Result<Head, GetError>;
 
-    /// The lock of one version, asked for by itself. [`Store::head`] says the same of versions that nothing hides.
+    /// The lock of one version, from a request of its own. [`Store::head`] returns the same for versions that nothing hides.
     async fn lock_of(&self, key: &Key, version: &Version) -> Result<Option<Lock>, GetError>;
 
-    /// Some of the versions and delete markers under a prefix, from where an earlier page says.
+    /// One page of the versions and delete markers under a prefix; it starts where an earlier page ended.
     async fn versions_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Listed>, Failure>;
 
-    /// Some of the keys under a prefix at which there is something to read, from where an earlier page says.
+    /// One page of the readable keys under a prefix; it starts where an earlier page ended.
     async fn keys_page(&self, prefix: &str, from: Option<&Mark>) -> Result<Page<Key>, Failure>;
 
     /// All versions and delete markers under a prefix, by key, newest first within a key.
@@ -340,23 +341,23 @@ pub trait Store: Send + Sync + 'static {
         listing::versions(self, prefix).await
     }
 
-    /// Moves the lock's end later. An earlier end than the present one is refused.
+    /// Moves the lock's end to a later moment. An end before the present one is refused.
     async fn extend_lock(&self, key: &Key, version: &Version, lock: Lock) -> Result<(), GetError>;
 
     /// Deletes one version for good. A version that isn't there counts as deleted.
     async fn delete(&self, key: &Key, version: &Version) -> Result<(), DeleteError>;
 
-    /// Leave to create exactly one object.
+    /// A grant to create exactly one object.
     async fn grant_put(&self, terms: &PutTerms) -> Result<PutGrant, Failure>;
 
-    /// Leave to read one version of one object.
+    /// A grant to read one version of one object.
     async fn grant_get(&self, key: &Key, version: &Version) -> Result<GetGrant, Failure>;
 }
 
 /// A store behind a pointer.
 pub type SharedStore = Arc<dyn Store>;
 
-/// The newest visible object of each key under `prefix` (delete markers hide).
+/// The newest visible object of each key under `prefix` (an object under a delete marker is not visible).
 ///
 /// # Errors
 /// As [`Store::versions`].
@@ -364,17 +365,17 @@ pub async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>, Failur
     Ok(store.versions(prefix).await?.into_iter().filter(|l| l.latest && !l.delete_marker).collect())
 }
 
-/// Reads an object whole, unless it is longer than one of its kind can be.
+/// Reads a whole object, unless it is longer than an object of its kind can be.
 ///
 /// # Errors
-/// As [`Store::get`]; [`Trouble::Foreign`] for what is too long.
+/// As [`Store::get`]; [`Trouble::Foreign`] for an object that is too long.
 pub async fn read(store: &dyn Store, key: &Key, version: Option<&Version>) -> Result<Bytes, GetError> {
     let max = key.length_max();
     let bytes = store.get(key, version, Some(0..max + 1)).await?;
     if bytes.len() as u64 > max { Err(too_long(key, max).into()) } else { Ok(bytes) }
 }
 
-/// As [`read`], of a version that was listed: one that is listed as too long is not asked for.
+/// Like [`read`], for a listed version. A version that is listed as too long is not requested.
 ///
 /// # Errors
 /// As [`read`].
@@ -383,7 +384,7 @@ pub async fn read_listed(store: &dyn Store, listed: &Listed) -> Result<Bytes, Ge
     if listed.length > max {
         return Err(too_long(&listed.key, max).into());
     }
-    // A sparse file costs whoever plants it nothing, and whoever reads it as much as it seems to have.
+    // A sparse file costs nothing to plant, but reading it costs as much as its apparent length.
     if listed.length > LOOKED_AT {
         let begin = store.get(&listed.key, Some(&listed.version), Some(0..BEGIN)).await?;
         if begin.iter().all(|b| *b == 0) {
@@ -394,7 +395,7 @@ pub async fn read_listed(store: &dyn Store, listed: &Listed) -> Result<Bytes, Ge
     read(store, &listed.key, Some(&listed.version)).await
 }
 
-/// Bytes of a listed object beyond which its beginning is looked at first, and how much of it.
+/// If a listed object is longer than this, its beginning is checked first; the next constant is how many bytes of it.
 const LOOKED_AT: u64 = 4 << 20;
 const BEGIN: u64 = 16;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Parses `256MiB`, `10GB`, `4096`.
 ///
 /// # Errors
-/// What is wrong with it, for whoever wrote it.
+/// A text for the person who wrote the value, saying what is wrong with it.
 pub fn size(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is no size: write for example 256MiB, 10GB or 4096");
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -29,7 +29,7 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// Parses `30d`, `12h`, `90m`, `45s`, `2w`, `1y`.
 ///
 /// # Errors
-/// What is wrong with it, for whoever wrote it.
+/// A text for the person who wrote the value, saying what is wrong with it.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is no time: write for example 30d, 12h, 90m, 2w or 1y");
     let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
@@ -44,7 +44,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(bad()),
     };
     let number: u64 = number.parse().map_err(|_| bad())?;
-    // A century is beyond any date that S3 takes.
+    // A century is more than S3 accepts in any date.
     let total = number.checked_mul(seconds).filter(|&s| s > 0 && s <= 100 * 365 * 86400).ok_or_else(bad)?;
     Ok(Duration::from_secs(total))
 }

@@ -1,10 +1,10 @@
 //! Proofs that restore points are whole.
 //!
-//! Three depths: the *structure* (every root, placement, map, directory and index entry agrees; every pack is there and
-//! locked long enough), the *data* (all or a share of the packs are read, every chunk opened and compared with the digests of
-//! pages that maps keep of it), and, with the *public
-//! key alone*, every stored byte read and compared with what the placements sign. A finding names the object and each
-//! restore point that it touches. That the store can't be asked is an error, never a finding.
+//! There are three depths. The *structure*: every root, placement, map, directory and index entry agrees, and every pack is there
+//! and locked long enough. The *data*: all packs or a share of them are read, and every chunk is opened and compared with the
+//! digests of its pages in the maps. With the *public key alone*: every stored byte is read and compared with what the placements
+//! sign. A finding names the object and each restore point that it concerns. If the store can't be asked, that is an error, never
+//! a finding.
 
 mod keys;
 mod locks;
@@ -28,10 +28,10 @@ use crate::store::{Failure, Firmness, Key, Store, Trouble, Version};
 use locks::{Promise, Used};
 use needed::NeededPacks;
 
-/// What to look at.
+/// What to verify.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Only these applications (all, when empty and no points are named).
+    /// Only these applications. Empty: all, unless points are named.
     pub apps: Vec<AppHash>,
     /// Only these points.
     pub points: Vec<PointId>,
@@ -41,14 +41,14 @@ pub struct Options {
     pub parallel: usize,
 }
 
-/// Something that is not as it must be.
+/// A defect of an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// The object's key.
     pub object: String,
     /// What is wrong with it.
     pub reason: String,
-    /// The points that it touches.
+    /// The points that it concerns.
     pub points: BTreeSet<PointId>,
 }
 
@@ -59,7 +59,7 @@ pub struct Report {
     pub points: u64,
     /// Tombstones.
     pub tombstones: u64,
-    /// Packs that were asked for.
+    /// Packs about which the store was asked.
     pub packs: u64,
     /// Map chunks that were read.
     pub map_chunks: u64,
@@ -69,13 +69,13 @@ pub struct Report {
     pub index_entries: u64,
     /// Packs that were read whole.
     pub packs_read: u64,
-    /// Bytes that were read and proved.
+    /// Bytes that were read and proved correct.
     pub bytes_read: u64,
     /// Chunks that were opened.
     pub chunks_opened: u64,
-    /// Extents of which the digests of pages were compared with the bytes.
+    /// Extents whose digests of pages were compared with the bytes.
     pub extents_compared: u64,
-    /// Packs that hold something else than they must, or are gone, by application: nothing new should refer to them.
+    /// Packs that are gone or hold something else than they must, by application: nothing new should refer to them.
     pub damaged: BTreeMap<AppHash, BTreeSet<PackId>>,
     /// Findings, sorted, each object and reason once.
     pub findings: Vec<Finding>,
@@ -98,7 +98,7 @@ impl Findings {
     }
 }
 
-/// Lists what is to be verified. What a listing refuses are findings already.
+/// Lists what is to be verified. Objects that a listing refuses are findings already.
 async fn select(
     catalog: &crate::point::Catalog<'_>,
     firm: Option<Firmness>,
@@ -188,7 +188,7 @@ pub async fn verify(repository: &Repository, cache: &IndexCache, options: &Optio
     Ok(report)
 }
 
-/// A point without a usable placement is a finding, unless nothing could be asked.
+/// A point without usable keys is a finding, unless nothing could be asked.
 fn without_keys(e: NoDomain, point: PointId, findings: &mut Findings) -> Result<(), Failure> {
     match e {
         NoDomain::Store(f) => return Err(f),
@@ -222,7 +222,7 @@ async fn check_placement(
     locks::check(store, used, Promise { until: root.lock_until, firm }, root.id(), findings).await
 }
 
-/// `repository.json` must stay as long as any point: without it nothing opens.
+/// `repository.json` must stay for as long as any point: nothing opens without it.
 async fn check_config(
     store: &dyn Store,
     version: &Version,

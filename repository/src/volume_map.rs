@@ -19,9 +19,9 @@
 //!        u32 n, n × child:   hole  kind u8 = 0, length u64
 //!                            child kind u8 = 1, length u64, chunk id 32, place 36
 //! ```
-//! A leaf says what a range of the volume is (ids of plaintext) and, beside each id, where that chunk was placed when the
-//! leaf was written: so a restore needs the root, its placement and its maps, and no index. Should a pack be rewritten
-//! later, the placement's list of forwards tells where its slots went; the root and its maps stay.
+//! A leaf says what a range of the volume is (ids of plaintext). Beside each id it says where that chunk was stored when the leaf
+//! was written. So a restore needs the root, its placement and its maps, but no index. If a pack is rewritten later, the
+//! placement's list of forwards says where its slots went; the root and its maps stay.
 
 mod build;
 mod leaf;
@@ -38,11 +38,11 @@ use crate::id::ChunkId;
 use crate::pack::Place;
 use crate::wire::{Decoder, Encoder, Malformed};
 
-/// A leaf covers no more.
+/// A leaf covers at most this many bytes of a volume.
 pub const LEAF_BYTES_MAX: u64 = 64 << 20;
-/// Children of an inner node.
+/// How many children an inner node has at most.
 pub const FAN_OUT: usize = 256;
-/// More levels than any u64 of bytes needs.
+/// More levels than any length in a u64 needs.
 const LEVEL_MAX: u8 = 8;
 
 /// A stored chunk: a part of a map, or one that a leaf uses.
@@ -79,7 +79,7 @@ pub struct Child {
 pub struct Node {
     /// 1: its children are leaves.
     pub level: u8,
-    /// In order; neighbouring holes are one.
+    /// In order; neighbouring holes are merged into one.
     pub children: Vec<Child>,
 }
 
@@ -147,7 +147,7 @@ impl Node {
     }
 }
 
-/// The root of a map. A volume of holes alone has no chunk.
+/// The root of a map. The map of a volume that is one hole has no chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapRoot {
     /// Bytes of the volume.
@@ -158,7 +158,7 @@ pub struct MapRoot {
     pub chunk: Option<MapRef>,
 }
 
-/// The tag and the version that an object begins with.
+/// Reads the tag and the version at the start of an object.
 fn head(d: &mut Decoder<'_>, tag: [u8; 4], version: u8) -> Result<(), Malformed> {
     if d.array::<4>("tag")? != tag {
         return Err(d.bad("tag"));

@@ -1,9 +1,9 @@
-//! The byte codec of every binary object: little-endian, fixed widths, no padding that is not written down.
+//! The byte codec of every binary object: little-endian, fixed widths, and no padding that the format does not describe.
 //!
 //! Encoding is total; decoding checks every bound, and [`Decoder::finish`] refuses trailing bytes, so that
 //! `encode(decode(x)) == x` for all accepted `x` (see the fuzz targets).
 
-/// Why bytes could not be understood: what was expected, and where.
+/// Why bytes could not be decoded: what was expected, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {what} at byte {at}")]
 pub struct Malformed {
@@ -25,7 +25,7 @@ impl Encoder {
         Self::default()
     }
 
-    /// An empty one with room for so many bytes.
+    /// An empty encoder with room for this many bytes.
     pub fn with_capacity(bytes: usize) -> Self {
         Self { buf: Vec::with_capacity(bytes) }
     }
@@ -56,7 +56,7 @@ impl Encoder {
         self.raw(&v.to_le_bytes())
     }
 
-    /// A field of fixed width, as it is.
+    /// A field of fixed width, unchanged.
     pub fn raw(&mut self, v: &[u8]) -> &mut Self {
         self.buf.extend_from_slice(v);
         self
@@ -68,7 +68,7 @@ impl Encoder {
         self.u32(len).raw(&v[..len as usize])
     }
 
-    /// UTF-8 text as [`Encoder::bytes`].
+    /// UTF-8 text, written like [`Encoder::bytes`].
     pub fn text(&mut self, v: &str) -> &mut Self {
         self.bytes(v.as_bytes())
     }
@@ -78,7 +78,7 @@ impl Encoder {
         self.u32(u32::try_from(n).unwrap_or(u32::MAX))
     }
 
-    /// What was written so far.
+    /// The bytes that were written so far.
     pub fn as_slice(&self) -> &[u8] {
         &self.buf
     }
@@ -169,8 +169,8 @@ impl<'a> Decoder<'a> {
         String::from_utf8(raw.to_vec()).map_err(|_| Malformed { what, at })
     }
 
-    /// A count of elements of at least `least` bytes each; more than the rest could hold is refused before
-    /// anything is allocated for them.
+    /// A count of elements of at least `least` bytes each. A count that the rest can't hold is refused before anything is
+    /// allocated.
     pub fn count(&mut self, least: usize, what: &'static str) -> Result<usize, Malformed> {
         let at = self.at;
         let n = self.u32(what)? as usize;
@@ -189,7 +189,7 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    /// Nothing may be left.
+    /// Checks that nothing is left.
     pub fn finish(self, what: &'static str) -> Result<(), Malformed> {
         if self.remaining() == 0 { Ok(()) } else { Err(Malformed { what, at: self.at }) }
     }
@@ -206,7 +206,7 @@ pub fn header(d: &mut Decoder<'_>, magic: &[u8; 16], version: u16) -> Result<(),
     }
 }
 
-/// As [`header`], of an object that has several versions: which one it is, `newest` at most.
+/// Like [`header`], for an object that has several versions, `newest` at most. Returns the version.
 ///
 /// # Errors
 /// As [`header`].

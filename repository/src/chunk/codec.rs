@@ -24,23 +24,23 @@ impl Codec {
     }
 }
 
-/// A zstd level; but for 2, which is zstd's fast strategy with matches of five bytes, whatever the length of a chunk: of
-/// the pages of databases it leaves less than zstd's 3 does, in less time (docs/performance.md). And 3 is 2 wherever that
-/// leaves less, as one chunk in 16 tells.
+/// A zstd level, with two exceptions. Level 2 is zstd's fast strategy with matches of five bytes, whatever the length of a chunk:
+/// it compresses the pages of databases better than zstd's level 3, in less time (docs/performance.md). Level 3 becomes level 2
+/// where that leaves less; one chunk in 16 is compressed both ways to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level(i32);
 
-/// A level out of [`Level::RANGE`].
+/// A level outside of [`Level::RANGE`].
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the compression level must lie between -7 and 19")]
 pub struct BadLevel;
 
 impl Level {
-    /// What is accepted.
+    /// The accepted levels.
     pub const RANGE: RangeInclusive<i32> = -7..=19;
-    /// 3, or 2 where that leaves less: stored bytes as low as the best peer's, at twice its speed (docs/performance.md).
+    /// Level 3, or 2 where that leaves less: as few stored bytes as the best peer, at twice its speed (docs/performance.md).
     pub const DEFAULT: Self = Self(3);
-    /// Of maps, which are ids and numbers for the most part: a higher one leaves no less of them (docs/performance-history.md).
+    /// The level for maps, which are mostly ids and numbers: a higher level leaves no less (docs/performance-history.md).
     pub const MAPS: Self = Self(1);
 
     /// Checks the range.
@@ -59,17 +59,18 @@ impl Level {
 
 /// The level that is tuned for pages.
 const PAGES_LEVEL: i32 = 2;
-/// Of so many chunks one is compressed both ways, to see which leaves less. By arithmetic it costs a twentieth of the time.
+/// One in this many chunks is compressed both ways, to see which level leaves less. By arithmetic that costs a twentieth of the
+/// time.
 const COMPARED: u32 = 16;
-/// Its shortest match.
+/// The shortest match of that level.
 const PAGES_MATCH: u32 = 5;
-/// Its table has as many entries, of four bytes, to the power of two.
+/// The table of that level has two to this power entries, of four bytes each.
 const PAGES_TABLE: u32 = 16;
 
-/// After so many chunks in a row that were compressed in vain, the next is tried whole only if a sample of it pays: what is
-/// encrypted or compressed already comes in long runs.
+/// After this many chunks in a row that did not compress, the next one is compressed whole only if a sample of it pays: encrypted
+/// or compressed data comes in long runs.
 const IN_VAIN: u32 = 4;
-/// But for one in so many, whatever its sample says.
+/// One in this many chunks is compressed whole whatever its sample says.
 const TRIED_ALL_THE_SAME: u32 = 16;
 /// Bytes of a sample.
 const SAMPLE: usize = 8 << 10;
@@ -78,18 +79,18 @@ const SAMPLE: usize = 8 << 10;
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
     level: Level,
-    /// Once the level was the one that gives way.
+    /// Set where the ordered level is the one that level 2 may replace.
     rival: Option<Rival>,
-    /// How many chunks in a row it was in vain.
+    /// How many chunks in a row did not compress.
     in_vain: u32,
 }
 
-/// The level for pages, beside the one that was ordered.
+/// The level for pages, used beside the one that was ordered.
 struct Rival {
     zstd: zstd::bulk::Compressor<'static>,
-    /// Chunks since both were compared.
+    /// Chunks since both levels were last compared.
     since: u32,
-    /// It left less of the last chunk that was compared.
+    /// Whether it left less of the last chunk that was compared.
     favoured: bool,
 }
 
@@ -98,10 +99,10 @@ pub struct Decompressor {
     zstd: zstd::bulk::Decompressor<'static>,
 }
 
-/// A chunk that does not decompress to what it should.
+/// A chunk that does not decompress to what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecompressError {
-    /// No zstd frame.
+    /// Not a zstd frame.
     #[error("does not decompress: {0}")]
     Zstd(String),
     /// Another length than stated.
@@ -115,7 +116,8 @@ pub enum DecompressError {
 }
 
 impl Compressor {
-    /// For one level. The frame carries neither checksum nor content size: BLAKE3 and the directory do.
+    /// A compressor for one level. The frame carries neither checksum nor content size: the chunk id (BLAKE3) and the directory
+    /// do.
     ///
     /// # Errors
     /// When zstd can't get its memory.
@@ -123,7 +125,7 @@ impl Compressor {
         Ok(Self { zstd: context(level)?, level, rival: Rival::of(level)?, in_vain: 0 })
     }
 
-    /// From the next chunk on.
+    /// Changes the level, from the next chunk on.
     ///
     /// # Errors
     /// When zstd refuses the level.
@@ -134,7 +136,7 @@ impl Compressor {
         if [level.get(), self.level.get()].contains(&PAGES_LEVEL) {
             self.zstd = context(level)?;
         } else {
-            // Not `set_compression_level`: that loads an empty dictionary as well, which zstd takes between two frames alone.
+            // Not `set_compression_level`: that also loads an empty dictionary, which zstd accepts only between two frames.
             self.zstd.set_parameter(CParameter::CompressionLevel(level.get()))?;
         }
         if self.rival.is_none() {
@@ -144,8 +146,8 @@ impl Compressor {
         Ok(())
     }
 
-    /// Writes `plain` compressed to the start of `out` and returns how long it is; `None` if that does not pay, and it is to
-    /// be stored as it is. It pays when it saves at least 1/32. `out` may be overwritten in any case.
+    /// Writes `plain` compressed to the start of `out` and returns the length; `None` if compression does not pay and the chunk
+    /// is to be stored as it is. It pays when it saves at least 1/32. `out` may be overwritten in any case.
     ///
     /// # Panics
     /// If `out` is shorter than `plain`.
@@ -158,10 +160,10 @@ impl Compressor {
     }
 
     fn sample_pays(&mut self, plain: &[u8], out: &mut [u8]) -> bool {
-        // Now from the first half of the chunk, now from the second.
+        // The sample is taken from the first half of the chunk and from the second in turn.
         let quarter = plain.len() / 4;
         let at = if self.in_vain.is_multiple_of(2) { quarter } else { 3 * quarter };
-        // Of a short chunk a sample would cost what the chunk costs.
+        // A sample of a short chunk would cost as much as the chunk.
         quarter < 2 * SAMPLE || try_on(self.favourite(), &plain[at..at + SAMPLE], out).is_some()
     }
 
@@ -172,7 +174,7 @@ impl Compressor {
         if !rival.is_due() {
             return try_on(self.favourite(), plain, out);
         }
-        // The favourite last: what it leaves stays in `out`.
+        // The favourite comes last: its output stays in `out`.
         let favoured = rival.favoured;
         let (first, last) =
             if favoured { (&mut self.zstd, &mut rival.zstd) } else { (&mut rival.zstd, &mut self.zstd) };
@@ -183,7 +185,7 @@ impl Compressor {
         stays
     }
 
-    /// What left less of the last chunk that was compressed both ways.
+    /// The level that left less of the last chunk that was compressed both ways.
     fn favourite(&mut self) -> &mut zstd::bulk::Compressor<'static> {
         match &mut self.rival {
             Some(rival) if rival.favoured && self.level == Level::DEFAULT => &mut rival.zstd,
@@ -208,7 +210,7 @@ impl Rival {
 
 /// Writes `plain` compressed to the start of `out`, if that pays.
 fn try_on(zstd: &mut zstd::bulk::Compressor<'static>, plain: &[u8], out: &mut [u8]) -> Option<usize> {
-    // Room for no more than what pays: zstd then stops by itself once it is exceeded.
+    // There is room only for output that pays: zstd stops by itself once that is exceeded.
     let pays = plain.len() - plain.len() / 32;
     zstd.compress_to_buffer(plain, &mut out[..pays]).ok().filter(|n| *n < plain.len())
 }
@@ -279,7 +281,7 @@ mod tests {
         }
         let text = &b"one fish two fish ".repeat(8000)[..noise.len()];
         assert!(c.compress(text, &mut out).is_some());
-        // Text in one corner alone: of a run of such chunks no more than some are stored as they are.
+        // Only one corner is text. In a run of such chunks only some are stored as they are.
         for _ in 0..100 {
             assert_eq!(c.compress(&noise, &mut out), None);
         }
@@ -351,7 +353,7 @@ mod tests {
             let two = left_by(&mut context(Level(PAGES_LEVEL)).unwrap(), &plain);
             let mut out = vec![0; LEN];
             let left: usize = plain.chunks(LEN).map(|p| default.compress(p, &mut out).unwrap_or(p.len())).sum();
-            // A third of the chunks at most are compressed before it is noticed that they are others now.
+            // At most a third of the chunks are compressed before the compressor notices that the data has changed.
             let (better, worse) = (two.min(three), two.max(three));
             assert!(worse - better > better / 100, "{two} {three}");
             assert!(left <= better + (worse - better) * 2 / 5, "{left} where 2 leaves {two} and 3 leaves {three}");

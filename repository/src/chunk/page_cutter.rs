@@ -1,15 +1,15 @@
-//! The cutter for block devices and images: cut points lie between pages and are decided by a digest of the page
-//! that ends the chunk.
+//! The cutter for block devices and images. Cut points lie between pages. A digest of the page that ends the chunk decides where
+//! they are.
 //!
-//! File systems move data by whole blocks, so that a cut inside a page gains little, and a page digest (CRC-32C
-//! in hardware) runs near memory speed. Zero runs of at least [`PageCutter::hole_pages`] pages become holes; shorter
-//! ones stay inside chunks, where they compress to nothing without breaking the chunk in two.
+//! File systems move data by whole blocks, so a cut inside a page would gain little, and a page digest (CRC-32C in hardware) runs
+//! near memory speed. Zero runs of at least [`PageCutter::hole_pages`] pages become holes. Shorter ones stay inside chunks, where
+//! they compress to nothing and do not break the chunk in two.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CHUNK_BYTES_MAX, PAGE, Piece, is_zero};
 
-/// The parameters, in pages. Fixed in `repository.json`: another value gives other cuts.
+/// The parameters, in pages. Fixed in `repository.json`: other values give other cuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PageCutter {
@@ -19,11 +19,11 @@ pub struct PageCutter {
     pub avg_pages: u32,
     /// No chunk is longer.
     pub max_pages: u32,
-    /// A zero run of as many pages becomes a hole.
+    /// A zero run of at least this many pages becomes a hole.
     pub hole_pages: u32,
 }
 
-/// Parameters that no cutter can work with.
+/// Parameters that no cutter can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("chunking parameters are out of bounds")]
 pub struct BadParameters;
@@ -69,7 +69,7 @@ impl PageCutter {
     fn next_hole(&self, bytes: &[u8], from: usize) -> (usize, usize) {
         let need = self.hole_pages as usize * PAGE;
         let mut at = from;
-        // A probe each `hole_pages` pages can't miss a run of that length; only a hit is measured exactly.
+        // A probe every `hole_pages` pages can't miss a run of that length. Only a hit is measured exactly.
         while at < bytes.len() {
             let end = (at + PAGE).min(bytes.len());
             if !is_zero(&bytes[at..end]) {
@@ -84,7 +84,7 @@ impl PageCutter {
             while stop < bytes.len() && is_zero(&bytes[stop..(stop + PAGE).min(bytes.len())]) {
                 stop = (stop + PAGE).min(bytes.len());
             }
-            // A run that fills all there is counts whatever its length: a volume of one zero page is a hole.
+            // A run that fills the whole input counts whatever its length: a volume of one zero page is a hole.
             if stop - start >= need || (start == 0 && stop == bytes.len()) {
                 return (start, stop);
             }
@@ -155,7 +155,7 @@ mod tests {
             });
             text.collect::<Vec<_>>().join(" ")
         };
-        // Repositories of before have these.
+        // Older repositories have these parameters.
         let cutter = PageCutter { min_pages: 8, avg_pages: 32, max_pages: 128, hole_pages: 8 };
         insta::assert_snapshot!(cuts(cutter));
         insta::assert_snapshot!(cuts(PageCutter::DEFAULT), @"75 74 45 53 9 hole 40 48 64 59 86 29 44 68 61 69 60 123 17");
@@ -203,7 +203,7 @@ mod tests {
                 at += len;
             }
             prop_assert_eq!(at, data.len());
-            // No run of zeros that is long enough stays in a data piece.
+            // No data piece contains a run of zeros that is long enough for a hole.
             let need = PageCutter::DEFAULT.hole_pages as usize;
             for p in &pieces {
                 if let Piece::Data { offset, len } = *p {

@@ -1,13 +1,13 @@
-//! Digests of the pages of a chunk, so that a later backup can tell which pages changed and store those alone.
+//! Digests of the pages of a chunk. With them a later backup can tell which pages changed, and store only those.
 //!
 //! A chunk's id is its keyed BLAKE3. In BLAKE3's tree a page of 4 KiB, four leaves of 1 KiB, is a subtree of its own, so its
-//! chaining value falls off while the id is computed. It depends on the key, the bytes and the offset in the chunk: a digest
-//! belongs to a chunk and a place in it. Of its 32 bytes the first 8 are kept: a changed page is taken for an unchanged one
-//! with probability 2^-64, and nobody without the domain's key can look for such a page.
+//! chaining value is a by-product of computing the id. The value depends on the key, the bytes and the offset in the chunk: a
+//! digest belongs to one place in one chunk. The first 8 of its 32 bytes are kept. So a changed page is taken for an unchanged
+//! one with probability 2^-64, and nobody without the domain's key can look for such a page.
 //!
-//! `blake3::hazmat` yields the same values, but page by page, four lanes wide: half the speed (`benches`, `stages`). Here many
-//! pages are hashed side by side by `blake3::platform`, which its authors call unstable; the crate is pinned to one release, and
-//! the tests compare with its public functions.
+//! `blake3::hazmat` yields the same values, but page by page, four lanes wide, at half the speed (`benches`, `stages`). Here many
+//! pages are hashed side by side by `blake3::platform`, which its authors call unstable. So the crate is pinned to one release,
+//! and the tests compare with its public functions.
 
 use blake3::hazmat::{self, ChainingValue, Mode};
 use blake3::platform::Platform;
@@ -16,14 +16,14 @@ use blake3::{CHUNK_LEN, IncrementCounter};
 use super::PAGE;
 use crate::id::ChunkId;
 
-/// Bytes that are kept of a page's chaining value.
+/// How many bytes of a page's chaining value are kept.
 pub const DIGEST_LEN: usize = 8;
 
 /// The digest of one page of a chunk.
 pub type PageDigest = [u8; DIGEST_LEN];
 
 const LEAVES: usize = PAGE / CHUNK_LEN;
-/// Pages that are hashed side by side: 16 leaves are as many as the widest vectors take.
+/// Pages that are hashed side by side: 16 leaves fill the widest vectors.
 const TOGETHER: usize = 16;
 /// BLAKE3, section 2.2.
 const CHUNK_START: u8 = 1;
@@ -62,11 +62,11 @@ impl<'a> PageHasher<'a> {
         (ChunkId::from_bytes(id), digests)
     }
 
-    /// The digests of some pages of a chunk: `bytes` begin at `offset` of the chunk, a multiple of a page. They are whole pages,
+    /// The digests of some pages of a chunk. `bytes` begin at `offset` in the chunk, a multiple of a page. They are whole pages,
     /// unless the chunk ends with them.
     ///
     /// # Panics
-    /// If they begin elsewhere: their digests would be those of other pages.
+    /// If `offset` is not a multiple of a page: the digests would be those of other pages.
     pub(crate) fn digests(&self, bytes: &[u8], offset: u32) -> Vec<PageDigest> {
         assert!((offset as usize).is_multiple_of(PAGE), "a page begins at a multiple of a page");
         self.values(bytes, u64::from(offset)).iter().map(digest).collect()
@@ -105,7 +105,7 @@ impl<'a> PageHasher<'a> {
         values
     }
 
-    /// One level up; an odd one at the end stays as it is, as in BLAKE3's tree.
+    /// The next level up. An odd value at the end stays as it is, as in BLAKE3's tree.
     fn parents(&self, children: &[ChainingValue]) -> Vec<ChainingValue> {
         let (pairs, odd) = children.as_chunks::<2>();
         let mut parents = Vec::with_capacity(pairs.len() + 1);
@@ -153,7 +153,7 @@ mod tests {
         bytes
     }
 
-    /// By the public functions alone.
+    /// Computed with the public functions alone.
     fn plainly(chunk: &[u8]) -> (ChunkId, Vec<PageDigest>) {
         let pages = chunk.chunks(PAGE).enumerate().map(|(n, page)| {
             let mut hasher = blake3::Hasher::new_keyed(&KEY);

@@ -1,4 +1,4 @@
-//! The cutter for byte streams and manifests: `fastcdc` v2020, whose cuts follow bytes that shift.
+//! The cutter for byte streams and manifests: `fastcdc` v2020. Its cuts move along with bytes that shift.
 
 use fastcdc::v2020::{FastCDC, Normalization};
 use serde::{Deserialize, Serialize};
@@ -43,8 +43,8 @@ impl StreamCutter {
         self.max as usize
     }
 
-    /// Cuts the start of a stream. With `last` all of `bytes` is cut; without it, only chunks that more bytes could
-    /// not change. Returns how many bytes were cut; the caller brings the rest again with what follows.
+    /// Cuts the start of a stream. With `last`, all of `bytes` is cut. Without it, only chunks that more bytes could not change
+    /// are cut. Returns how many bytes were cut; the caller passes the rest again with the bytes that follow.
     pub fn cut(&self, seed: u64, bytes: &[u8], last: bool, out: &mut Vec<Piece>) -> usize {
         if bytes.is_empty() {
             return 0;

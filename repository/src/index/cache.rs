@@ -1,8 +1,8 @@
 //! The local cache of opened segments: `<folder>/<repository id>/<segment id>`.
 //!
-//! What lies there is believed only if a holder of the secret wrote it: each file ends with a hash that is keyed by the
-//! repository's secret and bound to its segment. The folder is for its owner alone. Where there is none, or no room in it,
-//! a segment is kept in memory: a cache saves time, and its lack stops nothing.
+//! A file is trusted only if a holder of the secret wrote it: each file ends with a hash that is keyed by the repository's secret
+//! and bound to its segment. Only the owner has access to the folder. If there is no folder, or no room in it, a segment is kept
+//! in memory: a cache saves time, and a missing one stops nothing.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
@@ -21,7 +21,7 @@ use crate::wire::Malformed;
 /// The cache of one repository.
 #[derive(Clone)]
 pub struct IndexCache {
-    /// None: nothing is kept.
+    /// `None`: nothing is kept.
     folder: Option<PathBuf>,
     key: Zeroizing<[u8; 32]>,
     witness: Witness,
@@ -30,16 +30,16 @@ pub struct IndexCache {
 /// A segment can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// It is none.
+    /// The body is not a segment.
     #[error("the body is no index segment")]
     Malformed(#[from] Malformed),
-    /// Neither in the folder nor in memory.
+    /// There is room neither in the folder nor in memory.
     #[error("there is no room for an index segment, neither in the cache folder nor in memory")]
     NoRoom(#[source] io::Error),
 }
 
 impl IndexCache {
-    /// The folder that caches are in: `chosen`, else `$XDG_CACHE_HOME/milkrun`, else `~/.cache/milkrun`; `None` where none of
+    /// The folder that holds the caches: `chosen`, else `$XDG_CACHE_HOME/milkrun`, else `~/.cache/milkrun`; `None` if none of
     /// these is known.
     pub fn folder(chosen: Option<PathBuf>) -> Option<PathBuf> {
         chosen.or_else(|| {
@@ -49,7 +49,7 @@ impl IndexCache {
         })
     }
 
-    /// Uses `<folder>/<repository>`, made if missing. If that can't be, segments are kept in memory.
+    /// Uses `<folder>/<repository>`, made if missing. If that is not possible, segments are kept in memory.
     pub fn new(folder: Option<&Path>, repository: &RepositoryId, ring: &KeyRing) -> Self {
         let base = folder;
         let folder = folder.map(|f| f.join(repository.hex())).and_then(|folder| match private(&folder) {
@@ -72,10 +72,10 @@ impl IndexCache {
         self.folder.as_ref().map(|folder| folder.join(id.hex()))
     }
 
-    /// A segment that is cached. `None` for one that isn't, or is not as it was written.
+    /// A cached segment. `None` if it is not cached, or not as it was written.
     pub fn open(&self, id: &SegmentId) -> Option<MappedSegment> {
         let file = File::open(self.path(id)?).ok()?;
-        // Whoever else could write there could also cut it short while it is mapped.
+        // Anybody else who could write there could also cut the file short while it is mapped.
         let meta = file.metadata().ok()?;
         let own = meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o022 == 0;
         if own { MappedSegment::open(&file, &self.key, id) } else { None }
@@ -114,12 +114,12 @@ fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a folder for its owner alone, or checks that it is one.
+/// Makes a folder that only its owner can access, or checks that it is one.
 fn private(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut meta = fs::symlink_metadata(folder)?;
     if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o077 != 0 {
-        // Earlier releases made it as the umask had it.
+        // Earlier releases made the folder with the umask's permissions.
         fs::set_permissions(folder, Permissions::from_mode(0o700))?;
         meta = fs::symlink_metadata(folder)?;
     }
@@ -158,7 +158,8 @@ mod tests {
         assert!(cached.open(&one).is_some());
         let path = cached.path(&one).unwrap();
         let good = fs::read(&path).unwrap();
-        // Under another name, by a stranger's key, with a flipped bit, cut, or writable for others: made anew.
+        // A file is made anew if it is under another name, by a stranger's key, has a flipped bit, is cut, or is writable for
+        // others.
         fs::copy(&path, cached.path(&two).unwrap()).unwrap();
         assert!(cached.open(&two).is_none());
         assert!(cache(Some(folder.path()), 2).open(&one).is_none());
@@ -181,7 +182,7 @@ mod tests {
     fn without_a_folder_of_its_own_nothing_stops() {
         let id = SegmentId::from_bytes([1; 16]);
         let folder = tempfile::tempdir().unwrap();
-        // None; a file in its place; a link; one that can't be made.
+        // No folder; a file in its place; a link; a folder that can't be made.
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         let open = folder.path().join("open");
@@ -194,7 +195,7 @@ mod tests {
             assert!(cache.open(&id).is_none());
         }
         assert!(cache(None, 1).store(&id, b"rubbish").is_err());
-        // One that an earlier release made is its owner's alone from now on.
+        // A folder that an earlier release made is restricted to its owner from now on.
         let old = folder.path().join("old");
         let inner = old.join(RepositoryId::from_bytes([0; 16]).hex());
         fs::create_dir_all(&inner).unwrap();

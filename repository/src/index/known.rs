@@ -1,4 +1,4 @@
-//! The chunks of one domain that are known: segments of the repository through a local cache, and what this run sealed.
+//! The known chunks of one domain: segments of the repository, through a local cache, and what this run sealed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,18 +18,18 @@ pub struct ChunkIndex {
     segments: Vec<(SegmentId, MappedSegment)>,
     packs: HashMap<PackId, PackInfo>,
     fresh: HashMap<ChunkId, Place>,
-    /// Packs whose entries are in no segment yet.
+    /// Packs whose entries are not in any segment yet.
     unwritten: Vec<PackId>,
     /// Packs that were set aside.
     aside: HashSet<PackId>,
 }
 
-/// MiB of segments that are loaded at once; one that is longer is loaded alone.
+/// MiB of segments that are loaded at once. A longer segment is loaded alone.
 const LOAD_MIB: usize = 256;
 
 impl ChunkIndex {
-    /// Loads the segments of `domain`. One that is missing, damaged or forged is left out with a warning: what it knew
-    /// is found again through the parent's maps, or uploaded again.
+    /// Loads the segments of `domain`. A segment that is missing, damaged or forged is left out with a warning: its chunks are
+    /// found again through the parent's maps, or uploaded again.
     ///
     /// # Errors
     /// [`Failure`] when the store can't be asked.
@@ -43,12 +43,12 @@ impl ChunkIndex {
         let listed = list(store, &Key::segments(domain)).await?;
         let named: Vec<(SegmentId, Listed)> =
             listed.into_iter().filter_map(|l| Some((l.key.parse_segment()?, l))).collect();
-        // Whoever may write can put long rubbish there: it is not all in memory at once.
+        // Anybody who may write can put long rubbish there: not all of it is in memory at once.
         let room = &Semaphore::new(LOAD_MIB);
         let loads = named.into_iter().map(|(id, listed)| async move {
             let key = &listed.key;
             let wanted = usize::try_from(listed.length >> 20).unwrap_or(LOAD_MIB).clamp(1, LOAD_MIB);
-            // Nobody closes it.
+            // The semaphore is never closed.
             let _room = room.acquire_many(u32::try_from(wanted).unwrap_or(1)).await;
             if let Some(mapped) = cache.open(&id) {
                 return Ok(Some((id, mapped)));
@@ -91,12 +91,12 @@ impl ChunkIndex {
     pub fn find(&self, id: &ChunkId) -> Option<Place> {
         let usable = |p: &Place| self.aside.is_empty() || !self.aside.contains(&p.pack);
         let fresh = self.fresh.get(id).copied().filter(usable);
-        // Of a chunk that lies in several packs, one may be left.
+        // A chunk may lie in several packs, of which one may still be usable.
         fresh.or_else(|| self.segments.iter().rev().find_map(|(_, s)| s.find(id).filter(usable)))
     }
 
-    /// Forgets what lies in these packs: before anything is looked for, so that a chunk is found in one place as long as this lives. The
-    /// next segment that replaces others leaves it out.
+    /// Forgets the chunks in these packs. Call it before any lookup, so that a chunk is found in one place for as long as this
+    /// value lives. The next segment that replaces others leaves these packs out.
     pub fn set_aside(&mut self, packs: impl IntoIterator<Item = PackId>) {
         self.aside.extend(packs);
     }
@@ -116,7 +116,7 @@ impl ChunkIndex {
         self.segments.len()
     }
 
-    /// How many entries are in no segment yet.
+    /// How many entries are not in any segment yet.
     pub fn fresh_len(&self) -> usize {
         self.fresh.len()
     }
@@ -126,21 +126,22 @@ impl ChunkIndex {
         self.segments.iter().flat_map(|(_, s)| s.entries())
     }
 
-    /// Makes a sealed pack's chunks known. Only after the store was asked that the pack is really there.
+    /// Makes a sealed pack's chunks known. Call it only after the store confirmed that the pack is really there.
     pub fn add(&mut self, pack: PackInfo, entries: impl IntoIterator<Item = (ChunkId, Place)>) {
         self.unwritten.push(pack.id);
         self.packs.insert(pack.id, pack);
         self.fresh.extend(entries);
     }
 
-    /// Learns of a pack without its entries, from a signed placement, which says more than an index segment. Of what is known
-    /// of its lock, the later counts: a segment says how it was when it was sealed, a placement how it was extended since.
+    /// Learns of a pack, without its entries, from a signed placement, which says more than an index segment. Of the two known
+    /// ends of its lock the later counts: a segment holds the lock of when the pack was sealed, a placement the lock as it was
+    /// extended since.
     pub fn note_pack(&mut self, pack: PackInfo) {
         let known = self.packs.get(&pack.id).and_then(|known| known.locked_until);
         self.packs.insert(pack.id, PackInfo { locked_until: pack.locked_until.max(known), ..pack });
     }
 
-    /// What isn't in the repository's index yet, as a segment; `None` when there is nothing. With many small segments
+    /// A segment of what is not in the repository's index yet; `None` when there is nothing. If there are many small segments,
     /// the result merges them. The caller stores it and hands it back to [`ChunkIndex::written`].
     pub fn unwritten(&self, merge: bool) -> Option<Segment> {
         if self.unwritten.is_empty() {
@@ -163,16 +164,16 @@ impl ChunkIndex {
         Some(segment)
     }
 
-    /// Segments before they are merged: each lookup of an unknown chunk asks as many filters.
+    /// Segments are merged from this number on: each lookup of an unknown chunk asks the filter of every segment.
     const MERGE_FROM: usize = 24;
-    /// Larger segments stay as they are.
+    /// Segments with more entries are not merged.
     const MERGE_ENTRIES_MAX: usize = 256 * 1024;
 
-    /// A segment from [`ChunkIndex::unwritten`] is stored and mapped.
+    /// Takes over a segment from [`ChunkIndex::unwritten`] that is now stored and mapped.
     pub fn written(&mut self, id: SegmentId, mapped: MappedSegment) {
         let replaced: HashSet<SegmentId> = mapped.replaces().iter().copied().collect();
         self.segments.retain(|(id, _)| !replaced.contains(id));
-        // What was sealed while the segment was on its way is not in it.
+        // Packs that were sealed while the segment was being stored are not in it.
         let written: HashSet<PackId> = mapped.packs().iter().map(|p| p.id).collect();
         self.segments.push((id, mapped));
         self.fresh.retain(|_, place| !written.contains(&place.pack));

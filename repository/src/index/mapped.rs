@@ -1,4 +1,4 @@
-//! A segment that is searched where it lies in a memory-mapped cache file.
+//! A segment that is searched in place, in a memory-mapped cache file.
 //!
 //! ```text
 //!  0  16  magic "milkrun cache 2\0"
@@ -8,8 +8,8 @@
 //!  …      body (as in the repository, opened), descriptor, fingerprints
 //! -32 32  keyed BLAKE3 of the segment's id and everything before
 //! ```
-//! Memory per TiB of unique data at 128 KiB chunks (8.4 M entries): 470 MB of file, mapped and paged in on demand,
-//! of which the filter (9 bits an entry, 9.4 MB) is what stays resident; a miss reads nothing else in 99.6 % of cases.
+//! Memory per TiB of unique data at 128 KiB chunks (8.4 M entries): a file of 470 MB, mapped and paged in on demand. Only its
+//! filter (9 bits an entry, 9.4 MB) stays resident. A lookup that misses reads nothing but the filter in 99.6 % of cases.
 
 use std::fs::File;
 
@@ -36,7 +36,7 @@ pub struct MappedSegment {
     fingerprints: std::ops::Range<usize>,
 }
 
-/// The leading bytes of an id, uniform since the id is a hash.
+/// The leading bytes of an id. They are uniform, since the id is a hash.
 fn fingerprint(id: &ChunkId) -> u64 {
     let b = id.as_bytes();
     u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
@@ -47,7 +47,7 @@ fn digest(key: &[u8; 32], id: &SegmentId, bytes: &[u8]) -> blake3::Hash {
 }
 
 impl MappedSegment {
-    /// The bytes of a cache file for a body that was authenticated.
+    /// The bytes of a cache file for an authenticated body.
     ///
     /// # Errors
     /// [`Malformed`] when the body is no segment.
@@ -72,7 +72,7 @@ impl MappedSegment {
         Ok(e.finish())
     }
 
-    /// Maps a cache file. `None` when nobody who has the key wrote it for this segment: it is made again then.
+    /// Maps a cache file. `None` if nobody who has the key wrote it for this segment; the file is then made again.
     pub(super) fn open(file: &File, key: &[u8; 32], id: &SegmentId) -> Option<Self> {
         // SAFETY: the file is private to this cache, written under another name and renamed when complete, and never
         // changed after that; a truncation by a stranger would raise SIGBUS, as for any mapped file.

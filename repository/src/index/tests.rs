@@ -55,7 +55,7 @@ fn what_lies_in_packs_that_were_set_aside_is_not_found_unless_elsewhere_too() {
     let cache = cache_in(folder.path());
     let mut index = ChunkIndex::default();
     let (both, one) = (ChunkId::from_bytes([1; 32]), ChunkId::from_bytes([2; 32]));
-    // Whichever segment is asked first.
+    // It does not matter which segment is asked first.
     for n in [1, 2] {
         let entries = (1..=3 - n).map(|id| entry([id; 32], n, 0));
         let body = Segment::new(vec![pack(n)], entries.collect()).encode();
@@ -68,7 +68,7 @@ fn what_lies_in_packs_that_were_set_aside_is_not_found_unless_elsewhere_too() {
     assert_eq!((in_pack(&index, &both), in_pack(&index, &one)), (Some(1), Some(1)));
     index.set_aside([PackId::from_bytes([1; 16])]);
     assert_eq!((in_pack(&index, &both), in_pack(&index, &one)), (None, None));
-    // Stored again, it is known again.
+    // A chunk that is stored again is known again.
     index.add(pack(3), [entry([1; 32], 3, 0)]);
     assert_eq!((in_pack(&index, &both), in_pack(&index, &one)), (Some(3), None));
     index.set_aside([PackId::from_bytes([3; 16])]);

@@ -1,5 +1,5 @@
-//! `domains/<application hash>/<n>`: the keys of one dedup domain, sealed to the secret and signed. Whoever deletes it erases what
-//! the domain stored: nothing else opens its packs and roots.
+//! `domains/<application hash>/<n>`: the keys of one dedup domain, sealed to the secret and signed. Deleting this object erases
+//! what the domain stored: nothing else opens the domain's packs and roots.
 //!
 //! ```text
 //!   0  16  magic "milkrun domain\0\0"
@@ -15,7 +15,7 @@
 //! 232  48  sealed: seed of the data key pair 32, tag 16                         ┘
 //! 280  64  Ed25519 signature of everything before
 //! ```
-//! The two parts are sealed with different keys, so that a process that only backs up can do with the first. Each key is derived
+//! The two parts are sealed with different keys, so that a process that only backs up needs only the first. Each key is derived
 //! from the salt and seals once, so the nonce is zero.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -43,7 +43,7 @@ pub struct Domain {
     object: Vec<u8>,
 }
 
-/// What everybody with the public signing key can read of a domain's object.
+/// The part of a domain's object that anybody with the public signing key can read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicDomain {
     /// Which domain.
@@ -57,16 +57,16 @@ pub struct PublicDomain {
 /// Why the object of a domain was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
-    /// None, or of a later format.
+    /// Not such an object, or of a later format.
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// Not signed by this repository.
     #[error(transparent)]
     Signature(#[from] BadSignature),
-    /// A true one of another domain, or of another repository.
+    /// An authentic object of another domain, or of another repository.
     #[error("holds the keys of another application, moved here")]
     Misplaced,
-    /// Signed, and not sealed to this secret.
+    /// Signed, but not sealed to this secret.
     #[error("its keys don't open with this repository's secret")]
     Sealed,
 }
@@ -77,7 +77,7 @@ impl From<Malformed> for DomainError {
     }
 }
 
-/// What the two seeds and the key of a domain are made from.
+/// The material that a domain's two key pairs and its chunk-id key are made from.
 struct Seeds {
     chunks: Zeroizing<[u8; 32]>,
     metadata: Zeroizing<[u8; 32]>,
@@ -156,12 +156,12 @@ impl Domain {
         if fits { Ok(domain) } else { Err(DomainError::Sealed) }
     }
 
-    /// The object that holds it: sealed, so that it can be written again.
+    /// The stored object of this domain. It is sealed, so it can be written again as it is.
     pub fn object(&self) -> &[u8] {
         &self.object
     }
 
-    /// Whether both are the same keys.
+    /// Whether both hold the same keys.
     pub fn is_same(&self, other: &Self) -> bool {
         self.data.public() == other.data.public() && self.metadata.public() == other.metadata.public()
     }
@@ -171,12 +171,12 @@ impl Domain {
         self.id
     }
 
-    /// Names chunks. What an agent gets for the volumes that it reads.
+    /// The key that names chunks. An agent gets it for the volumes that it reads.
     pub fn chunks(&self) -> &DomainKey {
         &self.chunks
     }
 
-    /// Opens packs of a kind; of metadata, bodies of roots too.
+    /// The key that opens packs of a kind; the one for metadata also opens the bodies of roots.
     pub fn secret(&self, kind: PackKind) -> &HybridSecret {
         match kind {
             PackKind::Data => &self.data,
@@ -184,14 +184,14 @@ impl Domain {
         }
     }
 
-    /// Whom packs of a kind are sealed to.
+    /// The public key that packs of a kind are sealed to.
     pub fn recipient(&self, kind: PackKind) -> HybridPublic {
         self.secret(kind).public()
     }
 }
 
 impl PublicDomain {
-    /// Parses without checking anything but the form.
+    /// Parses an object and checks only its form.
     ///
     /// # Errors
     /// [`DomainError::Header`].

@@ -1,5 +1,5 @@
-//! The envelope of unlocked objects (index segments, leases, journals, notes on damaged packs): sealed with a key that no node holds, and bound to
-//! the object's key, so that a forged, altered or moved one is refused.
+//! The envelope of unlocked objects (index segments, leases, journals, notes on damaged packs). It is sealed with a key that no
+//! node holds, and bound to the object's key, so that a forged, altered or moved object is refused.
 //!
 //! ```text
 //!  0  16  magic "milkrun sealed\0\0"
@@ -27,7 +27,7 @@ const HEADER_LEN: usize = 56;
 pub enum Kind {
     /// An index segment.
     IndexSegment = 1,
-    /// A writer at work.
+    /// The lease of a run.
     Lease = 2,
     /// What a run has done so far.
     Journal = 3,

@@ -10,7 +10,7 @@ type PrivateKey = <X25519HkdfSha256 as Kem>::PrivateKey;
 
 /// Bytes of an encapsulated key.
 pub const ENCAPSULATED_LEN: usize = 32;
-/// What sealing adds to the plaintext.
+/// How many bytes sealing adds to the plaintext.
 pub const TAG_LEN: usize = 16;
 
 const INFO: &[u8] = b"milkrun v1 hybrid";
@@ -37,10 +37,10 @@ pub struct Sealed {
 /// Why sealing or opening failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HybridError {
-    /// A public key of small order or the like.
+    /// Not a usable public key: of small order, for example.
     #[error("not a usable X25519 public key")]
     Key,
-    /// Another key, or altered bytes.
+    /// Sealed to another key, or altered.
     #[error("can't be opened with this key: sealed to another one, or altered")]
     Open,
 }
@@ -56,7 +56,7 @@ impl HybridPublic {
         &self.0
     }
 
-    /// Eight bytes that tell it from others, for the headers of packs: the first of its BLAKE3.
+    /// Eight bytes that identify the key in the headers of packs: the first bytes of its BLAKE3.
     pub fn tag(&self) -> [u8; 8] {
         let full = blake3::hash(&self.0);
         let b = full.as_bytes();
@@ -92,7 +92,7 @@ impl HybridSecret {
         self.public
     }
 
-    /// Opens what was sealed to the public half with the same `aad`.
+    /// Opens bytes that were sealed to the public half with the same `aad`.
     ///
     /// # Errors
     /// [`HybridError::Open`] for anything else.

@@ -1,7 +1,7 @@
 //! The recovery key: the secret as text that people can write down. It opens a repository whose `keys/` are gone.
 //!
-//! `milkrun-` and nine groups of eight hexadecimal digits: 32 bytes of the secret and 4 of a checksum, so that a mistyped one is
-//! told from a wrong one.
+//! Its form is `milkrun-` and nine groups of eight hexadecimal digits: the 32 bytes of the secret and 4 bytes of a checksum. The
+//! checksum distinguishes a mistyped key from a wrong one.
 
 use zeroize::Zeroizing;
 
@@ -10,15 +10,15 @@ use super::Secret;
 const PREFIX: &str = "milkrun-";
 const CHECK_LEN: usize = 4;
 
-/// Text that is no recovery key.
+/// Text that is not a recovery key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRecoveryKey {
-    /// Of another form.
+    /// It has another form.
     #[error(
         "this is no recovery key: one begins with milkrun- and has nine groups of eight of the characters 0-9 and a-f"
     )]
     Form,
-    /// Mistyped.
+    /// It is mistyped.
     #[error("this recovery key has a mistake: its last group does not fit the others")]
     Checksum,
 }
@@ -28,7 +28,7 @@ fn check(secret: &[u8]) -> [u8; CHECK_LEN] {
     [full[0], full[1], full[2], full[3]]
 }
 
-/// The text of a secret.
+/// The recovery key of a secret, as text.
 pub fn to_text(secret: &Secret) -> Zeroizing<String> {
     let bytes = Zeroizing::new([secret.as_bytes().as_slice(), &check(secret.as_bytes())].concat());
     let hex = Zeroizing::new(hex::encode(&*bytes));
@@ -40,7 +40,7 @@ pub fn to_text(secret: &Secret) -> Zeroizing<String> {
     out
 }
 
-/// The secret of a text. Case, spaces and line ends don't matter.
+/// The secret from a recovery key. Case, spaces and line ends don't matter.
 ///
 /// # Errors
 /// [`BadRecoveryKey`].

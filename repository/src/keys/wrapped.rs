@@ -1,6 +1,6 @@
-//! `keys/<id>`: the secret wrapped for one password. Canonical JSON; create-only, so that keys can be added and
-//! retired. The wrap is bound to the bytes of `repository.json`: a swapped configuration doesn't open. It is signed, so that one
-//! that somebody else put there is told without the cost of a password's hash.
+//! `keys/<id>`: the secret wrapped for one password. Canonical JSON, created once and never rewritten, so that keys can be added
+//! and retired. The wrap is bound to the bytes of `repository.json`: with a swapped configuration it doesn't open. The file is
+//! signed, so that a planted key file is recognised without the cost of a password's hash.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -12,8 +12,8 @@ use crate::id::KeyId;
 use crate::keys::{KeyRing, Label, Secret, VerifyingKey};
 
 const VERSION: u16 = 2;
-/// More than this is refused: whoever may write can plant a key file, and it must not cost much to find that it does not
-/// open. Four times the memory of [`Cost::RECOMMENDED`], and its passes over that.
+/// A higher cost than this is refused. Whoever may write can plant a key file, and finding out that it does not open must not
+/// cost much. The bound is four times the memory of [`Cost::RECOMMENDED`], and that cost's passes over this memory.
 const MEMORY_KIB_MAX: u32 = 4 * Cost::RECOMMENDED.memory_kib;
 const PASSES_MAX: u32 = 12;
 const LANES_MAX: u32 = 16;
@@ -45,9 +45,9 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// RFC 9106, second recommended option (64 MiB, 3 passes, 4 lanes).
+    /// The second recommended option of RFC 9106 (64 MiB, 3 passes, 4 lanes).
     pub const RECOMMENDED: Self = Self { memory_kib: 64 * 1024, passes: 3, lanes: 4 };
-    /// For tests only: as little as Argon2 allows.
+    /// For tests only: the least that Argon2 allows.
     pub const TEST: Self = Self { memory_kib: 8, passes: 1, lanes: 1 };
 }
 
@@ -57,13 +57,13 @@ pub enum UnwrapError {
     /// Not a key file.
     #[error("the key file is damaged or not one of milkrun's")]
     Malformed,
-    /// Of a later release.
+    /// Written by a later release.
     #[error("the key file has format version {0}, which this release does not know")]
     Newer(u16),
     /// Not signed by this repository.
     #[error("the key file is not signed by this repository's key")]
     Stranger,
-    /// It parses, and still does not open.
+    /// It parses but does not open.
     #[error("wrong password (or repository.json was replaced)")]
     WrongPassword,
 }
@@ -100,7 +100,7 @@ fn json(file: &KeyFile) -> Vec<u8> {
     serde_json::to_vec(file).expect("plain JSON")
 }
 
-/// A key file that is sound and that this repository signed.
+/// A sound key file that this repository signed.
 pub struct Authentic {
     id: KeyId,
     cost: Cost,
@@ -109,7 +109,7 @@ pub struct Authentic {
 }
 
 impl Authentic {
-    /// Parses a key file and checks its signature, at next to no cost.
+    /// Parses a key file and checks its signature. This costs next to nothing.
     ///
     /// # Errors
     /// [`UnwrapError`].
@@ -132,7 +132,7 @@ impl Authentic {
         let wrapped = hex::decode(&file.wrapped).map_err(|_| malformed())?;
         let signature = hex::decode(&file.signature).map_err(|_| malformed())?;
         let id: KeyId = file.id.parse().map_err(|_| malformed())?;
-        // One encoding only, as for every stored object: what we would not write so is not ours.
+        // Only one encoding is accepted, as for every stored object: a file that we would write otherwise is not ours.
         let unsigned = KeyFile {
             milkrun: "key".into(),
             version: VERSION,
@@ -155,10 +155,10 @@ impl Authentic {
         self.id
     }
 
-    /// Opens it. Takes the time and the memory that its cost says.
+    /// Opens it. This takes the time and the memory that its cost states.
     ///
     /// # Errors
-    /// [`UnwrapError::WrongPassword`] when the password isn't its own.
+    /// [`UnwrapError::WrongPassword`] when the password is not the one of this file.
     pub fn unwrap(&self, password: &[u8], config: &[u8]) -> Result<Secret, UnwrapError> {
         let mut wrapped = Zeroizing::new(self.wrapped.clone());
         let key = stretch(password, &self.salt, self.cost).ok_or(UnwrapError::Malformed)?;
@@ -179,7 +179,7 @@ fn stretch(password: &[u8], salt: &[u8], cost: Cost) -> Option<Zeroizing<[u8; 32
     Some(out)
 }
 
-// The key comes from a fresh salt and seals once, so that the nonce may be fixed.
+// The key is derived from a fresh salt and seals once, so the nonce may be fixed.
 fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
@@ -210,7 +210,7 @@ mod tests {
         assert!(matches!(unwrap(&object, b"wrong", b"config"), Err(UnwrapError::WrongPassword)));
         assert!(matches!(unwrap(&object, b"correct horse", b"other"), Err(UnwrapError::WrongPassword)));
         assert!(matches!(unwrap(b"{}", b"x", b"config"), Err(UnwrapError::Malformed)));
-        // One that somebody planted costs no hash of a password.
+        // A planted key file costs no hash of a password.
         let (_, planted) = wrap(&Secret::from_bytes([6; 32]), b"correct horse", b"config", Cost::RECOMMENDED);
         assert!(matches!(unwrap(&planted, b"correct horse", b"config"), Err(UnwrapError::Stranger)));
         let text = String::from_utf8(object.clone()).unwrap();

@@ -1,4 +1,4 @@
-//! Reading map and manifest chunks: a small cache of windows, pack keys opened once.
+//! Reading map and manifest chunks, with a small cache of windows and pack keys that are opened once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
@@ -15,15 +15,15 @@ use crate::point::catalog::chain;
 use crate::store::{Failure, GetError, Key, Store};
 use crate::volume_map::{MapRef, MapSource};
 
-/// How much is read at once: neighbouring leaves are wanted next.
+/// How much is read at once: neighbouring leaves are usually wanted next.
 const WINDOW: u64 = 512 << 10;
-/// Bytes of windows that are kept.
+/// How many bytes of windows are kept.
 const WINDOWS: usize = 24 * WINDOW as usize;
 
 /// Why a metadata chunk could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// The placement does not list its pack.
+    /// The placement does not list the chunk's pack.
     #[error("pack {0} is needed and not in the placement")]
     Unplaced(PackId),
     /// The pack isn't in the store.
@@ -45,7 +45,7 @@ pub enum MetadataError {
 }
 
 impl MetadataError {
-    /// Whether it is damage (and not that nothing could be asked).
+    /// Whether this is damage, as opposed to a store that can't be asked.
     pub fn is_damage(&self) -> bool {
         !matches!(self, Self::Store(_))
     }
@@ -58,7 +58,7 @@ impl MetadataError {
         }
     }
 
-    /// The object that it is about.
+    /// The object that is concerned.
     pub fn object(&self) -> Option<Key> {
         match self {
             Self::Unplaced(id) => Some(Key::pack(id)),
@@ -68,7 +68,7 @@ impl MetadataError {
     }
 }
 
-/// Reads metadata chunks of one point: a small cache of windows, pack keys opened once.
+/// Reads metadata chunks of one point, with a small cache of windows and pack keys that are opened once.
 pub struct MetadataReader<'a> {
     store: &'a dyn Store,
     repository: RepositoryId,
@@ -79,7 +79,8 @@ pub struct MetadataReader<'a> {
     state: Mutex<State>,
 }
 
-/// Keys of packs that some reader opened, for others that read the same ones: each takes a tenth of a millisecond and more.
+/// Keys of packs that some reader opened, shared with others that read the same packs: opening a key takes a tenth of a
+/// millisecond and more.
 #[derive(Default)]
 pub struct OpenedKeys(std::sync::Mutex<HashMap<PackId, PackKey>>);
 
@@ -97,7 +98,7 @@ impl OpenedKeys {
 
 #[derive(Default)]
 struct State {
-    /// Its tables are made once.
+    /// Kept, so that its tables are made only once.
     opener: Option<SlotOpener>,
     windows: VecDeque<Window>,
     window_bytes: usize,
@@ -109,14 +110,14 @@ struct Window {
     bytes: Bytes,
 }
 
-/// Those of some packs in which a reader finds maps and manifests.
+/// The metadata packs among these: a reader finds maps and manifests in them.
 pub fn metadata_packs(packs: impl IntoIterator<Item = PackInfo>) -> Arc<HashMap<PackId, PackInfo>> {
     let metadata = packs.into_iter().filter(|p| p.kind == PackKind::Metadata);
     Arc::new(metadata.map(|p| (p.id, p)).collect())
 }
 
 impl<'a> MetadataReader<'a> {
-    /// Reads with these packs known.
+    /// A reader that knows these packs.
     pub fn new(
         store: &'a dyn Store,
         repository: RepositoryId,
@@ -126,19 +127,19 @@ impl<'a> MetadataReader<'a> {
         Self { store, repository, domain, packs, keys: Arc::default(), window: WINDOW, state: Mutex::default() }
     }
 
-    /// Shares what it opens with others that read packs of the same ring.
+    /// Shares opened keys with other readers of packs of the same key ring.
     #[must_use]
     pub fn sharing(self, keys: Arc<OpenedKeys>) -> Self {
         Self { keys, ..self }
     }
 
-    /// Reads no more than what it is asked for: for places all over a map, whose neighbours nobody wants.
+    /// Reads only what it is asked for. This is for places all over a map, whose neighbours are not wanted.
     #[must_use]
     pub fn without_read_ahead(self) -> Self {
         Self { window: 0, ..self }
     }
 
-    /// A slot's bytes as they are stored. Several may be asked for at once.
+    /// A slot's bytes as stored. Several calls may run at once.
     async fn sealed(&self, info: &PackInfo, place: &Place) -> Result<Vec<u8>, MetadataError> {
         let (start, end) = (u64::from(place.offset), place.end());
         let key = Key::pack(&info.id);

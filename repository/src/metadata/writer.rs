@@ -1,5 +1,5 @@
-//! Filling metadata packs. No I/O: full packs are handed out to be stored. What takes long is done before a chunk's turn in its pack, so
-//! that many can be made ready at once.
+//! Filling metadata packs. No I/O: full packs are handed out to be stored. Slow work on a chunk is done before its turn in its
+//! pack, so that many chunks can be prepared at once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,19 +11,19 @@ use crate::keys::hybrid::HybridError;
 use crate::pack::{PackBuilder, PackTarget, Place, SealedPack};
 use crate::volume_map::MapRef;
 
-/// What a metadata pack may hold.
+/// How many bytes a metadata pack may hold.
 const PACK_BYTES: usize = 8 << 20;
 
-/// What of metadata lies together.
+/// Which metadata is packed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     /// What a restore reads: maps and manifests.
     Maps,
-    /// What only backups read, apart from it: lists of page digests.
+    /// What only backups read, in packs of its own: lists of page digests.
     Pages,
 }
 
-/// A chunk that was identified and compressed, and lies in no pack yet.
+/// A chunk that was identified and compressed, but is in no pack yet.
 #[derive(Debug)]
 pub struct Prepared {
     part: Part,
@@ -33,14 +33,14 @@ pub struct Prepared {
     stored: Vec<u8>,
 }
 
-/// Makes chunks ready, from several threads at once.
+/// Prepares chunks, from several threads at once.
 pub struct Preparer {
     domain: DomainKey,
     idle: Mutex<Vec<Compressor>>,
 }
 
 impl Preparer {
-    /// For one domain.
+    /// A preparer for one domain.
     ///
     /// # Errors
     /// When zstd can't get its memory.
@@ -48,7 +48,7 @@ impl Preparer {
         Ok(Self { domain, idle: Mutex::new(vec![Compressor::new(Level::MAPS)?]) })
     }
 
-    /// A part of a map.
+    /// Prepares a part of a map.
     ///
     /// # Errors
     /// When zstd can't get its memory.
@@ -56,7 +56,7 @@ impl Preparer {
         self.prepare(plain, Level::MAPS)
     }
 
-    /// A part of the manifests: text.
+    /// Prepares a part of the manifests, which are text.
     ///
     /// # Errors
     /// When zstd can't get its memory.
@@ -82,7 +82,7 @@ impl Preparer {
         })
     }
 
-    /// A list of page digests, which nothing makes shorter.
+    /// Prepares a list of page digests. Digests don't compress.
     pub fn pages(&self, plain: Vec<u8>) -> Prepared {
         let id = self.domain.identify(&plain);
         Prepared { part: Part::Pages, id, plain_len: plain.len(), codec: Codec::Raw, stored: plain }
@@ -98,7 +98,7 @@ pub struct MetadataWriter {
     target: PackTarget,
     maps: Option<PackBuilder>,
     pages: Option<PackBuilder>,
-    /// What this run wrote, so that equal leaves are stored once.
+    /// The chunks that this run wrote, so that equal leaves are stored once.
     written: HashMap<ChunkId, Place>,
     full: Vec<FinishedMetadata>,
 }
@@ -107,17 +107,17 @@ pub struct MetadataWriter {
 pub struct FinishedMetadata {
     /// The pack.
     pub pack: SealedPack,
-    /// Whether to store it was tried, and perhaps came further than was heard.
+    /// Whether storing it was tried; the pack may then be in the store although no success was reported.
     pub tried: bool,
 }
 
 impl MetadataWriter {
-    /// Nothing is written yet.
+    /// A writer that has written nothing yet.
     pub fn new(target: PackTarget) -> Self {
         Self { target, maps: None, pages: None, written: HashMap::new(), full: Vec::new() }
     }
 
-    /// Adds a chunk, unless this run has it already.
+    /// Adds a chunk, unless this run wrote it already.
     ///
     /// # Errors
     /// When the repository's public key can't be used.
@@ -135,7 +135,7 @@ impl MetadataWriter {
         }
         let target = self.target;
         let pack = open.get_or_insert_with(|| {
-            // A chunk larger than a pack gets one of its own size.
+            // A chunk that is larger than a pack gets a pack of its own size.
             let buffer = vec![0; PACK_BYTES.max(chunk.plain_len + 4096)];
             PackBuilder::new(target, buffer)
         });
@@ -144,7 +144,7 @@ impl MetadataWriter {
         Ok(MapRef { id, place })
     }
 
-    /// Learns of a chunk that is stored already, so that an unchanged part of a map is named instead of written.
+    /// Learns of a chunk that is stored already, so that an unchanged part of a map is referred to instead of written again.
     pub fn note(&mut self, known: MapRef) {
         self.written.entry(known.id).or_insert(known.place);
     }
@@ -165,7 +165,8 @@ impl MetadataWriter {
         std::mem::take(&mut self.full)
     }
 
-    /// Packs that could not be stored: what was put into them is known to lie there. They come first with those that are full next.
+    /// Takes back packs that could not be stored: chunks that were put into them count as stored there. The next call of
+    /// [`Self::take_full`] returns these packs first.
     pub fn give_back(&mut self, packs: impl Iterator<Item = FinishedMetadata>) {
         self.full.splice(0..0, packs);
     }

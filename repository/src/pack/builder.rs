@@ -1,4 +1,4 @@
-//! Filling a pack: compress and seal each chunk straight into the buffer that will be uploaded. No I/O.
+//! Filling a pack: each chunk is compressed and sealed straight into the buffer that will be uploaded. No I/O.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::Zeroizing;
@@ -13,7 +13,7 @@ use crate::id::{ChunkId, PackId, RepositoryId};
 use crate::keys::hybrid::{HybridError, HybridPublic};
 use crate::wire::Encoder;
 
-/// Whom packs are sealed to.
+/// The key that packs are sealed to.
 #[derive(Clone, Copy, Debug)]
 pub struct PackTarget {
     /// The repository, bound into every slot.
@@ -24,7 +24,7 @@ pub struct PackTarget {
     pub recipient: HybridPublic,
 }
 
-/// Packs are digested by whole multiples of this: BLAKE3 hashes subtrees side by side only where they are whole.
+/// Packs are digested by whole multiples of this: BLAKE3 hashes subtrees side by side only if they are whole.
 const DIGESTED_AT_ONCE: usize = 128 << 10;
 
 /// A pack that is being filled.
@@ -36,7 +36,7 @@ pub struct PackBuilder {
     used: usize,
     directory: Vec<u8>,
     slots: u32,
-    /// Running digest and checksum of `buffer[..digested]`, kept up while the bytes are in cache.
+    /// Running digest and checksum of `buffer[..digested]`, updated while the bytes are in cache.
     digest: blake3::Hasher,
     crc32: crc32fast::Hasher,
     digested: usize,
@@ -60,8 +60,8 @@ pub struct SealedPack {
 }
 
 impl PackBuilder {
-    /// Starts a pack in `buffer`, whose length is what the pack may hold at most; its content is overwritten.
-    /// Buffers are reused, so that their memory is touched by the system only once.
+    /// Starts a pack in `buffer`, whose length is the most that the pack may hold; its content is overwritten. Buffers are
+    /// reused, so that the system has to provide their memory only once.
     pub fn new(target: PackTarget, mut buffer: Vec<u8>) -> Self {
         let id = PackId::random();
         let head = header(&target, &id);
@@ -119,7 +119,7 @@ impl PackBuilder {
         self.close_slot(id, codec, plain_len, end)
     }
 
-    /// Seals one chunk into the pack that was compressed before, or is to be stored as it is.
+    /// Seals one chunk into the pack. The chunk was compressed before, or is to be stored as it is.
     ///
     /// # Panics
     /// If it does not [fit](PackBuilder::fits).
@@ -133,7 +133,7 @@ impl PackBuilder {
         self.close_slot(id, codec, plain_len, end)
     }
 
-    /// What lies between what is used and `end` is a chunk.
+    /// Takes the bytes from the end of the used part up to `end` as a chunk.
     #[expect(clippy::expect_used, reason = "lengths were checked by `fits`")]
     fn close_slot(&mut self, id: &ChunkId, codec: Codec, plain_len: u32, end: usize) -> Place {
         let start = self.used;
@@ -151,7 +151,7 @@ impl PackBuilder {
         self.directory.extend_from_slice(&[codec as u8, 0, 0, 0]);
         self.slots += 1;
         self.used = end;
-        // While it is in cache.
+        // The bytes are digested while they are in cache.
         let whole = self.used - self.used % DIGESTED_AT_ONCE;
         if whole > self.digested {
             self.digest_up_to(whole);
@@ -222,8 +222,8 @@ fn seal(pack_key: &[u8; 32], slot: u32, aad: &[u8], buffer: &mut [u8], start: us
     start + len + TAG_LEN
 }
 
-/// Seals `plain` into the start of `out`, and the tag behind it: one pass where a copy and [`seal`] would be two. Returns where the
-/// tag ends.
+/// Seals `plain` into the start of `out`, and writes the tag behind it. This is one pass, while a copy and [`seal`] would be two.
+/// Returns where the tag ends.
 #[expect(clippy::expect_used, reason = "a slot is shorter than 64 GiB, and its room was checked")]
 fn seal_from(pack_key: &[u8; 32], slot: u32, aad: &[u8], plain: &[u8], out: &mut [u8]) -> usize {
     let (sealed, rest) = out.split_at_mut(plain.len());

@@ -15,10 +15,10 @@ use crate::wire::{self, Decoder, HeaderError, Malformed};
 /// Why a pack was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
-    /// No pack, or of a later format.
+    /// Not a pack, or of a later format.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// A pack of another repository, or under another's name.
+    /// A pack of another repository, or under another pack's name.
     #[error("belongs elsewhere: another repository or another pack's key")]
     Misplaced,
     /// The pack key does not open.
@@ -41,10 +41,10 @@ pub enum OpenError {
     /// Altered, or not what the map says it is.
     #[error("does not open: altered, or another chunk than the map names")]
     Sealed,
-    /// Opens and is nonsense.
+    /// It opens to nonsense.
     #[error(transparent)]
     Decompress(#[from] DecompressError),
-    /// Opens to other bytes than its id says.
+    /// It opens to other bytes than its id says.
     #[error("opens to other bytes than its id says")]
     Identity,
 }
@@ -87,7 +87,7 @@ impl Directory {
     /// Parses the footer: the last [`FOOTER_LEN`] bytes of a pack.
     ///
     /// # Errors
-    /// [`PackError`] when it is none.
+    /// [`PackError`] if these bytes are not a footer.
     pub fn footer(tail: &[u8]) -> Result<SealedKey, PackError> {
         let at = tail.len().checked_sub(FOOTER_LEN).ok_or(HeaderError::Foreign)?;
         let mut d = Decoder::new(&tail[at..]);
@@ -133,7 +133,7 @@ impl Directory {
             slots.push((id, Place { pack: *pack, slot, offset: at, sealed_len, plain_len, codec }));
             offset += u64::from(sealed_len);
         }
-        // Nothing between the last slot and the directory: every byte of a pack is accounted for.
+        // There is nothing between the last slot and the directory: every byte of a pack is accounted for.
         if offset + sealed as u64 + FOOTER_LEN as u64 != length {
             return Err(PackError::Directory);
         }
@@ -165,14 +165,14 @@ impl SealedKey {
     }
 }
 
-/// Opens slots one after the other, with buffers that are reused.
+/// Opens slots one after the other and reuses its buffers.
 pub struct SlotOpener {
     repository: RepositoryId,
     decompressor: Decompressor,
 }
 
 impl SlotOpener {
-    /// For packs of one repository.
+    /// An opener for packs of one repository.
     ///
     /// # Errors
     /// When zstd can't get its memory.
@@ -180,8 +180,8 @@ impl SlotOpener {
         Ok(Self { repository, decompressor: Decompressor::new()? })
     }
 
-    /// Opens `sealed` (which is overwritten) into `out`, resized to the plaintext. Whether the plaintext has the id is
-    /// checked by `identify`: every caller has the domain's key, or checks later and says so.
+    /// Opens `sealed` (which is overwritten) into `out`, resized to the plaintext. It does not check that the plaintext has the
+    /// id. Callers do that with `identify`: each has the domain's key, or checks later and says so.
     ///
     /// # Errors
     /// [`OpenError`]; `out` then holds nothing to rely on.
@@ -203,7 +203,7 @@ impl SlotOpener {
         if identify(out) == *id { Ok(()) } else { Err(OpenError::Identity) }
     }
 
-    /// As [`Self::open`], of a chunk that is stored as it is ([`Codec::Raw`]): its plaintext is then at the start of `bytes`,
+    /// Like [`Self::open`], for a chunk that is stored as it is ([`Codec::Raw`]): its plaintext is then at the start of `bytes`,
     /// which saves a copy.
     ///
     /// # Errors

@@ -104,7 +104,7 @@ proptest! {
             let mut out = vec![0; chunk.len()];
             opener.open(id, place, &slot_key(&pack_key, place.slot), &mut sealed, &mut out, |_| *id).unwrap();
             prop_assert_eq!(&out, chunk);
-            // What is stored as it is opens in place too, and nothing else does.
+            // A chunk that is stored as it is also opens in place; no other chunk does.
             let mut sealed = pack.bytes[place.offset as usize..place.end() as usize].to_vec();
             let key = slot_key(&pack_key, place.slot);
             let in_place = opener.open_raw(id, place, &key, &mut sealed, |_| *id);

@@ -1,7 +1,7 @@
-//! Finding restore points: by id, by application and time. Only what is authentic is listed.
+//! Finding restore points by id, or by application and time. Only authentic points are listed.
 //!
-//! Whoever may write to the bucket can put a delete marker on a root or another version beside it. So all versions are
-//! looked at, oldest first, and the first that is authentic counts; markers and strangers are reported.
+//! Anybody who may write to the bucket can put a delete marker on a root, or another version beside it. So all versions are
+//! looked at, oldest first, and the first authentic one counts. Delete markers and foreign versions are reported.
 
 use std::collections::HashSet;
 
@@ -21,7 +21,7 @@ pub struct Catalog<'a> {
     pub store: &'a dyn Store,
     /// The repository.
     pub repository: RepositoryId,
-    /// Who must have signed.
+    /// The key that must have signed.
     pub signer: VerifyingKey,
 }
 
@@ -34,7 +34,7 @@ pub struct Found {
     pub version: Version,
     /// All its bytes.
     pub bytes: bytes::Bytes,
-    /// Hidden by a delete marker: somebody tried to make it disappear.
+    /// Whether a delete marker hides it: somebody tried to make it disappear.
     pub hidden: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct Placed {
     pub placement: Placement,
     /// The version that holds it.
     pub version: Version,
-    /// Hidden by a delete marker.
+    /// Whether a delete marker hides it.
     pub hidden: bool,
 }
 
@@ -56,10 +56,10 @@ impl std::ops::Deref for Placed {
     }
 }
 
-/// What is said of an object that a delete marker hides.
+/// The report on an object that a delete marker hides.
 pub(crate) const HIDDEN: &str = "hidden by a delete marker; the locked version is still there";
 
-/// Something under `points/` that is no authentic root.
+/// An object under `points/` that is not an authentic root.
 #[derive(Clone, Debug)]
 pub struct Refused {
     /// The key.
@@ -82,13 +82,13 @@ pub struct Listing {
 /// Why a point was not found.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// There is none.
+    /// There is no such point.
     #[error("there is no such restore point")]
     None,
-    /// There is none of this application, and there are of others of its name.
+    /// This application has no such point, but others of the same name have points.
     #[error("there is no such restore point; there are some of {}: say which is meant by --cluster-id and --namespace", listed(.0))]
     Namesakes(Vec<AppId>),
-    /// There is something in its place that is not it.
+    /// There is something in its place, but not the point.
     #[error("{key} is refused: {reason}")]
     Refused {
         /// The key.
@@ -96,7 +96,8 @@ pub enum FindError {
         /// Why.
         reason: String,
     },
-    /// The newest, or what may be it, is not what it must be; an older one is not taken in its place unasked.
+    /// The newest point, or an object that may be the newest, is not what it must be. An older point is not used in its place
+    /// unless somebody asks for it.
     #[error("{key}, the newest, is refused: {reason}; to take an older one, name it by its id")]
     NewestRefused {
         /// The key.
@@ -116,10 +117,10 @@ fn listed(applications: &[AppId]) -> String {
 /// Why a point has no usable placement.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// None is there.
+    /// There is none.
     #[error("the placement of {0} is missing")]
     Missing(PointId),
-    /// None that is there is authentic.
+    /// There are some, but none is authentic.
     #[error("{key} is refused")]
     Refused {
         /// The newest one.
@@ -179,11 +180,11 @@ impl Catalog<'_> {
             let bytes = match read_listed(self.store, v).await {
                 Ok(bytes) => bytes,
                 Err(GetError::NotFound(_)) => {
-                    // Listed and gone a moment later: deleted meanwhile.
+                    // It was listed, and deleted a moment later.
                     refuse("listed, and not there".into());
                     continue;
                 }
-                // One bad object must not keep people from all others.
+                // One bad object must not make all others unavailable.
                 Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign => {
                     refuse(chain(&f));
                     continue;
@@ -203,7 +204,7 @@ impl Catalog<'_> {
     /// # Errors
     /// [`FindError`].
     pub async fn point(&self, id: &PointId) -> Result<Found, FindError> {
-        // Its application is not known: the id is the last part of the key.
+        // The application is not known; the id is the last part of the key.
         let suffix = format!("/{}", id.key_part());
         let mut versions = versions_checked(self.store, &Key::points(None)).await?;
         versions.retain(|v| v.key.as_str().ends_with(&suffix));
@@ -231,7 +232,7 @@ impl Catalog<'_> {
         }
     }
 
-    /// The newest authentic placement of a root.
+    /// The placement of a root: the newest authentic one.
     ///
     /// # Errors
     /// [`PlaceError`].
@@ -245,7 +246,7 @@ impl Catalog<'_> {
         let markers: HashSet<Key> =
             versions.iter().filter(|v| v.delete_marker && v.latest).map(|v| v.key.clone()).collect();
         versions.retain(|v| !v.delete_marker);
-        // Highest number first; within one number the oldest version first, as the listing has them.
+        // The highest number comes first. Within one number the oldest version comes first: the listing has the newest first.
         versions.reverse();
         versions.sort_by(|a, b| b.key.cmp(&a.key));
         let (mut worst, mut foreign) = (None, None);

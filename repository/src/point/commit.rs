@@ -1,8 +1,7 @@
-//! The commit: the one moment at which a restore point begins to exist.
+//! The commit: the single moment at which a restore point begins to exist.
 //!
-//! Order (design section 6, invariants 1 and 2): extend the locks of reused packs, look at every pack by version id,
-//! create the placement, create the root. A pack gets in only as a [`StoredPack`], which [`seal`] alone makes, after
-//! asking the store.
+//! The order (design section 6, invariants 1 and 2): extend the locks of reused packs, check every pack by version id, create the
+//! placement, create the root. A pack gets in only as a [`StoredPack`]. Only [`seal`] makes one, after asking the store.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -22,10 +21,10 @@ use crate::keys::{Domain, KeyRing};
 use crate::pack::{PackKind, Place, SealedKey};
 use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, Store, Version};
 
-/// Calls in flight while packs are looked at and extended.
+/// Calls in flight while packs are checked and their locks extended.
 const PARALLEL: usize = 256;
 
-/// Placements that leaders of one run may have written before this one.
+/// How many placements earlier leaders of the run may have written before this one.
 const PLACEMENTS_MAX: u32 = 64;
 
 /// A receipt: this pack is durable, whole and locked. Only [`seal`] makes one, and [`Commit`] consumes it.
@@ -42,7 +41,7 @@ impl StoredPack {
     }
 }
 
-/// What an uploader says of the pack that it stored.
+/// What an uploader reports of the pack that it stored.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// The pack.
@@ -57,29 +56,29 @@ pub struct Claim {
     pub crc32: u32,
     /// The sealed key.
     pub key: SealedKey,
-    /// The version that the store gave it when it was stored; `None`: whichever is the latest.
+    /// The version that the store gave the object when it was stored; `None`: the latest.
     pub version: Option<Version>,
 }
 
 /// Why a pack, or a point, is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// The store answered success, and the object isn't there.
+    /// The store reported success, but the object isn't there.
     #[error("{0} is not in the store although the upload was reported as done")]
     Vanished(Key),
-    /// It is there, and not what was uploaded.
+    /// The object is there, but it is not what was uploaded.
     #[error("{key} is not what was uploaded: {what} is {found}, not {wanted}")]
     Differs {
         /// The key.
         key: Key,
         /// Length or checksum.
         what: &'static str,
-        /// As the store says.
+        /// What the store says.
         found: u64,
-        /// As it should be.
+        /// What it should be.
         wanted: u64,
     },
-    /// The lock isn't there, or ends too early.
+    /// The lock is missing, or ends too early.
     #[error("{key} is not locked until {wanted}: {}", found.map_or_else(|| "it has no lock".to_owned(), |l| format!("its {:?} lock ends at {}", l.firmness, l.until)))]
     Lock {
         /// The key.
@@ -89,13 +88,13 @@ pub enum CommitError {
         /// The lock that it has.
         found: Option<Lock>,
     },
-    /// A map names a pack that nobody vouches for.
+    /// A map names a pack that is neither stored by this run nor known.
     #[error("pack {0} is named by a map and is neither stored by this run nor known")]
     Unknown(PackId),
-    /// Another run, or a tombstone, holds the root's key.
+    /// Another run's root, or a tombstone, is at the root's key.
     #[error("the run was ended by somebody else: {0} is taken")]
     Ended(Key),
-    /// The root's key is taken by what is none.
+    /// An object that is not a root, or a delete marker, is at the root's key.
     #[error(
         "{0} is taken by what is no restore point ({1}): whoever may write to the bucket put it there before the run ended. \
         What was stored is found again: run it again, under another key"
@@ -107,7 +106,7 @@ pub enum CommitError {
     /// A public key of the repository can't be used.
     #[error(transparent)]
     Key(#[from] HybridError),
-    /// Another folder, or another file system, stands where the run began.
+    /// The folder or file system is not the one in which the run began.
     #[error("the repository is not where this run began any more: it was {began}, and is {now}")]
     Elsewhere {
         /// Where the run began.
@@ -118,18 +117,18 @@ pub enum CommitError {
     /// `repository.json` is not the one that was opened.
     #[error("repository.json is not the one that this run began with")]
     Replaced,
-    /// A root that no reader would take.
+    /// A root or a placement that is too long for readers.
     #[error("an object of the point would have {length} bytes, and readers take no more than {max}")]
     Long {
         /// Its bytes.
         length: u64,
-        /// What readers take.
+        /// The most that readers accept.
         max: u64,
     },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] Failure),
-    /// The store's clock is off.
+    /// The store's clock differs too much from ours.
     #[error("the store's clock says {store}, ours says {ours}: locks would be wrong; set the clock right")]
     Skew {
         /// The store's.
@@ -139,17 +138,17 @@ pub enum CommitError {
     },
 }
 
-/// The lock for a point's objects, and the later one that packs get.
+/// The lock for a point's objects, and the longer one for its packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Locks {
     /// What the root promises.
     pub point: Option<Lock>,
-    /// Rounded up to the quantum.
+    /// The same, rounded up to the quantum.
     pub packs: Option<Lock>,
 }
 
 impl Locks {
-    /// For a point of `moment` that stays locked for `period`.
+    /// The locks for a point of `moment` that stays locked for `period`.
     pub fn of(config: &Config, moment: Moment, period: Duration) -> Self {
         let Some(firmness) = config.lock.mode.firmness() else { return Self { point: None, packs: None } };
         let policy = crate::config::LockPolicy { period, ..config.lock };
@@ -161,13 +160,13 @@ impl Locks {
     }
 }
 
-/// Invariant 1, for one object: locked at least as firmly and as long as wanted.
+/// Invariant 1, for one object: it is locked at least as firmly and as long as wanted.
 pub fn locked_enough(found: Option<Lock>, wanted: Option<Lock>) -> bool {
     wanted.is_none_or(|w| found.is_some_and(|f| f.until >= w.until && f.firmness >= w.firmness))
 }
 
-/// The lock of a version. Where a HEAD shows less than is wanted, the store is asked for the lock itself: some show no lock
-/// of a version that a delete marker hides.
+/// The lock of a version. If a HEAD shows less than is wanted, the store is asked for the lock itself: some stores show no lock
+/// for a version that a delete marker hides.
 ///
 /// # Errors
 /// As [`Store::lock_of`].
@@ -199,7 +198,7 @@ async fn check_lock(
     }
 }
 
-/// Asks the store what it really holds, and gives the receipt.
+/// Asks the store what it really holds, and makes the receipt.
 ///
 /// # Errors
 /// [`CommitError`] unless the object is there, whole and locked.
@@ -229,11 +228,11 @@ pub struct Commit<'a> {
     pub config: &'a Config,
     /// Signs.
     pub ring: &'a KeyRing,
-    /// The root is sealed to its metadata key.
+    /// The domain; the root is sealed to its metadata key.
     pub domain: &'a Domain,
-    /// The readable part; its key was fixed when the run started.
+    /// The readable part of the root; its key was fixed when the run started.
     pub root: Root,
-    /// The sealed part.
+    /// The sealed part of the root.
     pub body: RootBody,
     /// Where the topmost map chunks are.
     pub maps: Vec<Option<Place>>,
@@ -241,7 +240,7 @@ pub struct Commit<'a> {
     pub locks: Locks,
     /// Receipts of what this run stored.
     pub stored: Vec<StoredPack>,
-    /// What it reuses.
+    /// The packs that it reuses.
     pub reused: Vec<PackInfo>,
 }
 
@@ -260,8 +259,8 @@ impl Commit<'_> {
     /// Commits.
     ///
     /// # Errors
-    /// [`CommitError`]. The point then does not exist, but for two cases that say so: [`CommitError::Unknowable`], and an
-    /// error about the root's own key, which the store took and did not keep as asked; `verify` names such a point.
+    /// [`CommitError`]. The point then does not exist, with two exceptions: [`CommitError::Unknowable`], and an error about the
+    /// root's own key, whose object the store created but did not keep as asked; `verify` names such a point.
     pub async fn run(self) -> Result<Committed, CommitError> {
         let Self { store, config, ring, domain, root, body, maps, locks, stored, reused } = self;
         let mut packs: BTreeMap<PackId, PackInfo> = BTreeMap::new();
@@ -292,8 +291,8 @@ impl Commit<'_> {
             maps,
             packs: packs.into_values().collect(),
         };
-        // Another leader of the same run may have written one and come no further. Each binds its own root, and readers take
-        // the newest that binds the root that is there.
+        // Another leader of the same run may have written a placement and stopped there. Each placement binds its own root, and
+        // readers use the newest that binds the existing root.
         let placement_len = loop {
             let bytes = Bytes::from(placement.encode(ring));
             let len = bytes.len();
@@ -319,7 +318,7 @@ impl Commit<'_> {
     }
 }
 
-/// By whom a root's key is taken.
+/// What has taken a root's key.
 async fn taken(store: &dyn Store, config: &Config, root: &Root, key: Key) -> Result<CommitError, CommitError> {
     let catalog = Catalog { store, repository: config.id, signer: config.keys.signing };
     if catalog.has(&root.app, &root.id()).await? {
@@ -329,7 +328,7 @@ async fn taken(store: &dyn Store, config: &Config, root: &Root, key: Key) -> Res
     Ok(CommitError::Squatted(key, if read { "rubbish" } else { "a delete marker" }))
 }
 
-/// Creates an object and looks whether it is really there, whole and locked. [`CommitError::Ended`]: its key is taken.
+/// Creates an object and checks that it is really there, whole and locked. [`CommitError::Ended`]: its key is taken.
 pub(crate) async fn create_checked(
     store: &dyn Store,
     key: &Key,
@@ -345,7 +344,7 @@ pub(crate) async fn create_checked(
     let head = match store.head(key, Some(&version)).await {
         Ok(head) => head,
         Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
-        // The object was created; that it could not be looked at does not undo it.
+        // The object was created. A failure to look at it does not undo that.
         Err(GetError::Failed(f)) => return Err(f.maybe().into()),
     };
     if head.length != length {
@@ -354,7 +353,7 @@ pub(crate) async fn create_checked(
     check_lock(store, key, &head, lock).await.map(drop)
 }
 
-/// Extends a reused pack's lock where it is short, and looks at it by version id.
+/// Extends a reused pack's lock if it is too short, and checks the pack by version id.
 async fn reuse(store: &dyn Store, mut info: PackInfo, locks: Locks) -> Result<(PackInfo, bool), CommitError> {
     let key = Key::pack(&info.id);
     let look = async || match store.head(&key, Some(&info.version)).await {
@@ -366,13 +365,13 @@ async fn reuse(store: &dyn Store, mut info: PackInfo, locks: Locks) -> Result<(P
         Err(GetError::Failed(f)) => Err(f.into()),
     };
     let mut extended = false;
-    // What was known of its lock when it was last placed saves one look; what counts is what the store says afterwards.
+    // The known lock from the last placement saves one request. What counts is what the store says afterwards.
     let short = |lock: &Lock| info.locked_until.is_some_and(|until| until < lock.until);
     if let (Some(_), Some(lock)) = (locks.point.filter(short), locks.packs) {
         match store.extend_lock(&key, &info.version, lock).await {
             Ok(()) => extended = true,
             Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
-            // Another run may have extended it further, which can't be undone.
+            // Another run may have extended the lock further; a lock can't be shortened.
             Err(GetError::Failed(f)) => tracing::debug!(%key, reason = %f, "a lock was not extended; it is looked at"),
         }
     }
@@ -394,7 +393,7 @@ async fn reuse(store: &dyn Store, mut info: PackInfo, locks: Locks) -> Result<(P
     Ok((info, extended))
 }
 
-/// Compares the store's clock, as an object that was just made shows it, with ours.
+/// Compares the store's clock with ours. The store's time comes from an object that was just made.
 ///
 /// # Errors
 /// [`CommitError::Skew`] beyond [`SKEW_MAX`].
@@ -405,7 +404,7 @@ pub fn check_clock(modified: Moment, ours: Moment) -> Result<(), CommitError> {
     Ok(())
 }
 
-/// Refuses a run whose clock is off by asking the store what time its own object was made.
+/// Asks the store when an object was made that we just created, and refuses the run if the clocks differ too much.
 ///
 /// # Errors
 /// [`CommitError`].

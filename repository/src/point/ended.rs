@@ -1,12 +1,12 @@
-//! `ended/<run>-<random>`: a run is over, well or not, and nobody goes on with it. It stays when the run's journal and lease are gone: who
-//! may write to the bucket could put those back, and an old restore would write over what is there since. Sealed in an
-//! [envelope]; locked, where the repository locks, for as long as a run may be gone on with.
+//! `ended/<run>-<random>`: a run is over, successful or not, and nobody resumes it. This object stays when the run's journal and
+//! lease are deleted: anybody who may write to the bucket could put those back, and an old restore would overwrite newer data.
+//! Sealed in an [envelope]; locked, if the repository locks, for as long as a run may be resumed.
 //!
 //! ```text
 //! run id 8, moment i64 in ms, outcome u8: 1 it did what it was to do, 2 it did not
 //! ```
 //!
-//! It stays until garbage is collected: 89 bytes each.
+//! It stays until garbage is collected: 89 bytes for each run.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ use crate::repository::Repository;
 use crate::store::{CreateError, Failure, GetError, Key, Listed, Lock, Operation, Trouble, read_listed};
 use crate::wire::{Decoder, Encoder, Malformed};
 
-/// No run is gone on with that began longer ago.
+/// A run that began longer ago than this is not resumed.
 pub const LIFE: Duration = Duration::from_secs(30 * 86_400);
-/// So long an end is kept, and locked: longer than [`LIFE`], whatever clocks say.
+/// How long an end is kept and locked: longer than [`LIFE`], even if clocks differ.
 pub const KEPT: Duration = Duration::from_secs(31 * 86_400);
 
 /// The body's bytes.
@@ -32,7 +32,7 @@ pub fn encode(run: &RunId, moment: Moment, outcome: Outcome) -> Vec<u8> {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did what it was to do.
+    /// It did all that it was ordered to do.
     Done = 1,
     /// It did not.
     Failed = 2,
@@ -54,11 +54,11 @@ pub fn decode(body: &[u8]) -> Result<(RunId, Moment, Outcome), Malformed> {
     Ok((run, moment, outcome))
 }
 
-/// Objects of a run that are looked at side by side: whoever may write can put thousands there.
+/// How many objects of a run are checked in parallel: anybody who may write can put thousands there.
 const LOOKS: usize = 16;
 
-/// Writes down that a run is over, at a key that nobody could take before: it is drawn now. (One that follows from the run can be taken as
-/// soon as its lease is seen.)
+/// Records that a run is over. The key has a random part that is drawn now, so nobody could take it before. (A key that follows
+/// from the run could be taken as soon as the run's lease is seen.)
 ///
 /// # Errors
 /// [`Failure`].
@@ -74,7 +74,8 @@ pub async fn write(repository: &Repository, run: &RunId, outcome: Outcome) -> Re
     }
 }
 
-/// Whether a run is over. Every object of it and every version counts: a delete marker or rubbish on top hides nothing.
+/// Whether a run is over. Every such object of the run and every version counts, so a delete marker or rubbish on top hides
+/// nothing.
 ///
 /// # Errors
 /// [`Failure`] when the store can't be asked.
@@ -82,7 +83,7 @@ pub async fn is_ended(repository: &Repository, run: &RunId) -> Result<bool, Fail
     Ok(outcome(repository, run).await?.is_some())
 }
 
-/// How a run ended, if it is over; of several ends a good one counts.
+/// How a run ended, if it is over. If there are several ends, a successful one counts.
 ///
 /// # Errors
 /// [`Failure`] when the store can't be asked.

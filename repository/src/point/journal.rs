@@ -1,8 +1,9 @@
-//! `journal/<run>/<epoch>-<number>`: what a run has done so far, so that another coordinator can go on with it. Sealed in an
+//! `journal/<run>/<epoch>-<number>`: what a run has done so far, so that another coordinator can resume it. Sealed in an
 //! [envelope](crate::keys::envelope); not locked; deleted when the run ends.
 //!
 //! An object holds records, in the order in which things happened. A leader that takes a run over begins its own series with
-//! [`Record::TakeOver`], which says up to where it read the series before: what an older leader writes after that does not count.
+//! [`Record::TakeOver`], which says up to which object it read the earlier series. What an older leader writes after that does
+//! not count.
 
 mod begin;
 pub mod restore;
@@ -20,13 +21,13 @@ use restore::{Restore, Work};
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// The run began: all that is needed to begin it again.
+    /// The run began. The record has all that is needed to begin it again.
     Begin(Begin),
-    /// Another leader went on, after this object.
+    /// Another leader took over, after this object.
     TakeOver {
         /// The epoch whose series it read last.
         epoch: u64,
-        /// The last object of it that counts.
+        /// The last object of that series that counts.
         number: u32,
     },
     /// A pack is durable, whole and locked.
@@ -45,51 +46,52 @@ pub enum Record {
     },
     /// A volume is done.
     Finished(Finished),
-    /// The run was stopped, or failed: nobody goes on with it.
+    /// The run was stopped, or failed: nobody resumes it.
     Ended,
-    /// The run is a restore, and began.
+    /// The run is a restore, and it began.
     Restore(Restore),
-    /// A target of a restore is durable up to here. The first of a target, with offset 0, stands before anything is written.
+    /// A target of a restore is durable up to this offset. A target's first record, with offset 0, is stored before anything is
+    /// written.
     Reached {
         /// When.
         moment: Moment,
         /// The volume.
         volume: VolumeName,
-        /// All before it is durable.
+        /// Everything before this offset is durable.
         offset: u64,
-        /// What the agent knows it by.
+        /// The tag by which the agent recognises the target's content.
         tag: String,
-        /// What was done for that.
+        /// The work that was done for it.
         work: Work,
     },
-    /// A volume is read, from here on, by a list of changes.
+    /// From here on, the volume is read by a changed-block list.
     ByList {
         /// The volume.
         volume: VolumeName,
     },
-    /// Of a volume, from here on, what its file system has free may be left out.
+    /// From here on, space that the volume's file system reports as free may be left out.
     LeavesOut {
         /// The volume.
         volume: VolumeName,
     },
-    /// What a node has come to of its quota: a volume was given to it, or it has leave to store so many bytes more.
+    /// A use of a node's quota: a volume was given to the node, or it got a grant to store this many more bytes.
     Granted {
         /// The node.
         node: String,
-        /// The volume that was given to it, or in whose name it has leave.
+        /// The volume that was given to it, or for which it got the grant.
         volume: VolumeName,
-        /// The bytes of one pack; 0: the volume was given to it.
+        /// The bytes of one pack; 0: the volume was given to the node.
         bytes: u64,
     },
-    /// A source was added to a run that was opened without.
+    /// A source was added to a run that was opened without sources.
     Source(Source),
-    /// No more sources are added to a run that was opened without.
+    /// No more sources are added to a run that was opened without sources.
     Complete(Complete),
     /// A target of a restore is whole and durable.
     Restored {
         /// The volume.
         volume: VolumeName,
-        /// What was done for that.
+        /// The work that was done for it.
         work: Work,
     },
 }
@@ -101,9 +103,9 @@ pub struct Region {
     pub offset: u64,
     /// Its bytes.
     pub len: u64,
-    /// It is the parent's, to the byte.
+    /// It equals the parent's region, byte for byte.
     pub unchanged: bool,
-    /// What it is made of; none, unless unchanged: a hole.
+    /// Its runs. If there are none and it is not unchanged, it is a hole.
     pub runs: Vec<Run>,
 }
 
@@ -116,7 +118,7 @@ pub struct Run {
     pub chunk: Option<(ChunkId, u32, u32)>,
 }
 
-/// What an agent says of a volume that is done.
+/// What an agent reports of a volume that is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
     /// The volume.
@@ -131,9 +133,9 @@ pub struct Finished {
     pub new_bytes: u64,
     /// Bytes that were stored for it.
     pub stored_bytes: u64,
-    /// What was reported and did not fail it.
+    /// Problems that were reported but did not fail the volume.
     pub notes: Vec<String>,
-    /// What its superblock says.
+    /// The file system that its superblock names.
     pub file_system: FileSystem,
 }
 
@@ -250,7 +252,7 @@ impl Region {
     fn encode(&self, e: &mut Encoder) {
         e.u64(self.offset).u64(self.len).u8(u8::from(self.unchanged)).count(self.runs.len());
         for run in &self.runs {
-            // A hole is a run of no chunk: all zeros, with no bytes in its chunk.
+            // A hole is stored as a run without a chunk: an id of zeros, and no bytes in a chunk.
             let (id, offset, len) = run.chunk.unwrap_or((ChunkId::from_bytes([0; 32]), 0, 0));
             e.u32(run.len).raw(id.as_bytes()).u32(offset).u32(len);
         }

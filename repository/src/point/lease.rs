@@ -1,5 +1,5 @@
-//! `leases/<run>`: a writer at work. It names the key at which the run's root will stand, so that a new leader or the
-//! collector can end the run by a tombstone there. Sealed in an [envelope](crate::keys::envelope); not locked.
+//! `leases/<run>`: a run is under way. The lease gives the key of the run's root, so that a new leader or the collector can end
+//! the run by a tombstone at that key. Sealed in an [envelope](crate::keys::envelope); not locked.
 
 use crate::clock::Moment;
 use crate::id::{AppHash, RunId};
@@ -11,11 +11,11 @@ use crate::wire::{Decoder, Encoder, Malformed};
 pub struct Lease {
     /// The run.
     pub run: RunId,
-    /// The epoch of the leader that began it. Who takes the run over says so in its journal.
+    /// The epoch of the leader that began the run. A leader that takes the run over says so in the run's journal.
     pub epoch: u64,
     /// The application.
     pub app: AppHash,
-    /// The moment of the snapshot: with run and application it gives the root's key.
+    /// The moment of the snapshot. Together with run and application it gives the root's key.
     pub moment: Moment,
     /// The host that holds it, for people.
     pub host: String,

@@ -1,8 +1,8 @@
-//! Which point is newer: what follows from what tells, and only then clocks.
+//! Which of two points is newer. The chain of parents decides first; only then do the clocks.
 //!
-//! Each root says, sealed, which point predicted it: that one was there before. A point that a clock a few minutes ahead dated
-//! stays before those that follow from it, whatever their clocks said. Two that do not follow from each other, and are
-//! dated within the skew that clocks may have, are in doubt.
+//! Each root names, in its sealed part, the parent that predicted it: the parent is older. If a clock a few minutes ahead dated a
+//! point, it still counts as older than the points that follow from it, whatever their clocks said. If two points do not follow
+//! from each other and their dates differ by no more than clocks may, their order is in doubt.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,8 +18,8 @@ pub struct Ordered {
 }
 
 impl Ordered {
-    /// Orders points. `parents` says what is known of which point follows from which; a point of which nothing is known goes by
-    /// its date alone.
+    /// Orders points. `parents` says which point follows from which, as far as that is known. A point without a known parent is
+    /// ordered by its date alone.
     pub fn new(mut points: Vec<Found>, parents: HashMap<PointId, PointId>) -> Self {
         let dates: HashMap<PointId, Moment> = points.iter().map(|f| (f.root.id(), f.root.moment)).collect();
         let mut ranks: HashMap<PointId, (Moment, u64)> = HashMap::new();
@@ -38,12 +38,12 @@ impl Ordered {
         &self.points
     }
 
-    /// The last that is no tombstone and that `wanted` takes.
+    /// The newest point that is no tombstone and that `wanted` accepts.
     pub fn last(&self, wanted: impl Fn(&Found) -> bool) -> Option<&Found> {
         self.points.iter().filter(|f| !f.root.tombstone).rfind(|f| wanted(f))
     }
 
-    /// A point of the same application of which only clocks say that it is not newer than `last`.
+    /// A point of the same application that may be newer than `last`: only the clocks say that it is not.
     pub fn doubt(&self, last: &Found) -> Option<PointId> {
         let mut before = HashSet::from([last.root.id()]);
         let mut at = last.root.id();
@@ -76,14 +76,14 @@ impl Ordered {
     }
 }
 
-/// A point's own date, or its parent's rank and one step more, whichever is later.
+/// A point's own date, or its parent's rank plus one step, whichever is later.
 fn rank(
     id: PointId,
     dates: &HashMap<PointId, Moment>,
     parents: &HashMap<PointId, PointId>,
     ranks: &mut HashMap<PointId, (Moment, u64)>,
 ) {
-    // From the point back to one that is ranked, or has no parent here; then forward again.
+    // Goes back from the point to one that has a rank or has no parent here, then forward again.
     let (mut path, mut on_path) = (Vec::new(), HashSet::new());
     let mut at = Some(id);
     let mut before = None;
@@ -92,7 +92,7 @@ fn rank(
             before = Some(*rank);
             break;
         }
-        // Nothing that is signed leads in circles.
+        // Signed points never form a circle.
         if !dates.contains_key(&point) || !on_path.insert(point) {
             break;
         }
@@ -142,16 +142,17 @@ mod tests {
 
     #[test]
     fn what_follows_is_newer_whatever_the_clocks_said() {
-        // 1 was dated four minutes ahead; 2 and 3 follow from it, one after the other; 4 is later by every clock.
+        // Point 1 was dated four minutes ahead. Points 2 and 3 follow from it, one after the other. Point 4 is later by every
+        // clock.
         let o = ordered(&[(1, 4), (2, 1), (3, 2), (4, 10)], &[(2, 1), (3, 2), (4, 3)]);
         assert_eq!(runs(&o), [1, 2, 3, 4]);
         let o = ordered(&[(1, 4), (2, 1), (3, 2)], &[(2, 1), (3, 2)]);
         let last = o.last(|_| true).unwrap();
         assert_eq!(last.root.run.as_bytes()[0], 3);
         assert_eq!(o.doubt(last), None);
-        // Without parents, by date.
+        // Without parents the date decides.
         assert_eq!(runs(&ordered(&[(1, 4), (2, 1), (3, 2)], &[])), [2, 3, 1]);
-        // A parent that is not here, or a circle, ends the search.
+        // The search ends at a parent that is not here, or at a circle.
         assert_eq!(runs(&ordered(&[(1, 1), (2, 2)], &[(1, 2), (2, 1)])).len(), 2);
     }
 
@@ -160,7 +161,7 @@ mod tests {
         let o = ordered(&[(1, 0), (2, 10), (3, 12)], &[(2, 1), (3, 1)]);
         let last = o.last(|_| true).unwrap();
         assert_eq!((last.root.run.as_bytes()[0], o.doubt(last)), (3, Some(found(2, 10).root.id())));
-        // Far enough apart, clocks will do.
+        // The dates are far enough apart, so the clocks decide.
         let o = ordered(&[(1, 0), (2, 10), (3, 20)], &[(2, 1), (3, 1)]);
         assert_eq!(o.doubt(o.last(|_| true).unwrap()), None);
     }

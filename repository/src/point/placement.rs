@@ -1,4 +1,4 @@
-//! The placement of a point: every pack that it needs in this location, under which version, with what digest.
+//! The placement of a point: every pack that the point needs in this location, with its version and digest.
 //!
 //! ```text
 //!   0  16  magic "milkrun place\0\0\0"
@@ -13,7 +13,7 @@
 //!   …   …  u32 count, count × pack info, sorted by pack id
 //!   …  64  Ed25519 signature of everything before
 //! ```
-//! Readable with the public key alone. It carries the sealed pack keys, so that a restore needs no GET per footer.
+//! It can be read with the public key alone. It carries the sealed pack keys, so that a restore needs no GET for each footer.
 
 use crate::clock::Moment;
 use crate::id::{PackId, PointId, RepositoryId};
@@ -46,13 +46,13 @@ pub struct Placement {
 /// Why a placement was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
-    /// No placement, or of a later format.
+    /// Not a placement, or of a later format.
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// Not signed by this repository.
     #[error(transparent)]
     Signature(#[from] BadSignature),
-    /// A true placement of another root, or under another number.
+    /// An authentic placement of another root, or under another number.
     #[error("belongs to another restore point")]
     Misplaced,
 }
@@ -64,7 +64,7 @@ impl From<Malformed> for PlacementError {
 }
 
 impl Placement {
-    /// Signs.
+    /// The signed bytes.
     pub fn encode(&self, ring: &KeyRing) -> Vec<u8> {
         let mut e = Encoder::new();
         e.raw(MAGIC).u16(VERSION).raw(&[0; 6]).raw(self.repository.as_bytes()).raw(&self.root);
@@ -85,7 +85,7 @@ impl Placement {
         e.finish()
     }
 
-    /// Parses without checking anything but the form.
+    /// Parses a placement and checks only its form.
     ///
     /// # Errors
     /// [`PlacementError::Header`].

@@ -16,7 +16,7 @@
 //! 116   n  ciphertext       ┘
 //!   …  64  Ed25519 signature of everything before
 //! ```
-//! Bytes 0..80 can be read with the public key alone: enough to list points, find placements and prove that every stored
+//! Bytes 0..80 can be read with the public key alone. That is enough to list points, find placements and prove that every stored
 //! byte is there. Names and maps are sealed, in a [`RootBody`].
 
 pub use super::root_body::{
@@ -45,20 +45,20 @@ pub struct Root {
     pub app: AppHash,
     /// Which keys of the application: its [domain](DomainId)'s number.
     pub domain: u32,
-    /// What retention counts it as.
+    /// The class by which retention counts it.
     pub class: Class,
     /// The run that made it.
     pub run: RunId,
     /// The moment of the snapshot.
     pub moment: Moment,
-    /// Everything that the point needs is locked at least until then.
+    /// Everything that the point needs is locked at least until this moment.
     pub lock_until: Option<Moment>,
 }
 
-/// How long a point is meant to be kept: what retention counts it as.
+/// The class of a point, by which retention counts it: how long it is meant to be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Nobody said.
+    /// No class was given.
     #[default]
     None = 0,
     /// One of the hourlies.
@@ -115,16 +115,16 @@ impl std::fmt::Display for Class {
 /// Why a root was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RootError {
-    /// No root, or of a later format.
+    /// Not a root, or of a later format.
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// Not signed by this repository.
     #[error(transparent)]
     Signature(#[from] BadSignature),
-    /// A true root that stands under another key than its own.
+    /// An authentic root at another key than its own.
     #[error("is the root of another point, moved here")]
     Misplaced,
-    /// Can't be opened with the metadata key.
+    /// Its sealed part can't be opened with the metadata key.
     #[error("its sealed part: {0}")]
     Sealed(#[from] HybridError),
 }
@@ -141,7 +141,7 @@ impl Root {
         PointId::new(self.moment, self.run)
     }
 
-    /// Whose keys open it.
+    /// The domain whose keys open it.
     pub fn domain(&self) -> DomainId {
         DomainId { app: self.app, number: self.domain }
     }
@@ -151,7 +151,7 @@ impl Root {
         Key::point(&self.app, &self.id())
     }
 
-    /// Seals and signs.
+    /// The sealed and signed bytes.
     ///
     /// # Errors
     /// When the metadata public key can't be used.
@@ -159,7 +159,7 @@ impl Root {
         self.encode_bytes(&body.encode(), ring, recipient)
     }
 
-    /// The tombstone of a run that was aborted: no body.
+    /// The bytes of a tombstone for a run that was aborted. It has no body.
     ///
     /// # Errors
     /// When the metadata public key can't be used.
@@ -198,7 +198,7 @@ impl Root {
         Ok(root)
     }
 
-    /// Parses without checking anything but the form.
+    /// Parses a root and checks only its form.
     ///
     /// # Errors
     /// [`RootError::Header`].

@@ -1,4 +1,4 @@
-//! The sealed part of a root: what the point is of, and what it holds.
+//! The sealed part of a root: what was backed up, and what the point holds.
 //!
 //! [`RootBody::encode`] writes the fields in the order of the structures below; FORMAT.md has the table.
 
@@ -11,23 +11,23 @@ use crate::wire::{Decoder, Encoder, Malformed};
 pub struct RootBody {
     /// The application.
     pub application: AppId,
-    /// The UID of its namespace, which tells it from one of the same name that was made later; empty outside of Kubernetes.
+    /// The UID of its namespace. It distinguishes the namespace from a later one of the same name. Empty outside of Kubernetes.
     pub namespace_uid: String,
     /// The host or node that coordinated.
     pub host: String,
     /// The release that wrote it.
     pub writer: String,
-    /// The point whose maps predicted this one's.
+    /// The parent, whose maps predicted this point's maps.
     pub parent: Option<PointId>,
     /// How long the backup took, in ms.
     pub duration_ms: u64,
-    /// What the repository grew by, metadata included, without this root.
+    /// How many bytes the repository grew by, with metadata but without this root.
     pub stored_bytes: u64,
-    /// How long the point was wished to be locked, in ms; 0: as the repository says.
+    /// The requested lock period of the point, in ms; 0: the repository's.
     pub lock_ms: u64,
     /// Volumes and streams.
     pub volumes: Vec<VolumeEntry>,
-    /// Volumes that the application has and this point has not.
+    /// Volumes that the application has and this point does not have.
     pub skipped: Vec<Skipped>,
     /// The manifests, as one stream of JSON lines.
     pub manifests: Option<ManifestEntry>,
@@ -43,21 +43,22 @@ pub enum VolumeKind {
     // 3 is reserved for trees of files (volumes that are no block device).
 }
 
-/// The map of a volume as the root signs it: ids of plaintext; where they are stands in the placement.
+/// The map of a volume as the root signs it: ids of plaintext. The placement says where they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapId {
     /// Bytes of the volume.
     pub len: u64,
     /// Level of the topmost chunk.
     pub level: u8,
-    /// The topmost chunk; none for holes alone.
+    /// The topmost chunk; `None`: the volume is one hole.
     pub chunk: Option<ChunkId>,
 }
 
-/// A note of a volume begins so if what its file system had free was left out, or some of it: its holes do not say what the device
-/// has there.
+/// A note of a volume begins with this if space that its file system reports as free was left out, or some of it. Its holes then
+/// do not show what the device has there.
 pub const FREE_LEFT_OUT: &str = "free space was left out: ";
-/// The note of a volume that is nothing by itself begins so; then come how many devices its set has, and which set it is.
+/// The note of a volume that is only a member of a set of devices begins with this. Then come how many devices the set has, and
+/// which set it is.
 pub const SET_MEMBER: &str = "one of a set of ";
 
 /// A volume in a root.
@@ -77,19 +78,19 @@ pub struct VolumeEntry {
     pub new_bytes: u64,
     /// Bytes that were stored for it.
     pub stored_bytes: u64,
-    /// What was reported while it was read and did not fail it.
+    /// Problems that were reported while it was read but did not fail it.
     pub notes: Vec<String>,
-    /// How it was read, and how it lies.
+    /// How it was read, and how it lies in the repository.
     pub layout: Layout,
-    /// The moment of its own snapshot.
+    /// When its own snapshot was taken.
     pub moment: Moment,
-    /// What its superblock says.
+    /// The file system that its superblock names.
     pub file_system: FileSystem,
-    /// Facts of its claim and its persistent volume: a JSON object in one line, its keys sorted; empty outside of Kubernetes.
+    /// Facts about its claim and its persistent volume: a JSON object in one line with sorted keys; empty outside of Kubernetes.
     pub claim: String,
 }
 
-/// A file system, as a superblock tells. Empty where there is none that is known.
+/// A file system, as described by its superblock. Empty if there is no known one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileSystem {
     /// Its kind: `ext4`, `xfs`, `btrfs` and the like.
@@ -110,13 +111,13 @@ pub struct Skipped {
 /// How a volume was read, and how it lies in the repository.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// So many points in a row, this one included, rest on lists of changes that somebody else made; 0: all of it was read.
+    /// This many points in a row, including this one, rest on changed-block lists that somebody else made; 0: all of it was read.
     pub by_lists: u32,
-    /// Bytes outside of this point's list that were read and compared with the parent, as a sample.
+    /// Bytes outside of this point's changed-block list that were read as a sample and compared with the parent.
     pub sampled_bytes: u64,
-    /// Reads from the store that a restore takes.
+    /// How many reads from the store a restore takes.
     pub ranges: u64,
-    /// Bytes of plaintext that a restore opens for them: more than the volume's data, when it uses parts of chunks.
+    /// Bytes of plaintext that a restore opens in these reads: more than the volume's data if it uses parts of chunks.
     pub opened_bytes: u64,
 }
 
@@ -230,7 +231,7 @@ impl FileSystem {
 }
 
 impl RootBody {
-    /// Whether volumes are of different moments: no snapshot shows all of them at once.
+    /// Whether the volumes' snapshots were taken at different moments: no snapshot shows all volumes at once.
     pub fn moments_differ(&self) -> bool {
         self.volumes.windows(2).any(|v| v[0].moment != v[1].moment)
     }

@@ -21,7 +21,7 @@ pub enum Selector {
     At(AppId, Moment),
 }
 
-/// Text that selects nothing.
+/// Text that is not a selector.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is neither a restore point id, nor APP, APP@latest or APP@TIME (RFC 3339)")]
 pub struct BadSelector(String);
@@ -38,7 +38,7 @@ impl std::str::FromStr for Selector {
         let app = AppId::local(app.parse::<AppName>().map_err(|_| bad())?);
         match time {
             None | Some("latest") => Ok(Self::Latest(app)),
-            // A time without a fraction means all of its second: so do the ids, which show no more.
+            // A time without a fraction means the whole second, since the ids show no fraction either.
             Some(time) => {
                 let rest = if time.contains(['.', ',']) { Duration::ZERO } else { Duration::from_millis(999) };
                 Ok(Self::At(app, Moment::parse(time).map_err(|_| bad())?.plus(rest)))
@@ -48,7 +48,7 @@ impl std::str::FromStr for Selector {
 }
 
 impl Selector {
-    /// The same of an application of this cluster and namespace.
+    /// The same selector for an application of this cluster and namespace.
     #[must_use]
     pub fn within(self, cluster: ClusterId, namespace: Option<Namespace>) -> Self {
         let of = |app: AppId| AppId { cluster, namespace, name: app.name };
@@ -74,7 +74,7 @@ impl Repository {
         };
         let Listing { points, mut refused } = catalog.list(Some(&self.ring.app_hash(app))).await?;
         let meant = |moment: Moment| at.is_none_or(|at| moment <= at);
-        // What stands beside an authentic root hides none.
+        // An object beside an authentic root does not hide the root.
         refused.retain(|r| !points.iter().any(|f| Key::point(&f.root.app, &f.root.id()) == r.key));
         let ordered = self.order(points).await?;
         let last = ordered.last(|f| meant(f.root.moment));
@@ -83,7 +83,7 @@ impl Repository {
                 which is newer is told by clocks alone");
         }
         let last = last.cloned();
-        // A newer one that can't be read may be the one that is meant. An older one in its place is for people to choose.
+        // A newer point that can't be read may be the wanted one. Only a person may choose an older one in its place.
         let newer = refused.into_iter().rev().find(|r| {
             let moment = r.key.parse_point().map(|(_, id)| id.second());
             moment.is_some_and(|m| meant(m) && last.as_ref().is_none_or(|f| m.seconds() >= f.root.moment.seconds()))
@@ -99,7 +99,7 @@ impl Repository {
         }
     }
 
-    /// Orders points: what follows from what is told by their sealed parts.
+    /// Orders points. Their sealed parts tell which point follows from which.
     ///
     /// # Errors
     /// [`Failure`] when the store can't be asked for the keys of an application.
@@ -109,14 +109,14 @@ impl Repository {
             match self.body(found).await {
                 Ok(body) => parents.extend(body.parent.map(|parent| (found.root.id(), parent))),
                 Err(PointError::Keys { source: NoDomain::Store(f), .. }) => return Err(f),
-                // One that can't be opened goes by its date alone.
+                // A point that can't be opened is ordered by its date alone.
                 Err(_) => {}
             }
         }
         Ok(Ordered::new(points, parents))
     }
 
-    /// Applications of this name, of whatever cluster and namespace, that have points.
+    /// Applications with this name, of any cluster and namespace, that have points.
     async fn namesakes(&self, name: &AppName) -> Result<Vec<AppId>, Failure> {
         let mut found = BTreeSet::new();
         let mut seen = BTreeSet::new();

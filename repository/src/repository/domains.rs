@@ -1,6 +1,6 @@
 //! The keys of dedup domains: finding them, and making them for an application that has none.
 //!
-//! Every version of a domain's object is looked at, oldest first, so that a delete marker or rubbish on top of it hides nothing.
+//! All versions of a domain's object are read, oldest first, so that a delete marker or rubbish on top of it hides nothing.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +13,10 @@ use crate::point::commit::{CommitError, create_checked};
 use crate::store::listing::versions_checked;
 use crate::store::{Failure, GetError, Key, Listed, Trouble, Version, read, read_listed};
 
-/// Keys of an application that may be taken by rubbish before a new one is given up.
+/// How many numbers of an application's keys may be taken by rubbish before the attempt to make new keys is given up.
 const TAKEN_MAX: usize = 64;
 
-/// Why the keys of a domain can't be had.
+/// Why the keys of a domain are not available.
 #[derive(Debug, thiserror::Error)]
 pub enum NoDomain {
     /// Not there.
@@ -24,7 +24,7 @@ pub enum NoDomain {
         "{0} is missing: the keys of the application, without which none of its restore points of these keys can be opened"
     )]
     Missing(Key),
-    /// There, and none of ours.
+    /// There is an object, but none of ours.
     #[error("{key} is refused")]
     Refused {
         /// The object.
@@ -38,7 +38,7 @@ pub enum NoDomain {
     Store(#[from] Failure),
 }
 
-/// Domains that were opened: they never change.
+/// Domains that were opened. They never change.
 #[derive(Default)]
 pub(super) struct Opened(Mutex<HashMap<DomainId, Arc<Domain>>>);
 
@@ -66,7 +66,7 @@ impl Repository {
         }
     }
 
-    /// As [`Self::domain`], from the store whatever is in memory.
+    /// Like [`Self::domain`], but always from the store, not from memory.
     async fn read_domain(&self, id: DomainId) -> Result<Domain, NoDomain> {
         let key = Key::domain(&id);
         let mut refused = match read(&*self.store, &key, None).await {
@@ -97,7 +97,7 @@ impl Repository {
         Domain::open(object, key, &self.config.id, &self.ring)
     }
 
-    /// The oldest authentic version among those that were listed of one key. An object that can't be read hides none behind it.
+    /// The oldest authentic one of the listed versions of a key. An unreadable version does not hide the ones after it.
     pub(super) async fn oldest(&self, key: &Key, of_key: &[Listed]) -> Result<Option<(Domain, Version)>, Failure> {
         let mut unreadable = None;
         for l in of_key.iter().rev().filter(|l| !l.delete_marker) {
@@ -116,7 +116,7 @@ impl Repository {
                 Err(GetError::Failed(f)) => return Err(f),
             }
         }
-        // It may be the one.
+        // The unreadable one may be the right one.
         unreadable.map_or(Ok(None), Err)
     }
 
@@ -142,8 +142,8 @@ impl Repository {
         unreadable.map_or(Ok(None), Err)
     }
 
-    /// The keys that a backup of an application uses: its newest, or new ones. `period` is how long its points are locked. What is in
-    /// memory does not count: keys that are nowhere else would make points that nobody can open.
+    /// The keys that a backup of an application uses: the application's newest, or new ones. `period` is how long its points are
+    /// locked. Keys in memory do not count: if keys were nowhere else, nobody could open the points made with them.
     ///
     /// # Errors
     /// [`CommitError`].
@@ -155,13 +155,13 @@ impl Repository {
         if let Some(domain) = self.newest_domain(app).await? {
             return Ok(self.opened.put(domain));
         }
-        // Points may need keys that are gone: other keys of that number would pass for theirs.
+        // Points may need keys that are gone. Other keys of the same number would be taken for those.
         let points = self.catalog().list(Some(app)).await?.points;
         let first = points.iter().map(|f| f.root.domain).max().map_or(0, |n| n.saturating_add(1));
         for number in (first..=u32::MAX).take(TAKEN_MAX) {
             let id = DomainId { app: *app, number };
             match self.read_domain(id).await {
-                // A listing that leaves it out must not lead to other keys.
+                // A listing that leaves out the keys must not lead to new keys.
                 Ok(domain) => return Ok(self.opened.put(domain)),
                 Err(NoDomain::Store(f)) if !f.is_of_one_object() => return Err(f.into()),
                 Err(_) => {}
@@ -174,7 +174,7 @@ impl Repository {
             let lock = self.key_lock(Moment::now(), period);
             match create_checked(&*self.store, &Key::domain(&id), object.into(), lock).await {
                 Ok(()) => return Ok(self.opened.put(domain)),
-                // Another backup was first, or somebody took the name.
+                // Another backup was faster, or somebody took the name.
                 Err(CommitError::Ended(_)) => {}
                 Err(e) => return Err(e),
             }
@@ -187,7 +187,7 @@ impl Repository {
         Err(CommitError::Squatted(Key::domain(&DomainId { app: *app, number: first }), "rubbish"))
     }
 
-    /// Asks before a commit whether the keys of a point are in the store; ones that were deleted meanwhile are written again.
+    /// Checks, before a commit, that the keys of a point are in the store. Keys that were deleted meanwhile are written again.
     ///
     /// # Errors
     /// [`CommitError`].

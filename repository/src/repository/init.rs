@@ -1,4 +1,4 @@
-//! Making a repository: first prove that the store does what we rely on.
+//! Making a repository. First the store must prove that it does what we rely on.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub struct InitOptions {
     pub cost: Cost,
 }
 
-/// A fresh repository and what was found on the way.
+/// A fresh repository, and what `init` learned about the store.
 pub struct Initialised {
     /// The repository.
     pub repository: Repository,
@@ -46,49 +46,49 @@ pub struct Initialised {
 /// Why no repository was made.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// One is there already.
+    /// There is a repository already.
     #[error("there is a repository at {0} already")]
     Exists(String),
-    /// One is there, and a delete marker hides it.
+    /// There is a repository, and a delete marker hides it.
     #[error(
         "there is a repository at {0} already, which delete markers hide: remove the markers to see it again, or choose \
          another place"
     )]
     Hidden(String),
-    /// Something else is there.
+    /// There is something else.
     #[error("{0} is not empty and holds no repository; choose another place")]
     NotEmpty(String),
-    /// The bucket locks by itself.
+    /// The bucket locks new objects by itself.
     #[error(
         "the bucket has a default retention: leases and journals could not be deleted. \
          Remove it (PutObjectLockConfiguration without a rule); milkrun sets every lock itself"
     )]
     DefaultRetention,
-    /// No versions.
+    /// The bucket has no versioning.
     #[error("locks need versioning, which is not enabled on the bucket: enable it, or use --lock none")]
     NoVersions,
-    /// No Object Lock.
+    /// The bucket has no Object Lock.
     #[error(
         "the bucket has no Object Lock: make one with it enabled (it can't be added on most stores), or use --lock none"
     )]
     NoLocks,
-    /// A create-only PUT overwrote.
+    /// A create-only PUT overwrote an object.
     #[error(
         "the store ignores create-only PUTs (If-None-Match: *): two writers could overwrite each other's restore points"
     )]
     NoCreateOnly,
-    /// What was written came back different.
+    /// The bytes that were read differ from those that were written.
     #[error("the store returned other bytes than were written")]
     Garbled,
-    /// The lock was accepted and does not hold.
+    /// The store accepted the lock but does not enforce it.
     #[error("the store accepts a {mode} lock and does not keep it: {what}")]
     LockBroken {
         /// The mode.
         mode: LockMode,
-        /// What a locked probe object allowed.
+        /// What could be done to a locked probe object.
         what: &'static str,
     },
-    /// The clocks disagree.
+    /// The clocks differ too much.
     #[error(transparent)]
     Clock(CommitError),
     /// The store failed.
@@ -99,7 +99,7 @@ pub enum InitError {
 impl From<GetError> for InitError {
     fn from(e: GetError) -> Self {
         match e {
-            // What was just written is not there.
+            // An object that was just written is not there.
             GetError::NotFound(_) => Self::Garbled,
             GetError::Failed(f) => Self::Store(f),
         }
@@ -109,8 +109,8 @@ impl From<GetError> for InitError {
 /// Makes a repository.
 ///
 /// # Errors
-/// [`InitError`]; then nothing is left but, at most, a probe object whose lock ends within two minutes, and a key file
-/// that opens nothing.
+/// [`InitError`]. Then nothing is left except, at most, a probe object whose lock ends within two minutes, and a key file that
+/// opens nothing.
 pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> Result<Initialised, InitError> {
     let capabilities = store.capabilities().await?;
     if capabilities.default_retention {
@@ -129,8 +129,8 @@ pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> 
         Err(GetError::NotFound(_)) => {}
         Err(GetError::Failed(f)) => return Err(f.into()),
     }
-    // Left-overs of an init that was interrupted are fine; anything of somebody else's is not. What a delete marker hides is
-    // there as well: a repository made on top of one would be neither.
+    // Left-overs of an interrupted init are accepted; anybody else's objects are not. An object that a delete marker hides is
+    // there as well: a repository made on top of a hidden one would be neither of the two.
     let there: Vec<Listed> = store.versions("").await?.into_iter().filter(|l| !l.delete_marker).collect();
     if there.iter().any(|l| l.key == Key::config()) {
         return Err(InitError::Hidden(store.describe()));
@@ -156,7 +156,7 @@ pub async fn init(store: SharedStore, password: &[u8], options: InitOptions) -> 
     let firmness = config.lock.mode.firmness();
     let key_lock = firmness.map(|firmness| Lock { firmness, until: now.plus(rolling(config.lock.period)) });
     create(&*store, &Key::secret(&key_id), key_file.into(), key_lock).await?;
-    // Last: a repository exists from the moment its configuration does.
+    // The configuration comes last: a repository exists from the moment its configuration does.
     let locks = Locks::of(&config, now, options.lock.period);
     let config_version = create(&*store, &Key::config(), bytes, locks.packs).await?;
     let repository = Repository::new(store, config, config_version, ring);
@@ -171,7 +171,7 @@ async fn create(store: &dyn Store, key: &Key, body: Bytes, lock: Option<Lock>) -
     }
 }
 
-/// Tries what we rely on, on an object of its own.
+/// Tries what we rely on, with an object that is made for this.
 async fn probe(store: &dyn Store, mode: LockMode, enforced: bool) -> Result<(), InitError> {
     let key = Key::probe(&KeyId::random());
     let body = Bytes::from_static(b"milkrun tries the store");
@@ -196,7 +196,7 @@ async fn probe(store: &dyn Store, mode: LockMode, enforced: bool) -> Result<(), 
     let Some(lock) = lock else {
         return match store.delete(&key, &version).await {
             Ok(()) | Err(DeleteError::Locked(_)) => Ok(()),
-            // A writer without the right to delete is fine; the probe stays.
+            // A writer without the right to delete is accepted; the probe then stays.
             Err(DeleteError::Failed(f)) if f.trouble == Trouble::Denied => Ok(()),
             Err(DeleteError::Failed(f)) => Err(f.into()),
         };
@@ -207,7 +207,7 @@ async fn probe(store: &dyn Store, mode: LockMode, enforced: bool) -> Result<(), 
         return broken("the lock is not shown on the object");
     }
     let shorter = Lock { until: Moment::now().plus(PROBE_LOCK / 3), ..lock };
-    // Who may bypass governance could shorten or delete; milkrun never asks for a bypass.
+    // A principal who may bypass governance could shorten the lock or delete the object; milkrun never asks for a bypass.
     if store.extend_lock(&key, &version, shorter).await.is_ok() {
         return broken("a lock could be shortened");
     }
@@ -248,8 +248,8 @@ pub fn role_policies(bucket: &str, prefix: &str) -> [(&'static str, String); 3] 
     let list =
         ["s3:ListBucket", "s3:ListBucketVersions", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"];
     let read = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention"];
-    // Of restore points the writer deletes nothing. What it writes every few seconds to say that it is there, it must: nothing of a point
-    // rests on it, and what is over is said by an object of its own.
+    // The writer deletes nothing of restore points. It must delete what it writes every few seconds to show that it is alive. No
+    // point depends on those objects, and a separate object says that a run is over.
     let write = [&read[..], &["s3:PutObject", "s3:PutObjectRetention"]].concat();
     let collect = [&read[..], &["s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"]].concat();
     [

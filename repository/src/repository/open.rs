@@ -16,16 +16,16 @@ use crate::store::{Failure, GetError, Key, SharedStore, Store, Trouble, Version,
 /// Why a repository was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Nothing is there.
+    /// There is no repository.
     #[error("there is no repository at {0}")]
     None(String),
     /// `repository.json` is refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// No key file is there.
+    /// There is no key file.
     #[error("the repository has no key file under keys/: only the recovery key that `init` printed opens it")]
     NoKeys,
-    /// Key files are there, and this repository signed none of them.
+    /// There are key files, but this repository signed none of them.
     #[error(
         "none of the objects under keys/ is a key file of this repository: only the recovery key that `init` printed opens it"
     )]
@@ -38,11 +38,11 @@ pub enum OpenError {
     Password {
         /// How many there are.
         tried: usize,
-        /// What the last one said.
+        /// The error of the last one.
         #[source]
         last: UnwrapError,
     },
-    /// The secret is not the one of this configuration.
+    /// The secret does not belong to this configuration.
     #[error("the key opens, but its public keys are not those of repository.json: the repository was tampered with")]
     Tampered,
     /// The store can't be asked.
@@ -50,16 +50,16 @@ pub enum OpenError {
     Store(#[from] Failure),
 }
 
-/// Objects of one kind after which it is said that there are many. All are tried: whoever may write can put more there, and must not
-/// keep the one that counts from being found.
+/// With more objects of one kind than this, a warning says that there are many. All are tried: anybody who may write can add more,
+/// and they must not keep the right one from being found.
 const MANY: usize = 64;
 
-/// Objects that are read side by side.
+/// Objects that are read in parallel.
 const READS: usize = 16;
 
-/// All versions of objects, the oldest first: the one that was locked is older than what somebody put beside it, and each that is tried
-/// before it costs a password's hash. What can't be one of ours is named and left out. Of one key the listing's order tells age, since
-/// a store may change the date of an object whose lock grew; between keys nothing else but the date does.
+/// All versions of objects, oldest first: the locked one is older than any that somebody put beside it, and each version that is
+/// tried before it costs a password's hash. Objects that can't be ours are named and left out. Within one key the listing's order
+/// gives the age, since a store may change the date of an object whose lock was extended. Between keys only the date tells.
 async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, Bytes)>, Failure> {
     let mut listed = store.versions(prefix).await?;
     listed.retain(|l| !l.delete_marker);
@@ -95,14 +95,14 @@ async fn versions_of(store: &dyn Store, prefix: &str) -> Result<Vec<(Version, By
             Err(GetError::Failed(f)) => return Err(f),
         }
     }
-    // Where nothing can be read, that is what is wrong.
+    // If nothing can be read, that is the error.
     match unreadable {
         Some(f) if out.is_empty() => Err(f),
         _ => Ok(out),
     }
 }
 
-/// The configuration, checked only by the key that it names. For who holds that public key from outside.
+/// The configuration, checked only by the key that it names. For callers who have that public key from outside.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -125,10 +125,10 @@ pub async fn public_config(store: &dyn Store) -> Result<Vec<(Version, Config)>, 
     }
 }
 
-/// What opens a repository.
+/// The credential that opens a repository.
 #[derive(Clone, Copy)]
 pub enum Credential<'a> {
-    /// A password of one of its key files.
+    /// The password of one of its key files.
     Password(&'a [u8]),
     /// The secret itself, from the [recovery key](crate::keys::recovery).
     Recovery(&'a Secret),
@@ -167,7 +167,7 @@ pub async fn open(store: SharedStore, credential: Credential<'_>) -> Result<Repo
     }
 }
 
-/// Only key files that the configuration's own key signed are tried: each costs a password's hash.
+/// Tries only key files that the configuration's own key signed, since each costs a password's hash.
 async fn with_password(
     store: SharedStore,
     password: &[u8],
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
     use crate::store::memory::Memory;
 
-    /// Each key file that is tried costs a password's hash: what was planted later is tried later, whatever its name.
+    /// Each key file that is tried costs a password's hash. A planted file that is newer is tried later, whatever its name.
     #[tokio::test]
     async fn the_oldest_is_tried_first() {
         let memory = Memory::new();

@@ -1,7 +1,8 @@
-//! Key objects under a rolling lock: `keys/…` and `domains/…`. Unlocked, whoever may delete them would turn every locked byte into
-//! noise. Locked for good, an application could never be erased. So each is locked for 30 days at most, again and again.
+//! Key objects (`keys/…` and `domains/…`) under a rolling lock. If they were not locked, anybody who may delete them could make
+//! every locked byte unreadable. If they were locked for good, an application could never be erased. So each is locked for 30
+//! days at most, again and again.
 //!
-//! Whoever leads renews them daily; where nobody does, each backup that finds its own keys' lock a day old renews all.
+//! The leader renews the locks daily. Without a leader, a backup renews all of them if the lock of its own keys is a day old.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,9 +20,9 @@ use crate::store::{Failure, GetError, Key, Listed, Lock, Version, read_listed};
 
 /// The longest lock of a key object, and so the longest delay of an erasure.
 const ROLLING: Duration = Duration::from_secs(30 * 86_400);
-/// A lock of which less than this share is over is left as it is: 1/30, a day of 30.
+/// A lock is left as it is until this share of its time has passed: 1/30, one day of 30.
 const FRESH_SHARE: u32 = 30;
-/// Objects that are looked at side by side.
+/// Objects that are checked in parallel.
 const PARALLEL: usize = 16;
 
 /// What a renewal found.
@@ -33,7 +34,7 @@ pub struct Renewed {
     pub extended: u64,
     /// Applications that have restore points and no keys: their points can't be opened.
     pub without_keys: BTreeSet<AppHash>,
-    /// No password opens the repository any more; its recovery key does.
+    /// Whether no password opens the repository any more; the recovery key does.
     pub no_password: bool,
 }
 
@@ -49,7 +50,7 @@ impl Repository {
         Some(Lock { firmness, until: now.plus(rolling(period)).ceil(Duration::from_secs(1)) })
     }
 
-    /// Renews the locks of all key objects if the one of this domain is a day old, or shorter than it must be.
+    /// Renews the locks of all key objects if this domain's own lock is a day old, or shorter than it must be.
     ///
     /// # Errors
     /// [`CommitError`] when the domain's own lock can't be renewed.
@@ -68,7 +69,8 @@ impl Repository {
         Ok(())
     }
 
-    /// Renews the locks of all key objects, and looks whether any are missing. One that can't be renewed is named in the log.
+    /// Renews the locks of all key objects, and checks whether any are missing. An object whose lock can't be renewed is named in
+    /// the log.
     ///
     /// # Errors
     /// [`Failure`] when the store can't be asked.
@@ -81,7 +83,7 @@ impl Repository {
         let looks = of_keys.into_iter().map(|(key, of_key)| async move {
             let found = match self.authentic(&key, &of_key).await {
                 Ok(found) => found,
-                // One that can't be read keeps no other from being renewed.
+                // An unreadable object must not keep the others from being renewed.
                 Err(f) => {
                     tracing::error!(object = %key, why = %f, "a key can't be read; its lock is not renewed");
                     None
@@ -135,7 +137,7 @@ impl Repository {
         Ok(None)
     }
 
-    /// Whether the lock of a key object was old enough to be extended, and was.
+    /// Whether the lock of a key object was old enough to be extended, and was extended.
     async fn renew(&self, key: &Key, version: &Version, period: Duration) -> Result<bool, CommitError> {
         let now = Moment::now();
         let Some(wanted) = self.key_lock(now, period) else { return Ok(false) };
@@ -152,7 +154,7 @@ impl Repository {
             return Ok(false);
         }
         if let Err(e) = self.store.extend_lock(key, version, wanted).await {
-            // Another process may have extended it further meanwhile, which can't be undone.
+            // Another process may have extended the lock further meanwhile; a lock can't be shortened.
             tracing::debug!(%key, reason = %e, "the lock of a key was not extended; it is looked at");
         }
         let found = lock(fresh).await?;

@@ -1,4 +1,4 @@
-//! What every store must do. Run on memory, a directory, through the decorators, and on a real S3 server.
+//! What every store must do. The suite runs on memory, on a directory, through the decorators, and on a real S3 server.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use super::grant::{PutTerms, Redeem};
 use super::{CreateError, DeleteError, Firmness, GetError, Key, Lock, Store, Trouble, list};
 use crate::clock::{Moment, entropy};
 
-/// Runs the whole suite under fresh keys. `redeemer` is what uses this store's grants.
+/// Runs the whole suite under fresh keys. `redeemer` uses the grants of this store.
 ///
 /// # Panics
-/// At the first thing that isn't as it must be.
+/// At the first result that is not as it must be.
 #[expect(clippy::panic, clippy::unwrap_used, reason = "a test suite")]
 pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
     let base = format!("packs/{}", hex::encode(entropy::<4>()));
     let key = |name: &str| Key::new(format!("{base}/{name}"));
 
-    // Create, read, look at.
+    // Create, read, head.
     let a = key("a");
     let body = Bytes::from((0..100_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
     assert!(matches!(store.get(&a, None, None).await, Err(GetError::NotFound(_))));
@@ -33,14 +33,14 @@ pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
     let skew = head.modified.since(Moment::now()).max(Moment::now().since(head.modified));
     assert!(skew < Duration::from_secs(60), "{skew:?}");
 
-    // Create-only, whatever the body; also of an empty one.
+    // Create-only, whatever the body is; also for an empty object.
     assert!(matches!(store.create(&a, body.clone(), None).await, Err(CreateError::Exists(_))));
     assert!(matches!(store.create(&a, Bytes::new(), None).await, Err(CreateError::Exists(_))));
     let empty = key("empty");
     store.create(&empty, Bytes::new(), None).await.unwrap();
     assert_eq!(store.get(&empty, None, None).await.unwrap().len(), 0);
 
-    // Of many that create one key at once, one wins, and its body stays.
+    // If many create one key at once, one wins, and its body stays.
     let contested = key("contested");
     let tries =
         futures::future::join_all((0..8_u8).map(|i| store.create(&contested, Bytes::from(vec![i; 1000]), None))).await;
@@ -54,12 +54,12 @@ pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
     assert_eq!(listed, ["a", "contested", "empty"].map(|n| format!("{base}/{n}")));
     assert!(list(store, &format!("{base}/nothing")).await.unwrap().is_empty());
 
-    // Deleting by version; twice is fine.
+    // Deleting by version; a second delete is accepted.
     store.delete(&a, &version).await.unwrap();
     store.delete(&a, &version).await.unwrap();
     assert!(matches!(store.get(&a, None, None).await, Err(GetError::NotFound(_))));
 
-    // Locks: set at creation, seen, kept, grown, never shortened.
+    // Locks: set at creation, visible, kept, extended, never shortened.
     let locked = key("locked");
     let until = Moment::now().plus(Duration::from_secs(3600)).ceil(Duration::from_secs(1));
     let lock = Lock { firmness: Firmness::Compliance, until };
@@ -73,7 +73,7 @@ pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
     assert_eq!(store.head(&locked, None).await.unwrap().lock, Some(longer));
     assert!(store.extend_lock(&key("none"), &version, longer).await.is_err());
 
-    // Grants: one object, with its lock, once; and reading it.
+    // Grants: to store one object, with its lock, once; and to read it.
     let granted = key("granted");
     let terms = PutTerms { key: granted.clone(), length: end, crc32: crc32fast::hash(&body), lock: Some(lock) };
     let grant = store.grant_put(&terms).await.unwrap();
@@ -93,7 +93,7 @@ pub async fn run(store: &dyn Store, redeemer: &dyn Redeem) {
     let beyond = redeemer.get(&grant, end - 7..end + 1, &mut out).await;
     let short = |e: &GetError| matches!(e, GetError::Failed(f) if f.trouble == Trouble::Short);
     assert!(beyond.as_ref().is_err_and(short), "a short body was taken for the whole range: {beyond:?}");
-    // What lies on this machine can be opened and read in parts, with the same answers.
+    // An object on this machine can be opened and read in parts, with the same answers.
     if let Some(object) = redeemer.open(&grant, 0..end).await.unwrap() {
         let mut part = vec![0; 1000];
         object.read(&mut part, 1000).unwrap();

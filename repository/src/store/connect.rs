@@ -1,4 +1,4 @@
-//! From a URL to a store and to what uses its grants, both with retries.
+//! From a URL to a store and to a redeemer of its grants, both with retries.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::s3::{Addressing, S3, S3Options, S3SetupError};
 use super::throttle::Throttle;
 use super::{SharedStore, Store, StoreUrl};
 
-/// A store, and what uses its grants.
+/// A store, and a redeemer of its grants.
 #[derive(Clone)]
 pub struct Place {
     /// The store.
@@ -20,16 +20,16 @@ pub struct Place {
     pub redeem: Arc<dyn Redeem>,
 }
 
-/// How to get there.
+/// The options of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Way {
     /// A private CA in PEM, trusted besides the system's.
     pub ca_file: Option<PathBuf>,
-    /// Bytes per second that may be uploaded.
+    /// The most bytes per second that are uploaded.
     pub limit_upload: Option<u64>,
     /// How buckets are addressed.
     pub addressing: Addressing,
-    /// The profile of the AWS configuration that credentials, region and endpoint come from; `None`: as the environment says.
+    /// The profile of the AWS configuration that gives credentials, region and endpoint; `None`: as the environment says.
     pub profile: Option<String>,
 }
 
@@ -45,7 +45,7 @@ pub enum ConnectError {
 }
 
 impl Way {
-    /// With the private CA that the AWS SDK's variable names, where none is given.
+    /// Adds the private CA from the AWS SDK's variable, if no CA is given.
     #[must_use]
     pub fn with_ca_of_environment(mut self) -> Self {
         self.ca_file = self.ca_file.or_else(|| std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from));
@@ -59,7 +59,7 @@ impl Way {
     /// Connects (lazily) to where the URL points.
     ///
     /// # Errors
-    /// [`ConnectError`] for what can be told without asking the store.
+    /// [`ConnectError`] for problems that are known without asking the store.
     pub async fn connect(&self, url: &StoreUrl) -> Result<Place, ConnectError> {
         let throttle = self.throttle();
         let redeemer = Redeemer::new(self.ca_file.as_deref(), throttle.clone())?;
@@ -78,7 +78,7 @@ impl Way {
         }
     }
 
-    /// What an agent needs: something that uses grants, and no store.
+    /// A redeemer of grants without a store. This is what an agent needs.
     ///
     /// # Errors
     /// [`ConnectError::Http`].
@@ -87,7 +87,7 @@ impl Way {
     }
 }
 
-/// With our retries.
+/// Adds our retries.
 pub fn patient(redeem: impl Redeem) -> Arc<dyn Redeem> {
     #[cfg(feature = "faults")]
     let redeem = super::faulty::Faulty::crash_points(redeem);

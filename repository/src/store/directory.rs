@@ -5,9 +5,9 @@
 //! ROOT/.locks/<key>    "compliance 1763821800000": its lock, written before the object gets its name
 //! ROOT/.tmp/…          objects on their way; left over only by a crash, safe to delete when nothing runs
 //! ```
-//! An object is written to `.tmp`, synced, and linked to its name (where there are no links: renamed without overwriting),
-//! which fails if the name is taken; then the folder is synced. Locks are honoured by milkrun; **whoever is root here can
-//! still delete**, and `init` says so.
+//! An object is written to `.tmp`, synced, and linked to its name, which fails if the name is taken. (On a file system without
+//! links it is renamed without overwriting.) Then the folder is synced. milkrun honours locks; **whoever is root here can still
+//! delete**, and `init` says so.
 
 mod locks;
 pub mod object;
@@ -38,7 +38,7 @@ use crate::crash;
 pub(super) use root::Root;
 
 const TEMPORARY: &str = ".tmp";
-/// No object takes so long to be written.
+/// No object takes this long to be written.
 const ABANDONED: Duration = Duration::from_secs(2 * 86_400);
 
 /// The only version that a key ever has here.
@@ -63,9 +63,9 @@ fn failure(operation: Operation, key: impl ToString, happened: Happened, e: std:
     let trouble = match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Trouble::Full,
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Trouble::Denied,
-        // What lies there is nothing that we wrote: trying again helps nobody.
+        // The object there is not one that we wrote: trying again does not help.
         ErrorKind::InvalidData | ErrorKind::NotADirectory => Trouble::Foreign,
-        // A disk that gives I/O errors, a mount that went away: nothing is known.
+        // A disk that gives I/O errors, or a mount that went away: nothing is known.
         _ => Trouble::Unreachable,
     };
     Failure { happened, ..Failure::new(operation, key, trouble).because(e) }
@@ -75,7 +75,7 @@ fn sound(operation: Operation, key: &Key) -> Result<(), Failure> {
     if key.is_sound() { Ok(()) } else { Err(Failure::new(operation, key, Trouble::Refused).because("unsound key")) }
 }
 
-/// Makes what a file descriptor refers to durable. One place, so that tests can stop the process around each call.
+/// Makes the file or folder durable. All syncs go through here, so that tests can stop the process around each call.
 fn sync(file: &File) -> std::io::Result<()> {
     crash::point("before fsync");
     file.sync_all()?;
@@ -91,7 +91,7 @@ struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // Its only purpose was to be linked; what a crash leaves is found under .tmp.
+        // The file was only needed to be linked. A file that a crash leaves is found under .tmp.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -107,7 +107,7 @@ fn temporary(root: &Root) -> std::io::Result<(Temporary, File)> {
     Ok((Temporary(path), file))
 }
 
-/// Removes what processes that were killed left behind. What can't be removed takes room, and does no other harm.
+/// Removes files that killed processes left behind. A file that can't be removed takes room but does no other harm.
 fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok());
@@ -121,8 +121,8 @@ fn sweep(folder: &Path) {
     }
 }
 
-/// Opens a plain file for reading. Anything else (a pipe would wait for a writer, a link may lead in circles) is
-/// [`ErrorKind::InvalidData`].
+/// Opens a plain file for reading. Anything else gives [`ErrorKind::InvalidData`]: a pipe would wait for a writer, and a link may
+/// lead in circles.
 fn open_plain(path: &Path) -> std::io::Result<File> {
     let foreign = |what: &str| std::io::Error::new(ErrorKind::InvalidData, format!("{path:?} is {what}"));
     let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
@@ -134,7 +134,7 @@ fn open_plain(path: &Path) -> std::io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(foreign("no plain file")) }
 }
 
-/// Creates an object; used by the store itself and by [file grants](super::grant::PutGrant::File).
+/// Creates an object. The store itself and [file grants](super::grant::PutGrant::File) use it.
 pub(super) async fn create(
     root: Root,
     key: Key,
@@ -157,7 +157,7 @@ fn create_now(at: &Root, key: &Key, body: &[u8], lock: Option<Lock>) -> Result<V
     let not_yet = |e| failure(Operation::Create, key, Happened::No, e);
     let pinned = at.pin().map_err(not_yet)?;
     let root: &Root = &pinned;
-    // What is held may have come to this path a moment ago.
+    // The pinned folder may have come to this path only a moment ago.
     root.check(Operation::Create, key)?;
     let path = root.file(key);
     let folder = path.parent().unwrap_or(root.path());
@@ -179,18 +179,18 @@ fn create_now(at: &Root, key: &Key, body: &[u8], lock: Option<Lock>) -> Result<V
     }
     drop(temporary);
     sync_folder(folder).map_err(|e| failure(Operation::Create, key, Happened::Maybe, e))?;
-    // A root that went away meanwhile has taken the object along.
+    // If the root went away meanwhile, the object went with it.
     at.check(Operation::Create, key).map_err(Failure::maybe)?;
     root.saw(key);
     Ok(only_version())
 }
 
-/// Gives a file its name, unless the name is taken. By a second name where the file system has such a thing, else by renaming.
+/// Gives a file its name, unless the name is taken: with a hard link if the file system has hard links, else by renaming.
 fn link(from: &Path, to: &Path) -> std::io::Result<()> {
     match fs::hard_link(from, to) {
-        // What Linux answers for a file system without hard links (FAT, some network mounts).
+        // Linux gives these errors for a file system without hard links (FAT, some network mounts).
         Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EOPNOTSUPP | nix::libc::ENOSYS)) => {
-            // A file system that can neither: the first answer says more.
+            // If the file system can do neither, the first error says more.
             rename_new(from, to)
                 .map_err(|second| if second.raw_os_error() == Some(nix::libc::EINVAL) { e } else { second })
         }
@@ -216,7 +216,7 @@ pub(super) async fn read(
         let length = file.metadata().map_err(fail)?.len();
         let range = range.unwrap_or(0..length);
         let (from, to) = (range.start.min(length), range.end.min(length));
-        // What the buffer held is overwritten; only what it lacks is cleared first.
+        // The present content is overwritten; only the added part of the buffer is cleared first.
         out.resize(usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX), 0);
         file.read_exact_at(&mut out, from).map_err(fail)?;
         Ok(out)
@@ -224,14 +224,14 @@ pub(super) async fn read(
     .await
 }
 
-/// Opens an object for reads of parts of `range`, which the system begins to read ahead.
+/// Opens an object for reads of parts of `range`. The system begins to read the range ahead.
 pub(super) async fn open(root: Root, key: Key, range: Range<u64>) -> Result<LocalObject, GetError> {
     sound(Operation::Get, &key)?;
     blocking(move || {
         let file = open_now(&root, &key)?;
         let (start, len) = (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)));
         if let (Ok(start), Ok(len)) = (start, len) {
-            // Advice: who can't take it reads later.
+            // This is only advice. If it fails, the data is read later.
             let _ = posix_fadvise(&file, start, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
         }
         Ok(LocalObject::new(key, file))
@@ -249,7 +249,7 @@ fn open_now(root: &Root, key: &Key) -> Result<File, GetError> {
     }
 }
 
-/// An object that isn't there, in a repository that is; or a failure.
+/// "Not found" if the repository is still there, else a failure.
 fn absent_or(root: &Root, operation: Operation, key: &Key, e: std::io::Error) -> GetError {
     match e.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => match root.check(operation, key) {
@@ -266,7 +266,7 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> 
         Ok(out) => out,
         Err(e) => match e.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // Only at shutdown of the runtime: nobody waits for the answer any more.
+            // This happens only when the runtime shuts down: nobody waits for the answer any more.
             Err(_) => std::future::pending().await,
         },
     }
@@ -280,7 +280,7 @@ fn stat(root: &Root, key: &Key) -> Result<Head, GetError> {
     }
     let modified = meta.modified().map_err(fail)?;
     let lock = match locks::read(root, key) {
-        // Whoever can write there can remove a lock as well. It is set anew where one is needed.
+        // Anybody who can write there can also remove a lock. It is set anew when one is needed.
         Err(e) if e.kind() == ErrorKind::InvalidData => {
             tracing::warn!(%key, error = %e, "what stands in place of its lock locks nothing");
             None
@@ -363,12 +363,12 @@ impl Store for Directory {
     async fn versions_page(&self, prefix: &str, _: Option<&Mark>) -> Result<Page<Listed>, Failure> {
         let (root, prefix) = (self.root.clone(), prefix.to_owned());
         blocking(move || {
-            // Start as deep as the prefix allows; listing one application must not walk all packs.
+            // The walk starts as deep as the prefix allows: listing one application must not walk all packs.
             let top = root.path();
             let folder = prefix.rsplit_once('/').map_or_else(|| top.to_owned(), |(folder, _)| top.join(folder));
             let mut out = Vec::new();
             walk(top, &folder, &prefix, &mut out).map_err(|e| failure(Operation::List, &prefix, Happened::No, e))?;
-            // Of a root that went away, what was found is not all.
+            // If the root went away meanwhile, the listing is incomplete.
             root.check(Operation::List, &prefix)?;
             out.sort_by(|a, b| a.key.cmp(&b.key));
             Ok(Page::whole(out))
@@ -400,7 +400,7 @@ impl Store for Directory {
         let (root, key) = (self.root.clone(), key.clone());
         blocking(move || {
             let fail = |e| failure(Operation::Delete, &key, Happened::Maybe, e);
-            // A lock that can't be read may be one.
+            // An unreadable lock may be a valid one.
             if let Some(lock) = locks::read(&root, &key).map_err(fail)?
                 && lock.until > Moment::now()
             {
@@ -431,7 +431,7 @@ impl Store for Directory {
 mod tests {
     use super::*;
 
-    /// Both ways to a name: neither takes one that is taken.
+    /// Both ways to give a name refuse a name that is taken.
     #[test]
     fn a_name_is_given_once() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! A decorator that makes a store, or what redeems its grants, fail as told.
+//! A decorator that makes a store, or a redeemer of its grants, fail as a script says.
 //!
-//! Each call is numbered and offered to a script, which may answer with a [`Fault`]. Around each call stand
-//! [crash points](crate::crash), so that a test can stop the process before and after every one of them.
+//! Each call is numbered and given to a script, which may answer with a [`Fault`]. There are [crash points](crate::crash) before
+//! and after each call, so that a test can stop the process at every one of them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,24 +23,24 @@ use crate::crash;
 /// What goes wrong with one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It fails and nothing happened.
+    /// The call fails, and nothing happened.
     Before(Trouble),
-    /// It happens, and still answers with a failure whose outcome is unknown.
+    /// The operation happens, but the call fails with an unknown outcome.
     After(Trouble),
-    /// It answers success and nothing happened (writes only).
+    /// The call succeeds, but nothing happened (writes only).
     Lie,
-    /// The body comes back shorter by a byte (reads only).
+    /// The body is shorter by a byte (reads only).
     Truncate,
     /// A bit of the body is flipped (reads only).
     Flip,
-    /// It answers after this time.
+    /// The call answers after this time.
     Stall(Duration),
 }
 
-/// Decides about the n-th call (from 1).
+/// Decides about the n-th call, counted from 1.
 pub type Script = Arc<dyn Fn(u64, Operation, &str) -> Option<Fault> + Send + Sync>;
 
-/// The decorator. Around a [`Store`] it is a store, around a [`Redeem`] it redeems; clones share the count.
+/// The decorator. Around a [`Store`] it is a store; around a [`Redeem`] it redeems grants. Clones share the count.
 pub struct Faulty<T> {
     inner: T,
     script: Script,
@@ -53,12 +53,12 @@ impl<T> Faulty<T> {
         Self { inner, script, calls: Arc::default() }
     }
 
-    /// Only the crash points.
+    /// Adds only the crash points.
     pub fn crash_points(inner: T) -> Self {
         Self::new(inner, Arc::new(|_, _, _| None))
     }
 
-    /// Shares the count of calls with another one, for a script that sees both.
+    /// Shares the count of calls with another decorator, for a script that sees both.
     #[must_use]
     pub fn counting_with<U>(mut self, other: &Faulty<U>) -> Self {
         self.calls = other.calls.clone();
@@ -245,7 +245,7 @@ impl<R: Redeem> Redeem for Faulty<R> {
     async fn open(&self, grant: &GetGrant, range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
         let fault = self.before(Operation::Get, get_name(grant)).await?;
         if matches!(fault, Some(Fault::Truncate | Fault::Flip)) {
-            // What is read later, behind our back, can't be spoiled: whoever asks then calls `get`.
+            // Later reads of an opened object bypass us and can't be spoiled. Without one the caller uses `get`.
             return Ok(None);
         }
         let out = self.inner.open(grant, range).await?;
@@ -254,7 +254,7 @@ impl<R: Redeem> Redeem for Faulty<R> {
     }
 }
 
-// A shared store can be decorated and decorates as well as an owned one.
+// A shared store can be decorated, and can decorate, like an owned one.
 #[async_trait]
 impl Store for Arc<dyn Store> {
     fn describe(&self) -> String {

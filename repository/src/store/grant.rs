@@ -1,7 +1,7 @@
-//! Grants: leave to store exactly one object, or to read one, without a credential of the store.
+//! Grants: permission to store exactly one object, or to read one, without a credential of the store.
 //!
-//! A grant is one type with two kinds: a presigned URL, and, for a directory, the one file. The second works where
-//! the agent sees the same directory: in the embedded mode, or on a shared mount.
+//! There are two kinds of grant: a presigned URL, and, for a directory, the one file. The second kind works where the agent sees
+//! the same directory: in the embedded mode, or on a shared mount.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -15,10 +15,10 @@ use super::{CreateError, GetError, Key, Lock, Trouble, Version};
 
 /// How long a grant to store may be used.
 pub const PUT_LIFETIME: Duration = Duration::from_secs(15 * 60);
-/// How long a grant to read may be used: ranges are planned ahead of a slow target.
+/// How long a grant to read may be used. It is long because ranges are planned ahead of a slow target.
 pub const GET_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 
-/// What a grant to store is for; all of it is signed.
+/// The terms of a grant to store; all of them are signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PutTerms {
     /// The one key.
@@ -27,11 +27,11 @@ pub struct PutTerms {
     pub length: u64,
     /// CRC-32 of the content.
     pub crc32: u32,
-    /// The lock that it gets.
+    /// The lock that the object gets.
     pub lock: Option<Lock>,
 }
 
-/// Leave to create one object.
+/// A grant to create one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PutGrant {
     /// PUT to this URL, with these headers and no others.
@@ -52,7 +52,7 @@ pub enum PutGrant {
     },
 }
 
-/// Leave to read one object.
+/// A grant to read one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GetGrant {
     /// GET this URL.
@@ -71,17 +71,18 @@ pub enum GetGrant {
     },
 }
 
-/// Uses grants. The agent's only way to the store.
+/// Uses grants. This is the agent's only way to the store.
 #[async_trait]
 pub trait Redeem: Send + Sync + 'static {
-    /// Stores `body`; durable when this returns. Returns the version that the store gave it, where it says so: the latest one may be
+    /// Stores `body`, which is durable when this returns. Returns the version that the store gave it, if the store names it: by
+    /// the time somebody asks for it, the latest version may be somebody else's.
     /// somebody else's by the time that it is asked for.
     async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError>;
-    /// Reads exactly `range` into `out`, whatever that held: it then has the range's length. The caller's buffer, since a
+    /// Reads exactly `range` into `out`, whatever `out` held; it then has the range's length. The buffer is the caller's, since a
     /// fresh one per range costs more than the read (its pages are cleared before they are filled).
     async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError>;
-    /// Opens what lies on this machine, so that parts of `range` can be read just before they are needed; `None` for what has
-    /// to be fetched, by [`Self::get`]. That is never wrong, only slower.
+    /// Opens an object that is on this machine, so that parts of `range` can be read just before they are needed. `None` if the
+    /// object has to be fetched by [`Self::get`]. `None` is never wrong, only slower.
     async fn open(&self, _grant: &GetGrant, _range: Range<u64>) -> Result<Option<LocalObject>, GetError> {
         Ok(None)
     }

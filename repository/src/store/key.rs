@@ -1,4 +1,4 @@
-//! Object keys: the names of design section 5, made in one place.
+//! Object keys: the names of design section 5. All keys are made here.
 
 use std::fmt::{self, Write};
 
@@ -9,7 +9,7 @@ use crate::id::{AppHash, DomainId, KeyId, NoteId, PackId, PointId, RunId, Segmen
 pub struct Key(String);
 
 impl Key {
-    /// From text that came from a listing or is written here.
+    /// A key from a listing, or from text in this crate.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -19,32 +19,32 @@ impl Key {
         &self.0
     }
 
-    /// Whether it can be a relative path that stays inside its directory.
+    /// Whether it can be used as a relative path that stays inside its directory.
     pub fn is_sound(&self) -> bool {
         !self.0.is_empty()
             && !self.0.contains(['\0', '\\'])
             && self.0.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
     }
 
-    /// No object at such a key is longer, in bytes. Whoever may write to a bucket can put anything there; what is longer is
-    /// refused before it is read.
+    /// The greatest length, in bytes, of an object at such a key. Anybody who may write to a bucket can put anything there; a
+    /// longer object is refused before it is read.
     pub fn length_max(&self) -> u64 {
         const KIB: u64 = 1 << 10;
         const MIB: u64 = 1 << 20;
         match self.0.split_once('/').map_or(self.0.as_str(), |(folder, _)| folder) {
-            // 32 MiB by default, and never more than a slot's offset can say of many chunks.
+            // 32 MiB by default, and never more than a slot's offset can address for many chunks.
             "packs" => 512 * MIB,
-            // Volumes with their notes; commit refuses a longer one.
+            // Volumes with their notes. The commit refuses a longer one.
             "points" => 4 * MIB,
             // About 200 bytes for each pack that a point needs: 2.6 million packs.
             "placements" => 512 * MIB,
-            // 56 bytes for each chunk; what is merged holds at most 6 million.
+            // 56 bytes for each chunk; a merged segment holds at most 6 million.
             "index" => 512 * MIB,
             // 16 bytes for each pack.
             "damaged" => 64 * MIB,
-            // 3 MB, or one record that has more: what an order brings, 256 MiB of manifests at most.
+            // 3 MB, or a single record that is longer: an order with at most 256 MiB of manifests.
             "journal" => 320 * MIB,
-            // What an order brings: 256 MiB of manifests at most.
+            // An order with at most 256 MiB of manifests.
             "leases" if self.0.starts_with(Self::all_waiting()) => 320 * MIB,
             // `repository.json`, keys, leases, beats, probes.
             _ => 64 * KIB,
@@ -56,7 +56,7 @@ impl Key {
         Self("repository.json".into())
     }
 
-    /// Whether its content, wrapped as it is, is for its owner's eyes alone.
+    /// Whether only its owner may read its content, although the content is wrapped.
     pub fn is_secret(&self) -> bool {
         self.0.starts_with("keys/")
     }
@@ -81,7 +81,7 @@ impl Key {
         app.map_or_else(|| "domains/".into(), |a| format!("domains/{a}/"))
     }
 
-    /// The domain from the key.
+    /// The domain, parsed from the key.
     pub fn parse_domain(&self) -> Option<DomainId> {
         let (app, number) = self.0.strip_prefix("domains/")?.split_once('/')?;
         let id = DomainId { app: app.parse().ok()?, number: number.parse().ok()? };
@@ -94,7 +94,7 @@ impl Key {
         Self(format!("packs/{}/{hex}", &hex[..2]))
     }
 
-    /// The pack from its key.
+    /// The pack, parsed from the key.
     pub fn parse_pack(&self) -> Option<PackId> {
         let id = self.0.strip_prefix("packs/")?.split_once('/')?.1.parse().ok()?;
         (Self::pack(&id) == *self).then_some(id)
@@ -110,7 +110,7 @@ impl Key {
         app.map_or_else(|| "points/".into(), |a| format!("points/{a}/"))
     }
 
-    /// The parts of a root's key.
+    /// The parts of a root's key, parsed.
     pub fn parse_point(&self) -> Option<(AppHash, PointId)> {
         let (app, point) = self.0.strip_prefix("points/")?.split_once('/')?;
         Some((app.parse().ok()?, format!("rp-{point}").parse().ok()?))
@@ -136,7 +136,7 @@ impl Key {
         format!("index/{domain}/")
     }
 
-    /// The id of an index segment from its key.
+    /// The index segment, parsed from the key.
     pub fn parse_segment(&self) -> Option<SegmentId> {
         self.0.strip_prefix("index/")?.rsplit_once('/')?.1.parse().ok()
     }
@@ -166,7 +166,7 @@ impl Key {
         Self(format!("leases/waiting/{run}"))
     }
 
-    /// The run of an order that waits from the key.
+    /// The run of a waiting order, parsed from the key.
     pub fn parse_waiting(&self) -> Option<RunId> {
         self.0.strip_prefix(Self::all_waiting())?.parse().ok()
     }
@@ -181,22 +181,23 @@ impl Key {
         Self(format!("leases/leader/{epoch:016x}-{beat:08x}"))
     }
 
-    /// Epoch and beat of a leader from the key.
+    /// Epoch and beat of a leader, parsed from the key.
     pub fn parse_leader(&self) -> Option<(u64, u32)> {
         series(self.0.strip_prefix(Self::leaders())?)
     }
 
-    /// The run of a lease from the key.
+    /// The run of a lease, parsed from the key.
     pub fn parse_lease(&self) -> Option<RunId> {
         self.0.strip_prefix("leases/")?.parse().ok()
     }
 
-    /// `ended/<run>`: what all ends of a run begin with.
+    /// `ended/<run>`: the prefix of all ends of a run.
     pub fn ends(run: &RunId) -> String {
         format!("ended/{run}")
     }
 
-    /// `ended/<run>-<random>`. No folder of the run's: where an object and a folder exclude each other, somebody could take its name.
+    /// `ended/<run>-<random>`. The run has no folder of its own: if an object and a folder can't have the same name, somebody
+    /// could take the folder's name.
     pub fn ended(run: &RunId, random: u64) -> Self {
         Self(format!("ended/{run}-{random:016x}"))
     }
@@ -211,25 +212,25 @@ impl Key {
         Self(format!("journal/{run}/{epoch:016x}-{number:08x}"))
     }
 
-    /// Epoch and number of a journal's object from the key.
+    /// Epoch and number of a journal's object, parsed from the key.
     pub fn parse_journal(&self) -> Option<(u64, u32)> {
         series(self.0.strip_prefix("journal/")?.split_once('/')?.1)
     }
 
-    /// `probe/<random>`: what `init` tries the locks on.
+    /// `probe/<random>`: the object on which `init` tries the locks.
     pub fn probe(id: &KeyId) -> Self {
         Self(format!("probe/{id}"))
     }
 }
 
-/// `<epoch>-<number>`, in the one form that is written.
+/// Parses `<epoch>-<number>`, in the only form that is written.
 fn series(text: &str) -> Option<(u64, u32)> {
     let (epoch, number) = text.split_once('-')?;
     let (e, n) = (u64::from_str_radix(epoch, 16).ok()?, u32::from_str_radix(number, 16).ok()?);
     (text == format!("{e:016x}-{n:08x}")).then_some((e, n))
 }
 
-/// For people: names that somebody else chose may hold what a terminal obeys, or a line break.
+/// For people. Names that somebody else chose may hold a terminal's control characters, or a line break.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0

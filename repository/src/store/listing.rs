@@ -1,7 +1,7 @@
-//! Listings, page by page: a page that fails is asked for again, and not those before it.
+//! Listings, page by page. If a page fails, only that page is requested again.
 //!
-//! A listing is a set. Some stores repeat what stands at the border of two pages, some end one too early when something at its border is
-//! deleted meanwhile, and some leave out what lies between folders of like names.
+//! A listing is treated as a set. Some stores repeat an entry at the border of two pages. Some stop one entry too early if an
+//! entry at the border is deleted meanwhile. Some leave out entries between folders with similar names.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use super::{Failure, Key, Listed, Operation, Store, Trouble};
 /// Where a page ends and the next one begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// A key, or whatever else the store gives.
+    /// A key, or whatever the store gives instead.
     pub key: String,
     /// A version of it.
     pub version: Option<String>,
@@ -19,20 +19,20 @@ pub struct Mark {
 /// A part of a listing.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
-    /// What is in it.
+    /// Its entries.
     pub items: Vec<T>,
-    /// Where it goes on; `None`: it was the last.
+    /// Where the next page starts; `None`: this was the last.
     pub next: Option<Mark>,
 }
 
 impl<T> Page<T> {
-    /// The only one.
+    /// The only page of a listing.
     pub fn whole(items: Vec<T>) -> Self {
         Self { items, next: None }
     }
 }
 
-/// A listing that stands still never ends.
+/// Checks that a listing moves on: one that does not would never end.
 fn goes_on(prefix: &str, before: Option<&Mark>, next: &Mark) -> Result<(), Failure> {
     if before != Some(next) {
         return Ok(());
@@ -63,8 +63,8 @@ async fn keys(store: &dyn Store, prefix: &str) -> Result<HashSet<Key>, Failure> 
     }
 }
 
-/// As [`Store::versions`], compared with the plain listing of keys: what a store leaves out of one of the two is found all the same. For
-/// where something that is not listed is taken for missing.
+/// Like [`Store::versions`], but compared with the plain listing of keys, so that an entry missing from one of the two is still
+/// found. Use it where an object that is not listed counts as missing.
 ///
 /// # Errors
 /// As [`Store::versions`].
@@ -88,8 +88,8 @@ pub async fn versions_checked(store: &dyn Store, prefix: &str) -> Result<Vec<Lis
     Ok(in_order(listed))
 }
 
-/// By key; within a key the latest first, then as the store lists them. Their dates say nothing: some stores change them when a lock
-/// grows.
+/// Sorts by key; within a key the latest comes first, then the order of the store's listing. Dates are not used: some stores
+/// change them when a lock is extended.
 fn in_order(mut listed: Vec<Listed>) -> Vec<Listed> {
     let mut seen = HashSet::new();
     listed.retain(|l| seen.insert((l.key.clone(), l.version.clone(), l.delete_marker)));
@@ -108,7 +108,7 @@ mod tests {
     use crate::store::memory::Memory;
     use crate::store::retry::{Patience, Retrying};
 
-    /// A store that dates a version anew when its lock grows, and repeats one at the border of a page.
+    /// A store that gives a version a new date when its lock is extended, and repeats an entry at the border of a page.
     #[test]
     fn listings_are_sets_in_the_order_of_the_store() {
         let listed = |key: &str, version: &str, modified: i64, latest: bool, delete_marker: bool| Listed {
@@ -133,12 +133,12 @@ mod tests {
         memory
     }
 
-    /// Each page has its own patience: one that fails is asked for again, and those before it are not.
+    /// Each page has its own retries: a page that fails is requested again, and the pages before it are not.
     #[tokio::test]
     async fn a_listing_goes_on_where_it_stopped() {
         let memory = Arc::new(filled(9));
         let shared: Arc<dyn Store> = memory.clone();
-        // More failures in all than one call is repeated.
+        // There are more failures in total than one call may have retries.
         let faulty =
             Faulty::new(shared, Arc::new(|n, _, _| (n % 4 != 0).then_some(Fault::Before(Trouble::Unreachable))));
         let store = Retrying::new(faulty, Patience::TEST);

@@ -26,7 +26,7 @@ struct Object {
 
 #[derive(Default)]
 struct State {
-    /// Versions in the order of their making.
+    /// Versions in the order in which they were made.
     objects: BTreeMap<String, Vec<Object>>,
     counter: u64,
     pages_listed: usize,
@@ -38,29 +38,29 @@ struct State {
 #[derive(Default)]
 pub struct Memory {
     state: Mutex<State>,
-    /// Versions of a page; `None`: all.
+    /// How many versions a page has; `None`: all.
     page: Option<usize>,
 }
 
 impl Memory {
-    /// An empty one, on the system's clock.
+    /// An empty store on the system's clock.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With pages of so many versions.
+    /// Sets how many versions a page has.
     #[must_use]
     pub fn paged(mut self, page: usize) -> Self {
         self.page = Some(page);
         self
     }
 
-    /// Pages of listings that were answered.
+    /// How many pages of listings were answered.
     pub fn pages_listed(&self) -> usize {
         self.state().pages_listed
     }
 
-    /// Leaves a key out of listings of versions of anything but itself.
+    /// Leaves a key out of all listings of versions, except for the listing of the key itself.
     pub fn leave_out(&self, key: &Key) {
         self.state().left_out.insert(key.clone());
     }
@@ -90,7 +90,7 @@ impl Memory {
         self.state().push(key, Some(body.into()), lock);
     }
 
-    /// Alters the newest body in place: what bit rot does.
+    /// Alters the newest body in place, as bit rot does.
     pub fn corrupt(&self, key: &Key, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         if let Some(object) = state.objects.get_mut(key.as_str()).and_then(|v| v.last_mut())
@@ -102,7 +102,7 @@ impl Memory {
         }
     }
 
-    /// Removes every version, lock or not: what a lost disk does.
+    /// Removes every version, locked or not, as a lost disk does.
     pub fn lose(&self, key: &Key) {
         self.state().objects.remove(key.as_str());
     }

@@ -15,7 +15,7 @@ use super::grant::{GetGrant, PutGrant, Redeem, trouble_of};
 use super::throttle::Throttle;
 use super::{CreateError, Failure, GetError, Key, Operation, Trouble, Version};
 
-/// The real one: HTTP for presigned URLs (HTTP/1.1, one connection per request in flight), files for directories.
+/// The real redeemer: HTTP for presigned URLs (HTTP/1.1, one connection per request in flight), files for directories.
 pub struct Redeemer {
     http: reqwest::Client,
     throttle: Throttle,
@@ -23,18 +23,18 @@ pub struct Redeemer {
     files: FileGrants,
 }
 
-/// Which directories grants may name. Whoever gives grants could otherwise have any file written here.
+/// Which directories grants may name. Otherwise anybody who gives grants could have any file written here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FileGrants {
-    /// Whoever gives them is this process.
+    /// Any directory: this process itself gives the grants.
     Any,
-    /// Those that both sides see; none: the repositories are elsewhere.
+    /// Only those that both sides see. If the list is empty, the repositories are elsewhere.
     Only(Vec<PathBuf>),
 }
 
-/// A transfer that does not move for so long is dead, however long it may take in all.
+/// A transfer that makes no progress for this long counts as dead, however long it may take in total.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// Uploads are handed to the connection in pieces of so many bytes, each of which counts as a move.
+/// Uploads go to the connection in pieces of this many bytes. Each piece counts as progress.
 const PIECE: usize = 128 << 10;
 
 /// The HTTP client could not be made.
@@ -61,7 +61,7 @@ pub enum HttpSetupError {
 }
 
 impl Redeemer {
-    /// With an optional private CA (PEM) and a bandwidth bound.
+    /// A redeemer with an optional private CA (PEM) and a bound on bandwidth.
     ///
     /// # Errors
     /// [`HttpSetupError`] for a CA file that can't be used.
@@ -83,7 +83,8 @@ impl Redeemer {
         Ok(Self { http, throttle, stalled_after: STALLED_AFTER, files: FileGrants::Any })
     }
 
-    /// For grants from elsewhere: those for files count only in `directories`, each a repository's own, which both sides see.
+    /// For grants from another process: a file grant is used only in `directories`. Each of them is one repository's, and both
+    /// sides see it.
     #[must_use]
     pub fn files_only_in(self, directories: Vec<PathBuf>) -> Self {
         Self { files: FileGrants::Only(directories), ..self }
@@ -107,13 +108,13 @@ impl Redeemer {
         Err(Failure::new(operation, key, Trouble::Refused).because(why))
     }
 
-    /// With another limit on how long a transfer may stand still.
+    /// Sets how long a transfer may make no progress.
     #[must_use]
     pub fn stalled_after(self, stalled_after: Duration) -> Self {
         Self { stalled_after, ..self }
     }
 
-    /// The body in pieces; `moved` hears of each.
+    /// The body in pieces. Each piece is reported to `moved`.
     fn body(&self, body: Bytes, moved: watch::Sender<()>) -> reqwest::Body {
         let piece = self.throttle.piece().min(PIECE);
         let pieces = futures::stream::unfold(
@@ -131,7 +132,7 @@ impl Redeemer {
         reqwest::Body::wrap_stream(pieces)
     }
 
-    /// Waits for `work`, as long as something moves.
+    /// Waits for `work` as long as there is progress.
     async fn unless_stalled<T>(
         &self,
         operation: Operation,
@@ -140,7 +141,7 @@ impl Redeemer {
         work: impl Future<Output = Result<T, reqwest::Error>>,
     ) -> Result<T, Failure> {
         let stalled = async {
-            // Without a sender nothing can move but the answer.
+            // Without a sender only the answer counts as progress.
             while let Ok(Ok(())) = tokio::time::timeout(self.stalled_after, moves.changed()).await {}
             if moves.has_changed().is_err() {
                 tokio::time::sleep(self.stalled_after).await;
@@ -156,7 +157,7 @@ impl Redeemer {
     }
 }
 
-/// The key without the query of a presigned URL, which is a secret for as long as it is valid.
+/// The URL without its query. The query of a presigned URL is a secret for as long as it is valid.
 fn shown(url: &str) -> &str {
     url.split('?').next().unwrap_or(url)
 }
@@ -183,7 +184,7 @@ async fn refused(operation: Operation, url: &str, response: reqwest::Response) -
     failure.because(Answer { status, text })
 }
 
-/// What an answer says of itself.
+/// What the headers of an answer say about its body.
 struct Part {
     /// Its first byte in the object.
     start: Option<u64>,
@@ -192,7 +193,7 @@ struct Part {
 }
 
 impl Part {
-    /// From `Content-Range: bytes 0-9/100` (RFC 9110, 14.4), or of a whole object from its length.
+    /// From `Content-Range: bytes 0-9/100` (RFC 9110, 14.4), or, for a whole object, from its length.
     fn of(response: &reqwest::Response) -> Self {
         let text = response.headers().get("content-range").and_then(|v| v.to_str().ok()).unwrap_or_default();
         let (range, total) = text.trim_start_matches("bytes ").split_once('/').unwrap_or_default();
@@ -202,7 +203,7 @@ impl Part {
     }
 }
 
-/// An answer that came whole is all of the range, or the object is too short for it.
+/// Checks that a complete answer holds all of the range; otherwise the object is too short.
 fn exact(out: &[u8], wanted: usize, what: impl ToString) -> Result<(), GetError> {
     if out.len() == wanted {
         return Ok(());
@@ -233,7 +234,7 @@ impl Redeem for Redeemer {
                         let version = response.headers().get("x-amz-version-id").and_then(|v| v.to_str().ok());
                         Ok(version.map(|v| Version(v.to_owned())))
                     }
-                    // Another conditional PUT of the same key is under way: ask again.
+                    // Another conditional PUT of the same key is under way: try again.
                     409 => {
                         let failure = refused(Operation::Create, url, response).await;
                         Err(Failure { trouble: Trouble::Busy, ..failure }.into())
@@ -259,7 +260,7 @@ impl Redeem for Redeemer {
                     request = request.header(name, value);
                 }
                 let request = request.header("range", format!("bytes={}-{}", range.start, range.end - 1));
-                // Nothing is sent that could move: only the answer counts.
+                // No body is sent, so only the answer counts as progress.
                 let still = || watch::channel(()).1;
                 Operation::Get.count();
                 let response = self.unless_stalled(Operation::Get, url, still(), request.send()).await?;
@@ -274,7 +275,7 @@ impl Redeem for Redeemer {
                     _ => return Err(refused(Operation::Get, url, response).await.into()),
                 }
                 let garbled = |why: String| Failure::new(Operation::Get, shown(url), Trouble::Garbled).because(why);
-                // A server that ignores ranges sends all of it: what comes before is dropped as it arrives.
+                // A server that ignores ranges sends the whole object. The bytes before the range are dropped as they arrive.
                 let whole = status == 200;
                 if !whole && part.start.is_some_and(|start| start != range.start) {
                     return Err(garbled(format!("bytes from {:?} instead of {}", part.start, range.start)).into());
@@ -298,8 +299,8 @@ impl Redeem for Redeemer {
                         break;
                     }
                 }
-                // Too little is damage only if the server says that there is no more of the object; else somebody on the way
-                // cut it.
+                // Too few bytes are damage only if the server says that the object has no more. Otherwise something on the way
+                // cut the answer.
                 if out.len() < wanted && part.total.is_none_or(|total| total >= range.end) {
                     return Err(garbled(format!("{} bytes instead of {wanted}", out.len())).into());
                 }

@@ -1,7 +1,7 @@
-//! Bounded retries with back-off, and reading back what is unknown.
+//! Bounded retries with back-off, and reading back unknown outcomes.
 //!
-//! The SDK's own retries are off: its shared bucket of tokens runs dry when many uploads meet one burst of SlowDown.
-//! Here each call has its own bound, and a SlowDown makes *all* callers pause, so that the load goes down.
+//! The SDK's own retries are off: their shared token bucket runs dry when many uploads meet one burst of SlowDown. Here each call
+//! has its own bound, and a SlowDown makes *all* callers pause, so that the load goes down.
 
 use std::future::Future;
 use std::ops::Range;
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::clock::entropy;
 
-/// How often and how patiently.
+/// How often a call is tried, and how long it waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// Calls in all, the first included.
@@ -31,19 +31,19 @@ pub struct Patience {
     pub first_pause: Duration,
     /// No pause is longer.
     pub longest_pause: Duration,
-    /// A single call that takes longer has failed with an unknown outcome.
+    /// A single call that takes longer counts as failed with an unknown outcome.
     pub call_limit: Duration,
 }
 
 impl Patience {
-    /// About a minute of trouble in all.
+    /// About a minute in total.
     pub const DEFAULT: Self = Self {
         attempts: 8,
         first_pause: Duration::from_millis(200),
         longest_pause: Duration::from_secs(20),
         call_limit: Duration::from_secs(180),
     };
-    /// For tests: the same number of attempts, hardly any time.
+    /// For tests: the same number of attempts, with hardly any waiting.
     pub const TEST: Self = Self {
         attempts: 8,
         first_pause: Duration::from_millis(1),
@@ -59,11 +59,11 @@ const SLOWEST: u64 = 16 << 10;
 pub struct Retrying<T> {
     inner: T,
     patience: Patience,
-    /// Nobody calls before this moment: set by a SlowDown, seen by all.
+    /// No call starts before this moment. A SlowDown sets it for all callers.
     quiet_until: Arc<Mutex<Instant>>,
 }
 
-/// What the loop needs to know of an error.
+/// What the retry loop needs to know about an error.
 trait Judged {
     fn failure(&self) -> Option<&Failure>;
     fn timed_out(key: &str) -> Self;
@@ -106,7 +106,7 @@ impl<T> Retrying<T> {
         Self { inner, patience, quiet_until: Arc::new(Mutex::new(Instant::now())) }
     }
 
-    /// Calls until it succeeds, fails for good, or patience ends. The second value tells whether an earlier attempt
+    /// Calls until the call succeeds, fails for good, or runs out of attempts. The second value tells whether an earlier attempt
     /// may have had an effect.
     async fn repeat<V, E: Judged, F: Future<Output = Result<V, E>>>(
         &self,
@@ -116,7 +116,8 @@ impl<T> Retrying<T> {
         self.repeat_sized(key, 0, call).await
     }
 
-    /// A call that sends or fetches `bytes` may take longer: a slow link, or a bound on bandwidth, is no failure.
+    /// Like [`Self::repeat`]. A call that sends or fetches `bytes` may take longer: a slow link, or a bound on bandwidth, is no
+    /// failure.
     async fn repeat_sized<V, E: Judged, F: Future<Output = Result<V, E>>>(
         &self,
         key: &str,
@@ -139,7 +140,7 @@ impl<T> Retrying<T> {
             }
             metrics::counter!("milkrun_store_retries_total").increment(1);
             tracing::debug!(key, attempt, error = %failure, "trying again");
-            // Jitter of ±25 %, so that callers that failed together don't return together.
+            // Jitter of ±25 %, so that callers that failed together don't retry together.
             let jitter = 0.75 + f64::from(entropy::<1>()[0]) / 512.0;
             let wait = pause.mul_f64(jitter);
             if failure.trouble == Trouble::Busy {
@@ -176,7 +177,7 @@ impl<S: Store> Store for Retrying<S> {
         let (result, unknown) =
             self.repeat_sized(key.as_str(), body.len() as u64, || self.inner.create(key, body.clone(), lock)).await;
         let ours = match &result {
-            // Taken, after an attempt of ours that may have been the one who took it.
+            // The key is taken, perhaps by an earlier attempt of ours.
             Err(CreateError::Exists(_)) => unknown,
             Err(CreateError::Failed(f)) => f.happened == Happened::Maybe || unknown,
             Ok(_) => false,
@@ -191,7 +192,7 @@ impl<S: Store> Store for Retrying<S> {
                 GetError::NotFound(k) => Failure::new(super::Operation::Create, k, Trouble::Garbled).maybe().into(),
             }),
             Ok(_) => Err(CreateError::Exists(key.to_string())),
-            // Taken, perhaps by us, and it can't be told: that must not read as somebody else's.
+            // The key is taken, perhaps by us, and we can't find out. This must not be reported as taken by somebody else.
             Err(GetError::Failed(f)) => Err(f.maybe().into()),
             Err(GetError::NotFound(_)) => result,
         }
@@ -236,8 +237,8 @@ impl<S: Store> Store for Retrying<S> {
 
 #[async_trait]
 impl<R: Redeem> Redeem for Retrying<R> {
-    /// Who redeems can't read back: "exists" after an unknown outcome counts as done, and the coordinator's seal checks
-    /// what is really there (length, checksum, lock) before anything relies on it.
+    /// A redeemer can't read back: "exists" after an unknown outcome counts as done. The coordinator's seal checks what is really
+    /// there (length, checksum, lock) before anything relies on it.
     async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError> {
         match self.repeat_sized("pack", body.len() as u64, || self.inner.put(grant, body.clone())).await {
             (Err(CreateError::Exists(_)), true) => Ok(None),
@@ -247,7 +248,7 @@ impl<R: Redeem> Redeem for Retrying<R> {
 
     async fn get(&self, grant: &GetGrant, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), GetError> {
         let bytes = range.end.saturating_sub(range.start);
-        // One attempt at a time has the buffer; one that is given up lets go of it.
+        // Only one attempt at a time has the buffer; an attempt that is given up releases it.
         let out = Mutex::new(out);
         let attempt = || async { self.inner.get(grant, range.clone(), &mut **out.lock().await).await };
         self.repeat_sized("pack", bytes, attempt).await.0

@@ -1,8 +1,8 @@
 //! S3-compatible object storage.
 //!
-//! HTTP/1.1 with a pool, one PUT per object, CRC-32 computed by us, the SDK's retries off (see [`super::retry`]),
-//! its stalled-stream protection off (it kills busy uploads), checksums only where asked for (its defaults break
-//! presigned PUTs). Credentials, region and endpoint come from the SDK's own chain.
+//! HTTP/1.1 with a pool, and one PUT per object. We compute the CRC-32. The SDK's retries are off (see [`super::retry`]). Its
+//! stalled-stream protection is off, since it kills busy uploads. Checksums are sent only where asked for, since the SDK's
+//! defaults break presigned PUTs. Credentials, region and endpoint come from the SDK's own chain.
 
 mod list;
 
@@ -50,7 +50,7 @@ pub enum Addressing {
     VirtualHost,
 }
 
-/// What the SDK's chain does not know.
+/// Settings that the SDK's chain does not have.
 #[derive(Clone, Default)]
 pub struct S3Options {
     /// How the bucket is addressed.
@@ -68,7 +68,7 @@ pub struct S3Options {
 /// A bucket and prefix.
 pub struct S3 {
     client: Client,
-    /// Whose bucket; empty: Amazon's.
+    /// The endpoint of the bucket; empty: Amazon's.
     endpoint: String,
     bucket: String,
     prefix: String,
@@ -117,7 +117,7 @@ impl S3 {
         });
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http);
         if let Some(profile) = &options.profile {
-            // Not those of the environment: they are another repository's.
+            // Not the credentials of the environment, which belong to another repository.
             let credentials =
                 aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile).build();
             loader = loader.profile_name(profile).credentials_provider(credentials);
@@ -184,7 +184,7 @@ impl S3 {
     }
 }
 
-// Whole seconds: S3 keeps no more, and a rounded-down lock would be too short.
+// Rounded up to whole seconds: S3 keeps no fractions, and a lock that is rounded down would be too short.
 fn date(m: Moment) -> DateTime {
     DateTime::from_secs(m.ceil(Duration::from_secs(1)).seconds())
 }
@@ -232,7 +232,7 @@ impl Outcome {
         if self.status == 404 && self.code != "NoSuchBucket" {
             return GetError::NotFound(key.to_string());
         }
-        // A version id that never existed is answered with 400 by some stores.
+        // Some stores answer 400 for a version id that never existed.
         if self.status == 400 && self.code.contains("Version") {
             return GetError::NotFound(key.to_string());
         }
@@ -240,7 +240,7 @@ impl Outcome {
     }
 }
 
-/// The lock in the answer of a store that the SDK could not read.
+/// The lock in a store's answer that the SDK could not read.
 fn stated_lock<E>(error: &SdkError<E, Response>) -> Option<Lock> {
     let raw = match error {
         SdkError::ServiceError(e) => e.raw(),
@@ -296,7 +296,7 @@ impl Store for S3 {
             Ok(answer) => answer.object_lock_configuration,
             Err(e) => {
                 let outcome = judge(Operation::Inspect, &self.bucket, e);
-                // "There is none" is an answer; "may not ask" and "no answer" are not.
+                // "There is none" is an answer; "not allowed to ask" and "no answer" are not.
                 let none = outcome.code == "ObjectLockConfigurationNotFoundError"
                     || outcome.status == 404 && outcome.code != "NoSuchBucket"
                     || outcome.status == 501;
@@ -319,7 +319,7 @@ impl Store for S3 {
         })
     }
 
-    /// A bucket is its name: another one of that name lacks the versions that were stored, each of which is asked for.
+    /// A bucket is identified by its name. Another bucket of that name lacks the stored versions, and each of those is asked for.
     async fn identity(&self) -> Result<String, Failure> {
         Ok(self.address())
     }
@@ -334,7 +334,7 @@ impl Store for S3 {
                 let outcome = judge(Operation::Create, key.as_str(), e);
                 match outcome.status {
                     412 => Err(CreateError::Exists(key.to_string())),
-                    // Another conditional PUT of the same key is under way: ask again.
+                    // Another conditional PUT of the same key is under way: try again.
                     409 => Err(Failure { trouble: Trouble::Busy, ..outcome.failure }.into()),
                     _ => Err(outcome.failure.into()),
                 }
@@ -404,12 +404,14 @@ impl Store for S3 {
         let found = match request.version_id(&version.0).send().await {
             Ok(answer) => answer.retention,
             Err(e) => {
-                // Some stores name the answer's root otherwise than S3 does, and the SDK refuses it; what it says is the same.
+                // Some stores name the root element of the answer differently than S3 does, and the SDK refuses it. The content
+                // is the same.
                 if let Some(lock) = stated_lock(&e) {
                     return Ok(Some(lock));
                 }
                 let outcome = judge(Operation::Head, key.as_str(), e);
-                // Who has no lock is told so with different codes and names: what a missing object is told is not among them.
+                // Stores use different codes and names to say that a version has no lock. The codes for a missing object are not
+                // among them.
                 let missing =
                     ["NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound"].contains(&outcome.code.as_str());
                 if missing || !matches!(outcome.status, 400 | 404 | 501) {
@@ -466,7 +468,7 @@ impl Store for S3 {
                 let outcome = judge(Operation::Delete, key.as_str(), e);
                 match outcome.status {
                     404 if outcome.code != "NoSuchBucket" => Ok(()),
-                    // S3 answers AccessDenied for a locked version and for a missing right alike.
+                    // S3 answers AccessDenied both for a locked version and for a missing right.
                     403 if self.is_locked(key, version).await => Err(DeleteError::Locked(key.to_string())),
                     _ => Err(outcome.failure.into()),
                 }

@@ -12,7 +12,7 @@ use super::retry::{Patience, Retrying};
 use super::throttle::Throttle;
 use super::*;
 
-/// Grants for files count in a repository only.
+/// File grants are accepted only in a repository.
 fn repository_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("repository.json"), "{}").unwrap();
@@ -42,7 +42,7 @@ async fn decorated_stores_conform() {
     conformance::run(&Retrying::new(store, Patience::TEST), &Retrying::new(redeem, Patience::TEST)).await;
 }
 
-/// Every third call fails, before or after it happened: whoever retries and reads back sees none of it.
+/// Every third call fails, before or after it took effect. Callers that retry and read back do not notice.
 #[tokio::test(start_paused = true)]
 async fn retries_hide_every_passing_fault() {
     for fault in [
@@ -93,7 +93,7 @@ async fn a_fault_that_stays_is_told_as_what_it_is() {
     }
 }
 
-/// A PUT that answers success and stores nothing is noticed by the seal, which asks the store.
+/// A PUT that reports success and stores nothing is noticed by the seal, which asks the store.
 #[tokio::test]
 async fn success_without_effect_never_counts() {
     let memory = Arc::new(Memory::new());
@@ -126,7 +126,7 @@ async fn a_folder_that_cannot_be_made_and_an_unsound_key_are_refused() {
     assert!(store.create(&Key::new("../outside"), Bytes::new(), None).await.is_err());
 }
 
-/// Rubbish in place of an object or a lock: named, never waited for, never obeyed.
+/// Rubbish in place of an object or a lock is named in an error. Nothing waits for it or obeys it.
 #[tokio::test]
 async fn what_is_no_plain_file_is_no_object() {
     let folder = repository_folder();
@@ -139,14 +139,14 @@ async fn what_is_no_plain_file_is_no_object() {
         let got = store.get(key, None, None).await;
         assert!(matches!(&got, Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign), "{key}: {got:?}");
     }
-    // What is longer than any such object is not read.
+    // An object that is longer than any such object can be is not read.
     let sparse = Key::config();
     std::fs::File::create(folder.path().join("repository.json")).unwrap().set_len(1 << 40).unwrap();
     let got = read(&store, &sparse, None).await;
     assert!(matches!(&got, Err(GetError::Failed(f)) if f.trouble == Trouble::Foreign), "{got:?}");
 }
 
-/// A sparse file costs whoever plants it nothing: its beginning is looked at before it is read.
+/// A sparse file costs nothing to plant: its beginning is checked before it is read.
 #[tokio::test]
 async fn what_begins_with_zeros_is_not_read() {
     let folder = repository_folder();
@@ -180,7 +180,7 @@ async fn rubbish_in_place_of_a_lock_locks_nothing_and_is_replaced() {
     }
 }
 
-/// A folder where a lock belongs, or a file where its folder does.
+/// A folder in place of a lock, or a file in place of the lock's folder.
 #[tokio::test]
 async fn what_stands_in_the_way_of_a_lock_goes() {
     let folder = repository_folder();
@@ -218,7 +218,7 @@ async fn wrapped_keys_are_their_owners_and_what_killed_processes_left_goes() {
     assert!(!left.exists() && folder.path().join(".tmp/young").exists());
 }
 
-/// Two that extend a lock at once: the later end stays, whoever comes last.
+/// Two callers extend a lock at once: the later end stays, whichever caller is last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_lock_grows_whoever_comes_last() {
     let folder = repository_folder();
@@ -233,7 +233,7 @@ async fn a_lock_grows_whoever_comes_last() {
         };
         let extend = |hours: u64| {
             let (store, key, version) = (store.clone(), key.clone(), version.clone());
-            // One that finds a later end may say so.
+            // A caller that finds a later end may report it.
             tokio::spawn(async move { drop(store.extend_lock(&key, &version, lock(hours)).await) })
         };
         futures::future::join_all((1..=8).map(extend)).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Bytes per second, or no bound. Cheap to clone; clones share the bound.
+/// Bytes per second, or no bound. Clones are cheap and share the bound.
 #[derive(Clone, Default)]
 pub struct Throttle(Option<Arc<Pace>>);
 

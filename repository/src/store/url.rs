@@ -1,4 +1,4 @@
-//! Where a repository is, as people write it: `file:///path` or `s3://bucket/prefix`.
+//! The location of a repository, as people write it: `file:///path` or `s3://bucket/prefix`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ pub enum StoreUrl {
     S3 {
         /// The bucket.
         bucket: String,
-        /// Everything is under it.
+        /// The prefix of all keys.
         prefix: String,
     },
 }
@@ -44,7 +44,7 @@ impl FromStr for StoreUrl {
             }
             return Ok(Self::Directory(PathBuf::from(path)));
         }
-        // A plain path is a directory: one that nobody could take for anything else.
+        // A plain path is a directory if it can't be mistaken for anything else.
         if !s.contains('\0') && !s.contains("://") && ["/", "./", "../"].iter().any(|start| s.starts_with(start)) {
             let path = std::path::absolute(s).map_err(|_| UrlError::Relative(s.to_owned()))?;
             return Ok(Self::Directory(path));

@@ -1,7 +1,7 @@
-//! Whether the key objects are there: each domain's that a point needs, and at least one that a password opens. The public key
-//! suffices: both are signed.
+//! Whether the key objects are there: the keys of each domain that a point needs, and at least one key that a password opens. The
+//! public key is enough for this, since both are signed.
 //!
-//! Their lock rolls, so that an idle repository's runs out: that is said in the log, and is no finding.
+//! Their locks are rolling, so those of an idle repository run out. That is logged, and is no finding.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Whether objects are locked as firmly and as long as a point promises, each in the version that is used.
+//! Whether the version in use of each object is locked as firmly and as long as a point promises.
 
 use super::Findings;
 use crate::clock::Moment;
@@ -7,7 +7,7 @@ use crate::point::catalog::HIDDEN;
 use crate::point::commit::{locked_enough, real_lock};
 use crate::store::{Failure, Firmness, GetError, Head, Key, Lock, Store, Version};
 
-/// What a point promises of an object that it needs.
+/// The lock that a point promises for an object that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Promise {
     pub(super) until: Option<Moment>,
@@ -19,7 +19,8 @@ impl Promise {
         self.until.map(|until| Lock { firmness: self.firm.unwrap_or(Firmness::Governance), until })
     }
 
-    /// What a lock lacks of it. The lock of a version is asked for before one is said to be missing.
+    /// How a lock falls short of the promise. If a HEAD shows too little, the store is asked for the version's lock before the
+    /// lock is reported as missing.
     pub(super) async fn missing(
         &self,
         store: &dyn Store,
@@ -41,14 +42,14 @@ impl Promise {
     }
 }
 
-/// An object besides packs, in the version that is used.
+/// An object other than a pack, in the version in use.
 pub(super) struct Used<'a> {
     pub(super) key: &'a Key,
     pub(super) version: &'a Version,
     pub(super) hidden: bool,
 }
 
-/// Looks at an object that a point needs.
+/// Checks an object that a point needs.
 pub(super) async fn check(
     store: &dyn Store,
     used: Used<'_>,

@@ -1,4 +1,4 @@
-//! Walking every map once, and noting what it expects of which pack.
+//! Walking every map once, and noting what it expects of each pack.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -10,17 +10,18 @@ use crate::repository::{OpenPoint, Repository};
 use crate::store::{Failure, Key};
 use crate::volume_map::{Extent, MapCursor, Step};
 
-/// What maps and index say of a pack's slots: slot and a fingerprint of (chunk, place). 16 bytes instead of 70.
+/// What maps and the index say about a pack's slots: the slot and a fingerprint of (chunk, place). That is 16 bytes instead of
+/// 70.
 pub(super) type Slots = HashMap<PackId, Vec<(u32, u64)>>;
 
-/// What maps say of packs.
+/// What maps say about packs.
 #[derive(Default)]
 pub(super) struct Expected {
     pub(super) slots: Slots,
     pub(super) pages: KeptPages,
 }
 
-/// A fingerprint of what a map says of a slot.
+/// A fingerprint of what a map says about a slot.
 pub(super) fn fingerprint(id: &ChunkId, place: &Place) -> u64 {
     let mut h = blake3::Hasher::new();
     h.update(id.as_bytes()).update(&place.slot.to_le_bytes()).update(&place.offset.to_le_bytes());
@@ -61,7 +62,7 @@ pub(super) async fn check(
                 }
                 let Step::Leaf { reference, leaf, .. } = step else { continue };
                 if !seen.insert(reference.id) {
-                    // Its packs must be in this placement all the same.
+                    // Even if the leaf was read before, its packs must be in this placement.
                     for pack in leaf.needs().filter(|p| !placed.contains(p)) {
                         findings.add(Key::pack(&pack), "needed by a map and not in the placement", [id]);
                     }

@@ -1,5 +1,5 @@
-//! What placements say of packs. Several points may need one pack, and each restore goes by what its own placement says: so
-//! each statement is checked, and where two differ, that is a finding.
+//! What placements say about packs. Several points may need one pack, and each restore relies on its own placement. So each
+//! statement is checked, and two that differ are a finding.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ pub(super) struct NeededPacks {
     by_pack: BTreeMap<PackId, Vec<Needed>>,
 }
 
-/// What of two statements differs. When each was written, its pack's lock may have been another.
+/// What differs between two statements. Their lock may differ: it may have been another one when each was written.
 fn differs(a: &PackInfo, b: &PackInfo) -> Option<&'static str> {
     let PackInfo { id: _, kind, length, digest, version, key, locked_until: _ } = a;
     let checks = [
@@ -38,7 +38,7 @@ fn differs(a: &PackInfo, b: &PackInfo) -> Option<&'static str> {
 }
 
 impl NeededPacks {
-    /// Takes what a point's placement says.
+    /// Adds what a point's placement says.
     pub(super) fn add(&mut self, root: &Root, placement: &Placement, firm: Option<Firmness>, findings: &mut Findings) {
         let id = root.id();
         for info in &placement.packs {
@@ -77,7 +77,7 @@ impl NeededPacks {
         self.by_pack.contains_key(id)
     }
 
-    /// What is said of one pack.
+    /// What is said about one pack.
     pub(super) fn of(&self, id: &PackId) -> impl Iterator<Item = &Needed> {
         self.by_pack.get(id).into_iter().flatten()
     }

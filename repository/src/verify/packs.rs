@@ -1,4 +1,5 @@
-//! Looking at every pack: there, locked, its directory as maps and index say; and, for a share, every byte and chunk.
+//! Checking every pack: it is there, it is locked, and its directory agrees with maps and index. For a share of the packs, every
+//! byte and chunk is checked.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,14 +21,14 @@ use crate::store::{Failure, GetError, Key};
 
 #[derive(Default)]
 struct Looked {
-    /// What is wrong with it.
+    /// What is wrong with the pack.
     findings: Vec<String>,
     bytes_read: u64,
     chunks_opened: u64,
     extents_compared: u64,
     whole: bool,
     index_entries: u64,
-    /// Nothing new should refer to it.
+    /// Whether nothing new should refer to the pack.
     damaged: bool,
 }
 
@@ -74,7 +75,7 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// What the index of each application says of the needed packs.
+/// What the index of each application says about the needed packs.
 async fn index_expectations(
     repository: &Repository,
     cache: &IndexCache,
@@ -108,14 +109,14 @@ async fn look(
     index: Option<&Vec<(u32, u64)>>,
     pages: Option<Vec<Kept>>,
 ) -> Result<Looked, Failure> {
-    // Of one that is read whole.
+    // `pages` are given for a pack that is read whole.
     let whole = pages.is_some();
     let info = &needed.info;
     let key = Key::pack(&info.id);
     let mut looked = Looked { whole, ..Looked::default() };
     match repository.store.head(&key, Some(&info.version)).await {
         Ok(head) => {
-            // One that is not locked holds what it must.
+            // An unlocked pack still holds its data: it is a finding, but not damage.
             match needed.promise.missing(&*repository.store, &key, &info.version, &head).await {
                 Ok(reason) => looked.findings.extend(reason),
                 Err(GetError::NotFound(_)) => return Ok(looked.and_damaged("missing".into())),
@@ -183,16 +184,16 @@ fn directory(repository: &Repository, needed: &Needed, bytes: &[u8], domain: &Do
     Directory::open(bytes, info.length, id, &info.id, &pack_key, &footer).map_err(|e| chain(&e))
 }
 
-/// What became of a pack's chunks.
+/// The result of opening a pack's chunks.
 #[derive(Default)]
 struct Opened {
     chunks: u64,
     extents_compared: u64,
-    /// Extents of which maps keep other digests of pages.
+    /// Extents for which maps keep other digests of pages.
     other_pages: u64,
-    /// What did not open, or is not what it must be.
+    /// Chunks that did not open, or are not what they must be.
     reasons: Vec<String>,
-    /// Why it could not be looked at: that says nothing of the pack.
+    /// Why the chunks could not be checked. This says nothing about the pack.
     unable: Option<String>,
 }
 

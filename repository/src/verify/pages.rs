@@ -1,5 +1,5 @@
-//! Digests of pages: those that maps keep are compared with those of the bytes. They come from agents, and a later backup takes a
-//! page whose digest agrees for unchanged.
+//! Digests of pages: those in maps are compared with those of the bytes. Digests come from agents, and a later backup counts a
+//! page with an equal digest as unchanged.
 
 use std::collections::HashMap;
 
@@ -11,11 +11,11 @@ use crate::metadata::MetadataReader;
 use crate::store::{Failure, Key};
 use crate::volume_map::{Extent, Leaf, MapSource, PageList, digests_of};
 
-/// What a map keeps of an extent's pages: 16 bytes, of however many pages.
+/// The digests that a map keeps for an extent's pages, as 16 bytes for any number of pages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
     pub(super) slot: u32,
-    /// The first page's number in its chunk, which has 1024 at the most.
+    /// The number of the first page in its chunk, which has at most 1024 pages.
     first: u16,
     count: u16,
     print: u64,
@@ -25,7 +25,7 @@ pub(super) struct Kept {
 pub(super) type KeptPages = HashMap<PackId, Vec<Kept>>;
 
 impl Kept {
-    /// Whether a chunk that has these digests is what the map says.
+    /// Whether a chunk with these digests is what the map says.
     pub(super) fn agrees(&self, chunk: &[PageDigest]) -> bool {
         let first = usize::from(self.first);
         chunk.get(first..first + usize::from(self.count)).is_some_and(|digests| print(digests) == self.print)
@@ -38,7 +38,7 @@ fn print(digests: &[PageDigest]) -> u64 {
     hash.as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
 }
 
-/// Notes what a leaf keeps of the pages of those packs that are `wanted`.
+/// Notes the digests that a leaf keeps for pages in `wanted` packs.
 pub(super) async fn keep(
     kept: &mut KeptPages,
     leaf: &Leaf,
@@ -62,9 +62,9 @@ pub(super) async fn keep(
     }
     for extent in leaf.extents() {
         let Extent::Data { chunk_offset, place, .. } = extent else { continue };
-        // A list that can't be read is a finding already; what no backup goes by need not be true.
+        // A list that can't be read is a finding already. Digests that no backup relies on need not be true.
         let Some(digests) = digests_of(&extent, &lists).filter(|_| wanted(&place.pack)) else { continue };
-        // A chunk has 1024 pages at the most.
+        // A chunk has at most 1024 pages.
         let (Ok(first), Ok(count)) = (u16::try_from(chunk_offset as usize / PAGE), u16::try_from(digests.len())) else {
             continue;
         };

@@ -1,6 +1,6 @@
-//! Proving presence and integrity of every stored byte with the public key alone.
+//! Proving with the public key alone that every stored byte is there and intact.
 //!
-//! Trusts neither HEAD nor a key from the bucket: each pack is read whole, by version, and hashed.
+//! This trusts neither HEAD nor a key from the bucket: each pack is read whole, by version, and hashed.
 
 use futures::StreamExt;
 
@@ -15,7 +15,7 @@ use crate::store::{Failure, GetError, Key, Store};
 /// Why nothing could be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum PublicError {
-    /// The repository's configuration can't be had.
+    /// The repository's configuration is not available.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// Another repository, or a replaced `repository.json`.

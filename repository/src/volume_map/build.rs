@@ -2,11 +2,11 @@
 
 use super::{Child, FAN_OUT, MapRef, MapRoot, Node};
 
-/// Collects children level by level. Nodes are cut by position (each [`FAN_OUT`] children), not by content, so that a
-/// change in one place leaves all other subtrees as they are.
+/// Collects children level by level. Nodes are cut by position (after [`FAN_OUT`] children), not by content, so that a change in
+/// one place leaves all other subtrees as they are.
 #[derive(Default)]
 pub struct MapBuilder {
-    /// Open children per level, from the leaves up; how many positions are filled counts merged holes singly.
+    /// Open children per level, from the leaves up. The count of filled positions counts each merged hole.
     levels: Vec<Level>,
 }
 
@@ -18,7 +18,7 @@ struct Level {
 
 /// Stores one encoded node and returns where it is.
 pub trait PutNode {
-    /// Why it could not.
+    /// Why it could not be stored.
     type Error;
     /// Stores the chunk.
     fn put(&mut self, bytes: Vec<u8>) -> impl Future<Output = Result<MapRef, Self::Error>> + Send;
@@ -44,7 +44,7 @@ impl MapBuilder {
     /// Adds the next leaf, or a hole in its place.
     ///
     /// # Errors
-    /// Whatever `put` fails with; then it was not added, and may be again.
+    /// Any error of `put`. The child was then not added, and may be pushed again.
     pub async fn push<P: PutNode>(&mut self, child: Child, put: &mut P) -> Result<(), P::Error> {
         self.make_room(0, put).await?;
         if self.levels.is_empty() {
@@ -57,7 +57,7 @@ impl MapBuilder {
     /// Closes all levels.
     ///
     /// # Errors
-    /// Whatever `put` fails with; then it may be called again.
+    /// Any error of `put`. This may then be called again.
     pub async fn finish<P: PutNode>(&mut self, put: &mut P) -> Result<MapRoot, P::Error> {
         let mut at = 0;
         loop {
@@ -78,7 +78,8 @@ impl MapBuilder {
         }
     }
 
-    /// Closes the full levels from `from` up to the first that is not. From above: each that is closed finds room in the next.
+    /// Closes the full levels from `from` up to the first one that is not full. It starts at the top, so that the node of each
+    /// closed level finds room in the level above.
     async fn make_room<P: PutNode>(&mut self, from: usize, put: &mut P) -> Result<(), P::Error> {
         let above = self.levels.iter().skip(from);
         let full = above.take_while(|level| level.positions == FAN_OUT).count();
@@ -88,7 +89,7 @@ impl MapBuilder {
         Ok(())
     }
 
-    /// Makes a node of a level's children, and adds it to the level above, which has room.
+    /// Makes a node of a level's children and adds it to the level above, which has room.
     async fn close<P: PutNode>(&mut self, at: usize, put: &mut P) -> Result<(), P::Error> {
         let children = self.levels[at].children.clone();
         let len = children.iter().map(|c| c.len).sum();
@@ -97,11 +98,11 @@ impl MapBuilder {
         } else {
             let node = Node { level: u8::try_from(at + 1).unwrap_or(u8::MAX), children };
             let bytes = node.encode();
-            // A point whose map can't be read is no point: better no point.
+            // A point whose map can't be read is useless: better to have no point.
             assert!(Node::decode(&bytes).is_ok_and(|read| read == node), "a node that nobody can read");
             Some(put.put(bytes).await?)
         };
-        // Only now, so that nothing is lost when that fails.
+        // The level is cleared only now, so that nothing is lost if `put` fails.
         self.levels[at] = Level::default();
         if self.levels.len() == at + 1 {
             self.levels.push(Level::default());

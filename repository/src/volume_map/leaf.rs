@@ -1,5 +1,5 @@
-//! Leaves: what a range of a volume is made of. In memory as they are stored: tables of chunks and lists, and extents that name their
-//! numbers, for after some generations a chunk is used in many pieces.
+//! Leaves: what a range of a volume is made of. In memory they are as they are stored: tables of chunks and of lists, and extents
+//! that refer to table entries by number. After some generations a chunk is used in many pieces, and numbers are shorter.
 
 use std::collections::HashMap;
 
@@ -13,30 +13,30 @@ use crate::pack::Place;
 pub enum Extent {
     /// Zeros that are stored nowhere.
     Hole {
-        /// Bytes.
+        /// How many bytes.
         len: u32,
     },
     /// A part of a chunk, or all of it.
     Data {
-        /// Bytes.
+        /// How many bytes.
         len: u32,
-        /// Where they begin in the chunk's plaintext.
+        /// Where these bytes begin in the chunk's plaintext.
         chunk_offset: u32,
         /// The chunk.
         id: ChunkId,
         /// Where it is stored.
         place: Place,
-        /// Where the digests of its pages are kept, if they are.
+        /// Where the digests of its pages are kept, if they are kept.
         pages: Option<PagesAt>,
     },
 }
 
-/// Digests of the pages of an extent: in which list, and the number of the first.
+/// Where the digests of an extent's pages are kept: the list, and the number of the first digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PagesAt {
     /// The chunk that holds the list.
     pub list: MapRef,
-    /// The digest of the extent's first page is this one of it; those of the other pages follow.
+    /// The number of the digest of the extent's first page in the list. Those of the other pages follow.
     pub first: u32,
 }
 
@@ -63,31 +63,31 @@ pub struct Leaf {
     pub(super) len: u64,
 }
 
-/// An extent, by numbers.
+/// An extent that refers to table entries by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Part {
     pub(super) len: u32,
-    /// [`NONE`]: a hole.
+    /// The number of the chunk; [`NONE`]: a hole.
     pub(super) chunk: u32,
     pub(super) chunk_offset: u32,
-    /// [`NONE`]: its digests are not kept.
+    /// The number of the list; [`NONE`]: its digests are not kept.
     pub(super) list: u32,
     pub(super) first: u32,
 }
 
-/// No number in a table: there are fewer extents than that.
+/// Not a number of a table entry: a leaf has fewer extents than this.
 pub(super) const NONE: u32 = u32::MAX;
 
 impl Leaf {
-    /// What it is made of, in order, without gaps.
+    /// Its extents, in order, without gaps.
     pub fn extents(&self) -> impl ExactSizeIterator<Item = Extent> + Clone {
         self.parts.iter().map(|part| self.extent(part))
     }
 
-    /// The extent of this number.
+    /// The extent with this number.
     ///
     /// # Panics
-    /// If it has no more than that.
+    /// If the leaf has no extent with this number.
     pub fn nth(&self, number: usize) -> Extent {
         self.extent(&self.parts[number])
     }
@@ -97,7 +97,8 @@ impl Leaf {
         self.parts.iter().map(|part| part.len)
     }
 
-    /// Its extents by numbers: how many bytes, and of which of its [chunks](Self::chunks), from where in it; `None`: a hole.
+    /// Its extents by numbers: how many bytes, the number of the chunk in [`Self::chunks`], and the offset in the chunk; `None`:
+    /// a hole.
     pub fn pieces(&self) -> impl Iterator<Item = (u32, Option<(usize, u32)>)> {
         self.parts
             .iter()
@@ -131,7 +132,7 @@ impl Leaf {
         &self.chunks
     }
 
-    /// How many bytes it uses of each of its chunks; some perhaps more than once.
+    /// How many bytes it uses of each of its chunks. Bytes that are used twice count twice.
     pub fn used(&self) -> Vec<u64> {
         let mut used = vec![0; self.chunks.len()];
         for part in &self.parts {
@@ -151,12 +152,12 @@ impl Leaf {
         packs
     }
 
-    /// The lists of digests that it names. A backup needs them; a restore does not.
+    /// The lists of digests that it refers to. A backup needs them; a restore does not.
     pub fn page_lists(&self) -> &[MapRef] {
         &self.lists
     }
 
-    /// All packs that whoever names this leaf in a restore point must keep, besides the leaf's own.
+    /// All packs that a restore point with this leaf must keep, besides the pack of the leaf itself.
     pub fn needs(&self) -> impl Iterator<Item = PackId> {
         self.packs().into_iter().chain(self.lists.iter().map(|l| l.place.pack))
     }
@@ -171,10 +172,10 @@ impl FromIterator<Extent> for Leaf {
     }
 }
 
-/// Chunks of a region of 16 MiB, if nothing changed since it was stored.
+/// How many chunks a region of 16 MiB has if it has not changed since it was stored.
 const CHUNKS: usize = 64;
 
-/// A leaf that is being put together.
+/// A leaf that is being built.
 #[derive(Default)]
 pub struct LeafBuilder {
     leaf: Leaf,
@@ -182,12 +183,12 @@ pub struct LeafBuilder {
     lists: Numbers,
 }
 
-/// Where in a table something is.
+/// The number of each entry of a table.
 #[derive(Default)]
 struct Numbers(HashMap<MapRef, u32>);
 
 impl Numbers {
-    /// Of many that follow each other few differ: most of them are among the last.
+    /// How many of the last entries are checked first: few of many consecutive extents differ, so most entries are found there.
     const NEAR: usize = 4;
 
     fn number(&mut self, table: &mut Vec<MapRef>, wanted: &MapRef) -> u32 {
@@ -202,14 +203,15 @@ impl Numbers {
     }
 }
 
-/// Which numbers the entries of one leaf's tables have in another that is being put together, as long as that forgets nothing.
+/// Maps the entries of one leaf's tables to their numbers in a leaf that is being built. Valid until that leaf forgets its page
+/// lists.
 #[derive(Default)]
 pub struct Renumbered {
     chunks: Renumbering,
     lists: Renumbering,
 }
 
-/// By the other's number; [`NONE`]: not yet known.
+/// By the number in the other leaf; [`NONE`]: not yet known.
 #[derive(Default)]
 struct Renumbering(Vec<u32>);
 
@@ -232,7 +234,7 @@ fn narrow(number: usize) -> u32 {
 }
 
 impl LeafBuilder {
-    /// With room for so many extents.
+    /// A builder with room for this many extents.
     pub fn with_capacity(extents: usize) -> Self {
         let mut builder = Self::default();
         builder.leaf.parts.reserve(extents);
@@ -240,7 +242,7 @@ impl LeafBuilder {
         builder
     }
 
-    /// The next extent.
+    /// Adds the next extent.
     pub fn push(&mut self, extent: Extent) {
         let leaf = &mut self.leaf;
         let part = match extent {
@@ -258,10 +260,11 @@ impl LeafBuilder {
         leaf.parts.push(part);
     }
 
-    /// Adds `len` bytes of another leaf's extent, from `skipped` on. Digests are of what is left only from a page's start on.
+    /// Adds `len` bytes of another leaf's extent, from `skipped` on. Digests are kept only if the rest begins at the start of a
+    /// page.
     ///
     /// # Panics
-    /// If it has no such extent.
+    /// If the other leaf has no such extent.
     pub fn push_part(&mut self, of: &Leaf, number: usize, skipped: u32, len: u32, seen: &mut Renumbered) {
         let mut part = of.parts[number];
         let leaf = &mut self.leaf;
@@ -283,10 +286,10 @@ impl LeafBuilder {
         leaf.parts.push(part);
     }
 
-    /// Digests of the pages of the extent with this number are kept here. Of a hole there are none.
+    /// Sets where the digests of the pages of this extent are kept. Does nothing for a hole.
     ///
     /// # Panics
-    /// If it has no more extents than that.
+    /// If there is no extent with this number.
     pub fn keep_pages(&mut self, number: usize, pages: PagesAt) {
         let part = &mut self.leaf.parts[number];
         if part.chunk != NONE {
@@ -295,7 +298,7 @@ impl LeafBuilder {
         }
     }
 
-    /// As if no digests were kept.
+    /// Removes all digests, as if none were kept.
     pub fn forget_pages(&mut self) {
         self.lists = Numbers::default();
         self.leaf.lists.clear();
@@ -304,13 +307,13 @@ impl LeafBuilder {
         }
     }
 
-    /// What it is so far.
+    /// The leaf as built so far.
     pub fn so_far(&self) -> &Leaf {
         &self.leaf
     }
 
-    /// The leaf. Its lists stand in the order in which its extents first name them, and no others, so that equal leaves have equal bytes; its
-    /// chunks do anyway.
+    /// The finished leaf. Its table of lists holds only the lists in use, in the order in which the extents first refer to them,
+    /// so that equal leaves have equal bytes. Its table of chunks is always like that.
     pub fn finish(mut self) -> Leaf {
         let lists = std::mem::take(&mut self.leaf.lists);
         let mut seen = Renumbering::default();

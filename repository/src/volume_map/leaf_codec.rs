@@ -7,11 +7,11 @@ use crate::id::{ChunkId, PackId};
 use crate::pack::Place;
 use crate::wire::{Decoder, Encoder, Malformed};
 
-/// Versions 1 and 2 were those of format 1.
+/// Versions 1 and 2 belonged to format 1.
 const VERSION: u8 = 3;
-/// Tag, version, and how long four tables are.
+/// Tag, version, and the lengths of four tables.
 const HEAD_LEN: usize = 8 + 4 * 4;
-/// Bytes of an extent at most.
+/// The most bytes of an extent.
 const PART_LEN_MAX: usize = 1 + 5 * 4;
 /// Bytes of an entry of the table of chunks.
 const CHUNK_LEN: usize = ChunkId::LEN + 1 + 5 * 4;
@@ -68,7 +68,7 @@ impl Leaf {
     }
 }
 
-/// What of a table is used: all of it has to be.
+/// Which entries of a table are used: all of them must be.
 struct Used(Vec<bool>);
 
 impl Used {
@@ -85,7 +85,7 @@ impl Used {
     }
 }
 
-/// The chunks and the extents, which name chunks by their number.
+/// The chunks, and the extents, which refer to chunks by number.
 fn decode_extents(mut d: Decoder<'_>, packs: &[PackId], lists: Vec<MapRef>) -> Result<Leaf, Malformed> {
     let n = d.count(CHUNK_LEN, "chunk count")?;
     let mut leaf = Leaf { chunks: Vec::with_capacity(n), lists, ..Leaf::default() };

@@ -1,4 +1,5 @@
-//! Lists of page digests. They are chunks in metadata packs, apart from those of leaves: a restore does not read them.
+//! Lists of page digests. They are chunks in metadata packs, separate from the packs of leaves, since a restore does not read
+//! them.
 
 use std::collections::HashMap;
 
@@ -8,7 +9,7 @@ use crate::chunk::pages::{DIGEST_LEN, PageDigest};
 use crate::id::ChunkId;
 use crate::wire::{Decoder, Encoder, Malformed};
 
-/// Digests, in the order in which extents name them.
+/// Digests, in the order in which extents refer to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageList {
     /// One for each page.
@@ -38,8 +39,8 @@ impl PageList {
     }
 }
 
-/// The digests of an extent's pages, if it has some and their list is among these. One that begins within a page of its chunk has none
-/// that say anything.
+/// The digests of an extent's pages, if it has some and their list is in `lists`. An extent that begins within a page of its
+/// chunk has no usable digests.
 pub fn digests_of<'a>(extent: &Extent, lists: &'a HashMap<ChunkId, PageList>) -> Option<&'a [PageDigest]> {
     let Extent::Data { len, chunk_offset, pages: Some(at), .. } = extent else { return None };
     if !(*chunk_offset as usize).is_multiple_of(PAGE) {

@@ -80,7 +80,7 @@ fn round_trip(regions: &[Option<u8>]) {
             }
         }
         assert_eq!(seen, regions);
-        // From anywhere: the same steps, but for those that end before.
+        // The walk may start anywhere: it gives the same steps, without those that end before its start.
         let all = steps(&chunks, MapCursor::new(root)).await;
         for from in [0, 1, 999, 1000, 255_500, 256_000, root.len / 2, root.len] {
             let wanted = all.iter().filter(|s| s.1 > from);
@@ -163,7 +163,8 @@ fn one_changed_leaf_rewrites_its_path_only() {
     assert_eq!(build(Some(500)) - first, 2, "one node of level 1, and the top");
 }
 
-/// Also of a map whose levels are full when it ends: each node can be read, and there are no more than it takes.
+/// This must also hold for a map whose levels are full at its end: each node can be read, and there are no more nodes than
+/// necessary.
 #[test]
 fn nodes_are_full_and_never_more_than_full() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -197,12 +198,12 @@ fn nodes_are_full_and_never_more_than_full() {
         assert_eq!((nodes.len(), root.level), (wanted, level), "{leaves} leaves");
         assert_eq!(root.len, u64::from(leaves) * 1000);
         let children: usize = nodes.iter().map(|n| n.children.len()).sum();
-        // All but the topmost are some node's, unless there is none.
+        // Every node but the topmost is a child of a node, unless there is no node.
         assert_eq!(children, if wanted == 0 { 0 } else { leaves as usize + wanted - 1 }, "{leaves} leaves");
     }
 }
 
-/// Whatever is tried again after a node could not be stored, the map is the same.
+/// If a node can't be stored, the map is the same after any retry.
 #[test]
 fn a_map_survives_nodes_that_could_not_be_stored() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -216,7 +217,7 @@ fn a_map_survives_nodes_that_could_not_be_stored() {
                 async move { stored }
             };
             let mut builder = MapBuilder::new();
-            // Three levels, a hole here and there, and the last nodes not full.
+            // There are three levels, a hole here and there, and the last nodes are not full.
             for i in 0..66_000_u32 {
                 let id = ChunkId::from_bytes([(i % 200) as u8; 32]);
                 let chunk = (!i.is_multiple_of(7)).then_some(MapRef { id, place: place(1, i, 9) });
@@ -267,7 +268,8 @@ proptest! {
         }
     }
 
-    /// What is taken over from other leaves by number is what was said in full, whatever is done to it after.
+    /// Extents that are copied from other leaves by number equal the ones that were added in full, whatever is done to them
+    /// afterwards.
     #[test]
     fn parts_of_other_leaves_are_what_they_were(
         leaves in proptest::collection::vec(proptest::collection::vec((0u8..6, 1u32..6, 0u8..4), 1..20), 1..3),
@@ -303,7 +305,7 @@ proptest! {
                 }
             }
             wanted.push(part);
-            // And now and then one that is said in full.
+            // From time to time an extent is added in full.
             if number % 3 == 0 {
                 builder.push(all);
                 wanted.push(all);
@@ -323,7 +325,7 @@ proptest! {
         let leaf = builder.finish();
         prop_assert!(leaf.extents().eq(wanted.iter().copied()), "{:?}\n{:?}", leaf.extents().collect::<Vec<_>>(), wanted);
         prop_assert!(leaf.lengths().eq(wanted.iter().map(Extent::len)));
-        // Equal leaves have equal bytes, however they were made; and all that they list is used.
+        // Equal leaves have equal bytes, however they were made, and every table entry is used.
         let again: Leaf = wanted.into_iter().collect();
         prop_assert_eq!(leaf.encode(), again.encode());
         if !leaf.is_empty() {

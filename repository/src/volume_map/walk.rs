@@ -5,21 +5,21 @@ use bytes::Bytes;
 
 use super::{Leaf, MapRef, MapRoot, Node};
 
-/// Where map chunks come from; the caller checks ids.
+/// The source of map chunks. The caller checks ids.
 #[async_trait]
 pub trait MapSource: Send + Sync {
-    /// Why a chunk could not be had.
+    /// Why a chunk was not available.
     type Error: Send;
     /// The plaintext of a chunk.
     async fn chunk(&self, r: &MapRef) -> Result<Bytes, Self::Error>;
-    /// A chunk that opens and is no sound map.
+    /// The error for a chunk that opens but is not a sound map.
     fn malformed(&self, r: &MapRef, what: &'static str) -> Self::Error;
 }
 
-/// What comes next in a volume.
+/// The next piece of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Zeros, as long as they last at this level of the tree.
+    /// Zeros, as far as they reach at this level of the tree.
     Hole {
         /// Where they begin.
         offset: u64,
@@ -47,20 +47,20 @@ pub struct MapCursor {
     root: MapRoot,
     stack: Vec<Open>,
     offset: u64,
-    /// What ends before it is passed over.
+    /// Everything that ends before this offset is skipped.
     from: u64,
     started: bool,
-    /// Every map chunk that was visited goes here, for the set of packs that a point needs.
+    /// Every map chunk that was visited, to collect the packs that a point needs.
     visited: Vec<MapRef>,
 }
 
 impl MapCursor {
-    /// At the start of a volume.
+    /// A cursor at the start of a volume.
     pub fn new(root: MapRoot) -> Self {
         Self::starting_at(root, 0)
     }
 
-    /// At the first leaf or hole that ends behind `from`; what lies before is not read.
+    /// A cursor at the first leaf or hole that ends after `from`; everything before is not read.
     pub fn starting_at(root: MapRoot, from: u64) -> Self {
         Self { root, stack: Vec::new(), offset: 0, from, started: false, visited: Vec::new() }
     }
@@ -78,7 +78,7 @@ impl MapCursor {
     /// The next leaf or hole; `None` at the end.
     ///
     /// # Errors
-    /// Whatever the source fails with, or its `malformed` for a map that contradicts itself.
+    /// Any error of the source, or its `malformed` for a map that contradicts itself.
     pub async fn next<S: MapSource + ?Sized>(&mut self, source: &S) -> Result<Option<Step>, S::Error> {
         if !self.started {
             self.started = true;
@@ -125,7 +125,7 @@ impl MapCursor {
         Step::Hole { offset, len }
     }
 
-    /// Opens a chunk: a leaf is the next step, a node is gone through.
+    /// Opens a chunk: a leaf is the next step, a node is descended into.
     async fn enter<S: MapSource + ?Sized>(
         &mut self,
         r: MapRef,

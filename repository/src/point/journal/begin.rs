@@ -1,4 +1,4 @@
-//! What a journal says of a backup: all that is needed to begin it again.
+//! The journal's record of a backup: all that is needed to begin the backup again.
 
 use super::flag;
 use crate::clock::Moment;
@@ -6,7 +6,7 @@ use crate::id::{AppId, PointId, VolumeName};
 use crate::point::root::{Class, Skipped};
 use crate::wire::{Decoder, Encoder, Malformed};
 
-/// What a backup is to do.
+/// The order of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Begin {
     /// The application.
@@ -15,17 +15,17 @@ pub struct Begin {
     pub namespace_uid: String,
     /// Which of the application's keys it uses.
     pub domain: u32,
-    /// What retention counts the point as.
+    /// The class by which retention counts the point.
     pub class: Class,
     /// How long the point stays locked, in ms; 0: as the repository says.
     pub lock_ms: u64,
-    /// The point that predicts.
+    /// The parent, which is used for prediction.
     pub parent: Option<PointId>,
     /// zstd level.
     pub level: i32,
-    /// Compress harder where the line to the store is what a volume waits for.
+    /// Compress harder while the volume waits for the line to the store.
     pub adapt_level: bool,
-    /// A chunk of which a page changed is stored whole.
+    /// Store a chunk with a changed page whole.
     pub whole_chunks: bool,
     /// Read devices that are mounted read-write.
     pub allow_mounted: bool,
@@ -33,7 +33,7 @@ pub struct Begin {
     pub allow_changing: bool,
     /// Accept volumes and streams without a byte.
     pub allow_empty: bool,
-    /// Sources are added while it goes on.
+    /// Sources are added while the run is under way.
     pub open: bool,
     /// Who ordered it, for people.
     pub ordered_by: String,

@@ -1,10 +1,10 @@
-//! What a journal says of a restore.
+//! The journal's record of a restore.
 
 use super::{flag, volume};
 use crate::id::{AppId, PointId, VolumeName};
 use crate::wire::{Decoder, Encoder, Malformed};
 
-/// What a restore is to do.
+/// The order of a restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
     /// The application.
@@ -13,13 +13,13 @@ pub struct Restore {
     pub point: PointId,
     /// Who ordered it, for people.
     pub ordered_by: String,
-    /// Over what is there.
+    /// Overwrite what is there.
     pub force: bool,
-    /// Zero what a larger target has beyond the volume.
+    /// Zero the part of a larger target that lies beyond the volume.
     pub discard_rest: bool,
-    /// Whoever ordered it may name targets that no inventory lists.
+    /// An operator ordered it: targets need not be listed in an inventory.
     pub by_operator: bool,
-    /// Where to.
+    /// The targets.
     pub targets: Vec<Target>,
 }
 
@@ -32,7 +32,7 @@ pub struct Target {
     pub node: String,
     /// The device, file or pipe there.
     pub path: String,
-    /// Written in order.
+    /// Whether it is written in order.
     pub stream: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::store::{Firmness, Key, Lock};
 /// The folder of all locks.
 pub(super) const FOLDER: &str = ".locks";
 
-/// A lock is one short line; what is longer is none of ours.
+/// A lock is one short line; a longer file is not ours.
 const LENGTH_MAX: u64 = 64;
 
 fn path(root: &Root, key: &Key) -> PathBuf {
@@ -24,7 +24,7 @@ fn path(root: &Root, key: &Key) -> PathBuf {
 /// The lock of an object, if it has one.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidData`] for what is no lock, with the file's name.
+/// [`ErrorKind::InvalidData`], with the file's name, for a file that is not a lock.
 pub(super) fn read(root: &Root, key: &Key) -> std::io::Result<Option<Lock>> {
     let path = path(root, key);
     let damaged = || std::io::Error::new(ErrorKind::InvalidData, format!("{path:?} is no lock of milkrun's"));
@@ -52,19 +52,19 @@ pub(super) fn read(root: &Root, key: &Key) -> std::io::Result<Option<Lock>> {
     parsed.map(Some).ok_or_else(damaged)
 }
 
-/// Sets a lock, or makes it longer and firmer. Two processes that do so at once come one after the other. What is no lock
+/// Sets a lock, or makes it longer and firmer. If two processes do so at once, one waits for the other. A file that is not a lock
 /// is replaced.
 pub(super) fn grow(root: &Root, key: &Key, wanted: Lock) -> std::io::Result<()> {
     let path = path(root, key);
     let folder = path.parent().unwrap_or(root.path());
     if let Err(e) = root.create_folders(folder).and_then(|()| as_folder(folder)) {
-        // A file in place of a folder of ours.
+        // There may be a file in place of a folder of ours.
         let begin = root.path().join(FOLDER);
         let wrong = folder.ancestors().take_while(|at| at.starts_with(&begin)).find(|at| at.is_file()).ok_or(e)?;
         aside(root, wrong)?;
         root.create_folders(folder)?;
     }
-    // Held until this returns: between reading the old lock and replacing it nobody else may do the same.
+    // The turn is held until this returns: no other process may act between reading the old lock and replacing it.
     let _turn = Flock::lock(File::open(folder)?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
     let old = match read(root, key) {
         Err(e) if e.kind() == ErrorKind::InvalidData => None,
@@ -83,7 +83,7 @@ pub(super) fn grow(root: &Root, key: &Key, wanted: Lock) -> std::io::Result<()> 
     file.write_all(format!("{mode} {}\n", lock.until.millis()).as_bytes())?;
     sync(&file)?;
     if let Err(e) = fs::rename(&temporary.0, &path) {
-        // A folder in place of a file of ours.
+        // There may be a folder in place of a file of ours.
         if !path.is_dir() {
             return Err(e);
         }
@@ -97,7 +97,7 @@ fn as_folder(path: &Path) -> std::io::Result<()> {
     if path.is_dir() { Ok(()) } else { Err(ErrorKind::NotADirectory.into()) }
 }
 
-/// What is none of ours leaves the place of what is.
+/// Moves a foreign file or folder out of the place of one of ours.
 fn aside(root: &Root, path: &Path) -> std::io::Result<()> {
     let (temporary, _) = temporary(root)?;
     let to = temporary.0.with_extension("aside");
@@ -108,6 +108,6 @@ fn aside(root: &Root, path: &Path) -> std::io::Result<()> {
 /// Removes the lock of an object that is gone.
 pub(super) fn forget(root: &Root, key: &Key) {
     let path: &Path = &path(root, key);
-    // What stays locks nothing.
+    // A lock file that stays locks nothing.
     let _ = fs::remove_file(path);
 }

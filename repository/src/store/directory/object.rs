@@ -19,10 +19,10 @@ impl LocalObject {
         Self { key, file }
     }
 
-    /// Fills `out` from `offset` on. Blocks for as long as the disk takes.
+    /// Fills `out` from `offset` on. Blocks as long as the disk needs.
     ///
     /// # Errors
-    /// [`GetError::Failed`], of an object that ends before with [`Trouble::Short`].
+    /// [`GetError::Failed`], with [`Trouble::Short`] if the object ends too early.
     pub fn read(&self, out: &mut [u8], offset: u64) -> Result<(), GetError> {
         self.file.read_exact_at(out, offset).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => Failure::new(Operation::Get, &self.key, Trouble::Short).because(e).into(),

@@ -1,8 +1,8 @@
-//! The root of a directory repository: whether it is still there, and folders below it.
+//! The root of a directory repository: whether it is still there, and the folders below it.
 //!
-//! A root can go away while a run uses it: it is moved, or its file system is unmounted and leaves an empty mount point. An
-//! absent object then says nothing, and folders that are made anew would take bytes that nobody finds again. So once
-//! `repository.json` was seen, it must stay: without it nothing is created, and nothing counts as "not found".
+//! A root can go away while a run uses it: it is moved, or its file system is unmounted and leaves an empty mount point. A
+//! missing object then means nothing, and objects in newly made folders would never be found again. So once `repository.json` was
+//! seen, it must stay: without it nothing is created, and nothing counts as "not found".
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -16,7 +16,7 @@ use super::super::{Failure, Key, Operation, Trouble};
 use super::{failure, sync_folder};
 use crate::store::Happened;
 
-/// A root that is held.
+/// A root whose folder is held open.
 pub(super) struct Pinned {
     root: Root,
     _folder: File,
@@ -29,28 +29,28 @@ impl std::ops::Deref for Pinned {
     }
 }
 
-/// The folder that a repository is, or will be.
+/// The folder of a repository that exists or will be made.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Root {
     path: PathBuf,
     /// Whether `repository.json` was seen in it.
     seen: Arc<AtomicBool>,
-    /// Whether it was looked for what others left behind.
+    /// Whether files that killed processes left behind were looked for.
     swept: Arc<AtomicBool>,
 }
 
 impl Root {
-    /// One that need not exist yet.
+    /// A root that need not exist yet.
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, seen: Arc::default(), swept: Arc::default() }
     }
 
-    /// One that somebody else opened: it must hold a repository.
+    /// A root that another process opened: it must hold a repository.
     pub(in crate::store) fn of_repository(path: PathBuf) -> Self {
         Self { path, seen: Arc::new(AtomicBool::new(true)), swept: Arc::default() }
     }
 
-    /// Whether it is time to look for what others left behind: once for each process.
+    /// Whether it is time to look for files that killed processes left behind: once for each process.
     pub(super) fn sweeps(&self) -> bool {
         !self.swept.swap(true, Ordering::Relaxed)
     }
@@ -59,19 +59,19 @@ impl Root {
         &self.path
     }
 
-    /// The file that an object is.
+    /// The file of an object.
     pub(super) fn file(&self, key: &Key) -> PathBuf {
         self.path.join(key.as_str())
     }
 
-    /// Notes that an object exists: from the configuration on, the repository must stay.
+    /// Notes that an object exists. Once that is the configuration, the repository must stay.
     pub(super) fn saw(&self, key: &Key) {
         if *key == Key::config() {
             self.seen.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Fails when the repository that was here is not here any more.
+    /// Fails if the repository that was here is gone.
     pub(super) fn check(&self, operation: Operation, key: impl ToString) -> Result<(), Failure> {
         if !self.seen.load(Ordering::Relaxed) {
             return Ok(());
@@ -86,7 +86,7 @@ impl Root {
         Err(Failure::new(operation, key, Trouble::Unreachable).because(why))
     }
 
-    /// What tells this folder from another one at the same path: file system and inode of `repository.json`.
+    /// An identity that distinguishes this folder from another one at the same path: file system and inode of `repository.json`.
     pub(super) fn identity(&self) -> Result<String, Failure> {
         let key = Key::config();
         self.check(Operation::Inspect, &key)?;
@@ -95,8 +95,8 @@ impl Root {
         Ok(format!("device {} inode {}", meta.dev(), meta.ino()))
     }
 
-    /// Holds the folder that is at this path now: what is written through it goes there, whatever becomes of the path. One
-    /// that holds no repository yet is made.
+    /// Holds the folder that is at this path now: files written through it go to this folder, whatever happens to the path. The
+    /// folder is made if it is missing and no repository was seen here yet.
     pub(super) fn pin(&self) -> std::io::Result<Pinned> {
         self.create_folders(&self.path)?;
         let folder = File::open(&self.path)?;
@@ -104,8 +104,8 @@ impl Root {
         Ok(Pinned { root: Self { path, seen: self.seen.clone(), swept: self.swept.clone() }, _folder: folder })
     }
 
-    /// Creates missing folders below the root, each one durable in its parent before anything is put into it. The root
-    /// itself is made only while it holds no repository.
+    /// Creates missing folders below the root. Each is durable in its parent before anything is put into it. The root itself is
+    /// made only while it holds no repository.
     pub(super) fn create_folders(&self, folder: &Path) -> std::io::Result<()> {
         if folder.is_dir() {
             return Ok(());
