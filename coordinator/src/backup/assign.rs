@@ -73,7 +73,7 @@ pub(super) async fn assign_volumes(
     };
     if result.is_err() {
         if let Some(journal) = &run.journal {
-            // Before all else: if this process ended now, no other one may go on with the run.
+            // Before all else, so that nobody goes on with the run if this process ends now.
             journal.note(Record::Ended);
             if !matches!(tokio::time::timeout(END_LIMIT, journal.write()).await, Ok(Ok(()))) {
                 tracing::warn!(run = %run.root.run, "can't write down that this run ended: another coordinator may go on with it");
