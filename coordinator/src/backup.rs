@@ -82,7 +82,7 @@ pub struct Run {
     root: Root,
     /// When it began, by the store's clock.
     since: Moment,
-    /// The address of the repository's store when this run began.
+    /// The identity of the repository's store when this run began.
     began_in: String,
     locks: Locks,
     index: Mutex<ChunkIndex>,

@@ -91,10 +91,10 @@ impl Run {
         readers: &mut HashMap<VolumeName, MetadataReader<'a>>,
     ) -> Result<Option<String>, BackupError> {
         match record {
-            // Those of a restore are none of a backup.
-            // Its volumes are there already.
+            // The volumes of the order are there already.
             Record::Begin(_) | Record::Source(_) | Record::Complete(_) | Record::Ended => {}
             Record::TakeOver { .. } => lock(&self.quotas).values_mut().for_each(Quota::forgive),
+            // Records of a restore are not part of a backup.
             Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
             Record::Sealed { pack, entries } => {
                 // The store is not asked here: the commit checks each pack that the maps name.

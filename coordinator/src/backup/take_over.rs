@@ -165,7 +165,7 @@ async fn wait_on_all(coordinator: Coordinator, begun: Vec<RunId>) {
     }
 }
 
-/// What was left of a run, from the first version of its lease that is sound.
+/// What was left of a run, from the first version of its lease for which `find` returns something.
 async fn find_one(coordinator: &Coordinator, run: RunId, versions: Vec<Listed>) -> Option<Found> {
     for version in versions {
         match find(coordinator, run, &version).await {
