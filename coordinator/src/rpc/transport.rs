@@ -1,4 +1,5 @@
-//! Connections, and what any of them may take: whoever has a certificate can connect, and must not be able to keep others from working.
+//! Connections, and limits on what each may use. Anybody with a certificate can connect, and must not be able to keep others from
+//! working.
 //!
 //! ```text
 //! accept ─ handshakes, bounded ─> connections ─ so many for each peer, until the certificate ends ─> connection ─> gate ─ bytes, time ─> services
