@@ -241,12 +241,12 @@ mod tests {
         admission.done(&pack(4));
         drop(admission.admit("a", of(1), pack(5), 60).await);
         admission.admit("a", of(1), pack(6), 60).await.granted();
-        // Nor does one whose agent is gone.
+        // A pack whose agent is gone does not count either.
         admission.done(&pack(2));
         admission.admit("b", of(1), pack(8), 40).await.granted();
         admission.gone("b");
         admission.admit("a", of(1), pack(2), 40).await.granted();
-        // Nor does one of a volume that was assigned again, or of a run that ended.
+        // A pack of a volume that was assigned again, or of a run that ended, does not count either.
         for end in [|a: &Admission| a.over(&of(2).0, "data"), |a: &Admission| a.ended(&of(2).0)] {
             admission.done(&pack(2));
             admission.admit("b", of(2), pack(9), 40).await.granted();

@@ -43,7 +43,7 @@ pub struct Waiter {
 }
 
 impl Dispatcher {
-    /// Over these agents and runs.
+    /// An empty queue for the volumes of these runs, over these agents.
     pub fn new(agents: Agents, runs: Runs, inventory: Arc<dyn Inventory>) -> Self {
         Self { state: Arc::default(), agents, runs, inventory }
     }

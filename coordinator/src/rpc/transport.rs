@@ -2,7 +2,7 @@
 //! working.
 //!
 //! ```text
-//! accept ─ handshakes, bounded ─> connections ─ so many for each peer, until the certificate ends ─> connection ─> gate ─ bytes, time ─> services
+//! accept ─ handshakes, bounded ─> connections ─ a limit for each peer, end of certificate ─> connection ─> gate ─ bytes, time ─> services
 //! ```
 
 pub mod accept;
