@@ -108,7 +108,7 @@ pub struct Registration {
 }
 
 impl Link {
-    /// Over this channel.
+    /// A link over this channel.
     pub fn new(down: mpsc::Sender<Result<ToAgent, tonic::Status>>) -> Self {
         Self { down }
     }

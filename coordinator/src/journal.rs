@@ -347,7 +347,7 @@ mod tests {
             assert!(matches!(journal.write().await, Err(JournalError::Store(_))));
             journal.note(record(2));
             journal.write().await.unwrap();
-            // Take-overs are no records of the run. Of the others, none is missing and none is there twice.
+            // The result leaves out take-overs. Of the other records, none is missing and none is there twice.
             let left = Journal::read(&sound, &run).await.unwrap().unwrap();
             assert_eq!((left.told, left.epoch, left.number), (vec![Record::Ended], 3, 2));
         }

@@ -238,7 +238,7 @@ impl Run {
             build.origin().filter(|root| build.attempt == attempt && root.len > 0)
         };
         let Some(root) = root else { return Ok(None) };
-        // Looks for a place with data: a hole proves little about a list.
+        // Looks for a place with data: a hole says nothing about a list.
         let mut found = Ok(None);
         let mut somewhere = 0;
         for _ in 0..DRAWS {
