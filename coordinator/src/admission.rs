@@ -1,7 +1,7 @@
-//! How much may be on its way to the store, from all nodes together: so many bytes at once, and so many bytes per second, by the
-//! time of day. A pack is admitted before its grant is signed, so that no grant grows old while it waits. Of each node: first come,
-//! first served. Where there are several, one has at most half of the bytes. A pack counts until it is sealed, until its volume's
-//! attempt, its run or its agent is over, or until 15 minutes have passed.
+//! This module limits how much is on its way to the store from all nodes together: the bytes at once, and the bytes per second by
+//! time of day. A pack is admitted before its grant is signed, so that no grant grows old while it waits. The packs of one node are
+//! admitted in the order in which they came. Where there are several nodes, one node has at most half of the bytes. A pack counts
+//! until it is sealed, until its volume's attempt, its run or its agent is over, or until 15 minutes have passed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,13 @@ use tokio::time::Instant;
 
 use crate::inventory::{Inventory, StoreLimits};
 
-/// A pack that was admitted and not sealed since is not counted for longer: its grant is long over.
+/// A pack that was admitted and never sealed stops counting after this time: its grant has expired long before.
 const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
 
-/// How often those who wait look again.
+/// How often waiting packs are looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Who is let through.
+/// Admits packs to the store of one repository.
 #[derive(Clone)]
 pub(crate) struct Admission {
     inventory: Arc<dyn Inventory>,
@@ -32,7 +32,7 @@ pub(crate) struct Admission {
 struct Shared {
     state: Mutex<State>,
     changed: Notify,
-    /// Who waits, one behind the other, for each node.
+    /// For each node, the queue of its packs that wait.
     queues: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -41,16 +41,16 @@ struct State {
     under_way: HashMap<PackId, UnderWay>,
     /// When the next byte may leave.
     next: Option<Instant>,
-    /// What the inventory said last.
+    /// What the inventory said when it was last read.
     limits: StoreLimits,
-    /// Whether it has more than one node.
+    /// Whether the inventory has more than one node.
     several: bool,
 }
 
 struct UnderWay {
     bytes: u64,
     since: Instant,
-    /// Whose it is, and which node's agent sends it.
+    /// The volume that it belongs to, and the node whose agent sends it.
     of: Of,
     node: String,
 }
@@ -69,14 +69,14 @@ impl State {
     }
 }
 
-/// A pack that was let through, until its grant was given: dropped before, it counts no more.
+/// A pack that was admitted and has no grant yet. If this is dropped before the grant is given, the pack stops counting.
 pub(crate) struct Admitted<'a> {
     admission: &'a Admission,
     pack: Option<PackId>,
 }
 
 impl Admitted<'_> {
-    /// Its grant is given: it counts until [`Admission::done`].
+    /// The grant was given: the pack counts until [`Admission::done`].
     pub(crate) fn granted(mut self) {
         self.pack = None;
     }
@@ -91,7 +91,7 @@ impl Drop for Admitted<'_> {
 }
 
 impl Admission {
-    /// To the store of the repository of this name.
+    /// For the store of the repository of this name.
     pub(crate) fn new(inventory: Arc<dyn Inventory>, repository: &str) -> Self {
         Self { inventory, repository: repository.into(), shared: Arc::default() }
     }
@@ -100,7 +100,8 @@ impl Admission {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the inventory says now, and whether there is one node alone; while it can't be read, what it said last.
+    /// The present limits of the inventory, and whether it has only one node. While the inventory can't be read, its last answer
+    /// counts.
     fn limits(&self) -> (StoreLimits, bool) {
         let loads = self.inventory.loads();
         let mut state = self.state();
@@ -116,32 +117,32 @@ impl Admission {
 
     fn queue(&self, node: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those in which nobody is.
+        // Drops the queues in which nothing waits.
         queues.retain(|_, queue| Arc::strong_count(queue) > 1);
         queues.entry(node.to_owned()).or_default().clone()
     }
 
-    /// Whether a pack is on its way for another run, or from another node.
+    /// Whether a pack is on its way that belongs to another run or comes from another node.
     pub(crate) fn is_of_another(&self, pack: &PackId, node: &str, run: &RunId) -> bool {
         self.state().under_way.get(pack).is_some_and(|u| u.node != node || u.of.0 != *run)
     }
 
     /// Waits until a pack may leave.
     pub(crate) async fn admit(&self, node: &str, of: Of, pack: PackId, bytes: u64) -> Admitted<'_> {
-        // The lock is fair: of a node's, whoever came first is let through first. Nodes don't stand behind each other.
+        // The lock is fair: the packs of one node are admitted in the order in which they came. Nodes don't wait for each other.
         let queue = self.queue(node);
         let _turn = queue.lock().await;
         loop {
             let changed = self.shared.changed.notified();
-            // Anew each time: what is edited counts for those who wait, too.
+            // The limits are read each time, so that an edited inventory also counts for packs that already wait.
             let (limits, alone) = self.limits();
             let wait = {
                 let (mut state, now) = (self.state(), Instant::now());
                 let (others, own) = (state.bytes(now), state.bytes_of(node));
-                // One larger than the limit goes alone.
+                // A pack that is larger than the limit goes alone.
                 let fits = limits.bytes_in_flight.is_none_or(|max| {
                     let all = others == 0 || others.saturating_add(bytes) <= max;
-                    // What a node has leave to store and never stores must leave room for the others.
+                    // A node may get grants and never use them: it must leave room for the others.
                     all && (alone || own == 0 || own.saturating_add(bytes) <= max / 2)
                 });
                 let rate = limits.bandwidth.at(Moment::now());
@@ -151,7 +152,7 @@ impl Admission {
                     state.under_way.insert(pack, UnderWay { bytes, since: now, of, node: node.to_owned() });
                     break;
                 }
-                // What is never sealed is forgotten after a while, without a word.
+                // A pack that is never sealed is forgotten after a while, and nothing announces that.
                 if fits { (starts - now).min(LOOK_EVERY) } else { LOOK_EVERY }
             };
             let _ = tokio::time::timeout(wait, changed).await;
@@ -165,17 +166,17 @@ impl Admission {
         self.forget(|p, _| p == pack);
     }
 
-    /// A node's agent is gone, and all that it was sending.
+    /// A node's agent is gone: nothing that it was sending counts any more.
     pub(crate) fn gone(&self, node: &str) {
         self.forget(|_, u| u.node == node);
     }
 
-    /// A volume's attempt is over, and what it was sending.
+    /// A volume's attempt is over: nothing that it was sending counts any more.
     pub(crate) fn over(&self, run: &RunId, volume: &str) {
         self.forget(|_, u| (&u.of.0, u.of.1.as_str()) == (run, volume));
     }
 
-    /// A run is.
+    /// A run ended: nothing that was sent for it counts any more.
     pub(crate) fn ended(&self, run: &RunId) {
         self.forget(|_, u| &u.of.0 == run);
     }
@@ -195,7 +196,7 @@ impl Admission {
 /// How long so many bytes take.
 fn takes(bytes: u64, rate: u64) -> Duration {
     let millis = u128::from(bytes) * 1000 / u128::from(rate.max(1));
-    // No pack takes a day; whatever says so is none of ours.
+    // No pack takes a day: a larger result can't be right.
     Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)).min(Duration::from_secs(86_400))
 }
 
@@ -233,26 +234,26 @@ mod tests {
         admission.admit("a", of(1), pack(2), 40).await.granted();
         let third = tokio::time::timeout(Duration::from_secs(60), admission.admit("a", of(1), pack(3), 10)).await;
         assert!(third.is_err(), "more than the limit is under way");
-        // One that gives up waiting is none that counts.
+        // A pack that gave up waiting does not count.
         admission.done(&pack(1));
         admission.admit("a", of(1), pack(4), 60).await.granted();
-        // A grant that was not given does not count either.
+        // A pack whose grant was not given does not count either.
         admission.done(&pack(4));
         drop(admission.admit("a", of(1), pack(5), 60).await);
         admission.admit("a", of(1), pack(6), 60).await.granted();
-        // Nor one whose agent is gone.
+        // A pack whose agent is gone does not count either.
         admission.done(&pack(2));
         admission.admit("b", of(1), pack(8), 40).await.granted();
         admission.gone("b");
         admission.admit("a", of(1), pack(2), 40).await.granted();
-        // Nor what was sent for a volume that is another's now, or for a run that ended.
+        // A pack of a volume that was assigned again, or of a run that ended, does not count either.
         for end in [|a: &Admission| a.over(&of(2).0, "data"), |a: &Admission| a.ended(&of(2).0)] {
             admission.done(&pack(2));
             admission.admit("b", of(2), pack(9), 40).await.granted();
             end(&admission);
             admission.admit("a", of(1), pack(2), 40).await.granted();
         }
-        // What is larger than the limit goes alone; what was never sealed is forgotten.
+        // A pack that is larger than the limit goes alone; one that was never sealed is forgotten.
         admission.done(&pack(2));
         let began = Instant::now();
         admission.admit("a", of(1), pack(7), 500).await.granted();
@@ -268,7 +269,7 @@ mod tests {
         let third = tokio::spawn(async move { greedy.admit("b", of(1), pack(3), 10).await.granted() });
         tokio::time::sleep(waits).await;
         assert!(!third.is_finished(), "more than half, and it waits");
-        // Nobody stands behind it.
+        // No other pack has to wait for it.
         admission.admit("a", of(2), pack(4), 50).await.granted();
         assert!(admission.is_of_another(&pack(4), "b", &of(2).0) && admission.is_of_another(&pack(4), "a", &of(1).0));
         assert!(!admission.is_of_another(&pack(4), "a", &of(2).0));
@@ -290,11 +291,11 @@ mod tests {
             admission.admit("a", of(1), pack(n), 2000).await.granted();
         }
         assert_eq!(began.elapsed().as_secs(), 8, "the first at once, each of the others two seconds later");
-        // A file that makes no sense for a moment frees nobody.
+        // While the file makes no sense for a moment, the last limits still hold.
         std::fs::write(file.path(), "store: {").unwrap();
         admission.admit("a", of(1), pack(199), 2000).await.granted();
         assert_eq!(began.elapsed().as_secs(), 10);
-        // The file is edited: whoever waits hears of it, and goes as fast as it can.
+        // The file is edited: waiting packs see that, and go as fast as they can.
         admission.admit("a", of(1), pack(200), 1_000_000).await.granted();
         std::fs::write(file.path(), "store: {}").unwrap();
         for n in 0..100 {

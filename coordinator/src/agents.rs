@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long an agent may take to read what it is told before it counts as gone.
+/// How long an agent may take to read a message before it counts as gone.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
-/// An agent that said nothing for two heartbeats may be gone: another of its node is taken.
+/// An agent that was silent for two heartbeats may be gone: another agent of its node is accepted in its place.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// The connected agents, by node.
@@ -37,13 +37,13 @@ pub struct Agent {
     pub version: String,
     /// The protocol that it speaks.
     pub protocol: u32,
-    /// Volumes that it takes at once; `None`: as many as come.
+    /// How many volumes it takes at once; `None`: no limit of its own.
     pub volumes_max: Option<usize>,
-    /// It is about to stop, by its own word.
+    /// It said that it is about to stop.
     pub leaving: bool,
     /// Since when it is connected.
     pub since: Moment,
-    /// Another one of the same node that was refused meanwhile.
+    /// A second agent of the same node that was refused while this one was connected.
     pub rival: Option<Rival>,
     link: Link,
     session: u64,
@@ -56,7 +56,7 @@ pub struct Agent {
 /// A second agent of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rival {
-    /// Where it is.
+    /// Its address.
     pub whence: String,
     /// When it was refused.
     pub at: Moment,
@@ -68,11 +68,11 @@ pub struct Begun {
     pub session: u64,
     /// Fires when another session of the same agent takes its place.
     pub over: CancellationToken,
-    /// Whether it takes the place of one.
+    /// Whether it takes the place of an older session.
     pub again: bool,
 }
 
-/// An agent of another process has the node, and is there.
+/// A live agent of another process already has the node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "another agent of node {node} is connected since {since}: two that read and write the same devices are never right; stop one"
@@ -80,11 +80,11 @@ pub struct Begun {
 pub struct Taken {
     /// Which node.
     pub node: String,
-    /// Since when.
+    /// Since when it is connected.
     pub since: Moment,
 }
 
-/// The way down to one agent.
+/// The channel for messages to one agent.
 #[derive(Clone, Debug)]
 pub struct Link {
     down: mpsc::Sender<Result<ToAgent, tonic::Status>>,
@@ -101,14 +101,14 @@ pub struct Registration {
     pub protocol: u32,
     /// Volumes that it takes at once.
     pub volumes_max: Option<usize>,
-    /// What tells its process from others; empty: it does not say.
+    /// Identifies its process; empty: it does not say.
     pub instance: Vec<u8>,
-    /// Where it is, for people.
+    /// Its address, for people.
     pub whence: String,
 }
 
 impl Link {
-    /// Over this channel.
+    /// A link over this channel.
     pub fn new(down: mpsc::Sender<Result<ToAgent, tonic::Status>>) -> Self {
         Self { down }
     }
@@ -116,19 +116,19 @@ impl Link {
     /// Sends a message. Returns whether the agent is still there.
     pub async fn send(&self, message: Message) -> bool {
         let send = self.down.send(Ok(ToAgent { message: Some(message) }));
-        // One that does not read what it is told must not hold up who tells.
+        // An agent that does not read must not hold up the sender.
         matches!(tokio::time::timeout(SEND_LIMIT, send).await, Ok(Ok(())))
     }
 
     /// Ends the session with a reason.
     pub async fn end(&self, why: tonic::Status) {
-        // One that does not read is ended with its connection.
+        // If the agent does not read, the session ends with its connection.
         let _ = tokio::time::timeout(SEND_LIMIT, self.down.send(Err(why))).await;
     }
 
     /// Sends a message that may be lost when many wait.
     pub fn hint(&self, message: Message) {
-        // Somebody who does not read will not miss it.
+        // An agent that does not read its messages does not need a hint.
         let _ = self.down.try_send(Ok(ToAgent { message: Some(message) }));
     }
 }
@@ -138,8 +138,9 @@ impl Agents {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An agent connected. An older session of the same process is over: it lost its connection and nobody noticed yet. One of another
-    /// process is, too, if nothing is heard of it: its agent was started again. If it is there, the new one is refused.
+    /// An agent connected. An older session of the same process is over: it lost its connection, and nobody has noticed yet. An
+    /// older session of another process is over too if it has been silent: the agent was started again. If the older session is
+    /// alive, the new agent is refused.
     ///
     /// # Errors
     /// [`Taken`].
@@ -175,7 +176,7 @@ impl Agents {
         Ok(Begun { session, over, again })
     }
 
-    /// Something was heard of an agent.
+    /// An agent sent something.
     pub fn heard(&self, node: &str, session: u64) {
         if let Some(agent) = self.table().agents.get_mut(node).filter(|a| a.session == session) {
             agent.heard = Instant::now();
@@ -192,7 +193,7 @@ impl Agents {
         present
     }
 
-    /// The way down to a node's agent.
+    /// The channel to a node's agent.
     pub fn link(&self, node: &str) -> Option<Link> {
         self.table().agents.get(node).map(|a| a.link.clone())
     }
@@ -259,10 +260,10 @@ mod tests {
         assert!(second.again && first.over.is_cancelled());
         agents.heard("a", second.session);
         tokio::time::advance(SILENT_AFTER).await;
-        // Nothing was heard of it.
+        // The older session was silent.
         let third = add(b"2").unwrap();
         assert!(second.over.is_cancelled());
-        // An agent of an earlier release does not say which it is.
+        // An agent of an earlier release does not identify its process.
         assert!(add(b"").is_ok() && third.over.is_cancelled());
     }
 }

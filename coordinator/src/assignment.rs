@@ -1,4 +1,5 @@
-//! Assignments: a leader gives a volume of a run to the agent of a node, under an attempt. Calls under another assignment are refused.
+//! An assignment gives a volume of a run to the agent of a node, under an attempt. The leader makes it. Calls under any other
+//! assignment are refused.
 
 use milkrun_identity::Peer;
 use milkrun_proto::agent::v1 as wire;
@@ -6,21 +7,21 @@ use milkrun_proto::agent::v1 as wire;
 /// Why a call is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedCall {
-    /// It names no run that is under way.
+    /// The call names no run that is under way.
     #[error("the run is not under way")]
     NoRun,
-    /// It names no volume of the run.
+    /// The call names no volume of the run.
     #[error("the run has no volume {0:?}")]
     NoVolume(String),
-    /// It comes from an older leader's time or an older attempt.
+    /// The call belongs to an older leader's epoch or to an older attempt.
     #[error("the assignment was given to somebody else since")]
     Stale,
-    /// It comes from another node than the one that has the assignment.
+    /// The call comes from another node than the one that has the assignment.
     #[error("the assignment is another node's")]
     Foreign,
 }
 
-/// An assignment that is in force: who has it, under which attempt.
+/// An assignment that is in force: which node has the volume, under which attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assigned {
     /// The attempt.
@@ -30,7 +31,7 @@ pub struct Assigned {
 }
 
 impl Assigned {
-    /// Whether a call of `peer` under `a` is this assignment's.
+    /// Checks that a call of `peer` under `a` belongs to this assignment.
     ///
     /// # Errors
     /// [`RefusedCall`].

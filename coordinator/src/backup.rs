@@ -1,5 +1,4 @@
-//! Backup runs: what the upload service works on ([`Run`]), and the run itself, from the order to the commit
-//! (`execute`).
+//! Backup runs: what the upload service works on ([`Run`]), and the run itself, from the order to the commit (`execute`).
 
 mod assign;
 mod claims;
@@ -60,16 +59,16 @@ use claims::{Claimed, Claims};
 use quota::Quota;
 use volume::VolumeBuild;
 
-/// Entries that are kept in memory before they become a segment: 512 Ki entries are about 60 MB.
+/// How many entries are kept in memory before they become a segment: 512 Ki entries are about 60 MB.
 const SEGMENT_ENTRIES: usize = 512 * 1024;
 
-/// Bytes that may be granted before it is written down how many.
+/// How many bytes may be granted before the journal has to record them.
 const GRANTED_UNWRITTEN: u64 = 256 << 20;
 
-/// HEADs have seconds.
+/// The times in HEAD answers are in whole seconds.
 const STORE_TICK: Duration = Duration::from_secs(1);
 
-/// How often a node is told that others wait for what it is storing: each time it sends packs that are not full.
+/// How often a node is told that others wait for chunks that it is storing. Each time it sends packs that are not full.
 const HURRY_EVERY: Duration = Duration::from_secs(5);
 
 /// A backup run, as the upload service sees it.
@@ -77,13 +76,13 @@ pub struct Run {
     repository: Arc<Repository>,
     /// How people name the repository; empty where there is one.
     repository_name: String,
-    /// What may be on its way to the repository's store.
+    /// Limits what is on its way to the repository's store.
     pub(crate) admission: Admission,
     cache: IndexCache,
     root: Root,
     /// When it began, by the store's clock.
     since: Moment,
-    /// Where the repository was when this run began.
+    /// The identity of the repository's store when this run began.
     began_in: String,
     locks: Locks,
     index: Mutex<ChunkIndex>,
@@ -96,38 +95,38 @@ pub struct Run {
     stored: Mutex<HashMap<PackId, StoredPack>>,
     /// Packs that maps of this run name.
     referenced: Mutex<HashSet<PackId>>,
-    /// Packs that the store was asked for: whether they are there.
+    /// Whether a pack is in the store, for the packs that the store was asked for.
     present: tokio::sync::Mutex<HashMap<PackId, bool>>,
     /// The parent.
     parent: Option<PointId>,
     /// Where the parent's maps are.
     parent_packs: Arc<HashMap<PackId, PackInfo>>,
-    /// Of those, the keys that were needed so far.
+    /// Those of their keys that were needed so far.
     parent_keys: Arc<OpenedKeys>,
     stored_bytes: AtomicU64,
-    /// Held by whoever takes a sample of the parent.
+    /// Held while a sample of the parent is taken.
     sampling: tokio::sync::Mutex<()>,
     /// Which node has which volume, under which attempt.
     assigned: Mutex<HashMap<String, Assigned>>,
     claims: Claims,
-    /// When nodes were last told that others wait for what they are storing.
+    /// For each node, when it was last told that others wait for chunks that it is storing.
     hurried: Mutex<HashMap<String, Instant>>,
-    /// Where what is done is written down, if another leader could go on.
+    /// Records what was done, if another leader could go on with the run.
     journal: Option<Journal>,
-    /// Of volumes, where they are known.
+    /// The sizes of volumes, where they are known.
     sizes: Mutex<HashMap<String, u64>>,
-    /// By node.
+    /// The quota of each node.
     quotas: Mutex<HashMap<String, Quota>>,
-    /// Bytes that were granted since the journal was written.
+    /// Bytes that were granted since the journal was last written.
     granted_unwritten: AtomicU64,
     /// Packs that were granted and are not sealed yet.
     granted: Mutex<HashMap<PackId, Granted>>,
 }
 
-/// The map of a volume while it is made.
+/// The map of a volume while it is built.
 type Build = Arc<tokio::sync::Mutex<VolumeBuild>>;
 
-/// A pack that somebody has leave to store.
+/// A pack that a node has a grant for.
 struct Granted {
     node: String,
     length: u64,
@@ -139,7 +138,7 @@ struct Granted {
 pub enum Answer {
     /// It is stored.
     Known,
-    /// Whoever asked has to store it.
+    /// The one who asked has to store it.
     Yours,
     /// Another node is storing it.
     Elsewhere,
@@ -149,10 +148,10 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What work beside this came to.
+/// Waits for a task that runs beside this one, and returns its result.
 ///
 /// # Errors
-/// [`BackupError::Cancelled`] when the process ends before it does.
+/// [`BackupError::Cancelled`] when the process ends before the task does.
 async fn joined<T>(work: tokio::task::JoinHandle<T>) -> Result<T, BackupError> {
     match work.await {
         Ok(done) => Ok(done),
@@ -162,7 +161,7 @@ async fn joined<T>(work: tokio::task::JoinHandle<T>) -> Result<T, BackupError> {
 }
 
 impl Run {
-    /// Whether an assignment is one of this run's.
+    /// Checks that an assignment is one of this run's.
     ///
     /// # Errors
     /// [`RefusedCall`].
@@ -173,24 +172,25 @@ impl Run {
         lock(&self.assigned).get(&a.volume).ok_or(RefusedCall::Stale)?.check(a, peer)
     }
 
-    /// The map of a volume of this run while it is made.
+    /// The map of a volume of this run while it is built.
     fn build_of(&self, volume: &str) -> Option<Build> {
         lock(&self.volumes).get(volume).cloned()
     }
 
-    /// A volume's bytes, where they are known beforehand.
+    /// A volume's size in bytes, where that is known beforehand.
     fn size_of(&self, volume: &str) -> Option<u64> {
         lock(&self.sizes).get(volume).copied()
     }
 
-    /// A volume is of this run from now on.
+    /// Adds a volume to this run.
     fn add_volume(&self, source: &SourceSpec, build: VolumeBuild) {
         let name = source.name.to_string();
         lock(&self.sizes).extend(source.size.map(|size| (name.clone(), size)));
         lock(&self.volumes).insert(name, Arc::new(tokio::sync::Mutex::new(build)));
     }
 
-    /// A volume has a node: from now on only calls of this attempt count. Returns where it goes on from.
+    /// A volume is assigned to a node: from now on only calls of this attempt count. Returns the offset from which the attempt goes
+    /// on.
     async fn assign(&self, volume: &str, attempt: u32, node: &str) -> u64 {
         lock(&self.assigned).insert(volume.to_owned(), Assigned { attempt, node: node.to_owned() });
         lock(&self.quotas).entry(node.to_owned()).or_default().add(volume, self.size_of(volume));
@@ -201,16 +201,16 @@ impl Run {
         }
     }
 
-    /// A volume has its node no longer. What was claimed in its name and is not stored falls to whoever waits for it.
+    /// A volume no longer has its node. Chunks that it claimed and did not store can be claimed by the nodes that wait for them.
     fn release(&self, volume: &str) {
         let mut assigned = lock(&self.assigned);
         if assigned.remove(volume).is_some() {
-            // Under the lock: a lookup of this attempt that is late claims nothing afterwards.
+            // Under the lock, so that a late lookup of this attempt claims nothing afterwards.
             self.claims.forget(volume);
         }
     }
 
-    /// The turn to take a sample of the parent.
+    /// Waits until no other sample of the parent is being taken.
     pub async fn sampling(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.sampling.lock().await
     }
@@ -224,8 +224,8 @@ impl Run {
         self.stored_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Which chunks are known and really there. The others are claimed for the volume's attempt, unless another node has. With
-    /// `share` it is told so, else it may store them as well.
+    /// Finds out which chunks are known and really stored. The others are claimed for the volume's attempt, unless another node has
+    /// claimed them. In that case the answer says so with `share`; without it, the caller may store them as well.
     ///
     /// # Errors
     /// [`BackupError::Store`] when the store can't be asked for a pack.
@@ -240,11 +240,12 @@ impl Run {
         let unknown: Vec<ChunkId> = ids.iter().zip(&places).filter(|(_, p)| !known(p)).map(|(id, _)| *id).collect();
         let mut claimed = {
             let assigned = lock(&self.assigned);
-            // Asking the store took its time: whoever has the volume by now asks for itself.
+            // Asking the store took time: if the volume was assigned again meanwhile, the new attempt asks for itself.
             let present = assigned.get(&a.volume).filter(|present| present.attempt == a.attempt);
             let node = &present.ok_or(RefusedCall::Stale)?.node;
             let index = lock(&self.index);
-            // And a pack may have been sealed. What was not found before, or lies elsewhere now, is this run's, so it is there.
+            // A pack may have been sealed meanwhile. A chunk that was not found before, or is in another pack now, was stored by
+            // this run, so it is there.
             let stored = |id: &ChunkId| index.find(id).is_some_and(|p| !gone.contains(&p.pack));
             self.claims.claim(&unknown, node, &a.volume, stored).into_iter()
         };
@@ -264,8 +265,8 @@ impl Run {
         Ok(answers)
     }
 
-    /// As [`Self::lookup`], but waits for some seconds while all that is unknown is on its way from elsewhere. `hurry` hears
-    /// which nodes others wait for.
+    /// As [`Self::lookup`], but waits for some seconds while other nodes upload all chunks that are unknown. `hurry` is called with
+    /// the nodes that others wait for.
     ///
     /// # Errors
     /// [`BackupError::Store`].
@@ -322,7 +323,7 @@ impl Run {
         Ok(packs.into_iter().filter(|p| present.get(p) == Some(&false)).collect())
     }
 
-    /// Leave to store one pack.
+    /// Grants the right to store one pack.
     ///
     /// # Errors
     /// [`BackupError::Store`]; [`BackupError::Quota`] when the volume's agent has stored too much.
@@ -337,7 +338,7 @@ impl Run {
         }
         self.is_free(&node, &pack).await?;
         self.note_granted(&node, volume, length);
-        // Checkpoints mostly write it down before it comes to that.
+        // Checkpoints usually write the journal before so much is granted.
         if self.granted_unwritten.load(Ordering::Relaxed) >= GRANTED_UNWRITTEN {
             self.write_journal().await?;
         }
@@ -347,8 +348,9 @@ impl Run {
         Ok(self.repository.store.grant_put(&terms).await?)
     }
 
-    /// Whether a pack's name is this agent's to take. An agent in the wrong hands could else report a pack of another application as its
-    /// own, and what it says of it would stand beside the truth. What this run stored itself may be there: an answer was lost.
+    /// Checks that this agent may use a pack's name. Otherwise a compromised agent could report a pack of another application as
+    /// its own, and its report on the pack would stand beside the true one. A pack that this run stored itself may be there
+    /// already, if the answer was lost.
     async fn is_free(&self, node: &str, pack: &PackId) -> Result<(), BackupError> {
         // In the embedded mode agent and coordinator are one.
         if self.journal.is_none() {
@@ -360,14 +362,15 @@ impl Run {
             None => {}
         }
         match self.repository.store.head(&Key::pack(pack), None).await {
-            // A listing and a HEAD may differ by the fraction of a second.
+            // The times in a listing and in a HEAD may differ by a fraction of a second.
             Ok(head) if head.modified.plus(STORE_TICK) < self.since => Err(BackupError::Foreign(*pack)),
             Ok(_) | Err(GetError::NotFound(_)) => Ok(()),
             Err(GetError::Failed(f)) => Err(f.into()),
         }
     }
 
-    /// For the next leader's count of quotas. Written down with whatever comes next, or when it has come to [`GRANTED_UNWRITTEN`].
+    /// Notes granted bytes, so that the next leader goes on counting quotas. The note is written together with the next record that
+    /// is written, or when [`GRANTED_UNWRITTEN`] bytes have been noted.
     fn note_granted(&self, node: &str, volume: &str, bytes: u64) {
         if let (Some(journal), Ok(volume)) = (&self.journal, volume.parse()) {
             journal.note(Record::Granted { node: node.to_owned(), volume, bytes });
@@ -375,14 +378,15 @@ impl Run {
         }
     }
 
-    /// Asks the store what a pack really is, and makes its chunks known.
+    /// Asks the store what a pack really contains, and makes its chunks known.
     ///
     /// # Errors
-    /// [`BackupError`] unless it is there, whole and locked.
+    /// [`BackupError`] unless the pack is there, whole and locked.
     pub async fn seal(&self, volume: &str, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
         let node = lock(&self.assigned).get(volume).ok_or(RefusedCall::Stale)?.node.clone();
         {
-            // Once, and as it was granted: what is known of a pack can't be changed by sealing another in its name.
+            // A pack is sealed once, and only as it was granted: so what is known of a pack can't be changed by another seal in its
+            // name.
             let mut granted = lock(&self.granted);
             let fits = |g: &Granted| g.node == node && g.length == claim.length && g.crc32 == claim.crc32;
             if !granted.get(&claim.id).is_some_and(fits) {
@@ -393,7 +397,7 @@ impl Run {
         self.take_sealed(claim, entries).await
     }
 
-    /// As [`Self::seal`], of a pack that nobody has to be asked about.
+    /// As [`Self::seal`], without the check of the grant.
     async fn take_sealed(&self, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
         let length = claim.length;
         let ids: Vec<ChunkId> = entries.iter().map(|(id, _)| *id).collect();
@@ -402,7 +406,8 @@ impl Run {
         self.grew(usize::try_from(length).unwrap_or(usize::MAX));
         metrics::counter!("milkrun_sealed_packs_total").increment(1);
         metrics::counter!("milkrun_sealed_bytes_total").increment(length);
-        // Before its chunks are known to anybody: what a journal's regions name stands before them. Maps are made anew.
+        // Noted before anybody knows its chunks: in a journal, a pack comes before the regions that use it. Metadata packs are not
+        // noted, since maps are built anew.
         if let (true, Some(journal)) = (is_data, &self.journal) {
             journal.note(Record::Sealed { pack: stored.info().clone(), entries: entries.clone() });
         }
@@ -419,7 +424,7 @@ impl Run {
         Ok(())
     }
 
-    /// Writes what this run sealed to the repository's index.
+    /// Writes the chunks that this run sealed to the repository's index.
     async fn write_segment(&self, merge: bool) -> Result<(), BackupError> {
         let Some(segment) = lock(&self.index).unwritten(merge) else { return Ok(()) };
         let id = SegmentId::random();
@@ -435,7 +440,7 @@ impl Run {
         Ok(())
     }
 
-    /// Stores a map chunk (or finds that it is stored already).
+    /// Stores a map chunk, or finds that it is already stored.
     async fn put_metadata(&self, bytes: Vec<u8>) -> Result<MapRef, BackupError> {
         let prepared = self.preparer.map(bytes).map_err(BackupError::Setup)?;
         self.put_prepared(&prepared).await
@@ -455,7 +460,7 @@ impl Run {
         let mut full = full.into_iter();
         while let Some(mut finished) = full.next() {
             if let Err(e) = self.store_metadata_pack(&mut finished).await {
-                // Maps name it by then: whoever stores the next one tries it again, and so does the commit.
+                // Maps already name this pack: the next call that stores a pack tries it again, and so does the commit.
                 self.metadata.lock().await.give_back(std::iter::once(finished).chain(full));
                 return Err(e);
             }
@@ -466,7 +471,7 @@ impl Run {
     async fn store_metadata_pack(&self, finished: &mut FinishedMetadata) -> Result<(), BackupError> {
         let pack = &mut finished.pack;
         if lock(&self.stored).contains_key(&pack.id) {
-            // What failed came behind it.
+            // The pack was stored; a later step failed.
             return Ok(());
         }
         let mut claim = Claim {
@@ -484,7 +489,7 @@ impl Run {
         pack.bytes = body.into();
         match created {
             Ok(version) => claim.version = Some(version),
-            // Nobody else knows its name: an earlier attempt of ours came further than it heard.
+            // Nobody else knows its name: an earlier attempt of this process stored it and did not get the answer.
             Err(CreateError::Exists(_)) if finished.tried => {}
             Err(e) => {
                 finished.tried |= matches!(e, CreateError::Failed(_));

@@ -1,4 +1,5 @@
-//! The queue of volumes of all runs. Whenever something changes, [`scheduler`](crate::scheduler) plans, and each run hears where its volumes go.
+//! The queue of volumes of all runs. Whenever something changes, [`scheduler`](crate::scheduler) plans, and each run is told where
+//! its volumes go.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,20 +30,20 @@ struct State {
 /// A volume that wants a node.
 #[derive(Clone, Debug)]
 pub struct Waiter {
-    /// Whose.
+    /// Its run.
     pub run: RunId,
-    /// Which.
+    /// Its name.
     pub volume: String,
-    /// Of which application.
+    /// Its application.
     pub application: String,
     /// The nodes that reach it; `None`: any.
     pub nodes: Option<Vec<String>>,
-    /// When its promise breaks.
+    /// When its application's promise breaks.
     pub due: Option<Moment>,
 }
 
 impl Dispatcher {
-    /// Over these agents and runs.
+    /// An empty queue for the volumes of these runs, over these agents.
     pub fn new(agents: Agents, runs: Runs, inventory: Arc<dyn Inventory>) -> Self {
         Self { state: Arc::default(), agents, runs, inventory }
     }
@@ -51,7 +52,7 @@ impl Dispatcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A volume waits from now on. Its run hears [`RunEvent::Placed`].
+    /// A volume waits from now on. Its run gets [`RunEvent::Placed`] when it has a node.
     pub fn enqueue(&self, waiter: Waiter) {
         {
             let mut state = self.state();
@@ -63,7 +64,7 @@ impl Dispatcher {
         self.replan();
     }
 
-    /// As [`Self::enqueue`], unless it waits or runs already.
+    /// As [`Self::enqueue`], unless the volume waits or runs already.
     pub fn enqueue_once(&self, waiter: Waiter) {
         let queued = {
             let state = self.state();
@@ -75,7 +76,7 @@ impl Dispatcher {
         }
     }
 
-    /// Other nodes reach a volume that waits. It keeps its place.
+    /// The nodes that reach a waiting volume have changed. It keeps its place in the queue.
     pub fn renew(&self, run: &RunId, volume: &str, nodes: Option<Vec<String>>) {
         if let Some(waiting) = self.state().waiting.iter_mut().find(|w| w.run == *run && w.volume == volume) {
             waiting.nodes = nodes;
@@ -92,7 +93,7 @@ impl Dispatcher {
         self.replan();
     }
 
-    /// A run ended: nothing of it waits or runs.
+    /// A run ended: none of its volumes waits or runs any more.
     pub fn forget(&self, run: &RunId) {
         {
             let mut state = self.state();
@@ -109,7 +110,7 @@ impl Dispatcher {
 
     /// Plans anew: an agent came or went, or something changed here.
     pub fn replan(&self) {
-        // Outside of the lock: it reads a file, or asks a cluster.
+        // Outside of the lock: the inventory may read a file or ask a cluster.
         let loads = match self.inventory.loads() {
             Ok(loads) => loads,
             Err(e) => {
@@ -133,7 +134,7 @@ impl Dispatcher {
             None => Some(usize::MAX),
         };
         let nodes = self.agents.ready().into_iter().filter_map(|(name, own)| {
-            // Both the inventory and the agent bound it.
+            // The inventory and the agent both limit it.
             let volumes_max = limits(&name)?.min(own.unwrap_or(usize::MAX));
             Some(Node { name, volumes_max })
         });

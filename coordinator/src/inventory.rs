@@ -1,5 +1,5 @@
-//! Nodes, applications, their volumes, and where each can be read. A file lists them today ([`mod@file`]); a cluster will answer behind the same
-//! trait. In the embedded mode ([`Embedded`]) the order lists them.
+//! Nodes, applications, their volumes, and where each volume can be read. A file lists them today ([`mod@file`]); a cluster will
+//! answer behind the same trait. In the embedded mode ([`Embedded`]) the order lists them.
 
 mod bandwidth;
 pub mod file;
@@ -14,7 +14,7 @@ use milkrun_repository::id::{AppName, VolumeName};
 /// A place where a volume can be read or written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
-    /// The node; `None`: whichever agent there is.
+    /// The node; `None`: any agent that is connected.
     pub node: Option<String>,
     /// The device, file or pipe there.
     pub path: String,
@@ -27,13 +27,13 @@ pub struct SourceSpec {
     pub name: VolumeName,
     /// Whether it is a stream.
     pub stream: bool,
-    /// Its bytes, where they are known beforehand: bounds what its agent may store.
+    /// Its size in bytes, where that is known beforehand; it limits what its agent may store.
     pub size: Option<u64>,
     /// Where it can be read.
     pub reach: Vec<Reach>,
     /// A file on the node that lists what may have changed since the parent.
     pub changed_from: Option<String>,
-    /// What a clean file system says is free is left out.
+    /// What a clean file system marks as free is left out.
     pub skip_free: bool,
     /// When its snapshot was taken; `None`: when the run began.
     pub moment: Option<Moment>,
@@ -41,14 +41,14 @@ pub struct SourceSpec {
     pub claim: String,
 }
 
-/// What a node takes.
+/// The limits of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeLimits {
     /// Volumes at once.
     pub volumes: usize,
 }
 
-/// What the store takes.
+/// The limits of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreLimits {
     /// Volumes at once, on all nodes together.
@@ -59,19 +59,19 @@ pub struct StoreLimits {
     pub bandwidth: Bandwidth,
 }
 
-/// What nodes and store take.
+/// The limits of nodes and stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loads {
-    /// All nodes together, to each repository that has no limits of its own.
+    /// The limits of each repository that has none of its own, for all nodes together.
     pub store: StoreLimits,
-    /// All nodes together, by repository. Volumes are counted over all repositories: `store` bounds them.
+    /// The limits of single repositories, for all nodes together. Volumes are counted over all repositories: `store` limits them.
     pub repositories: std::collections::BTreeMap<String, StoreLimits>,
-    /// Each node that is listed; `None`: any node, without bounds.
+    /// The limits of each listed node; `None`: any node may connect, without limits.
     pub nodes: Option<std::collections::BTreeMap<String, NodeLimits>>,
 }
 
 impl Loads {
-    /// What the store of a repository takes.
+    /// The limits of a repository's store.
     pub fn of(&self, repository: &str) -> &StoreLimits {
         self.repositories.get(repository).unwrap_or(&self.store)
     }
@@ -94,9 +94,9 @@ impl Default for StoreLimits {
 pub struct Application {
     /// What is backed up.
     pub sources: Vec<SourceSpec>,
-    /// Where restores may write, besides the sources' own places.
+    /// Where restores may write, besides the places of the sources.
     pub targets: Vec<Reach>,
-    /// How old its newest restore point may become: the promise by which work is ordered.
+    /// How old its newest restore point may become. This is the promise by which work is ordered.
     pub rpo: Option<Duration>,
 }
 
@@ -125,13 +125,13 @@ pub enum InventoryError {
     },
 }
 
-/// What the coordinator asks. Answers are used once: the next run asks again.
+/// What the coordinator asks the inventory. Each answer is used once: the next run asks again.
 pub trait Inventory: Send + Sync + 'static {
-    /// Whether whoever orders says what is read and written, and where. Only in the embedded mode, where the person at the
-    /// command line and the agent are one.
+    /// Whether an order may say what is read and written, and where. Only in the embedded mode, where the person at the command
+    /// line and the agent are one.
     fn trusts_orders(&self) -> bool;
 
-    /// What a node takes; `None` for a node that is not listed: its agent is refused.
+    /// The limits of a node; `None` for a node that is not listed: its agent is refused.
     ///
     /// # Errors
     /// [`InventoryError`].
@@ -143,7 +143,7 @@ pub trait Inventory: Send + Sync + 'static {
     /// [`InventoryError`].
     fn nodes(&self) -> Result<Vec<String>, InventoryError>;
 
-    /// What nodes and store take.
+    /// The limits of nodes and stores.
     ///
     /// # Errors
     /// [`InventoryError`].
@@ -156,7 +156,7 @@ pub trait Inventory: Send + Sync + 'static {
     fn application(&self, name: &AppName) -> Result<Application, InventoryError>;
 }
 
-/// Everything is here, and who orders names it.
+/// The inventory of the embedded mode: everything is on this machine, and the order names it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Embedded;
 

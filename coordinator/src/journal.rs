@@ -1,8 +1,8 @@
-//! A run's journal in the repository: what was done is written before its agent hears that it counts, so that another leader
-//! can go on with the run. The bytes are [`milkrun_repository::point::journal`]'s.
+//! A run's journal in the repository. What was done is written down before its agent gets an answer, so that another leader can go
+//! on with the run. The bytes are defined in [`milkrun_repository::point::journal`].
 //!
-//! All that came while one object was being written goes into the next one. An object that may not have been written is tried
-//! again before anything else.
+//! All records that come while one object is being written go into the next object. If it is not known whether an object was
+//! written, it is tried again before anything else.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,21 +24,21 @@ pub enum JournalError {
     /// The store.
     #[error(transparent)]
     Store(#[from] Failure),
-    /// Another leader writes this series.
+    /// Another leader writes this series of objects.
     #[error("{0} was written by somebody else: another coordinator leads")]
     Superseded(Key),
-    /// Its place is taken by what no holder of the secret wrote.
+    /// The key of its next object holds something that no holder of the secret wrote.
     #[error(
         "{0} is taken by what is none of the journal's ({1}): whoever may write to the bucket put it there; run it again"
     )]
     Squatted(Key, &'static str),
-    /// An object of it is none of ours.
+    /// One of its objects was not written by a holder of the secret.
     #[error("{0} is refused")]
     Refused(Key, #[source] EnvelopeError),
-    /// An object of it makes no sense.
+    /// One of its objects makes no sense.
     #[error("{0} makes no sense")]
     Malformed(Key, #[source] Malformed),
-    /// An object of it is gone.
+    /// One of its objects is gone.
     #[error("{0} is missing")]
     Missing(Key),
 }
@@ -46,13 +46,13 @@ pub enum JournalError {
 /// Objects of a journal that are read side by side.
 const READS: usize = 16;
 
-/// Where objects are longer than this, they are read one after the other: rubbish of the greatest length must not fill the memory.
+/// Objects that are longer than this are read one after the other: rubbish of the greatest length must not fill the memory.
 const LONG: u64 = 16 << 20;
 
-/// Places, regions and runs in one object: 3 MB. A record that has more has an object of its own.
+/// Places, regions and extents in one object: 3 MB. A record that has more has an object of its own.
 const OBJECT: usize = 64 * 1024;
 
-/// How much of an object a record takes.
+/// How much of an object's room a record takes.
 fn weight(record: &Record) -> usize {
     match record {
         Record::Sealed { entries, .. } => 1 + 2 * entries.len(),
@@ -61,13 +61,13 @@ fn weight(record: &Record) -> usize {
     }
 }
 
-/// The writing end.
+/// The writer of a journal.
 pub(crate) struct Journal {
     repository: Arc<Repository>,
     run: RunId,
     epoch: u64,
     noted: Mutex<Noted>,
-    /// Who holds it writes.
+    /// The task that holds this lock writes.
     writer: tokio::sync::Mutex<Writer>,
 }
 
@@ -75,20 +75,20 @@ pub(crate) struct Journal {
 struct Writer {
     /// The number of the next object.
     next: u32,
-    /// One that may or may not have been written. The same bytes are tried again before anything else.
+    /// An object that may or may not have been written. The same bytes are tried again before anything else.
     unsure: Option<Unsure>,
 }
 
 struct Unsure {
     object: Bytes,
-    /// How much of what was noted is in it.
+    /// How many of the noted records are written once this object is.
     upto: u64,
 }
 
 #[derive(Default)]
 struct Noted {
     records: Vec<Record>,
-    /// How many were ever noted, and how many of them are written.
+    /// How many records were ever noted, and how many of them are written.
     noted: u64,
     written: u64,
 }
@@ -97,22 +97,22 @@ struct Noted {
 #[derive(Debug)]
 pub(crate) struct Left {
     run: RunId,
-    /// What happened, in order, but for what grows with the volumes: packs and regions are read again when they are needed.
+    /// The records, in order, without those that grow with the volumes: packs and regions are read again when they are needed.
     pub(crate) told: Vec<Record>,
-    /// The series that count, oldest first, and how far each does.
+    /// The series that count, oldest first, each with the number of its last object that counts.
     series: Vec<(u64, u32)>,
     /// The series that was read last, and its last object.
     pub(crate) epoch: u64,
     pub(crate) number: u32,
 }
 
-/// The objects of a series, up to its last that counts.
+/// The objects of a series, up to the last one that counts.
 fn series(run: &RunId, epoch: u64, last: u32) -> Vec<Key> {
     (0..=last).map(|n| Key::journal(run, epoch, n)).collect()
 }
 
 impl Left {
-    /// Which objects say all that happened, in order, as many together as are read at once.
+    /// All objects that count, in order, in batches that are read together.
     pub(crate) fn batches(&self) -> Vec<Vec<Key>> {
         let keys: Vec<Key> = self.series.iter().flat_map(|&(epoch, last)| series(&self.run, epoch, last)).collect();
         keys.chunks(READS).map(<[Key]>::to_vec).collect()
@@ -129,14 +129,14 @@ impl Journal {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes into the next object that is written.
+    /// Notes a record: it goes into the next object that is written.
     pub(crate) fn note(&self, record: Record) {
         let mut noted = self.noted();
         noted.records.push(record);
         noted.noted += 1;
     }
 
-    /// Waits until everything that was noted before is durable. Those who come while an object is written share the next one.
+    /// Waits until everything that was noted before is durable. Callers that come while an object is written share the next one.
     pub(crate) async fn write(&self) -> Result<(), JournalError> {
         let mine = self.noted().noted;
         let mut writer = self.writer.lock().await;
@@ -147,7 +147,7 @@ impl Journal {
                 None => self.seal(&key),
             };
             let (object, upto) = (unsure.object.clone(), unsure.upto);
-            // Until it is known to be there, also if whoever waits here is gone in the middle.
+            // It stays here until it is known to be stored, also if the caller is dropped in the middle.
             writer.unsure = Some(unsure);
             match self.repository.store.create(&key, object.clone(), None).await {
                 Ok(_) => {}
@@ -163,7 +163,7 @@ impl Journal {
         Ok(())
     }
 
-    /// An object of what was noted and is in none yet: all of it, or as much as goes into one.
+    /// Seals an object of the records that were noted and are in no object yet: all of them, or as many as fit.
     fn seal(&self, key: &Key) -> Unsure {
         let (records, upto) = {
             let mut noted = self.noted();
@@ -181,7 +181,7 @@ impl Journal {
         Unsure { object: object.into(), upto }
     }
 
-    /// Whether what stands there is what an earlier attempt of ours wrote.
+    /// Whether the object at this key is the one that an earlier attempt of this writer wrote.
     async fn is_ours(&self, key: &Key, object: &Bytes) -> Result<bool, JournalError> {
         match read(&*self.repository.store, key, None).await {
             Ok(found) => Ok(found == *object),
@@ -190,17 +190,17 @@ impl Journal {
         }
     }
 
-    /// By whom the place of an object of ours is taken.
+    /// Says by whom the key of this writer's next object is taken.
     async fn taken(&self, key: Key) -> Result<JournalError, JournalError> {
         Ok(match read_envelope::open(&self.repository, &key, Kind::Journal).await? {
             Sealed::Body(_) => JournalError::Superseded(key),
             Sealed::Refused(_) => JournalError::Squatted(key, "rubbish"),
-            // A store that refuses to create, and has nothing to read: a delete marker hides the key.
+            // The store refuses to create the object, and there is nothing to read: a delete marker hides the key.
             Sealed::None => JournalError::Squatted(key, "a delete marker"),
         })
     }
 
-    /// Deletes the journal of a run that ended. What can't be deleted is left to the collector.
+    /// Deletes the journal of a run that ended. What can't be deleted now is left to the collector.
     pub(crate) async fn delete(repository: &Repository, run: &RunId) {
         match repository.store.versions(&Key::journals(run)).await {
             Ok(versions) => {
@@ -222,8 +222,8 @@ impl Journal {
         found.sort_unstable();
         found.dedup();
         let listed: HashSet<(u64, u32)> = found.iter().copied().collect();
-        // A series begins at 0 and has no gaps. Whoever may write can put any name there: a number without those before it is
-        // none of a series, and an epoch without a sound first object is nobody's.
+        // A series begins at 0 and has no gaps. Anybody who may write can put any name there. So a number counts only if all
+        // numbers before it are there, and an epoch counts only if its first object is sound.
         let whole = |epoch: u64| (0..).take_while(|n| listed.contains(&(epoch, *n))).last();
         let mut epochs: Vec<u64> = found.iter().map(|(epoch, _)| *epoch).collect();
         epochs.dedup();
@@ -231,7 +231,8 @@ impl Journal {
         let at_once = if versions.iter().any(|v| v.length > LONG) { 1 } else { READS };
         for epoch in epochs.into_iter().rev() {
             let Some(last) = whole(epoch) else { continue };
-            // Nor is what stands behind the last sound object. Whoever may write can put thousands there: some are read at once.
+            // Objects after the last sound one don't count either. Anybody who may write can put thousands there: several are read
+            // at once.
             let from_the_end = (0..=last).rev().map(|n| async move {
                 let read = Self::object(repository, Key::journal(run, epoch, n)).await;
                 (n, read)
@@ -255,7 +256,7 @@ impl Journal {
         let Some((newest, last)) = newest else { return Ok(None) };
         let (mut counting, mut told) = (Vec::new(), Vec::new());
         let (mut epoch, mut number) = (newest, last);
-        // Backwards from the newest series: each says which one it went on from, and up to where.
+        // Backwards from the newest series: each series says which one it continued, and up to which object.
         loop {
             let mut records = Vec::new();
             for some in series(run, epoch, number).chunks(READS) {
@@ -280,7 +281,7 @@ impl Journal {
         Ok(Some(Left { run: *run, told, series: counting, epoch: newest, number: last }))
     }
 
-    /// What some objects say, in order: all of them are read before any is used.
+    /// The records of some objects, in order. All objects are read before any record is used.
     pub(crate) async fn objects(repository: &Repository, keys: &[Key]) -> Result<Vec<Record>, JournalError> {
         let objects = try_join_all(keys.iter().map(|key| Self::object(repository, key.clone()))).await?;
         Ok(objects.into_iter().flatten().collect())
@@ -325,7 +326,7 @@ mod tests {
         Record::TakeOver { epoch: 99, number: n }
     }
 
-    /// Whatever became of a write, the next one goes on without a gap, and nothing is in the journal twice.
+    /// However a write ends, the next one goes on without a gap, and nothing is in the journal twice.
     #[tokio::test]
     async fn a_write_that_failed_or_only_seemed_to_is_made_good_by_the_next() {
         for fault in [Fault::Before(Trouble::Unreachable), Fault::After(Trouble::Unreachable)] {
@@ -333,7 +334,7 @@ mod tests {
             let calls = Arc::new(std::sync::atomic::AtomicU32::new(0));
             let script = move |_: u64, operation: Operation, key: &str| {
                 let journal = operation == Operation::Create && key.starts_with("journal/");
-                // The second object, once.
+                // Fails the second object, once.
                 (journal && calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1).then_some(fault)
             };
             let store = Arc::new(Faulty::new(sound.store.clone(), Arc::new(script)));
@@ -346,13 +347,14 @@ mod tests {
             assert!(matches!(journal.write().await, Err(JournalError::Store(_))));
             journal.note(record(2));
             journal.write().await.unwrap();
-            // Take-overs are no news of the run; of what is left, nothing is missing and nothing twice.
+            // The result leaves out take-overs. Of the other records, none is missing and none is there twice.
             let left = Journal::read(&sound, &run).await.unwrap().unwrap();
             assert_eq!((left.told, left.epoch, left.number), (vec![Record::Ended], 3, 2));
         }
     }
 
-    /// What is noted together goes into as many objects as it takes; the first of them fails, and nothing is missing or out of order.
+    /// Records that are noted together go into as many objects as they need. When the first object fails, nothing is missing or out
+    /// of order.
     #[tokio::test]
     async fn objects_are_bounded_and_one_that_fails_leaves_no_gap() {
         let sound = repository().await;
@@ -387,7 +389,7 @@ mod tests {
         assert!(Journal::objects(&sound, batch).await.unwrap() == all);
     }
 
-    /// What an older leader writes after it was followed does not count.
+    /// What an older leader writes after a newer one took over does not count.
     #[tokio::test]
     async fn a_series_counts_as_far_as_the_next_leader_read_it() {
         let repository = Arc::new(repository().await);
@@ -421,7 +423,7 @@ mod tests {
         let [batch] = &left.batches()[..] else { panic!("three objects") };
         let all = Journal::objects(&repository, batch).await.unwrap();
         assert_eq!(all, [finished("first"), take_over, finished("second")]);
-        // Two leaders of one epoch can't be: who comes second is told.
+        // Two leaders can't have one epoch: the second writer gets an error.
         let twin = Journal::new(repository.clone(), run, 2);
         twin.note(finished("twin"));
         assert!(matches!(twin.write().await, Err(JournalError::Superseded(_))));

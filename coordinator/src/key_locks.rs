@@ -1,5 +1,5 @@
-//! Keeps the keys of a repository locked, for as long as this process leads: unlocked, whoever may delete them would turn every locked
-//! byte into noise. Within a day it reports keys that are gone.
+//! Keeps the keys of a repository locked for as long as this process leads. If the keys were not locked, anybody who may delete
+//! objects could make every locked byte unreadable by deleting them. Missing keys are reported within a day.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use milkrun_repository::Repository;
 use milkrun_repository::repository::{Renewed, rolling};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// Locks of minutes are for tests; each look asks for every key object.
+/// The shortest time between two looks. Locks of minutes are only used in tests, and each look asks for every key object.
 const LEAST: Duration = Duration::from_secs(60);
-/// Until the next look after one that failed.
+/// How long to wait after a look that failed.
 const AGAIN: Duration = Duration::from_secs(300);
 
 /// Renews the locks daily, or more often where they are short. Does not return.

@@ -1,17 +1,18 @@
-//! Which coordinator leads: a lease by conditional writes in the repository's store. A cluster's own lease can stand in behind
-//! the same trait.
+//! Decides which coordinator leads. The lease is made of conditional writes in the repository's store. A cluster's own lease could
+//! be used behind the same trait.
 //!
-//! `leases/leader/<epoch>-<beat>`: who leads writes a new beat every few seconds and deletes the one before. Who wants to lead
-//! watches; when nothing new came for a while, it creates the first beat of the next epoch: create-only, so that one wins.
+//! The keys are `leases/leader/<epoch>-<beat>`. The leader writes a new beat every few seconds and deletes the one before. A
+//! coordinator that wants to lead watches them. When no new beat came for a while, it creates the first beat of the next epoch. The
+//! write is create-only, so that exactly one coordinator wins.
 //!
-//! A beat counts only if a holder of the repository's secret wrote it for its very key. Whoever may write to the bucket can put
-//! other objects beside it: each is looked at once, named, and swept.
+//! A beat counts only if a holder of the repository's secret wrote it for exactly this key. Anybody who may write to the bucket can
+//! put other objects beside the beats: each of them is read once, logged, and deleted.
 //!
-//! **Nothing rests on these times.** Two who both believe that they lead do no harm: a run's root is created once
-//! ([`commit`](milkrun_repository::point::commit)), and journals of an older epoch do not count.
+//! **Safety does not depend on these times.** Two coordinators that both believe that they lead do no harm: a run's root is created
+//! once ([`commit`](milkrun_repository::point::commit)), and journals of an older epoch do not count.
 //!
-//! Left as it is: whoever may write to the bucket can take the keys of a leader's next beats, so that a standby leads. No run is
-//! lost by that, and keys that nobody can guess would need a listing for each beat.
+//! One attack is accepted: anybody who may write to the bucket can take the keys of a leader's next beats, so that a standby takes
+//! over. No run is lost by that. Keys that nobody can guess would need a listing for each beat.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,19 +28,19 @@ use milkrun_repository::store::{
 use milkrun_repository::wire::{Decoder, Encoder};
 use tokio::time::Instant;
 
-/// How often who leads says so, in each span after which another may lead; a follower looks as often.
+/// How many beats the leader writes in the time after which another coordinator may lead. A follower looks as often.
 const BEATS: u32 = 4;
 
 /// Decides who leads.
 #[async_trait]
 pub trait Leadership: Send + Sync {
-    /// Whether nobody leads, as far as can be told since it was first asked.
+    /// Whether nobody leads, as far as this process can tell since it first asked.
     ///
     /// # Errors
     /// When the store can't be asked.
     async fn is_free(&self) -> Result<bool, Failure>;
 
-    /// Leads from now on, unless another one is faster: then `None`. The epoch is higher than that of all who led before.
+    /// Leads from now on; `None` if another coordinator was faster. The epoch is higher than that of every leader before.
     ///
     /// # Errors
     /// When the store can't be asked.
@@ -48,13 +49,13 @@ pub trait Leadership: Send + Sync {
     /// How long to wait before asking again.
     fn pause(&self) -> Duration;
 
-    /// Goes on leading, until somebody else does, or it can't be told.
+    /// Keeps the lease until somebody else leads, or until the store did not answer for too long.
     async fn hold(&self, epoch: u64) -> Lost;
 
-    /// Gives way: the next one need not wait.
+    /// Gives the lease up, so that the next leader need not wait.
     async fn release(&self, epoch: u64);
 
-    /// Whether nobody leads under a higher epoch, as far as can be told.
+    /// Whether nobody leads under a higher epoch, as far as this process can tell.
     async fn is_newest(&self, epoch: u64) -> bool;
 
     /// Whether nobody leads under a higher epoch.
@@ -80,8 +81,8 @@ pub enum Lost {
     },
 }
 
-/// Waits until this process leads all of these that can be asked, and so all or none: one process leads. Returns the epoch of each,
-/// or why it could not be asked.
+/// Waits until this process leads all of these that can be asked. It leads either all of them or none, so that one process leads.
+/// Returns the epoch of each, or why it could not be asked.
 ///
 /// # Errors
 /// When none of them can be asked.
@@ -97,7 +98,7 @@ pub async fn campaign(leaderships: &[Arc<dyn Leadership>]) -> Result<Vec<Result<
     }
 }
 
-/// Takes all that are free; `None` if another process took one of them meanwhile: then none is kept.
+/// Takes all that are free; `None` if another process took one of them meanwhile: then none of them is kept.
 async fn take_all(
     leaderships: &[Arc<dyn Leadership>],
     looks: Vec<Result<bool, Failure>>,
@@ -130,35 +131,35 @@ async fn take_all(
     }
 }
 
-/// By conditional writes in the store.
+/// A lease by conditional writes in the store.
 pub struct StoreLease {
     repository: Arc<Repository>,
     name: String,
-    /// After so long without a beat another may lead.
+    /// After this time without a beat another coordinator may lead.
     patience: Duration,
-    /// The newest beat when it was last asked who leads, and since when it is the newest.
+    /// The newest beat at the last look, and since when it is the newest.
     seen: Mutex<Option<(Option<Beat>, Instant)>>,
     judged: Mutex<Judged>,
 }
 
-/// What was looked at, so that each beat is read once.
+/// The results of earlier looks, so that each beat is read once.
 #[derive(Default)]
 struct Judged {
     sound: Option<Beat>,
     rubbish: HashSet<(Beat, Version)>,
-    /// What is locked, and not asked to go again.
+    /// Versions that are locked: they are not tried again.
     locked: HashSet<Version>,
-    /// The store lets this process delete nothing: it is not asked again.
+    /// The store does not let this process delete anything: it is not tried again.
     no_deletes: bool,
 }
 
-/// Names that are remembered as none of ours; more are looked at again.
+/// How many objects are remembered as not being beats; any beyond that are read again.
 const RUBBISH_MAX: usize = 64 * 1024;
 
-/// Versions that one sweep deletes at most: the next beat must not wait for more.
+/// How many versions one sweep deletes at most: the next beat must not wait for more.
 const SWEPT: usize = 32;
 
-/// Keys that are tried for the next beat where somebody took one.
+/// How many keys are tried for the next beat when something else is at its key.
 const KEYS_TRIED: u32 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -173,11 +174,11 @@ impl Beat {
     }
 }
 
-/// Names below `leases/leader/` that are read side by side: whoever may write can put thousands there.
+/// How many names below `leases/leader/` are read side by side: anybody who may write can put thousands there.
 const LOOKS: usize = 16;
 
 impl StoreLease {
-    /// In this repository; `name` is for people. Another may lead when nothing was heard for `patience`.
+    /// A lease in this repository; `name` is for people. Another coordinator may lead after `patience` without a beat.
     pub fn new(repository: Arc<Repository>, name: String, patience: Duration) -> Self {
         Self { repository, name, patience, seen: Mutex::default(), judged: Mutex::default() }
     }
@@ -186,7 +187,7 @@ impl StoreLease {
         self.judged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The newest beat that a holder of the secret wrote.
+    /// The newest beat that was written by a holder of the secret.
     async fn newest(&self) -> Result<Option<Beat>, Failure> {
         let mut listed: Vec<(Beat, Listed)> = Vec::new();
         for v in self.repository.store.versions(Key::leaders()).await? {
@@ -196,7 +197,7 @@ impl StoreLease {
             }
         }
         listed.sort_by_key(|(beat, _)| std::cmp::Reverse(*beat));
-        // Newest first, and none that was looked at before; what lies behind the last one that was sound is of no interest.
+        // Newest first, without those that were read before. What is older than the last sound beat does not matter.
         let mut known = None;
         {
             let judged = self.judged();
@@ -224,7 +225,7 @@ impl StoreLease {
         Ok(known)
     }
 
-    /// What a beat says, if it is one: whether its writer gave way.
+    /// Reads a beat: `Some` if it is sound, with whether its writer gave the lease up.
     async fn open(&self, listed: &Listed) -> Result<Option<bool>, Failure> {
         let repository = &self.repository;
         let bytes = match read_listed(&*repository.store, listed).await {
@@ -245,7 +246,7 @@ impl StoreLease {
         Ok(listed)
     }
 
-    /// Whether its writer gave way. One that can't be read counts as one who did not.
+    /// Whether the beat's writer gave the lease up. A beat that can't be read counts as not given up.
     async fn gave_way(&self, beat: Beat) -> Result<bool, Failure> {
         for version in self.versions_of(beat).await? {
             if let Some(gave_way) = self.open(&version).await? {
@@ -255,7 +256,7 @@ impl StoreLease {
         Ok(false)
     }
 
-    /// Whether a beat's key holds one, by whomever.
+    /// Whether a beat's key holds a sound beat, of any writer.
     async fn is_beat(&self, beat: Beat) -> Result<bool, Failure> {
         for version in self.versions_of(beat).await? {
             if self.open(&version).await?.is_some() {
@@ -272,7 +273,8 @@ impl StoreLease {
         repository.store.create(&key, object.into(), None).await.map(drop)
     }
 
-    /// Deletes what came before a beat, and what is none. What can't be deleted does no harm; who may not is not told so each time.
+    /// Deletes older beats and objects that are no beats. What can't be deleted does no harm. If this process may not delete, that
+    /// is logged once.
     async fn sweep(&self, before: Beat) {
         if self.judged().no_deletes {
             return;
@@ -308,13 +310,13 @@ impl StoreLease {
         }
     }
 
-    /// Writes the beat after this one. A key that somebody took with something else is passed over.
+    /// Writes the beat after this one. A key that holds something else is skipped.
     async fn write_next(&self, after: Beat, gives_way: bool) -> Result<Beat, CreateError> {
         let mut next = after;
         for _ in 0..KEYS_TRIED {
             next.number = next.number.saturating_add(1);
             match self.write(next, gives_way).await {
-                // Ours, if it is a beat: nobody else writes in our epoch.
+                // If it is a beat, it is this process's own: no other process writes in this epoch.
                 Err(CreateError::Exists(_)) if !self.is_beat(next).await? => {}
                 Ok(()) | Err(CreateError::Exists(_)) => return Ok(next),
                 Err(e) => return Err(e),
@@ -347,7 +349,7 @@ impl Leadership for StoreLease {
     }
 
     async fn take(&self) -> Result<Option<u64>, Failure> {
-        // Behind what was seen to be free: whoever led since was faster.
+        // Takes the epoch after the one that was seen to be free: if somebody led since then, they were faster.
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = match seen {
             Some((newest, _)) => newest,
@@ -360,12 +362,13 @@ impl Leadership for StoreLease {
                     self.sweep(beat).await;
                     return Ok(Some(beat.epoch));
                 }
-                // Somebody put something else there. All who want to lead pass it over alike, so that one of them wins.
+                // Somebody put something else there. All coordinators that want to lead skip it in the same way, so that exactly
+                // one wins.
                 Err(CreateError::Exists(_)) if !self.is_beat(beat).await? && beat.epoch < u64::MAX => {
                     tracing::warn!(object = %beat.key(), "is no beat of a leader: not by a holder of the secret");
                     beat.epoch += 1;
                 }
-                // Another one was faster.
+                // Another coordinator was faster.
                 Err(CreateError::Exists(_)) => return Ok(None),
                 Err(CreateError::Failed(f)) => return Err(f),
             }
@@ -384,7 +387,7 @@ impl Leadership for StoreLease {
             let renewed = match self.newest().await {
                 Ok(Some(newest)) if newest.epoch > epoch => return Lost::Superseded(newest.epoch),
                 Ok(newest) => {
-                    // It may have been held before: a follower looks at the newest beat alone.
+                    // The lease may have been held in this epoch before: a follower looks at the newest beat only.
                     beat = newest.filter(|newest| newest.epoch == epoch).map_or(beat, |newest| newest.max(beat));
                     self.write_next(beat, false).await
                 }
@@ -401,7 +404,7 @@ impl Leadership for StoreLease {
                 }
                 Err(CreateError::Failed(f)) => tracing::warn!(error = %f, "can't say that this coordinator leads"),
                 Err(e @ CreateError::Exists(_)) => {
-                    // The next try begins behind those that were taken.
+                    // The next try begins after the keys that were taken.
                     beat.number = beat.number.saturating_add(KEYS_TRIED);
                     tracing::warn!(error = %e, "can't say that this coordinator leads: somebody takes the keys");
                 }
@@ -413,7 +416,7 @@ impl Leadership for StoreLease {
         if let Ok(Some(newest)) = self.newest().await
             && newest.epoch == epoch
         {
-            // Else the next one waits.
+            // If this fails, the next leader waits for the full time.
             if let Ok(last) = self.write_next(newest, true).await {
                 self.sweep(last).await;
             }

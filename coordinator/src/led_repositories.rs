@@ -1,5 +1,5 @@
-//! The repositories of this process on their way: opened, led, held. One that can't be opened or led is tried again and again, and
-//! never stops the others; where there is one alone, the process ends with its error.
+//! Opens, leads and holds the repositories of this process. A repository that can't be opened or led is tried again and again, and
+//! never stops the others. Where there is only one, the process ends with its error.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use milkrun_repository::store::{Failure, StoreUrl};
 use crate::args::Args;
 use crate::error::ServeError;
 
-/// How long all have to open before those that did are led without the others.
+/// How long the repositories have to open. After that, those that are open are led without the others.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
-/// Until one that could not be used is tried again.
+/// How long to wait before a repository that could not be used is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// A repository as the command line names it.
@@ -34,7 +34,7 @@ struct Named {
     take_over_after: Duration,
 }
 
-/// One that is open.
+/// A repository that is open.
 struct Opened {
     named: Named,
     repository: Arc<Repository>,
@@ -42,12 +42,12 @@ struct Opened {
     leadership: Arc<dyn Leadership>,
 }
 
-/// One that this process leads.
+/// A repository that this process leads.
 pub(crate) struct Led {
     named: Named,
     leadership: Arc<dyn Leadership>,
     coordinator: Coordinator,
-    /// Whether what was left goes on.
+    /// Whether the runs that an earlier leader left go on.
     began: tokio::sync::Mutex<bool>,
 }
 
@@ -59,12 +59,12 @@ pub(crate) struct Team {
     alone: bool,
 }
 
-/// Those that are led; the others are tried in the background.
+/// The repositories that are led; the others are tried in the background.
 pub(crate) struct Leading {
     repositories: Repositories,
     led: Vec<Led>,
     alone: bool,
-    /// Each returns when somebody else leads its repository. They end with this.
+    /// Each task returns when somebody else leads its repository. The tasks end when this is dropped.
     background: tokio::sync::Mutex<tokio::task::JoinSet<String>>,
 }
 
@@ -77,7 +77,7 @@ impl Named {
         let folder = IndexCache::folder(self.cache.clone());
         let cache = IndexCache::new(folder.as_deref(), &repository.config.id, &repository.ring);
         if let Err(e) = cache.witness().stands_at(&repository.store.address()) {
-            // In a disaster it may be all there is: it is served, and backups are refused.
+            // In a disaster this copy may be all that there is: it is served, and backups are refused.
             tracing::error!("{e}");
         }
         let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
@@ -109,9 +109,9 @@ impl Led {
         self.coordinator.epoch
     }
 
-    /// Goes on with what was left, and takes orders from then on.
+    /// Goes on with the runs that an earlier leader left, and takes orders from then on.
     async fn begin(&self, repositories: &Repositories) -> Result<(), Failure> {
-        // Once: a run that goes on twice in one process would end itself.
+        // Only once: a run that goes on twice in one process would end itself.
         let mut began = self.began.lock().await;
         if !*began {
             self.coordinator.take_over().await?;
@@ -121,7 +121,7 @@ impl Led {
         Ok(())
     }
 
-    /// Holds the lease and keeps the keys locked, until somebody else leads. While the store can't be asked, this repository alone
+    /// Holds the lease and keeps the keys locked, until somebody else leads. While the store can't be asked, only this repository
     /// can't be used: its runs stay, and go on.
     async fn hold(&self, repositories: &Repositories) -> Lost {
         let holding = async {
@@ -139,14 +139,14 @@ impl Led {
                         Err(_) => tokio::time::sleep(self.leadership.pause()).await,
                     }
                 }
-                // One whose leftovers were not looked at becomes ready when they were.
+                // A repository whose left runs were not looked at yet becomes ready once they were.
                 if *self.began.lock().await {
                     tracing::info!(repository = self.name(), "a repository can be used again");
                     repositories.ready(self.coordinator.clone());
                 }
             }
         };
-        // One whose leftovers could not be looked at.
+        // The runs that an earlier leader left could not be looked at before: this is tried again.
         let beginning = async {
             while let Err(e) = self.begin(repositories).await {
                 repositories.not_ready(self.name(), self.url().to_string(), chain(&e));
@@ -154,7 +154,7 @@ impl Led {
             }
             std::future::pending::<()>().await;
         };
-        // Whatever else can't be done: keys whose locks run out can be deleted.
+        // The keys are kept locked whatever else fails: keys whose locks run out can be deleted.
         let keeping = key_locks::keep_keys_locked(self.name(), &self.coordinator.repository);
         tokio::select! {
             lost = holding => lost,
@@ -165,10 +165,10 @@ impl Led {
 }
 
 impl Team {
-    /// Opens what can be opened.
+    /// Opens all repositories that can be opened.
     ///
     /// # Errors
-    /// [`ServeError`] when none can.
+    /// [`ServeError`] when none can be opened.
     pub(crate) async fn open(args: &Args, repositories: Repositories) -> Result<Self, ServeError> {
         let alone = args.repository.len() == 1;
         let mut missing: Vec<Named> = Vec::new();
@@ -208,7 +208,7 @@ impl Team {
         };
         match alone {
             true => all.await,
-            // Those that take longer are opened in the background.
+            // Repositories that take longer are opened in the background.
             false => drop(tokio::time::timeout(OPEN_LIMIT, all).await),
         }
         drop(opening);
@@ -221,10 +221,10 @@ impl Team {
         Ok(Self { repositories, opened, missing, alone })
     }
 
-    /// Waits until this process leads those that are open. The others are tried in the background from then on.
+    /// Waits until this process leads the open repositories. The others are tried in the background from then on.
     ///
     /// # Errors
-    /// [`ServeError`] when none can be led.
+    /// [`ServeError`] when none of them can be led.
     pub(crate) async fn campaign(self) -> Result<Leading, ServeError> {
         let Self { repositories, opened, mut missing, alone } = self;
         let leaderships: Vec<Arc<dyn Leadership>> = opened.iter().map(|o| o.leadership.clone()).collect();
@@ -249,7 +249,8 @@ impl Team {
     }
 }
 
-/// Opens one that could not be used when the others were led, leads it, and holds it, until somebody else leads it. Returns why.
+/// Opens a repository that could not be used when the others were led, leads it, and holds it until somebody else leads it. Returns
+/// why.
 async fn join(named: Named, repositories: Repositories) -> String {
     let (name, url) = (named.name.clone(), named.url.to_string());
     loop {
@@ -263,7 +264,7 @@ async fn join(named: Named, repositories: Repositories) -> String {
             Ok::<_, ServeError>(led)
         };
         let why = match joined.await {
-            // Its runs are that process's now, and those of the others are to be.
+            // Another process has its runs now, and takes over those of the other repositories too.
             Ok(led) => return format!("{name}: {}", led.hold(&repositories).await),
             Err(e) => chain(&e),
         };
@@ -274,15 +275,15 @@ async fn join(named: Named, repositories: Repositories) -> String {
 }
 
 impl Leading {
-    /// Those that are led.
+    /// The repositories that are led.
     pub(crate) fn led(&self) -> &[Led] {
         &self.led
     }
 
-    /// Goes on with what was left in each of them.
+    /// Goes on with the runs that were left in each of them.
     ///
     /// # Errors
-    /// [`Failure`], where there is one alone; of several, one that fails is tried again while it is held.
+    /// [`Failure`] where there is only one. Where there are several, one that fails is tried again while it is held.
     pub(crate) async fn take_over(&self) -> Result<(), Failure> {
         for led in &self.led {
             match led.begin(&self.repositories).await {
@@ -301,7 +302,7 @@ impl Leading {
         Ok(())
     }
 
-    /// Holds all of them, until somebody else leads one: then that process leads all. Returns why.
+    /// Holds all of them until somebody else leads one: that process then leads all of them. Returns why.
     pub(crate) async fn hold(&self) -> String {
         let holds = self.led.iter().map(|led| Box::pin(led.hold(&self.repositories)));
         let led = async {
@@ -324,7 +325,7 @@ impl Leading {
         }
     }
 
-    /// Gives way in all of them.
+    /// Gives up the lease of each of them.
     pub(crate) async fn release(&self) {
         futures::future::join_all(self.led.iter().map(|led| led.leadership.release(led.epoch()))).await;
     }

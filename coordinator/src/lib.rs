@@ -6,8 +6,8 @@
 //!                                         ^                                                                |
 //!                                         └── backup::Run, restore::Run  <── rpc/upload, rpc/download ─────┘
 //! ```
-//! The coordinator writes everything that is not a volume's bytes: maps, manifests, index segments, placement and root. So an
-//! agent can't write a map that names what it was not told of, and needs no metadata key.
+//! The coordinator writes everything that is not a volume's bytes: maps, manifests, index segments, placement and root. So an agent
+//! needs no metadata key, and can't write a map that names chunks that it was not told of.
 
 mod admission;
 pub mod agents;
@@ -45,27 +45,27 @@ use milkrun_repository::store::Failure;
 use runs::Runs;
 use runs::working::Working;
 
-/// What the coordinators of all repositories of a process share: nodes, runs, and who goes next.
+/// What the coordinators of all repositories of a process share: nodes, runs, and the queue of volumes.
 #[derive(Clone)]
 pub struct Shared {
-    /// Who is connected.
+    /// The connected agents.
     pub agents: Agents,
-    /// What is under way.
+    /// The runs that are under way.
     pub runs: Runs,
     /// Backups that agents work on.
     pub backups: Working<backup::Run>,
     /// Restores that agents work on.
     pub restores: Working<restore::Run>,
-    /// What there is.
+    /// The nodes and applications.
     pub inventory: Arc<dyn Inventory>,
-    /// Who goes next.
+    /// Decides which volume goes next.
     pub dispatcher: Dispatcher,
     /// The cluster whose applications the inventory lists.
     pub cluster: ClusterId,
 }
 
 impl Shared {
-    /// Over what the inventory lists ([`inventory::Embedded`]: what the order says).
+    /// With what the inventory lists ([`inventory::Embedded`]: what the order says).
     pub fn new(inventory: impl Inventory, cluster: ClusterId) -> Self {
         let (agents, runs) = (Agents::default(), Runs::default());
         let inventory: Arc<dyn Inventory> = Arc::new(inventory);
@@ -75,7 +75,7 @@ impl Shared {
     }
 }
 
-/// Verifications of a repository at once.
+/// How many verifications of a repository go on at once.
 const VERIFYING_MAX: usize = 2;
 
 /// The coordinator of one repository.
@@ -88,13 +88,13 @@ pub struct Coordinator {
     pub repository: Arc<Repository>,
     /// Opened index segments.
     pub cache: IndexCache,
-    /// What may be on its way to the store.
+    /// Limits what is on its way to the store.
     pub(crate) admission: Admission,
-    /// Who may verify through it now: each reads much.
+    /// Permits for verifications: each one reads much.
     pub(crate) verifying: Arc<tokio::sync::Semaphore>,
     /// The epoch under which it leads.
     pub epoch: u64,
-    /// Whether it leads, and keeps journals so that another can go on; nobody goes on from an embedded one.
+    /// Set if this coordinator can be followed: it then keeps journals. Nobody can go on for an embedded one.
     leadership: Option<Arc<dyn Leadership>>,
 }
 
@@ -106,7 +106,7 @@ impl std::ops::Deref for Coordinator {
 }
 
 impl Coordinator {
-    /// The only one of its process, which nobody follows: the embedded one.
+    /// The embedded coordinator: the only one of its process, and no other one follows it.
     pub fn new(shared: Shared, repository: Repository, cache: IndexCache) -> Self {
         let admission = Admission::new(shared.inventory.clone(), "");
         let (name, repository) = (String::new(), Arc::new(repository));
@@ -114,7 +114,7 @@ impl Coordinator {
         Self { shared, name, repository, cache, admission, verifying, epoch: EMBEDDED_EPOCH, leadership: None }
     }
 
-    /// One that leads under `epoch` and can be followed by another.
+    /// A coordinator that leads under `epoch` and that another one can follow.
     pub fn leading(
         shared: Shared,
         name: String,
@@ -130,18 +130,18 @@ impl Coordinator {
     /// Goes on with every run that an earlier leader left unfinished.
     ///
     /// # Errors
-    /// When the store can't be asked which those are.
+    /// When the store can't be asked for them.
     pub async fn take_over(&self) -> Result<(), Failure> {
         backup::take_over(self).await
     }
 }
 
 impl Shared {
-    /// How roles name an application; `None`: only roles for all applications cover it.
+    /// The name by which roles refer to an application; `None`: only roles for all applications cover it.
     pub(crate) fn role_name<'a>(&self, application: &'a AppId) -> Option<&'a str> {
         application.name_in(&self.cluster).map(AppName::as_str)
     }
 }
 
-/// The epoch of a coordinator that nobody else can be besides: the embedded one.
+/// The epoch of the embedded coordinator: there is no other coordinator beside it.
 pub const EMBEDDED_EPOCH: u64 = 1;

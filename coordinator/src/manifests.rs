@@ -1,8 +1,8 @@
 //! An application's manifests: Kubernetes objects from YAML and JSON, as one stream of JSON lines, and back as files.
 //!
-//! They are parsed, not copied: what can't be understood is refused with file and line before a byte is moved. They
-//! mean what they mean to kubectl, so that what is restored is what would have been applied. A stored object is
-//! canonical JSON (keys sorted), so that equal objects have equal bytes.
+//! They are parsed, not copied: what can't be understood is refused with file and line before a byte is transferred. They mean the
+//! same as to kubectl, so that a restore gives what kubectl would have applied. A stored object is canonical JSON (keys sorted), so
+//! that equal objects have equal bytes.
 //!
 //! | step                      | rules                                                             |
 //! |---------------------------|-------------------------------------------------------------------|

@@ -1,4 +1,5 @@
-//! Text from agents, as people will see it: one line, of a bounded length. A line break in it could pass for a line of ours.
+//! Text from agents, prepared to be shown to people: one line of a bounded length. A line break in it could pass for a line of our
+//! own.
 
 /// Control characters become spaces; what is longer than `max` characters is cut.
 pub(crate) fn one_line(text: &str, max: usize) -> String {

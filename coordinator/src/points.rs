@@ -19,26 +19,26 @@ use crate::{Coordinator, manifests, skipped};
 /// Packs that a verification reads at once.
 const PARALLEL: usize = 4;
 
-/// Why nothing can be said of points.
+/// Why a request about points fails.
 #[derive(Debug, thiserror::Error)]
 pub enum PointsError {
     /// There is no such point.
     #[error("{selector}: {source}")]
     Find {
-        /// What was asked for.
+        /// The selector that was given.
         selector: String,
         /// Why.
         source: FindError,
     },
-    /// Nothing is there of what was named.
+    /// None of the named points exists.
     #[error("there is no such restore point")]
     Nothing,
-    /// Who asks may not see it.
+    /// The caller may not see it.
     #[error("{who} has no role for view of {what}")]
     Role {
-        /// Who.
+        /// The caller.
         who: String,
-        /// What was asked for.
+        /// The selector that was given.
         what: String,
     },
     /// It can't be read.
@@ -47,10 +47,10 @@ pub enum PointsError {
     /// Its manifests can't be read.
     #[error(transparent)]
     Map(#[from] MetadataError),
-    /// They make no sense.
+    /// Its manifests make no sense.
     #[error("line {0} of the stored manifests is no Kubernetes object")]
     Manifests(usize),
-    /// Others verify it already.
+    /// As many verifications as may go on at once are under way.
     #[error("{0} verifications of this repository are under way already: wait for one to end")]
     Busy(usize),
     /// The process ends.
@@ -61,12 +61,12 @@ pub enum PointsError {
     Store(#[from] Failure),
 }
 
-/// Which points are meant: those of one application, or of all in a cluster and a namespace, or all.
+/// Selects points: those of one application, those of a cluster and a namespace, or all.
 #[derive(Clone, Debug)]
 pub enum Filter {
-    /// Of this one.
+    /// Those of this application.
     Application(AppId),
-    /// Of all that are so; empty: any.
+    /// Those that match all fields; an empty field matches any.
     All {
         /// Their cluster.
         cluster: String,
@@ -189,7 +189,7 @@ pub(crate) fn volume(v: &VolumeEntry) -> control::VolumeResult {
     }
 }
 
-/// Finds a point, for whoever may see it. Of what they may not see, they don't hear whether it is there.
+/// Finds a point for a caller who may see it. A caller who may not see it does not learn whether it exists.
 async fn find(coordinator: &Coordinator, selector: &Selector, text: &str, peer: &Peer) -> Result<Found, PointsError> {
     if let Selector::Latest(app) | Selector::At(app, _) = selector
         && !may_view(coordinator, peer, app)
@@ -240,15 +240,15 @@ pub(crate) async fn show(
 
 /// What to verify.
 pub(crate) struct Verification {
-    /// Points or applications, each with its text; none: all.
+    /// Points or applications, each with the text that named it; empty: all.
     pub(crate) which: Vec<(Selector, String)>,
     /// How much of the data is read.
     pub(crate) data_percent: u8,
-    /// Set aside what is damaged.
+    /// Whether damaged packs are set aside.
     pub(crate) set_aside: bool,
 }
 
-/// Proves that points are whole.
+/// Verifies that points are whole.
 ///
 /// # Errors
 /// [`PointsError`].
@@ -284,11 +284,11 @@ pub(crate) async fn verify(
     }
     let permit =
         coordinator.verifying.clone().try_acquire_owned().map_err(|_| PointsError::Busy(crate::VERIFYING_MAX))?;
-    // On a thread of its own: its future can't move between threads.
+    // The verification has a thread of its own: its future can't move between threads.
     let (of, cache) = (repository.clone(), coordinator.cache.clone());
     let handle = tokio::runtime::Handle::current();
     let work = tokio::task::spawn_blocking(move || {
-        // Also when nobody waits for it any more.
+        // The permit is held also when no caller waits any more.
         let _permit = permit;
         handle.block_on(verify::verify(&of, &cache, &options))
     });
@@ -302,7 +302,7 @@ pub(crate) async fn verify(
     }
     let mut reply = report_to_wire(&report);
     if wanted.set_aside {
-        // What was found stands, whatever becomes of the note.
+        // The findings stand, also if they can't be written down.
         match set_aside(coordinator, &report).await {
             Ok(packs) => reply.set_aside = Some(packs),
             Err(why) => reply.set_aside_failed = why,
@@ -311,7 +311,7 @@ pub(crate) async fn verify(
     Ok(reply)
 }
 
-/// Sets aside what was found damaged and is not set aside yet. Returns how many packs that are.
+/// Sets aside the packs that were found damaged and are not set aside yet. Returns how many they are.
 async fn set_aside(coordinator: &Coordinator, report: &Report) -> Result<u64, String> {
     let mut count = 0;
     for (app, packs) in &report.damaged {

@@ -1,5 +1,5 @@
-//! The repositories of one process: each has keys, an index and limits of its own, all share nodes and runs. One that is not ready
-//! (its store does not answer, its password is wrong) never stops the others.
+//! The repositories of one process. Each has its own keys, index and limits; all share nodes and runs. One that is not ready (its
+//! store does not answer, its password is wrong) never stops the others.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,25 +15,25 @@ pub struct Repositories {
     table: Arc<RwLock<BTreeMap<String, State>>>,
 }
 
-/// How one of them is.
+/// The state of one of them.
 #[derive(Clone)]
 pub struct State {
-    /// Where it is, for people.
+    /// Its address, for people.
     pub address: String,
     /// Whether it can be used.
     pub standing: Standing,
-    /// Since when.
+    /// Since when it is in this state.
     pub since: Moment,
-    /// Its coordinator while it can't be used: its runs are still there.
+    /// Its coordinator while it can't be used: its runs are still under way.
     paused: Option<Box<Coordinator>>,
 }
 
 /// Whether a repository can be used.
 #[derive(Clone)]
 pub enum Standing {
-    /// It can.
+    /// It can be used.
     Ready(Box<Coordinator>),
-    /// It can't, for this reason.
+    /// It can't be used, for this reason.
     NotReady(String),
 }
 
@@ -43,7 +43,7 @@ pub enum NoRepository {
     /// There are several, and the order names none.
     #[error("which repository? this coordinator has {0}: --repository-name NAME")]
     Which(String),
-    /// There is none of that name.
+    /// There is no repository of that name.
     #[error("this coordinator has no repository {0:?}; it has {1}")]
     Unknown(String, String),
     /// It is not ready.
@@ -57,12 +57,12 @@ pub enum NoRepository {
 }
 
 impl Repositories {
-    /// None yet.
+    /// No repository yet.
     pub fn new(shared: Shared) -> Self {
         Self { shared, table: Arc::default() }
     }
 
-    /// One alone.
+    /// A single one.
     pub fn of_one(coordinator: Coordinator) -> Self {
         let repositories = Self::new(coordinator.shared.clone());
         repositories.ready(coordinator);
@@ -94,7 +94,7 @@ impl Repositories {
         metrics::gauge!("milkrun_repositories").set(table.len() as f64);
     }
 
-    /// From now on a repository can be used.
+    /// A repository can be used from now on.
     pub fn ready(&self, coordinator: Coordinator) {
         let (name, address) = (coordinator.name.clone(), coordinator.repository.store.describe());
         self.set(&name, address, Standing::Ready(Box::new(coordinator)));
@@ -124,13 +124,13 @@ impl Repositories {
         }
     }
 
-    /// All of them, and how each is.
+    /// All of them, with the state of each.
     pub fn states(&self) -> Vec<(String, State)> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
     }
 
-    /// Does something with each that has, or may have, runs under way.
+    /// Calls `work` with each coordinator that has, or may have, runs under way.
     pub(crate) fn each(&self, mut work: impl FnMut(&Coordinator)) {
         for (_, state) in self.states() {
             match (&state.standing, &state.paused) {
@@ -140,7 +140,7 @@ impl Repositories {
         }
     }
 
-    /// The highest epoch under which one of them is led, for the logs of agents: what counts is each assignment's own.
+    /// The highest epoch under which one of them is led. It is for the logs of agents: what counts is the epoch of each assignment.
     pub fn epoch(&self) -> u64 {
         let mut highest = 0;
         self.each(|coordinator| highest = highest.max(coordinator.epoch));

@@ -34,7 +34,7 @@ use crate::inventory::InventoryError;
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// Whoever opened it never finished it.
+    /// The client that opened it never finished it.
     #[error("the restore was opened a day ago and never finished; nothing was written")]
     NeverFinished,
     /// The order makes no sense.
@@ -54,10 +54,10 @@ pub enum RestoreError {
     /// A map can't be read.
     #[error("can't read the map")]
     Map(#[from] MetadataError),
-    /// A pack that a map needs is not in the placement.
+    /// A map needs a pack that is not in the placement.
     #[error("{0} is needed by a map and is not in the placement")]
     Unplaced(Key),
-    /// A pack's key does not open.
+    /// A pack's key can't be opened.
     #[error("the key of {0}")]
     PackKey(Key, #[source] HybridError),
     /// A volume failed at its agent.
@@ -73,32 +73,32 @@ pub enum RestoreError {
     /// Somebody stopped it.
     #[error("stopped; the targets are not complete")]
     Cancelled,
-    /// No agent works on it any more.
+    /// Its agent is gone.
     #[error("the agent is gone; the targets are not complete")]
     AgentGone,
-    /// No agent came to a target's node.
+    /// No agent connected on a target's node.
     #[error("volume {volume}: no agent has been connected for 15 minutes on {node}; the targets are not complete")]
     NoNode {
-        /// Which volume.
+        /// The volume.
         volume: String,
         /// The node.
         node: String,
     },
-    /// Whoever ordered may not restore this application.
+    /// The one who ordered may not restore this application.
     #[error("{who} has no role to restore the application of {selector}")]
     Role {
-        /// Who ordered.
+        /// The one who ordered.
         who: String,
-        /// What was asked for: whose point it is, is none of theirs to know.
+        /// The selector that was given. They may not learn whose point it is.
         selector: String,
     },
     /// Another coordinator goes on with it.
     #[error("{0} was written by somebody else: another coordinator leads, and goes on with the restore")]
     Superseded(Key),
-    /// Another coordinator leads, and may go on with what ended here.
+    /// Another coordinator leads, and may go on with the restore that ended here.
     #[error("another coordinator leads since, and may write the targets again: `milkrun runs` tells")]
     Followed,
-    /// It is over, and its journal still says that it is not.
+    /// The restore is over, but its journal still says that it is not.
     #[error(
         "{how}; but the repository takes no writes, so that the end of the restore could not be written down. A coordinator that starts \
          before it is would go on with the restore: keep this one running until its log says that the end is written"
@@ -110,15 +110,15 @@ pub enum RestoreError {
     /// Nobody went on with it for too long.
     #[error("nobody went on with it for more than an hour; the targets are not complete: order it again")]
     Old,
-    /// Two restores to one place.
+    /// Two restores to one place at the same time.
     #[error("{path} is the target of restore {run}, which is under way: wait for its end, or cancel it")]
     Taken {
-        /// Which place.
+        /// The place.
         path: String,
-        /// Which restore.
+        /// The other restore.
         run: RunId,
     },
-    /// The inventory gives no answer.
+    /// The inventory can't be asked.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
     /// The store.
@@ -130,7 +130,7 @@ pub enum RestoreError {
 pub struct Run {
     repository: Arc<Repository>,
     point: OpenPoint,
-    /// Volume names to their number in the point.
+    /// For each volume name, its number in the point.
     volumes: HashMap<String, usize>,
     keys: tokio::sync::Mutex<HashMap<PackId, PackKey>>,
     /// Which node has which volume, under which attempt.
@@ -138,7 +138,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether an assignment is one of this run's; which volume it is.
+    /// Checks that an assignment is one of this run's. Returns the number of its volume.
     ///
     /// # Errors
     /// [`RefusedCall`].
@@ -155,7 +155,7 @@ impl Run {
         self.volumes.get(volume).map_or(0, |&i| self.point.body.volumes[i].map.len)
     }
 
-    /// A volume has a node, or none: only calls of that attempt count.
+    /// A volume has a node, or none any more: only calls of that attempt count.
     fn assign(&self, volume: &str, to: Option<Assigned>) {
         let mut assigned = self.assigned.lock().unwrap_or_else(PoisonError::into_inner);
         match to {

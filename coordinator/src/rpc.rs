@@ -37,7 +37,7 @@ where
     server().add_service(session).add_service(upload).add_service(download).serve_with_incoming(connections).await
 }
 
-/// Serves whoever drives, on these connections. Agents are not served here.
+/// Serves clients on these connections. Agents are not served here.
 ///
 /// # Errors
 /// When the transport fails.
@@ -50,7 +50,7 @@ where
     server().add_service(control).serve_with_incoming(connections).await
 }
 
-/// Serves agents and whoever drives, on these connections. Who may do what stands in their certificates.
+/// Serves agents and clients on these connections. Their certificates say who may do what.
 ///
 /// # Errors
 /// When the transport fails.
@@ -78,7 +78,7 @@ fn agent_services(repositories: &Repositories) -> AgentServices {
     (session, upload, download)
 }
 
-/// A peer that is gone without a word is noticed after about so long.
+/// A peer that vanished is noticed after about this time.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 
 fn server() -> Server<Stack<GateLayer, Identity>> {

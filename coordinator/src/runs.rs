@@ -1,4 +1,5 @@
-//! What is under way, by run: agents' messages find their way to it, and people see it. The services find their run in [`working`].
+//! The runs that are under way, by id. Agents' messages are passed to their run here, and people see it. The services find their
+//! run in [`working`].
 
 pub mod inbox;
 pub(crate) mod queue;
@@ -20,21 +21,21 @@ pub(crate) use inbox::Inbox;
 use inbox::Room;
 use view::Feed;
 
-/// What happens to a run, from outside.
+/// Something that happens to a run from outside.
 #[derive(Debug)]
 pub enum RunEvent {
-    /// The agent of a node said something.
+    /// The agent of a node sent a message.
     Agent(String, wire::from_agent::Message, Room),
     /// A volume's map is complete.
     Finished(String),
-    /// A volume has its turn, on this node.
+    /// A volume gets its turn, on this node.
     Placed {
         /// Which.
         volume: String,
         /// Where.
         node: String,
     },
-    /// Somebody wants it stopped.
+    /// Somebody cancels the run.
     Cancel,
     /// A run that was opened gets a source.
     AddSource(Box<SourceSpec>, Reply),
@@ -44,17 +45,17 @@ pub enum RunEvent {
     Complete(Box<Complete>, Reply),
     /// A node's agent is gone.
     AgentGone(String),
-    /// A node is taken out of work: what it has of the run goes on elsewhere.
+    /// A node is taken out of work: its volumes of the run go on elsewhere.
     Drained(String),
 }
 
-/// Where the one who asked hears what became of it.
+/// Sends the result back to the one who asked.
 pub type Reply = tokio::sync::oneshot::Sender<Result<(), String>>;
 
-/// Ended runs that can still be seen.
+/// How many ended runs can still be seen.
 const KEPT: usize = 256;
 
-/// The table.
+/// The table of runs.
 #[derive(Clone, Default)]
 pub struct Runs {
     table: Arc<Mutex<Table>>,
@@ -64,9 +65,9 @@ pub struct Runs {
 #[derive(Default)]
 struct Table {
     running: HashMap<RunId, mpsc::UnboundedSender<RunEvent>>,
-    /// Ordered, and not begun.
+    /// Runs that were ordered and have not begun.
     announced: HashMap<RunId, mpsc::UnboundedSender<RunEvent>>,
-    /// What restores write.
+    /// The targets of restores.
     reserved: HashMap<RunId, Vec<Place>>,
     feeds: VecDeque<Feed>,
 }
@@ -76,14 +77,14 @@ impl Table {
         self.feeds.push_back(feed);
         while self.feeds.len() > KEPT {
             let ended = self.feeds.iter().position(|f| f.now().outcome.is_some());
-            // More than that under way at once: all of them are shown.
+            // More runs than that are under way at once: all of them are shown.
             let Some(at) = ended else { break };
             self.feeds.remove(at);
         }
     }
 }
 
-/// A target: node (`None`: whichever agent there is) and path.
+/// A target: node (`None`: any agent that is connected) and path.
 type Place = (Option<String>, String);
 
 impl Runs {
@@ -91,15 +92,15 @@ impl Runs {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A run can be seen from now on.
+    /// Shows a run from now on.
     pub fn show(&self, feed: Feed) {
         let mut table = self.table();
         table.show(feed);
     }
 
-    /// As [`Self::show`], unless a run of this id is shown already: that one.
+    /// As [`Self::show`], unless a run of this id is shown already: then that one is returned.
     pub fn show_once(&self, feed: Feed) -> Result<(), Feed> {
-        // Whoever else comes in between is shown the one that came first.
+        // Checked and shown under one lock: of two calls at once, the second gets the feed of the first.
         let known = {
             let mut table = self.table();
             let id = feed.now().run;
@@ -112,17 +113,17 @@ impl Runs {
         known.map_or(Ok(()), Err)
     }
 
-    /// What can be seen, oldest first.
+    /// All runs that can be seen, oldest first.
     pub fn feeds(&self) -> Vec<Feed> {
         self.table().feeds.iter().cloned().collect()
     }
 
-    /// What can be seen of one run.
+    /// One run, if it can be seen.
     pub fn feed(&self, id: &RunId) -> Option<Feed> {
         self.table().feeds.iter().find(|f| f.now().run == *id).cloned()
     }
 
-    /// A run begins; what happens to it comes out of the receiver.
+    /// A run begins. Its events come out of the receiver.
     pub(crate) fn begin(&self, id: RunId, inbox: Inbox) -> mpsc::UnboundedReceiver<RunEvent> {
         let mut table = self.table();
         table.announced.remove(&id);
@@ -130,7 +131,8 @@ impl Runs {
         inbox.receiver
     }
 
-    /// These targets are this restore's until it ends, unless one of them is another's: that path, and that restore.
+    /// Reserves these targets for this restore until it ends. If another restore has one of them, returns that path and that
+    /// restore.
     ///
     /// # Errors
     /// The path and the other restore.
@@ -158,17 +160,17 @@ impl Runs {
         table.running.contains_key(id) || table.announced.contains_key(id)
     }
 
-    /// Tells a run something. Returns whether it is under way, or about to be.
+    /// Sends an event to a run. Returns whether the run is under way, or about to be.
     pub fn tell(&self, id: &RunId, event: RunEvent) -> bool {
         let table = self.table();
         let inbox = table.running.get(id).or_else(|| table.announced.get(id));
         inbox.is_some_and(|inbox| inbox.send(event).is_ok())
     }
 
-    /// Tells all runs something about a node.
+    /// Sends an event about a node to all runs.
     pub fn tell_all(&self, event: impl Fn() -> RunEvent) {
         for inbox in self.table().running.values() {
-            // A run that ended just now does not care.
+            // A run that ended just now does not need it.
             let _ = inbox.send(event());
         }
     }
@@ -177,7 +179,7 @@ impl Runs {
 /// How long a stopped agent may take to let go of its devices and files.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Waits until agents have let go of these volumes (each with its node), which they were told to.
+/// Waits until the agents, which were told to stop, have let go of these volumes (each with its node).
 pub(crate) async fn await_stopped(inbox: &mut mpsc::UnboundedReceiver<RunEvent>, mut volumes: HashMap<String, String>) {
     use wire::from_agent::Message as M;
     let stopped = async {
@@ -198,7 +200,7 @@ pub(crate) async fn await_stopped(inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
             }
         }
     };
-    // One that does not answer holds nothing of ours: its assignment is over either way.
+    // An agent that does not answer holds nothing that is needed: its assignment is over either way.
     let _ = tokio::time::timeout(STOP_LIMIT, stopped).await;
 }
 

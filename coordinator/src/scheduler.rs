@@ -1,9 +1,9 @@
-//! Which volume goes next, and to which node: a pure function of what waits, what runs and what there is, and a plan that can
-//! be printed.
+//! Decides which volume goes next, and to which node. It is a pure function of the waiting volumes, the running volumes and the
+//! nodes. It returns a plan that can be printed.
 //!
-//! Order: what is nearest to breaking its promise, or has broken it, goes first; among the others, applications take turns. A
-//! volume goes to the least loaded of the nodes that reach it; bounds per node and for the store are kept. One that has no
-//! room holds nobody up behind it.
+//! The order: a volume whose promise is broken or closest to it goes first; otherwise applications take turns. A volume goes to the
+//! least loaded of the nodes that reach it, within the limits of each node and of the store. A volume for which there is no room
+//! does not hold up the ones behind it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -14,7 +14,7 @@ use milkrun_repository::id::RunId;
 /// A volume that waits for a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// Whose it is.
+    /// Its run.
     pub run: RunId,
     /// Its name.
     pub volume: String,
@@ -22,9 +22,9 @@ pub struct Waiting {
     pub application: String,
     /// The nodes that reach it; `None`: any.
     pub nodes: Option<Vec<String>>,
-    /// When its application's promise breaks; `None`: there is none.
+    /// When the promise of its application breaks; `None`: it has none.
     pub due: Option<Moment>,
-    /// When its place in the queue was taken: a number that grows.
+    /// Its place in the queue: a number that grows with each volume that is added.
     pub turn: u64,
 }
 
@@ -33,7 +33,7 @@ pub struct Waiting {
 pub struct Running {
     /// Its application.
     pub application: String,
-    /// Where.
+    /// Its node.
     pub node: String,
 }
 
@@ -49,9 +49,9 @@ pub struct Node {
 /// What the planner sees.
 #[derive(Clone, Debug, Default)]
 pub struct Situation {
-    /// What waits.
+    /// The volumes that wait.
     pub waiting: Vec<Waiting>,
-    /// What runs.
+    /// The volumes that run.
     pub running: Vec<Running>,
     /// Nodes whose agents are connected and take work.
     pub nodes: Vec<Node>,
@@ -59,14 +59,14 @@ pub struct Situation {
     pub volumes_max: usize,
 }
 
-/// One decision.
+/// One decision of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// Whose.
+    /// The run.
     pub run: RunId,
-    /// Which volume.
+    /// The volume.
     pub volume: String,
-    /// Where it goes.
+    /// The node that it goes to.
     pub node: String,
 }
 
@@ -76,10 +76,10 @@ impl fmt::Display for Placed {
     }
 }
 
-/// A promise that breaks within this many milliseconds (or has) goes before everything else.
+/// A volume whose promise is broken, or breaks within this many milliseconds, goes before all others.
 const AT_RISK_MS: i64 = 15 * 60 * 1000;
 
-/// Plans. `now` decides only which promises are at risk.
+/// Makes a plan. `now` decides only which promises are at risk.
 pub fn plan(situation: &Situation, now: Moment) -> Vec<Placed> {
     let mut room: BTreeMap<&str, (usize, usize)> =
         situation.nodes.iter().map(|n| (n.name.as_str(), (0, n.volumes_max))).collect();
@@ -106,12 +106,12 @@ pub fn plan(situation: &Situation, now: Moment) -> Vec<Placed> {
     placed
 }
 
-/// Everything that waits, in the order in which it gets a chance.
+/// All waiting volumes, in the order in which they are placed.
 fn order<'a>(waiting: &'a [Waiting], running: &HashMap<&str, usize>, now: Moment) -> Vec<&'a Waiting> {
     let due = |w: &Waiting| w.due.map_or(i64::MAX, Moment::millis);
     let mut sorted: Vec<&Waiting> = waiting.iter().collect();
     sorted.sort_by_key(|w| (due(w), w.turn));
-    // The n-th volume of an application counts as if n - 1 of it were running already: applications take turns.
+    // The n-th volume of an application counts as if n - 1 others of it were already running: so applications take turns.
     let mut shares: HashMap<&str, usize> = running.clone();
     let mut keyed: Vec<(bool, usize, &Waiting)> = sorted
         .into_iter()
@@ -175,7 +175,7 @@ mod tests {
             nodes: vec![node("a", 4), node("b", 4)],
             volumes_max: 10,
         };
-        // Both have one volume by the time that "either" is placed: the name decides.
+        // When "either" is placed, both nodes have one volume: the name decides.
         assert_eq!(volumes(&plan(&situation, Moment::from_millis(0))), ["only-b@b", "either@a"]);
     }
 
@@ -234,7 +234,7 @@ mod tests {
                 let now = load.get(&n.name).copied().unwrap_or(0);
                 prop_assert!(now <= n.volumes_max.max(before.get(&n.name).copied().unwrap_or(0)));
             }
-            // Who still waits has no room anywhere, or the store has none.
+            // A volume that still waits has no room on any node, or the store has none.
             if placed.len() + situation.running.len() < volumes_max {
                 for w in waiting.iter().filter(|w| !seen.contains(&w.volume)) {
                     for n in situation.nodes.iter().filter(|n| w.nodes.as_ref().unwrap().contains(&n.name)) {

@@ -1,4 +1,4 @@
-//! Where the repository's secret comes from, for programs: a file, or the environment. Never an argument.
+//! Reads the repository's secret for programs: from a file or the environment, never from an argument.
 
 use std::ffi::OsString;
 
@@ -7,13 +7,13 @@ use zeroize::Zeroizing;
 /// The secret.
 pub type Password = Zeroizing<Vec<u8>>;
 
-/// Why there is none.
+/// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file can't be read.
     #[error("can't read MILKRUN_PASSWORD_FILE {path:?}")]
     File {
-        /// Which one.
+        /// The file.
         path: OsString,
         /// Why.
         #[source]
@@ -24,8 +24,8 @@ pub enum SecretError {
     Empty,
 }
 
-/// That of a repository among several: from `MILKRUN_PASSWORD_FILE_<NAME>`, else `MILKRUN_PASSWORD_<NAME>`, else as of a single one.
-/// Of the name, letters are capitals, and `-` is `_`.
+/// The secret of one of several repositories: from `MILKRUN_PASSWORD_FILE_<NAME>`, else `MILKRUN_PASSWORD_<NAME>`, else as for a
+/// single one. In `<NAME>`, letters are capitals, and `-` becomes `_`.
 ///
 /// # Errors
 /// [`SecretError`].
@@ -49,7 +49,7 @@ fn from_variables(suffix: &str) -> Result<Option<Password>, SecretError> {
     let found = if let Some(path) = std::env::var_os(format!("MILKRUN_PASSWORD_FILE{suffix}")) {
         let text = std::fs::read(&path).map_err(|source| SecretError::File { path, source })?;
         let mut text = Zeroizing::new(text);
-        // Editors end a file with a line break, which is no part of the secret.
+        // Editors end a file with a line break, which does not belong to the secret.
         while text.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
             text.pop();
         }

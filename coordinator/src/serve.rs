@@ -1,4 +1,4 @@
-//! The process: opens the repositories, listens, and stops in order.
+//! The coordinator process: opens the repositories, listens, and stops in order.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::args::Args;
 use crate::error::ServeError;
 use crate::led_repositories::Team;
 
-/// How long giving way to the next coordinator may take.
+/// How long giving up the leases may take.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -71,14 +71,14 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     };
     tokio::select! {
         served = serving => served?,
-        // At once: runs are left as they are, and their journals say how far they came. What ends in order here would only
-        // look to them as if their agents failed.
+        // The process stops at once: runs are left as they are, and their journals say how far they came. Ending the sessions in
+        // order here would only look to the runs as if their agents failed.
         () = stop.wanted() => {}
-        // Whoever leads now goes on with the runs; what this process does from here on counts nowhere.
+        // The new leader goes on with the runs; nothing that this process does from here on counts.
         why = team.hold() => return Err(ServeError::Superseded(why)),
     }
     tracing::info!("stopping; the next coordinator goes on with what is under way");
-    // Else the next one waits a little.
+    // If this fails, the next leader waits a little.
     let _ = tokio::time::timeout(RELEASE_LIMIT, team.release()).await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Volumes that an application has and a point has not, on the wire.
+//! Volumes that an application has and a point does not have, on the wire.
 
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::id::NameError;
@@ -6,7 +6,7 @@ use milkrun_repository::point::root::Skipped;
 
 use crate::one_line::one_line;
 
-/// Characters of a reason at most.
+/// The most characters of a reason.
 const REASON_MAX: usize = 500;
 
 pub(crate) fn to_wire(s: &Skipped) -> control::Skipped {

@@ -1,7 +1,7 @@
-//! The volumes of one run: waiting for a node, assigned under an attempt, or done. An agent that is gone (its stream closed, or 20
-//! seconds of silence), is drained, or can't reach the store loses its volumes. They wait again, and go on under a higher attempt,
-//! from the last region that was checkpointed. Calls of an older attempt are refused, also those that were waiting for the
-//! volume's lock when it was given away.
+//! The volumes of one run: waiting for a node, assigned under an attempt, or done. An agent loses its volumes when it is gone (its
+//! stream closed, or it was silent for 20 seconds), when its node is drained, or when it can't reach the store. The volumes wait
+//! again, and go on under a higher attempt, from the last region that was checkpointed. Calls of an older attempt are refused, also
+//! those that were waiting for the volume's lock when it was assigned again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -18,9 +18,9 @@ use crate::dispatch::Waiter;
 use crate::inventory::Reach;
 use crate::runs::view::Feed;
 
-/// How long a volume waits for a node that reaches it. A queue is no reason to give up; a node that never comes is.
+/// How long a volume waits for a node that reaches it. The time in a queue does not count; a node that never connects does.
 const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
-/// Attempts that fail because the store can't be reached from a node; others may reach it, or it comes back.
+/// How many attempts of a volume may fail because its node can't reach the store. Other nodes may reach it, or it may come back.
 const FAILURES_MAX: u32 = 5;
 
 /// The volumes of one run.
@@ -38,7 +38,7 @@ struct VolumeState {
     state: State,
     attempt: u32,
     failures: u32,
-    /// Where it failed last: other nodes are tried first.
+    /// The node where it failed last: other nodes are tried first.
     failed_at: Option<String>,
 }
 
@@ -49,20 +49,20 @@ enum State {
     Done,
 }
 
-/// A volume that has a node now.
+/// A volume that has just got a node.
 pub(crate) struct Assignment {
-    /// The device, file or pipe there.
+    /// The device, file or pipe on the node.
     pub(crate) path: String,
-    /// Which attempt this is.
+    /// The number of the attempt.
     pub(crate) attempt: u32,
-    /// The way to its agent.
+    /// The channel to the node's agent.
     pub(crate) link: Link,
 }
 
 /// What a reported failure means.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Of an attempt that is over: nothing.
+    /// It is about an attempt that is over: it is ignored.
     Stale,
     /// The volume waits again.
     Again,
@@ -91,7 +91,7 @@ impl<'a> VolumeAssignments<'a> {
         moves
     }
 
-    /// One more waits from now on.
+    /// Adds a volume, which waits from now on.
     pub(crate) fn add(&mut self, name: &str, reach: Vec<Reach>) {
         let fresh = VolumeState { reach, state: State::Done, attempt: 0, failures: 0, failed_at: None };
         self.volumes.insert(name.to_owned(), fresh);
@@ -108,7 +108,7 @@ impl<'a> VolumeAssignments<'a> {
         self.coordinator.dispatcher.enqueue(Waiter { run, volume, application, nodes, due: self.due });
     }
 
-    /// Looks again which nodes the waiting ones could go to.
+    /// Looks again which nodes the waiting volumes could go to.
     pub(crate) fn renew(&self) {
         let waiting = self.volumes.iter().filter(|(_, m)| matches!(m.state, State::Waiting(_)));
         for (name, m) in waiting {
@@ -117,7 +117,7 @@ impl<'a> VolumeAssignments<'a> {
         self.coordinator.dispatcher.replan();
     }
 
-    /// A volume has its turn on a node. `None` if it no longer waits, or the node's agent went away in this moment.
+    /// A volume gets its turn on a node. `None` if it no longer waits, or if the node's agent has just gone.
     pub(crate) fn placed(&mut self, volume: &str, node: &str) -> Option<Assignment> {
         let m = self.volumes.get_mut(volume).filter(|m| matches!(m.state, State::Waiting(_)))?;
         let reach = m.reach.iter().find(|r| r.node.as_deref().is_none_or(|n| n == node));
@@ -136,13 +136,13 @@ impl<'a> VolumeAssignments<'a> {
         Some(Assignment { path, attempt, link })
     }
 
-    /// Volumes that are at a node, with their attempts.
+    /// Volumes that are assigned to a node, with their attempts.
     pub(crate) fn at(&self, node: &str) -> Vec<(String, u32)> {
         let at = self.volumes.iter().filter(|(_, m)| matches!(&m.state, State::At(n) if n == node));
         at.map(|(name, m)| (name.clone(), m.attempt)).collect()
     }
 
-    /// Volumes under way, their attempts and nodes.
+    /// Volumes under way, with their attempts and nodes.
     pub(crate) fn under_way(&self) -> Vec<(String, u32, String)> {
         let at = self.volumes.iter().filter_map(|(name, m)| match &m.state {
             State::At(node) => Some((name.clone(), m.attempt, node.clone())),
@@ -151,7 +151,7 @@ impl<'a> VolumeAssignments<'a> {
         at.collect()
     }
 
-    /// A volume's attempt is over; it waits for another.
+    /// A volume's attempt is over; the volume waits for another attempt.
     pub(crate) fn again(&mut self, volume: &str) {
         self.coordinator.dispatcher.done(&self.run, volume);
         self.wait(volume);
@@ -165,7 +165,7 @@ impl<'a> VolumeAssignments<'a> {
         }
         m.failures += 1;
         m.failed_at = Some(node.to_owned());
-        // Whose agent is this process has tried for as long as it makes sense.
+        // In the embedded mode no node is named. That agent is this process, which has already tried for as long as it makes sense.
         let named = m.reach.iter().all(|r| r.node.is_some());
         if kind == FailureKind::Unreachable && named && m.failures < FAILURES_MAX {
             Verdict::Again
@@ -174,7 +174,7 @@ impl<'a> VolumeAssignments<'a> {
         }
     }
 
-    /// Whether a message about a volume is of its present attempt.
+    /// Whether a message about a volume belongs to its present attempt.
     pub(crate) fn is_present(&self, node: &str, a: Option<&wire::Assignment>) -> bool {
         let Some(a) = a else { return false };
         let m = self.volumes.get(&a.volume);
@@ -190,12 +190,12 @@ impl<'a> VolumeAssignments<'a> {
         self.coordinator.dispatcher.done(&self.run, volume);
     }
 
-    /// Whether all are.
+    /// Whether all volumes are done.
     pub(crate) fn all_done(&self) -> bool {
         self.volumes.values().all(|m| m.state == State::Done)
     }
 
-    /// A volume that has waited too long, though no queue holds it up, and the nodes that reach it.
+    /// A volume that has waited too long although no queue holds it up, with the nodes that reach it.
     pub(crate) fn forsaken(&mut self) -> Option<(String, String)> {
         let ready = self.coordinator.agents.ready();
         for (name, m) in &mut self.volumes {
@@ -212,7 +212,7 @@ impl<'a> VolumeAssignments<'a> {
     }
 }
 
-/// The nodes that reach a volume; not where it failed last, if it can go anywhere else.
+/// The nodes that reach a volume, without the one where it failed last if there is any other.
 fn nodes_for(coordinator: &Coordinator, m: &VolumeState) -> Option<Vec<String>> {
     let nodes: Vec<String> = m.reach.iter().map(|r| r.node.clone()).collect::<Option<_>>()?;
     let others: Vec<String> = nodes.iter().filter(|n| Some(*n) != m.failed_at.as_ref()).cloned().collect();

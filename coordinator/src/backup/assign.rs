@@ -1,4 +1,5 @@
-//! Assigns a run's volumes to nodes that reach them, again when an agent is lost, until all are done or one has failed.
+//! Assigns a run's volumes to nodes that reach them, and assigns them again when an agent is lost, until all are done or one has
+//! failed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,16 +21,16 @@ use crate::runs::view::Feed;
 use crate::runs::{self, RunEvent};
 use crate::volume_assignments::{Verdict, VolumeAssignments, by_node};
 
-/// How long writing down that a run ended may hold up its end.
+/// How long recording the end of a run may delay that end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a run looks whether a volume waits in vain.
+/// How often a run checks whether a volume waits in vain.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a run that was opened may wait to be finished: snapshots may be ready hours later.
+/// How long a run that was opened may stay unfinished: snapshots may be ready hours later.
 const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Moves the volumes to their end, or until one fails.
+/// Takes all volumes to their end, or until one fails.
 pub(super) async fn assign_volumes(
     (coordinator, order): (&Coordinator, &mut Order),
     run: &Arc<Run>,
@@ -58,7 +59,7 @@ pub(super) async fn assign_volumes(
             _ = look.tick() => match assignments.forsaken() {
                 _ if !order.complete && since.elapsed() > OPEN_MAX => break Err(BackupError::NeverFinished),
                 None => {
-                    // The inventory may have changed, and who is there.
+                    // The inventory and the connected agents may have changed.
                     assignments.renew();
                     continue;
                 }
@@ -72,7 +73,7 @@ pub(super) async fn assign_volumes(
     };
     if result.is_err() {
         if let Some(journal) = &run.journal {
-            // Before all else: nobody may go on with it, should this process end now.
+            // Before all else, so that nobody goes on with the run if this process ends now.
             journal.note(Record::Ended);
             if !matches!(tokio::time::timeout(END_LIMIT, journal.write()).await, Ok(Ok(()))) {
                 tracing::warn!(run = %run.root.run, "can't write down that this run ended: another coordinator may go on with it");
@@ -174,7 +175,7 @@ async fn apply(
         }
         RunEvent::AddSource(source, reply) => {
             let added = opened::add_source(order, run, parent, assignments, *source).await?;
-            // Whoever asked may be gone.
+            // The one who asked may be gone.
             drop(reply.send(added));
             Ok(())
         }
@@ -192,7 +193,7 @@ async fn apply(
     }
 }
 
-/// Shows all bytes of a volume whose map is complete.
+/// Shows a volume whose map is complete with all of its bytes.
 async fn show_whole(run: &Run, volume: &str, feed: &Feed) {
     let Some(build) = run.build_of(volume) else { return };
     if let Some(len) = build.lock().await.finished.as_ref().map(|f| f.entry.map.len) {
@@ -200,7 +201,7 @@ async fn show_whole(run: &Run, volume: &str, feed: &Feed) {
     }
 }
 
-/// A volume lost its node: it waits for another. A stream that was begun can't be read again.
+/// A volume lost its node and waits for another one. A stream that has begun can't be read again.
 fn give_back(
     run: &Run,
     assignments: &mut VolumeAssignments<'_>,

@@ -1,7 +1,7 @@
-//! Chunks in flight, among all agents of a run. A lookup of an unknown chunk claims it for the volume's attempt; other agents hear
-//! that it is in flight, keep no bytes of it, and ask again later. A claim lives until its pack is sealed, or until the attempt
-//! that made it is over; then one of the agents that wait reads the chunk again and uploads it. A node that others wait for is
-//! asked to send packs that are not full, at most every five seconds.
+//! Chunks in flight, among all agents of a run. A lookup of an unknown chunk claims it for the volume's attempt. Other agents are
+//! told that it is in flight, keep none of its bytes, and ask again later. A claim lives until its pack is sealed, or until the
+//! attempt that made it is over. In the second case one of the agents that wait reads the chunk again and uploads it. A node that
+//! others wait for is asked to send packs that are not full, at most every five seconds.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,20 +10,20 @@ use std::time::Duration;
 use milkrun_repository::id::ChunkId;
 use tokio::sync::Notify;
 
-/// How long a lookup waits at most; then it is asked again.
+/// How long a lookup waits at most; then the agent asks again.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// A volume's attempt that is under way. Volumes of one node share packs: for those who wait, the node uploads.
+/// A volume's attempt that claimed chunks. The volumes of one node share packs: lookups that wait are told the node that uploads.
 struct Holder {
     node: String,
     volume: String,
 }
 
-/// Chunks that one node may have claimed: what an agent has in memory is less. Beyond it a chunk is its own to store, and others may
-/// store it as well.
+/// How many chunks one node may have claimed: more than an agent has in memory. A node may store further chunks without a claim,
+/// and others may store them as well.
 const CLAIMS_OF_NODE: usize = 512 * 1024;
 
-/// Who has claimed what, and how much.
+/// The claims, and how many each node has.
 #[derive(Default)]
 struct Table {
     claims: HashMap<ChunkId, Arc<Holder>>,
@@ -40,7 +40,7 @@ impl Table {
     }
 }
 
-/// The table.
+/// The table of claims.
 #[derive(Default)]
 pub(super) struct Claims {
     table: Mutex<Table>,
@@ -50,11 +50,11 @@ pub(super) struct Claims {
 /// Who uploads an unknown chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Claimed {
-    /// Whoever asked.
+    /// The one who asked.
     Yours,
     /// Another node.
     Theirs,
-    /// Nobody: it was stored since it was looked for.
+    /// Nobody: it was stored since the lookup.
     Stored,
 }
 
@@ -63,9 +63,9 @@ impl Claims {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims unknown chunks for a volume's present attempt, on this node. What has no entry may have had one when the caller
-    /// looked for it: `stored` says whether it has become known meanwhile. Whoever stores a chunk makes it known before it
-    /// [settles](Self::settle) it.
+    /// Claims unknown chunks for a volume's present attempt, on this node. A chunk may have been sealed since the caller looked it
+    /// up, and then its claim is gone: `stored` says whether it is known now. A chunk is made known before its claim is
+    /// [settled](Self::settle).
     pub(super) fn claim<'a>(
         &self,
         ids: impl IntoIterator<Item = &'a ChunkId>,
@@ -97,7 +97,7 @@ impl Claims {
         ids.iter().filter_map(|id| table.claims.get(id)).map(|h| h.node.clone()).collect()
     }
 
-    /// These are known now.
+    /// These chunks are known now: their claims end.
     pub(super) fn settle<'a>(&self, ids: impl IntoIterator<Item = &'a ChunkId>) {
         let mut table = self.table();
         for id in ids {
@@ -107,7 +107,7 @@ impl Claims {
         self.bell.notify_waiters();
     }
 
-    /// A volume's attempt is over: what it claimed and did not store is nobody's.
+    /// A volume's attempt is over: the chunks that it claimed and did not store are no longer claimed.
     pub(super) fn forget(&self, volume: &str) {
         let mut table = self.table();
         let Table { claims, of_node } = &mut *table;
@@ -122,13 +122,13 @@ impl Claims {
         self.bell.notify_waiters();
     }
 
-    /// Waits until something may have changed since `look` was called, which returns whether there is reason to wait.
+    /// Waits until something may have changed since `look` was called. `look` returns whether there is a reason to wait.
     pub(super) async fn wait(&self, look: impl FnOnce() -> bool) {
         let bell = self.bell.notified();
         tokio::pin!(bell);
         bell.as_mut().enable();
         if look() {
-            // Whoever waits asks again in any case.
+            // After the time limit, the caller asks again in any case.
             let _ = tokio::time::timeout(WAIT_MAX, bell).await;
         }
     }
@@ -148,7 +148,7 @@ mod tests {
         };
         let ids: Vec<ChunkId> = (0..CLAIMS_OF_NODE + 2).map(id).collect();
         assert!(claims.claim(&ids, "a", "v", |_| false).iter().all(|c| *c == Claimed::Yours));
-        // What is beyond it is the next one's as well.
+        // Beyond the limit, the next node may store a chunk as well.
         let last = &ids[CLAIMS_OF_NODE - 1..];
         assert_eq!(claims.claim(last, "b", "w", |_| false), [Claimed::Theirs, Claimed::Yours, Claimed::Yours]);
         claims.settle(&ids[..1]);
@@ -166,16 +166,16 @@ mod tests {
         assert_eq!(claims.claim(&ids, "b", "w", |_| false), [Claimed::Theirs, Claimed::Yours]);
         assert_eq!(claims.claim(&ids, "a", "x", |_| false), [Claimed::Yours, Claimed::Theirs]);
         assert_eq!(claims.holders(&ids), ["a".to_owned(), "b".to_owned()].into());
-        // Another volume of that node goes on; what this one claimed is free all the same.
+        // Another volume of that node goes on; the claims of this one are free all the same.
         claims.forget("v");
         assert_eq!(claims.claim(&ids, "b", "w", |_| false), [Claimed::Yours, Claimed::Yours]);
         claims.settle(&ids);
         assert!(claims.holders(&ids).is_empty());
-        // Who looked before they were stored, and claims afterwards, stores nothing again.
+        // A lookup from before the chunks were stored, which claims them afterwards, stores nothing again.
         let stored = |id: &ChunkId| *id == ids[0];
         assert_eq!(claims.claim(&ids, "a", "v", stored), [Claimed::Stored, Claimed::Yours]);
         claims.settle(&ids);
-        // Nothing to wait for: returns at once.
+        // There is nothing to wait for: it returns at once.
         claims.wait(|| false).await;
     }
 }

@@ -20,10 +20,10 @@ pub enum BackupError {
     /// The repository is not what this machine remembers.
     #[error(transparent)]
     Changed(#[from] Changed),
-    /// The application's keys can't be had.
+    /// The application's keys are not available.
     #[error(transparent)]
     Keys(#[from] NoDomain),
-    /// A source without a byte is mostly one that failed.
+    /// A source without a single byte is usually one that failed.
     #[error("{0} has no bytes at all: if that is meant, pass --allow-empty")]
     Empty(VolumeName),
     /// The order makes no sense.
@@ -39,7 +39,7 @@ pub enum BackupError {
         /// Kind.
         kind: wire::failed::Kind,
     },
-    /// An agent named what it was not told of, or out of order.
+    /// An agent named a chunk that it was not told of, or sent something out of order.
     #[error("volume {volume}: the agent's report makes no sense: {what}")]
     Nonsense {
         /// Which volume.
@@ -47,21 +47,21 @@ pub enum BackupError {
         /// What is wrong.
         what: &'static str,
     },
-    /// Whoever opened it never finished it.
+    /// The client that opened it never finished it.
     #[error("the run was opened a day ago and never finished; nothing was committed")]
     NeverFinished,
     /// Somebody stopped it.
     #[error("stopped; nothing was committed")]
     Cancelled,
-    /// Too many wait for their turn.
+    /// Too many backups wait for their turn.
     #[error(
         "{0} backups of this application wait for their turn already: `milkrun runs` lists them, `milkrun cancel RUN` stops one"
     )]
     TooManyWait(usize),
-    /// No agent works on it any more.
+    /// The agent is gone.
     #[error("the agent is gone; nothing was committed")]
     AgentGone,
-    /// No node that reaches a volume has an agent.
+    /// No agent is connected on any node that reaches a volume.
     #[error(
         "volume {volume}: no agent has been connected for 15 minutes on a node that reaches it ({nodes}); nothing was committed"
     )]
@@ -71,10 +71,10 @@ pub enum BackupError {
         /// The nodes that reach it.
         nodes: String,
     },
-    /// A call of an attempt that is over.
+    /// The call belongs to an attempt that is over.
     #[error(transparent)]
     Refused(#[from] RefusedCall),
-    /// An agent seals what it was not granted.
+    /// An agent seals a pack that it was not granted.
     #[error("pack {0} was not granted to this node, or is sealed already")]
     Ungranted(PackId),
     /// An agent asks for a pack that somebody else stored, or is storing.
@@ -88,7 +88,7 @@ pub enum BackupError {
         /// Its quota.
         most: u64,
     },
-    /// The inventory gives no answer.
+    /// The inventory can't be asked.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
     /// The run's journal.
@@ -106,13 +106,13 @@ pub enum BackupError {
     /// An object could not be stored.
     #[error("can't store {0}")]
     Create(Key, #[source] CreateError),
-    /// The local cache.
+    /// The local cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// A public key can't be used.
     #[error(transparent)]
     Key(#[from] HybridError),
-    /// Memory for compression.
+    /// No memory for compression.
     #[error("can't set up compression")]
     Setup(#[source] std::io::Error),
     /// The store.

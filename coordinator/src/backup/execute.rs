@@ -49,16 +49,16 @@ pub(crate) async fn execute(
     feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
     let choice: Choice = order.parent.parse()?;
-    // An application that is not there need not wait to be told so.
+    // An application that is not in the inventory is refused before the order waits for its turn.
     listed(coordinator, &order)?;
     let (_turn, waited) = match coordinator.runs.turn_if_free(&coordinator.name, &order.application) {
         Some(turn) => (turn, None),
         None => wait(coordinator, &order, id, (&mut inbox, resumed), feed).await?,
     };
-    // It waited under an earlier coordinator.
+    // The order waited under an earlier coordinator.
     let waited = waited.or_else(|| resumed.then_some(None));
     let result = begin_and_run(coordinator, order, (id, choice), inbox, feed).await;
-    // Its journal says what it is, or it is over.
+    // The run's journal has the order, or the run is over.
     if let Some(waited) = waited {
         if result.is_err()
             && let Err(e) = ended::write(&coordinator.repository, &id, Outcome::Failed).await
@@ -70,7 +70,7 @@ pub(crate) async fn execute(
     result
 }
 
-/// What the inventory says of an application, where orders do not say it.
+/// What the inventory says of an application, where orders may not say it.
 fn listed(coordinator: &Coordinator, order: &Order) -> Result<Option<Application>, BackupError> {
     if coordinator.inventory.trusts_orders() || order.open {
         return Ok(None);
@@ -87,7 +87,7 @@ async fn begin_and_run(
     feed: &Feed,
 ) -> Result<control::BackupDone, BackupError> {
     let mut rpo = None;
-    // As it is now: it may have waited for long.
+    // The application as it is now: the order may have waited for long.
     if let Some(application) = listed(coordinator, &order)? {
         order.sources = application.sources;
         rpo = application.rpo;
@@ -115,7 +115,7 @@ async fn begin_and_run(
     execute_plan(coordinator, &mut order, plan, feed, lease).await
 }
 
-/// Waits for the turn. The order is written down meanwhile: another coordinator lets it wait on.
+/// Waits for the turn. Meanwhile the order is stored, so that another coordinator can let it wait on.
 async fn wait(
     coordinator: &Coordinator,
     order: &Order,
@@ -158,7 +158,8 @@ pub(super) async fn execute_plan(
     let point = plan.root.id();
     let taken_over = plan.left.is_some();
     let mut result = run(coordinator, order, plan, feed, began).await;
-    // The leader before may have committed it after all; what it deleted then may be what was missing here.
+    // The earlier leader may have committed the run after all. The objects that are missing here may be the ones that it then
+    // deleted.
     let ended = matches!(&result, Err(BackupError::Commit(CommitError::Ended(_)) | BackupError::Journal(_)));
     if taken_over && ended {
         match repository.catalog().point(&point).await {
@@ -167,7 +168,7 @@ pub(super) async fn execute_plan(
             Err(_) => {}
         }
     }
-    // Somebody else leads since: the run is theirs now.
+    // Somebody else leads since then: the run is theirs now.
     if let Some(leadership) = &coordinator.leadership
         && !leadership.is_newest(coordinator.epoch).await
     {
@@ -177,11 +178,11 @@ pub(super) async fn execute_plan(
         // The store could not be asked; the next leader tries again.
         return result;
     }
-    // The run is over and this process will not commit it any more: nobody needs its journal and its lease. What can't be
-    // deleted (a writer without that right) is ended by the collector.
+    // The run is over and this process will not commit it any more: nobody needs its journal and its lease. Where this process has
+    // no right to delete them, the collector ends the run.
     if coordinator.leadership.is_some() {
         let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Failed };
-        // First of all: whoever puts the journal back later must not bring the run back to life.
+        // This comes first: somebody who puts the journal back later must not bring the run back to life.
         if let Err(e) = ended::write(repository, &id, outcome).await {
             tracing::warn!(run = %id, error = %e, "can't write down that a run is over; its root or its lease's age ends it");
         }
@@ -212,8 +213,8 @@ async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Resul
     Ok(Taken { key, version, made })
 }
 
-/// A run of the same request may have come no further than its lease when its coordinator was lost: without a journal nobody goes on with
-/// it. Deletes that lease, if there is one. One that somebody else put there is no lease.
+/// When its coordinator was lost, a run of the same request may have had a lease and no journal yet: nobody goes on with such a
+/// run. This deletes that lease, if there is one. An object that somebody else put there is no lease.
 async fn forget_begun(coordinator: &Coordinator, key: &Key) -> Result<bool, BackupError> {
     let repository = &coordinator.repository;
     let mut forgotten = false;
@@ -221,7 +222,7 @@ async fn forget_begun(coordinator: &Coordinator, key: &Key) -> Result<bool, Back
         let Ok(object) = read_listed(&*repository.store, &l).await else { continue };
         let opened = envelope::open(&repository.ring, &repository.config.id, key, Kind::Lease, &object);
         let lease = opened.ok().and_then(|body| Lease::decode(&body).ok());
-        // Of our own epoch: another run of this process has it.
+        // A lease of this coordinator's own epoch belongs to another run of this process.
         if lease.is_none_or(|lease| lease.epoch < coordinator.epoch) {
             tracing::warn!(object = %key, "a lease without a journal is left over; it goes");
             forgotten |= repository.store.delete(key, &l.version).await.is_ok();
@@ -238,7 +239,7 @@ pub(super) struct Taken {
     pub(super) made: Moment,
 }
 
-/// What is settled before anything moves.
+/// What is decided before any data is read.
 pub(super) struct Plan {
     pub(super) root: Root,
     /// When it began, by the store's clock.
@@ -246,9 +247,9 @@ pub(super) struct Plan {
     pub(super) choice: Choice,
     pub(super) locks: Locks,
     pub(super) rpo: Option<Duration>,
-    /// What an earlier leader did of it.
+    /// What an earlier leader left of the run.
     pub(super) left: Option<Left>,
-    /// Where it hears of cancellation until it has begun, and of everything from then on.
+    /// Cancellation comes here before the run has begun, and all events after that.
     pub(super) inbox: Inbox,
 }
 
@@ -298,7 +299,7 @@ async fn run(
         volumes: Mutex::default(),
         stored: Mutex::default(),
         referenced: Mutex::default(),
-        // What was set aside counts as gone.
+        // Packs that were set aside count as gone.
         present: tokio::sync::Mutex::new(set_aside.into_iter().map(|id| (id, false)).collect()),
         parent: parent.as_ref().map(|p| p.found.root.id()),
         parent_packs: metadata_packs(parent.iter().flat_map(|p| p.placement.packs.iter().cloned())),
@@ -326,7 +327,7 @@ async fn run(
         v.point = root.id().to_string();
         v.parent = parent.as_ref().map(|p| p.found.root.id().to_string()).unwrap_or_default();
     });
-    // The older the newest point is, the nearer its promise is to being broken.
+    // The older the newest point is, the sooner its promise breaks.
     let due = rpo.map(|rpo| parent.as_ref().map_or(root.moment, |p| p.found.root.moment.plus(rpo)));
     let parent_id = parent.as_ref().map(|p| p.found.root.id());
     let result = match prepare(order, &run, parent_id, left, feed).await {
@@ -346,7 +347,7 @@ async fn run(
     result
 }
 
-/// Begins the journal, or goes on with what an earlier one says. Returns the volumes that are done.
+/// Begins the journal, or replays what an earlier leader left. Returns the volumes that are done.
 async fn prepare(
     order: &Order,
     run: &Arc<Run>,

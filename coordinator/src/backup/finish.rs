@@ -24,7 +24,7 @@ use crate::skipped::to_wire;
 /// Bytes of manifests that one leaf covers.
 const MANIFEST_LEAF: usize = 16 << 20;
 
-/// Everything is moved: manifests, index, and the commit.
+/// Commits the run once all volumes are done: manifests, index, and the commit itself.
 pub(super) async fn commit(
     order: &Order,
     run: &Arc<Run>,
@@ -122,7 +122,7 @@ fn result(f: &Finished) -> control::VolumeResult {
 }
 
 impl Run {
-    /// Learns where the parent has its manifests, so that what is as it was is named and not stored again.
+    /// Learns where the parent has its manifests, so that unchanged parts are referenced and not stored again.
     async fn know_manifests(&self, parent: &OpenPoint) -> Result<(), BackupError> {
         let Some((i, entry)) = parent.manifests() else { return Ok(()) };
         let reader = self.parent_reader();
@@ -175,7 +175,7 @@ impl Run {
         builder.finish(&mut put).await
     }
 
-    /// Receipts of what this run stored and its maps name, and what they reuse.
+    /// Receipts of the packs that this run stored and its maps name, and the older packs that the maps reuse.
     fn receipts(&self) -> Result<(Vec<milkrun_repository::point::StoredPack>, Vec<PackInfo>), BackupError> {
         let referenced = lock(&self.referenced).clone();
         let stored = std::mem::take(&mut *lock(&self.stored));

@@ -1,24 +1,24 @@
-//! Which chunks of a leaf are fragmented: little of them is in use, or they lie so scattered that a restore asks for them one by
-//! one. A backup that changes the region stores their pages anew. Pure.
+//! Finds the fragmented chunks of a leaf: little of them is in use, or they lie so scattered that a restore reads them one by one.
+//! A backup that changes the region stores their pages anew. Pure.
 //!
-//! When single pages change, the new point keeps the rest of the old chunk by reference. So chunks *wear*, generation by
-//! generation. When an agent is told of the parent, extents of worn chunks are marked, and it stores them anew if anything near
-//! them changes. Two budgets bound what wear costs. A restore opens at most 1.5 bytes of plaintext for each byte that it writes,
-//! and a region lies in at most 64 packs. As in the cleaning of a log (Rosenblum and Ousterhout, 1992), the emptiest chunks go
-//! first: with a budget of 1.5 each changed page costs two more at the worst, when changes are spread evenly.
+//! When single pages change, the new point keeps the rest of the old chunk by reference. So chunks become more fragmented with each
+//! generation. When an agent is sent the parent's extents, those of fragmented chunks are marked, and the agent stores them anew if
+//! anything near them changes. Two budgets limit what fragmentation costs: a restore opens at most 1.5 bytes of plaintext for each
+//! byte that it writes, and a region lies in at most 64 packs. As in the cleaning of a log (Rosenblum and Ousterhout, 1992), the
+//! emptiest chunks go first. With a budget of 1.5, each changed page costs at most two more, when changes are spread evenly.
 //!
-//! The budgets count what had worn before the run. Fragmentation that a backup causes is repaired by the next one that changes the region. A
-//! stream is written in order, so that its restore opens a chunk once for each region that uses it. The root records what a
-//! restore takes, and `milkrun show` prints it.
+//! The budgets count the fragmentation from before the run. Fragmentation that a backup causes is repaired by the next one that
+//! changes the region. A stream is written in order, so its restore opens a chunk once for each region that uses it. The root
+//! records what a restore costs, and `milkrun show` prints it.
 
 use std::collections::{HashMap, HashSet};
 
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::volume_map::Leaf;
 
-/// Plaintext of the chunks that a region uses, for each 2 bytes that it uses of them.
+/// How much plaintext the chunks of a region may have for each 2 bytes that the region uses of them.
 const OPENED_PER_TWO: u64 = 3;
-/// Packs that a region of 16 MiB uses at most, and how many are left when it has come to that.
+/// How many packs a region of 16 MiB uses at most, and how many are left once it had more.
 const PACKS_MAX: usize = 64;
 const PACKS_LEFT: usize = 48;
 
@@ -29,7 +29,7 @@ struct Use {
     pack: PackId,
 }
 
-/// The chunks of a leaf that have worn.
+/// The fragmented chunks of a leaf.
 pub(super) fn worn(leaf: &Leaf) -> HashSet<ChunkId> {
     let used = leaf.used();
     let chunks = leaf.chunks().iter().zip(used);
@@ -51,13 +51,13 @@ fn by_emptiness(chunks: &[Use]) -> HashSet<ChunkId> {
         return worn;
     }
     let mut emptiest: Vec<&Use> = chunks.iter().filter(|c| c.used < c.plain).collect();
-    // By used / plain, without fractions; by id, so that one leaf has one answer.
+    // Sorted by used / plain, without fractions, and then by id, so that a leaf always gives the same answer.
     emptiest.sort_by(|a, b| (a.used * b.plain).cmp(&(b.used * a.plain)).then(a.id.cmp(&b.id)));
     for chunk in emptiest {
         if opened * 2 <= used * OPENED_PER_TWO {
             break;
         }
-        // Stored anew, exactly what is used of it is opened.
+        // When the chunk is stored anew, a restore opens exactly the bytes that are in use.
         opened -= chunk.plain - chunk.used;
         worn.insert(chunk.id);
     }
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn the_emptiest_goes_first_and_no_more_than_must() {
         let extents = vec![extent(1, 1, 40, 100), extent(2, 1, 90, 100), extent(3, 1, 10, 100), extent(4, 1, 100, 100)];
-        // 240 used of 400: 360 may be opened, which it takes the emptiest for.
+        // 240 of 400 bytes are used. So 360 may be opened: the emptiest chunk is stored anew to get there.
         let Extent::Data { id, .. } = extents[2] else { panic!() };
         assert_eq!(worn(&extents.into_iter().collect()), HashSet::from([id]));
     }
@@ -130,14 +130,14 @@ mod tests {
                 let Extent::Data { len, id, place, .. } = e else { continue };
                 let uses = used.entry(id).or_default();
                 *uses += u64::from(len);
-                // What is stored anew opens to what is used of it.
+                // Of a chunk that is stored anew, a restore opens only what is in use.
                 opened.insert(id, if worn.contains(&id) { (*uses).min(32) } else { 32 });
                 if !worn.contains(&id) {
                     left.insert(place.pack);
                 }
             }
             prop_assert!(left.len() <= PACKS_MAX);
-            // Chunks that are used in several places may be used more than once.
+            // The parts of a chunk that is used in several places may add up to more than the chunk.
             let used: u64 = used.values().map(|&u| u.min(32)).sum();
             prop_assert!(opened.values().sum::<u64>() * 2 <= used * OPENED_PER_TWO);
             let partly = |id: &ChunkId| leaf.extents().filter(|e| matches!(e, Extent::Data { id: i, .. } if i == id)).map(|e| e.len()).sum::<u32>() < 32;

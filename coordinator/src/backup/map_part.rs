@@ -1,4 +1,4 @@
-//! Parts of a map, and their records in the journal. Pure.
+//! Parts of a map, and their records in the journal. Pure functions.
 
 use milkrun_repository::id::PackId;
 use milkrun_repository::point::journal;
@@ -6,14 +6,14 @@ use milkrun_repository::volume_map::{Extent, Leaf, MapRef};
 
 /// The next part of a map.
 pub(super) enum MapPart {
-    /// A leaf that is stored: the parent's, or a new one.
+    /// A leaf that is stored: one of the parent's, or a new one.
     Leaf { offset: u64, reference: MapRef, leaf: Leaf, needs: Vec<PackId>, unchanged: bool },
-    /// A hole, however long.
+    /// A hole of any length.
     Hole { offset: u64 },
 }
 
 impl MapPart {
-    /// As it stands in the journal, up to `end`.
+    /// Its record in the journal, up to `end`.
     pub(super) fn noted(&self, end: u64) -> journal::Region {
         let (offset, unchanged, runs) = match self {
             Self::Hole { offset } => (*offset, false, Vec::new()),

@@ -1,5 +1,5 @@
-//! A backup that was opened before its sources are known: they are added while it goes on. Each source is journalled before the caller
-//! gets an answer. Adding one twice changes nothing.
+//! A backup that is opened before its sources are known: they are added while it goes on. Each source is journalled before the
+//! caller gets an answer. Adding a source twice changes nothing.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::{BackupError, Run};
 use crate::inventory::SourceSpec;
 use crate::volume_assignments::VolumeAssignments;
 
-/// Whether a source is added; `Err`: why it is not.
+/// Whether a source is new; `Err`: why it can't be added.
 fn is_new(order: &Order, source: &SourceSpec) -> Result<bool, String> {
     match order.source(source.name.as_str()) {
         Some(same) if is_same(same, source) => Ok(false),
@@ -24,13 +24,13 @@ fn is_new(order: &Order, source: &SourceSpec) -> Result<bool, String> {
     }
 }
 
-/// Whether both are the same source. The hints on how to read it are in no journal: after a failover it is read in full.
+/// Whether both are the same source. The hints on how to read it are not in the journal: after a failover it is read in full.
 fn is_same(a: &SourceSpec, b: &SourceSpec) -> bool {
     let without_hints = |s: &SourceSpec| SourceSpec { changed_from: None, skip_free: false, ..s.clone() };
     without_hints(a) == without_hints(b)
 }
 
-/// Adds a source. The inner error is for the one who asked, the outer one ends the run.
+/// Adds a source. The inner error goes to the one who asked; the outer one ends the run.
 pub(super) async fn add_source(
     order: &mut Order,
     run: &Arc<Run>,
@@ -50,7 +50,7 @@ pub(super) async fn add_source(
     Ok(Ok(()))
 }
 
-/// No more sources come.
+/// No more sources will be added.
 pub(super) async fn complete(
     order: &mut Order,
     run: &Arc<Run>,
@@ -70,7 +70,7 @@ pub(super) async fn complete(
     Ok(Ok(()))
 }
 
-/// What completes an order.
+/// Adds to an order what completes it.
 pub(super) fn take(order: &mut Order, complete: Complete) {
     order.skipped = complete.skipped;
     order.manifest_objects = complete.manifest_objects;

@@ -1,4 +1,4 @@
-//! What a backup is to do.
+//! The order of a backup.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,22 +9,22 @@ use milkrun_repository::point::root::{Class, Skipped};
 use super::BackupError;
 use crate::inventory::SourceSpec;
 
-/// What to back up.
+/// What a backup is to do.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// The application.
     pub application: AppId,
     /// The UID of its namespace; empty outside of Kubernetes.
     pub namespace_uid: String,
-    /// What retention counts the point as.
+    /// The class by which retention counts the point.
     pub class: Class,
-    /// Volumes and streams; none and no manifests: those of the inventory.
+    /// Volumes and streams. If there are none, and no manifests either, those of the inventory are used.
     pub sources: Vec<SourceSpec>,
     /// Volumes that the application has and this run leaves out.
     pub skipped: Vec<Skipped>,
-    /// Manifests as JSON lines, and how many.
+    /// Manifests as JSON lines.
     pub manifests: Vec<u8>,
-    /// How many objects that is.
+    /// How many objects the manifests have.
     pub manifest_objects: u32,
     /// How long the point stays locked; `None`: as the repository says.
     pub lock_for: Option<Duration>,
@@ -32,9 +32,9 @@ pub struct Order {
     pub parent: String,
     /// zstd level.
     pub level: i32,
-    /// Harder where the line to the store is what a volume waits for.
+    /// Whether the level is raised where a volume waits for the line to the store.
     pub adapt_level: bool,
-    /// Who coordinates, for people.
+    /// The host of the coordinator, for people.
     pub host: String,
     /// Read devices that are mounted read-write.
     pub allow_mounted: bool,
@@ -42,19 +42,19 @@ pub struct Order {
     pub allow_changing: bool,
     /// Accept volumes and streams without a byte.
     pub allow_empty: bool,
-    /// Store a chunk of which a page changed whole.
+    /// Whether a chunk of which a page changed is stored whole.
     pub whole_chunks: bool,
-    /// What a clean file system says is free is left out, of all volumes.
+    /// Whether blocks that a clean file system marks as free are left out, for all volumes.
     pub skip_free: bool,
-    /// Of so many points in a row one at least rests on no list of changes; 0: 16.
+    /// Of this many points in a row, at least one is read without a changed-block list; 0: 16.
     pub full_every: u32,
-    /// Sources are added while it goes on, by who may name them.
+    /// Whether sources are added while it goes on, by a caller who may name them.
     pub open: bool,
     /// Whether all sources are known.
     pub complete: bool,
 }
 
-/// Of so many points in a row one at least is read in full, unless an order says otherwise.
+/// Of this many points in a row, at least one is read in full, unless an order says otherwise.
 pub(super) const FULL_EVERY: u32 = 16;
 
 impl Order {
@@ -63,7 +63,7 @@ impl Order {
         self.sources.iter().find(|s| s.name.as_str() == name)
     }
 
-    /// Whether it names something, and nothing twice.
+    /// Checks that it names something, and nothing twice.
     ///
     /// # Errors
     /// [`BackupError::Order`].

@@ -1,13 +1,13 @@
-//! Where the digests of a volume's pages are kept: lists beside the leaves, one for what is new in each region. What a region
-//! keeps of its parent keeps its digests too, in the list that they are in.
+//! Keeps the digests of a volume's pages: in lists beside the leaves, one for the new extents of each region. The extents that a
+//! region keeps from its parent keep their digests too, in the list where they already are.
 //!
 //! An extent may name a part of a chunk, so that single pages can change. A digest has 8 bytes for a page of 4 KiB: 0.2 %. The
-//! agent computes them while it identifies a chunk, at no price: they are inner nodes of BLAKE3's tree. The coordinator keeps
-//! them in metadata packs that no restore reads, and sends them with the parent's extents. A leaf that would name more than 8 to
-//! 15 lists (by its place) gets one list of its own.
+//! agent computes digests while it identifies a chunk, at no extra cost: they are inner nodes of BLAKE3's tree. The coordinator
+//! keeps them in metadata packs that no restore reads, and sends them with the parent's extents. A leaf that would name more than 8
+//! to 15 lists (the limit depends on its place) gets one list of its own.
 //!
-//! The journal does not hold digests. What a run had made new before it was taken over has none. Where it changes again, it is
-//! read and stored like new; where it is read and has not changed, it gets them.
+//! The journal does not hold digests. Extents that were new in a run before it was taken over have none. Where they change again,
+//! they are read and stored like new ones. Where they are read and have not changed, they get digests then.
 
 use std::collections::HashMap;
 
@@ -23,24 +23,24 @@ use milkrun_repository::volume_map::{Leaf, MapRef, MapSource, PageList, PagesAt,
 use super::parent_region::Placed;
 use super::{BackupError, Run};
 
-/// Lists of one leaf that are read side by side: each lies in another pack.
+/// How many lists of one leaf are read side by side: each lies in another pack.
 const LISTS_AT_ONCE: usize = 8;
 
-/// Lists that the leaf at this offset names at most. Each generation that changes a region adds one; regions reach their bounds at
-/// different generations, lest all of a volume's lists be read and put together by the same one.
+/// How many lists the leaf at this offset names at most. Each generation that changes a region adds one. Regions reach their limits
+/// at different generations, so that one backup does not have to read and combine all lists of a volume.
 pub(super) fn lists_max(offset: u64) -> usize {
     8 + usize::try_from(offset / REGION_BYTES % 8).unwrap_or(0)
 }
 
-/// The lists that some leaf names.
+/// The lists that some leaves name.
 pub(super) type Lists = HashMap<ChunkId, PageList>;
 
-/// How many digests an extent of so many bytes has.
+/// How many digests an extent of this many bytes has.
 fn pages(len: u32) -> usize {
     (len as usize).div_ceil(PAGE)
 }
 
-/// The digests of an extent, as an agent sends them; `None` if it sends none.
+/// The digests of an extent as an agent sends them; `None` if it sends none.
 ///
 /// # Errors
 /// What is wrong with them.
@@ -55,8 +55,8 @@ pub(super) fn sent(extent: &wire::Extent) -> Result<Option<&[PageDigest]>, &'sta
 }
 
 impl Run {
-    /// Says in a leaf where its pages' digests are: those that came with it in a new list, others where the parent has them. `most`
-    /// lists are named; if there were more, all that they say of this leaf goes into one.
+    /// Records in a leaf where the digests of its pages are. Digests that came with the leaf go into a new list; the others stay
+    /// where the parent has them. The leaf names up to `most` lists; if there were more, all digests of this leaf go into one list.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -66,12 +66,12 @@ impl Run {
         let mut lists = Lists::default();
         let gather = leaf.so_far().page_lists().len() + usize::from(new) > most;
         if gather {
-            // The neighbours' lists are gathered at other generations.
+            // Read-ahead is off: the lists of neighbouring leaves are combined at other generations.
             read_lists(leaf.so_far(), &self.parent_reader().without_read_ahead(), &mut lists).await?;
         } else if !new {
             return Ok(leaf.finish());
         }
-        // What goes into the new list: what is new, and if there are too many lists, what they say.
+        // The new list gets the new digests, and, if there are too many lists, those of the old lists as well.
         let mut all = PageList::default();
         let mut firsts = Vec::with_capacity(fresh.len());
         for (number, fresh) in fresh.into_iter().enumerate() {
@@ -81,7 +81,7 @@ impl Run {
             all.digests.extend_from_slice(digests.unwrap_or_default());
         }
         if gather {
-            // Also what a list says that can't be read.
+            // This also drops digests in a list that can't be read.
             leaf.forget_pages();
         }
         if !all.digests.is_empty() {
@@ -94,8 +94,8 @@ impl Run {
     }
 }
 
-/// Reads the lists that a leaf names and `lists` does not have. One that is damaged is left out: its pages can't be told apart,
-/// and are read and stored like new ones.
+/// Reads the lists that a leaf names and that `lists` does not have. A damaged list is left out: its pages can't be compared, and
+/// are read and stored like new ones.
 ///
 /// # Errors
 /// [`BackupError`] when the store can't be asked.

@@ -1,10 +1,12 @@
 //! The parent restore point: choosing it, and sending its extents to agents.
 //!
-//! A changed-block list is trusted in two steps. Here, whether one may be used at all (`begin_by_list`): on the first attempt, not too
-//! many points in a row, no free space left out before. On the agent, whether it is right (`agent/src/backup/sample.rs`).
+//! A changed-block list is trusted in two steps. The coordinator decides whether one may be used at all (`begin_by_list`): only on
+//! the first attempt, not for too many points in a row, and not if free space was left out before. The agent checks whether it is
+//! right (`agent/src/backup/sample.rs`).
 //!
-//! With a list of single pages, an agent gets the parent in outline: what is a hole, what is not, what is fragmented. It need not know
-//! which chunk is where. So the rest of the volume costs the wire next to nothing, however many pieces it lies in.
+//! With a list of single pages, an agent gets the parent in outline: which ranges are holes, which are data, and which are
+//! fragmented. It need not know which chunk is where. So the rest of the volume costs almost nothing on the wire, however many
+//! pieces it lies in.
 
 use std::collections::{HashMap, HashSet};
 
@@ -28,17 +30,17 @@ use super::parent_region::outline;
 use super::{BackupError, Run};
 use crate::inventory::SourceSpec;
 
-/// How often a place in a volume is drawn until it holds data.
+/// How many random places in a volume are tried until one holds data.
 const DRAWS: usize = 8;
 
-/// Which point predicts.
+/// Which point is the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// The newest of the application.
+    /// The newest point of the application.
     Auto,
-    /// None: everything is read and looked up.
+    /// No point: everything is read and looked up.
     None,
-    /// This one.
+    /// This point.
     Point(milkrun_repository::id::PointId),
 }
 
@@ -118,7 +120,7 @@ pub(super) async fn complete_index(
                 let step = match cursor.next(&reader).await {
                     Ok(Some(step)) => step,
                     Ok(None) => break,
-                    // What is not found again is stored again.
+                    // Chunks that are not found are stored again.
                     Err(e) if e.is_damage() => {
                         tracing::warn!(reason = %e, "the parent's map is damaged from here on");
                         break;
@@ -143,19 +145,19 @@ pub(super) async fn complete_index(
     Ok(())
 }
 
-/// How much an agent hears of the parent.
+/// In how much detail an agent is sent the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// Where data is, and where something has worn.
+    /// Where data is, and where it is fragmented.
     Outline,
-    /// Which chunks.
+    /// Also which chunks.
     Chunks,
-    /// And the digests of their pages.
+    /// Also the digests of their pages.
     Pages,
 }
 
 impl Run {
-    /// The next run of a volume's parent; `None` at its end.
+    /// The next range of a volume's parent; `None` at its end.
     ///
     /// # Errors
     /// [`BackupError`] when the parent's map can't be read.
@@ -182,7 +184,7 @@ impl Run {
                     return Ok(None);
                 }
                 Err(e) if e.is_damage() => {
-                    // The rest of the parent can't predict; the volume is read and looked up without it.
+                    // The rest of the parent can't be used; the volume is read and looked up without it.
                     tracing::warn!(volume, reason = %e, "the parent's map is damaged from here on");
                     build.parent = None;
                     return Ok(None);
@@ -202,7 +204,7 @@ impl Run {
             };
             build.told_to = end;
             match step {
-                // An earlier attempt reported on it.
+                // An earlier attempt already reported on this range.
                 _ if end <= build.resumed_at => {}
                 Step::Hole { offset, len } => {
                     build.told_holes.insert(offset, len);
@@ -220,7 +222,7 @@ impl Run {
         }
     }
 
-    /// A leaf of a volume's parent somewhere in it, with the digests of its pages; `None` where nothing can be told.
+    /// A random leaf of a volume's parent, with the digests of its pages; `None` if no leaf can be sent.
     ///
     /// # Errors
     /// [`BackupError`] when the parent's map can't be read.
@@ -236,7 +238,7 @@ impl Run {
             build.origin().filter(|root| build.attempt == attempt && root.len > 0)
         };
         let Some(root) = root else { return Ok(None) };
-        // Where there is data, if it is found: holes say nothing of it.
+        // Looks for a place with data: a hole says nothing about a list.
         let mut found = Ok(None);
         let mut somewhere = 0;
         for _ in 0..DRAWS {
@@ -251,7 +253,7 @@ impl Run {
                 Ok(Some(range_of(offset, &leaf, reader, Detail::Pages).await?))
             }
             Ok(Some(Step::Hole { offset, len })) => {
-                // Of a hole that may be terabytes, a region's worth around the place.
+                // A hole may be terabytes long: only one region's worth around the place is sent.
                 let from = offset.max(somewhere - somewhere % REGION_BYTES);
                 let length = REGION_BYTES.min(offset + len - from);
                 Ok(Some(wire::ParentRange { offset: from, length, extents: Vec::new() }))
@@ -262,14 +264,14 @@ impl Run {
         }
     }
 
-    /// Whether all that a leaf names is still there, digests of pages included.
+    /// Whether all packs that a leaf names are still there, also those of page digests.
     async fn is_whole(&self, reference: &MapRef, leaf: &Leaf) -> Result<bool, BackupError> {
         let packs: HashSet<PackId> = leaf.needs().chain([reference.place.pack]).collect();
         Ok(self.missing(packs).await?.is_empty())
     }
 
-    /// Decides whether a volume is read by its list of changes in this attempt. If so, this is written down before anything is
-    /// read: a point never passes for one that was read in full.
+    /// Decides whether this attempt reads a volume by its changed-block list. If so, this is recorded before anything is read, so
+    /// that the point never passes for one that was read in full.
     ///
     /// # Errors
     /// [`BackupError::Journal`].
@@ -285,7 +287,7 @@ impl Run {
         let mut build = build.lock().await;
         let most = if full_every == 0 { FULL_EVERY } else { full_every };
         let due = build.lists_before.saturating_add(1) >= most;
-        // Only by the first attempt: the list lies on its node, and another node may have an older one, or none.
+        // Only the first attempt: the list lies on its node, and another node may have an older list, or none.
         let first = attempt == 1 && resume_at == 0;
         let usable = source.changed_from.is_some() && !source.stream && build.has_parent();
         let by_list = first && usable && !due && !build.left_out_before;
@@ -312,8 +314,8 @@ impl Run {
         Ok(true)
     }
 
-    /// A volume is given to an agent that is to leave out what is free. It is written down first: whatever becomes of the attempt, the
-    /// point never passes for one that has it all.
+    /// Records that an agent will leave out free space, before the volume is assigned to it. So the point never passes for a
+    /// complete one, whatever becomes of the attempt.
     ///
     /// # Errors
     /// [`BackupError::Journal`].
@@ -333,7 +335,7 @@ impl Run {
     }
 }
 
-/// A leaf, as an agent hears of it.
+/// A leaf in the form that is sent to an agent.
 async fn range_of(
     offset: u64,
     leaf: &Leaf,

@@ -1,7 +1,7 @@
-//! The parent's extents of one region that an agent was sent, and what the agent kept of them. Pure.
+//! The parent's extents of one region that were sent to an agent, and the parts of them that the agent kept. Pure.
 //!
-//! An agent reports what is as the parent has it, at the same place, by its length alone (`kept`). The coordinator takes the
-//! extents from the leaves that it told the agent of.
+//! Where a range is the same as in the parent at the same place, an agent reports only its length (`kept`). The coordinator takes
+//! the extents from the leaves that it sent to the agent.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -14,21 +14,21 @@ use milkrun_repository::id::ChunkId;
 use milkrun_repository::pack::Place;
 use milkrun_repository::volume_map::{Extent, Leaf, LeafBuilder, PagesAt, Renumbered};
 
-/// Parts of a chunk that are looked at for the digests of another.
+/// How many parts of a chunk are looked at for the digests of another part.
 const NEAR: usize = 8;
 
 /// The leaves of the parent that begin in a region.
 pub(super) struct ParentRegion {
     leaves: Vec<Leaf>,
-    /// Where each extent begins on the volume, in order, and how long it is; of which leaf it is, and its number in it.
+    /// For each extent, in order: its offset on the volume, its length, the leaf that it is in, and its number in that leaf.
     extents: Vec<(u64, u32, usize, usize)>,
-    /// What is known of each chunk; made when pages are first asked for, since what is kept needs none of it.
+    /// The parts of each chunk. Made when digests are first asked for: ranges that are kept don't need it.
     chunks: OnceLock<HashMap<ChunkId, Chunk>>,
 }
 
 struct Chunk {
     place: Place,
-    /// Its parts, sorted by where they begin, and where the digests of their pages are.
+    /// The parts: where they begin in the chunk (sorted), their length, and where the digests of their pages are.
     parts: Vec<(u32, u32, PagesAt)>,
 }
 
@@ -36,7 +36,7 @@ struct Chunk {
 pub(super) struct Placed<'r> {
     pub(super) leaf: LeafBuilder,
     pub(super) fresh: Vec<Option<&'r [PageDigest]>>,
-    /// Of each told leaf.
+    /// For each leaf of the parent that the agent was sent.
     seen: Vec<Renumbered>,
 }
 
@@ -51,7 +51,7 @@ impl<'r> Placed<'r> {
         self.fresh.push(fresh);
     }
 
-    /// A part of what the parent has, from the told leaf of this number.
+    /// Adds a part of an extent of the parent, which is in the leaf of this number.
     fn keep(&mut self, (leaf, of): (usize, &Leaf), number: usize, skipped: u32, len: u32) {
         if self.seen.len() <= leaf {
             self.seen.resize_with(leaf + 1, Renumbered::default);
@@ -62,7 +62,7 @@ impl<'r> Placed<'r> {
 }
 
 impl ParentRegion {
-    /// Of leaves, each with where it begins, in order.
+    /// From leaves, each with its offset, in order.
     pub(super) fn of(leaves: impl IntoIterator<Item = (u64, Leaf)>) -> Self {
         let mut told = Self { leaves: Vec::new(), extents: Vec::new(), chunks: OnceLock::new() };
         for (mut at, leaf) in leaves {
@@ -80,10 +80,10 @@ impl ParentRegion {
         self.extents.len()
     }
 
-    /// Adds what the parent has in a range of the volume.
+    /// Adds the parent's extents in a range of the volume.
     ///
     /// # Errors
-    /// If it was not told to have all of it.
+    /// If the agent was not sent all of the range.
     pub(super) fn keep(&self, range: Range<u64>, placed: &mut Placed<'_>) -> Result<(), &'static str> {
         let nothing = "a part that is kept of a parent that does not have it";
         let first = self.extents.partition_point(|(at, ..)| *at <= range.start).checked_sub(1).ok_or(nothing)?;
@@ -97,7 +97,7 @@ impl ParentRegion {
                 return Err(nothing);
             }
             let to = end.min(range.end);
-            // Both lie in the extent, whose length has 32 bits.
+            // Both lengths lie within the extent, whose length has 32 bits.
             let narrow = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
             placed.keep((leaf, &self.leaves[leaf]), number, narrow(from - at), narrow(to - from));
             from = to;
@@ -110,7 +110,7 @@ impl ParentRegion {
         if let Some(chunks) = self.chunks.get() {
             return chunks.get(id).map(|chunk| chunk.place);
         }
-        // For the one or two new chunks of a region of which most is kept.
+        // Made for the one or two new chunks of a region of which most is kept.
         self.leaves.iter().flat_map(Leaf::chunks).find(|chunk| chunk.id == *id).map(|chunk| chunk.place)
     }
 
@@ -118,7 +118,7 @@ impl ParentRegion {
     pub(super) fn pages(&self, id: &ChunkId, chunk_offset: u32, len: u32) -> Option<PagesAt> {
         let page = PAGE as u32;
         let parts = &self.chunks().get(id)?.parts;
-        // Parts of one chunk lie beside each other, but for those that are used twice.
+        // Parts of one chunk do not overlap, unless they are used twice.
         let before = parts.partition_point(|p| p.0 <= chunk_offset);
         parts[..before].iter().rev().take(NEAR).find_map(|&(from, all, at)| {
             let skipped = (chunk_offset - from).is_multiple_of(page).then_some(chunk_offset - from)?;
@@ -141,8 +141,8 @@ impl ParentRegion {
     }
 }
 
-/// Holes, and what is none, with what of it has worn. Neighbours are one extent, unless they meet within a page: nothing behind that
-/// lies on pages, which agents must see.
+/// Holes and data, with the data that is fragmented marked. Neighbouring extents are joined, unless they meet within a page: no
+/// extent after that begins at a page, and agents must see that.
 pub(super) fn outline(leaf: &Leaf, worn: &HashSet<ChunkId>) -> Vec<wire::Extent> {
     let mut outline: Vec<wire::Extent> = Vec::new();
     for extent in leaf.extents() {
@@ -186,7 +186,7 @@ mod tests {
         extents.into_iter().collect()
     }
 
-    /// Two leaves beside each other, and one behind a gap.
+    /// Two adjacent leaves, and one after a gap.
     fn told() -> ParentRegion {
         let first = leaf([data(1, 4, Some(10)), Extent::Hole { len: 2 * P }]);
         let second = leaf([data(2, 3, None), data(3, 1, Some(0))]);
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(middle[1], Extent::Hole { len: P });
         let Extent::Data { len, chunk_offset, pages, .. } = middle[0] else { panic!() };
         assert_eq!((len, chunk_offset, pages.map(|p| p.first)), (3 * P, 2 * P, Some(11)));
-        // Within a page no digest is of what is left.
+        // When a range begins within a page, the digests don't apply to the rest.
         let Some(odd) = kept(512, P) else { panic!() };
         assert!(
             matches!(odd[..], [Extent::Data { len, chunk_offset, pages: None, .. }] if len == P - 512 && chunk_offset == P + 512)

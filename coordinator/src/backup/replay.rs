@@ -1,4 +1,4 @@
-//! Replays the journal of a backup without moving a byte, and writes the record that another leader begins with.
+//! Replays the journal of a backup without transferring data, and makes the record that another leader starts from.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{BackupError, Run, lock};
 use crate::inventory::SourceSpec;
 use crate::journal::{Journal, Left};
 
-/// A source, as journals have it.
+/// A source, in the form of the journal.
 pub(super) fn source(s: &SourceSpec) -> journal::Source {
     journal::Source {
         name: s.name.clone(),
@@ -28,7 +28,7 @@ pub(super) fn source(s: &SourceSpec) -> journal::Source {
     }
 }
 
-/// What another leader needs to begin this run again.
+/// All that another leader needs to start this run again.
 pub(super) fn begin(order: &Order, root: &Root, parent: Option<PointId>, ordered_by: String) -> Record {
     Record::Begin(journal::Begin {
         application: order.application.clone(),
@@ -56,7 +56,7 @@ pub(super) fn begin(order: &Order, root: &Root, parent: Option<PointId>, ordered
 fn to_wire(r: journal::Region) -> wire::Region {
     let extent = |run: journal::Run| match run.chunk {
         None => wire::Extent { length: run.len, ..Default::default() },
-        // Digests of pages are not in the journal: what is new here gets them when it is read next.
+        // The journal has no digests of pages: extents that are new here get them when they are next read.
         Some((id, chunk_offset, chunk_length)) => wire::Extent {
             length: run.len,
             chunk: id.as_bytes().to_vec().into(),
@@ -70,7 +70,7 @@ fn to_wire(r: journal::Region) -> wire::Region {
 }
 
 impl Run {
-    /// Does what a journal says again. Returns the volumes that are done.
+    /// Replays a journal. Returns the volumes that are done.
     pub(super) async fn replay(self: &Arc<Self>, left: &Left) -> Result<Vec<String>, BackupError> {
         let mut finished = Vec::new();
         let mut readers = HashMap::new();
@@ -79,25 +79,25 @@ impl Run {
                 finished.extend(self.do_again(record, &mut readers).await?);
             }
         }
-        // And this take-over.
+        // This take-over counts as well.
         lock(&self.quotas).values_mut().for_each(Quota::forgive);
         Ok(finished)
     }
 
-    /// Does what one record says again. Returns the volume that is done by it.
+    /// Replays one record. Returns the volume that it completes, if any.
     async fn do_again<'a>(
         self: &'a Arc<Self>,
         record: Record,
         readers: &mut HashMap<VolumeName, MetadataReader<'a>>,
     ) -> Result<Option<String>, BackupError> {
         match record {
-            // Those of a restore are none of a backup.
-            // Its volumes are there already.
+            // The volumes of the order are there already.
             Record::Begin(_) | Record::Source(_) | Record::Complete(_) | Record::Ended => {}
             Record::TakeOver { .. } => lock(&self.quotas).values_mut().for_each(Quota::forgive),
+            // Records of a restore are not part of a backup.
             Record::Restore(_) | Record::Reached { .. } | Record::Restored { .. } => {}
             Record::Sealed { pack, entries } => {
-                // Nothing is believed of the store: the commit looks at each pack that the maps name.
+                // The store is not asked here: the commit checks each pack that the maps name.
                 self.grew(usize::try_from(pack.length).unwrap_or(usize::MAX));
                 let full = {
                     let mut index = lock(&self.index);
@@ -140,7 +140,7 @@ impl Run {
                     new_bytes: f.new_bytes,
                     stored_bytes: f.stored_bytes,
                     notes: f.notes,
-                    // Whether it was, a record before this one says.
+                    // An earlier record says whether it was.
                     by_list: true,
                     sampled_bytes: 0,
                     file_system: f.file_system.kind,
@@ -153,7 +153,7 @@ impl Run {
         Ok(None)
     }
 
-    /// Goes through the parent as an agent that was told of it would have, up to `until`.
+    /// Goes through the parent up to `until`, as if it were sent to an agent.
     async fn tell_until(
         &self,
         volume: &VolumeName,

@@ -1,4 +1,4 @@
-//! How a volume lies in the repository: counted leaf by leaf as its map is built, recorded in the root, shown to people.
+//! How a volume lies in the repository. It is counted leaf by leaf as the map is built, recorded in the root, and shown to people.
 
 use std::collections::VecDeque;
 
@@ -10,31 +10,31 @@ use tokio::task::JoinHandle;
 
 use super::{BackupError, joined};
 
-/// Windows that are counted beside the making of the map: bounds their memory.
+/// How many windows are counted while the map is built: limits their memory.
 const COUNTED_BESIDE: usize = 2;
 
-/// What a restore would do so far.
+/// What a restore would have to do for the leaves so far.
 #[derive(Default)]
 pub(super) struct RestoreCost {
-    /// Where the chunks are that the leaves of a window use.
+    /// The places of the chunks that the leaves of a window use.
     window: Vec<Place>,
     /// Leaves and holes.
     steps: usize,
     in_hole: bool,
-    /// Reads, and bytes that they open to.
+    /// The number of reads, and the bytes of plaintext that they open.
     counted: (u64, u64),
     counting: VecDeque<JoinHandle<(u64, u64)>>,
 }
 
 impl RestoreCost {
-    /// The next leaf.
+    /// Adds the next leaf.
     pub(super) async fn add(&mut self, leaf: &Leaf) -> Result<(), BackupError> {
         self.window.extend(leaf.chunks().iter().map(|chunk| chunk.place));
         self.in_hole = false;
         self.step().await
     }
 
-    /// A hole where a leaf would be: a step of a restore like a leaf, however long.
+    /// Adds a hole in place of leaves: a hole of any length is one step of a restore, as a leaf is.
     pub(super) async fn hole(&mut self) -> Result<(), BackupError> {
         if std::mem::replace(&mut self.in_hole, true) { Ok(()) } else { self.step().await }
     }
@@ -51,7 +51,7 @@ impl RestoreCost {
         Ok(())
     }
 
-    /// All of it.
+    /// Returns the result for the whole volume.
     pub(super) async fn finish(mut self) -> Result<Layout, BackupError> {
         self.close();
         while !self.counting.is_empty() {

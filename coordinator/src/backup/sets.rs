@@ -1,4 +1,4 @@
-//! Volumes that are a file system only together: a point that has some of a set's members says so. Pure.
+//! Volumes that form a file system only together. A point that has only some members of a set says so. Pure.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ fn set_of(volume: &VolumeEntry) -> Option<(u64, &str)> {
     Some((devices.parse().ok()?, set))
 }
 
-/// Notes beside each volume whose set is not whole.
+/// Adds notes to each volume whose set is not complete.
 pub(super) fn note_incomplete(volumes: &mut [&mut VolumeEntry]) {
     let mut members: HashMap<String, u64> = HashMap::new();
     for (_, set) in volumes.iter().filter_map(|v| set_of(v)) {

@@ -1,13 +1,13 @@
-//! Going on with runs that an earlier leader left unfinished: what its journal says is done again here, without moving a byte.
+//! Goes on with runs that an earlier leader left unfinished: their journals are replayed without transferring data.
 //!
-//! The new leader lists leases and reads each journal twice: first what it is about and where it ends, then 16 objects at a time.
-//! It replays them through the same code that agents' calls go through. It believes nothing: the commit looks at packs, and maps
-//! are written anew.
+//! The new leader lists leases and reads each journal twice: first the order and where the journal ends, then all of it, 16 objects
+//! at a time. It replays the records through the same code that agents' calls go through. It trusts nothing: the commit checks
+//! packs, and maps are written anew.
 //!
-//! An older leader that wakes up can finish an object that it was writing. It can't move the run: its journal is not read any
-//! more, agents are not its any more, and of two roots at one key the store takes the first. If the older one's root is first,
-//! all that it names is durable and locked. The newer leader then finds the key taken, or fails otherwise, since the older one
-//! deleted the journal; it finds the point there, and the run is done.
+//! An older leader that wakes up can finish an object that it was writing. It can't make progress with the run: its journal is not
+//! read any more, agents do not take its calls any more, and of two roots at one key the store takes the first. If the older
+//! leader's root is first, all that it names is durable and locked. The newer leader then finds the key taken, or fails in another
+//! way, since the older one deleted the journal. In both cases it finds the point in the store, and the run is done.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -37,10 +37,10 @@ use crate::rpc::status;
 use crate::runs::queue::Turn;
 use crate::runs::view::{Feed, Kind as RunKind, Outcome};
 
-/// Leases that are looked at side by side: whoever may write can put thousands there.
+/// How many leases are read side by side: anybody who may write can put thousands there.
 const LOOKS: usize = 16;
 
-/// A run that was left.
+/// A run that was left unfinished.
 struct Found {
     lease: Lease,
     taken: Taken,
@@ -48,7 +48,7 @@ struct Found {
 }
 
 impl Found {
-    /// What it is a backup of.
+    /// The application of a backup.
     fn application(&self) -> Option<&AppId> {
         self.left.told.iter().find_map(|r| match r {
             Record::Begin(begin) => Some(&begin.application),
@@ -56,7 +56,7 @@ impl Found {
         })
     }
 
-    /// A restore that is not over.
+    /// Turns it into a restore, if it is one that is not over.
     fn into_restore(self) -> Result<LeftRestore, Box<Self>> {
         let restore = self.left.told.iter().find_map(|r| match r {
             Record::Restore(restore) => Some(restore.clone()),
@@ -75,18 +75,18 @@ impl Found {
     }
 }
 
-/// Goes on with every run that was left, each in a task of its own.
+/// Goes on with every run that was left unfinished, each in a task of its own.
 ///
 /// # Errors
-/// [`Failure`] when the store can't be asked which there are.
+/// [`Failure`] when the store can't be asked for them.
 pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> {
     let repository = &coordinator.repository;
     let versions = repository.store.versions("leases/").await?;
     let mut restores = Vec::new();
     let mut begun: Vec<RunId> = Vec::new();
-    // All that were left go on at once, also several of one application; new orders wait for the last of them.
+    // All runs that were left go on at once, also several of one application; new orders wait for the last of them.
     let mut turns: HashMap<AppId, Option<Arc<Turn>>> = HashMap::new();
-    // Of each lease every version: what somebody put on top of it hides no run.
+    // All versions of each lease: an object that somebody put on top of it hides no run.
     let mut leases: BTreeMap<RunId, Vec<Listed>> = BTreeMap::new();
     for v in versions.into_iter().filter(|v| !v.delete_marker) {
         if let Some(run) = v.key.parse_lease() {
@@ -99,7 +99,7 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
         let Some(found) = found else { continue };
         let run = found.lease.run;
         begun.push(run);
-        // A take-over that failed half-way is done again.
+        // A take-over that failed half-way is tried again: runs that already go on are skipped.
         if coordinator.runs.is_under_way(&run) {
             continue;
         }
@@ -119,7 +119,8 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             Ok(restore) => restores.push(restore),
         }
     }
-    // Their targets are theirs before anybody can order another restore; of two that want the same place, the newer one's.
+    // Their targets are reserved before anybody can order another restore. If two of them want the same place, the newer one gets
+    // it.
     restores.sort_by_key(|r| std::cmp::Reverse(r.began));
     for restore in restores {
         let coordinator = coordinator.clone();
@@ -128,15 +129,15 @@ pub(crate) async fn take_over(coordinator: &Coordinator) -> Result<(), Failure> 
             Err((path, other)) => drop(tokio::spawn(async move { restore.give_up(&coordinator, path, other).await })),
         }
     }
-    // Orders that waited wait on, behind those that had begun. New ones need not wait for that.
+    // Waiting orders wait on, behind the runs that had begun. New orders need not wait for that.
     tokio::spawn(wait_on_all(coordinator.clone(), begun));
     Ok(())
 }
 
-/// How long to wait before orders that wait are looked for again.
+/// How long to wait before the store is asked for waiting orders again.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// Lets every order wait on that waited when its coordinator was lost, the oldest first.
+/// Lets every order that was waiting when its coordinator was lost wait on, the oldest first.
 async fn wait_on_all(coordinator: Coordinator, begun: Vec<RunId>) {
     let left = loop {
         match waiting::all(&coordinator.repository, &begun).await {
@@ -151,20 +152,20 @@ async fn wait_on_all(coordinator: Coordinator, begun: Vec<RunId>) {
         }
     };
     for left in left {
-        // Whoever ordered it may have asked again already.
+        // The same order may have been sent again already.
         if coordinator.runs.is_under_way(&left.run) {
             continue;
         }
         tracing::warn!(run = %left.run, "an order that waited when another coordinator left goes on waiting");
         let coordinator = coordinator.clone();
-        // It stands in the queue before the next one comes.
+        // This order has its place in the queue before the next one is taken.
         let (queued, waits) = tokio::sync::oneshot::channel();
         tokio::spawn(async move { wait_on(&coordinator, left, queued).await });
         let _ = waits.await;
     }
 }
 
-/// What was left of a run, by the first of its lease's versions that says so.
+/// What was left of a run, from the first version of its lease for which `find` returns something.
 async fn find_one(coordinator: &Coordinator, run: RunId, versions: Vec<Listed>) -> Option<Found> {
     for version in versions {
         match find(coordinator, run, &version).await {
@@ -176,7 +177,7 @@ async fn find_one(coordinator: &Coordinator, run: RunId, versions: Vec<Listed>) 
     None
 }
 
-/// What was left of a run; `None` for one that keeps no journal (its process goes on with it, or nobody does).
+/// What was left of a run; `None` if it keeps no journal: its own process goes on with it, or nobody does.
 async fn find(coordinator: &Coordinator, run: RunId, listed: &Listed) -> Result<Option<Found>, String> {
     let repository = &coordinator.repository;
     let (lease_key, lease_version) = (listed.key.clone(), listed.version.clone());
@@ -189,7 +190,7 @@ async fn find(coordinator: &Coordinator, run: RunId, listed: &Listed) -> Result<
     };
     let opened = bytes.map(|b| envelope::open(&repository.ring, &repository.config.id, &lease_key, Kind::Lease, &b));
     let Some(Ok(body)) = opened else {
-        // It decides nothing, and goes where it can.
+        // The object has no effect, and is deleted if possible.
         tracing::warn!(object = %lease_key, version = %lease_version, "is no lease: not by a holder of the secret");
         if let Err(e) = repository.store.delete(&lease_key, &lease_version).await {
             tracing::debug!(error = %e, "it stays");
@@ -197,7 +198,7 @@ async fn find(coordinator: &Coordinator, run: RunId, listed: &Listed) -> Result<
         return Ok(None);
     };
     let lease = Lease::decode(&body).map_err(|e| chain(&e))?;
-    // What somebody put back is no run that was left.
+    // An old lease that somebody put back is no run that was left.
     let is_old = lease.moment.plus(ended::LIFE) < Moment::now();
     if lease.run != run || is_old || ended::is_ended(repository, &run).await.map_err(|e| chain(&e))? {
         tracing::warn!(%run, "a run that is over has a lease: nobody goes on with it");
@@ -295,7 +296,7 @@ fn source_of(s: journal::Source) -> SourceSpec {
         stream: s.stream,
         size: (s.size > 0).then_some(s.size),
         reach: s.reach.into_iter().map(|(node, path)| Reach { node: Some(node), path }).collect(),
-        // What is left to read is read in full.
+        // The rest is read in full.
         changed_from: None,
         skip_free: false,
         moment: s.moment,

@@ -1,5 +1,5 @@
-//! The map of one volume as its regions come in: in order, each extent checked, and placed. Several groups of regions are made
-//! into leaves side by side, and added to the map in order.
+//! Builds the map of one volume as its regions come in. They are taken in order, each extent is checked, and its chunk's place is
+//! found. Several groups of regions are made into leaves side by side, and added to the map in order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,26 +28,26 @@ use crate::inventory::SourceSpec;
 use crate::journal::Journal;
 use crate::one_line::one_line;
 
-/// Notes of a volume, and characters of each.
+/// The most notes of a volume.
 const NOTES_MAX: usize = 64;
 const NOTE_MAX: usize = 256;
-/// Characters of a file system's kind, and of its label: btrfs has the longest.
+/// The most characters of a file system's kind, and of its label: btrfs has the longest.
 const FILE_SYSTEM_TEXT_MAX: usize = 256;
 
-/// Extents of a region beyond one for each page: the last of a stream may be short.
+/// How many extents a region may have beyond one for each page: the last extent of a stream may be short.
 const EXTENTS_SPARE: u64 = 16;
 
-/// Leaves of a volume that one task makes, one after the other, and how many tasks do so side by side.
+/// How many leaves of a volume one task makes, one after the other, and how many such tasks run side by side.
 const GROUP: usize = 4;
 const GROUPS_AT_ONCE: usize = 8;
 
-/// Runs that stand in one record of the journal: no more, but for those of the last group.
+/// A record of the journal is closed once it has this many extents; the last group may exceed it.
 const RUNS_NOTED: usize = 16 * 1024;
 
 /// No volume is larger: 128 TiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 47;
 
-/// What is known of a volume while it is backed up.
+/// The state of a volume while it is backed up.
 pub(super) struct VolumeBuild {
     pub(super) name: VolumeName,
     pub(super) kind: VolumeKind,
@@ -55,43 +55,43 @@ pub(super) struct VolumeBuild {
     next: u64,
     hole_bytes: u64,
     effort: RestoreCost,
-    /// How many of the points before this one rest on lists of changes, in a row.
+    /// How many points in a row, up to the parent, were read by changed-block lists.
     pub(super) lists_before: u32,
-    /// The point before this one left out what was free: its holes are no measure for a list of changes.
+    /// The parent left out free space: its holes can't be used to check a changed-block list.
     pub(super) left_out_before: bool,
-    /// Some attempt was to leave out what is free.
+    /// An attempt was told to leave out free space.
     pub(super) leaves_out: bool,
-    /// What this point has of it was read by a list of changes, or some of it was.
+    /// At least a part of this point's volume was read by a changed-block list.
     pub(super) by_list: bool,
     /// The attempt whose calls count.
     pub(super) attempt: u32,
-    /// Where that attempt went on from.
+    /// The offset from which that attempt went on.
     pub(super) resumed_at: u64,
     /// The parent's map.
     origin: Option<MapRoot>,
-    /// The same, until it was handed out.
+    /// The parent's map, until it is handed out.
     pub(super) parent: Option<MapRoot>,
     pub(super) cursor: Option<MapCursor>,
-    /// Up to where the agent was told of the parent.
+    /// The end of the parent's ranges that the agent was sent.
     pub(super) told_to: u64,
-    /// Holes of the parent that the agent was told of and did not report on yet: where, and how long.
+    /// The parent's holes that the agent was sent and has not reported on: offset and length.
     pub(super) told_holes: BTreeMap<u64, u64>,
-    /// Leaves of the parent that the agent was told of and did not report on yet.
+    /// The parent's leaves that the agent was sent and has not reported on.
     pub(super) told: BTreeMap<u64, (MapRef, Leaf)>,
     pub(super) finished: Option<Finished>,
     facts: Facts,
 }
 
-/// What the parent says of a volume.
+/// The parent's record of a volume.
 pub(super) struct Before {
     pub(super) map: MapRoot,
-    /// How many points in a row rest on lists of changes.
+    /// How many points in a row were read by changed-block lists.
     pub(super) by_lists: u32,
-    /// What was free was left out.
+    /// Whether free space was left out.
     pub(super) left_out: bool,
 }
 
-/// What the order says of a volume, for the root.
+/// Facts about a volume from the order, for the root.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     /// When its snapshot was taken.
@@ -100,7 +100,7 @@ pub(super) struct Facts {
     pub(super) claim: String,
 }
 
-/// What an agent says of a volume's file system. It stands in the root.
+/// The file system of a volume as an agent reports it. It is recorded in the root.
 fn file_system(done: &wire::FinishRequest) -> FileSystem {
     let text = |text: &str| one_line(text, FILE_SYSTEM_TEXT_MAX);
     FileSystem { kind: text(&done.file_system), label: text(&done.file_system_label) }
@@ -114,19 +114,19 @@ pub(super) struct Finished {
     pub(super) map: MapRoot,
 }
 
-/// What becomes of a region.
+/// What is done for a region.
 enum Planned {
     /// There is nothing to make.
     MapPart(MapPart),
-    /// A leaf is made of it, with the leaves that the parent has there.
+    /// A new leaf is made of it, together with the leaves that the parent has there.
     Changed { region: wire::Region, before: Vec<(u64, Leaf)> },
 }
 
 impl VolumeBuild {
-    /// Of a source of a run that began then; its parent predicts, if it has this volume.
+    /// For a source of a run that began at this time. The parent is used if it has this volume.
     pub(super) fn of(source: &SourceSpec, began: Moment, parent: Option<&OpenPoint>) -> Self {
         let kind = if source.stream { VolumeKind::Stream } else { VolumeKind::Image };
-        // Only images are predicted: a stream's bytes shift.
+        // Only images have a parent: the bytes of a stream shift.
         let before = parent.and_then(|p| {
             let i = p.body.volumes.iter().position(|v| v.name == source.name && v.kind == kind && !source.stream)?;
             let volume = &p.body.volumes[i];
@@ -165,7 +165,7 @@ impl VolumeBuild {
         }
     }
 
-    /// Another attempt goes on from what was checkpointed; its agent is told of the parent anew.
+    /// Another attempt goes on from the last checkpoint; its agent is sent the parent from the beginning.
     pub(super) fn begin_attempt(&mut self, attempt: u32) -> u64 {
         self.attempt = attempt;
         self.resumed_at = self.next;
@@ -182,7 +182,8 @@ impl VolumeBuild {
         self.origin
     }
 
-    /// What is to be done for the next region, whose order was checked. What the parent had up to its end is of no use any more.
+    /// Decides what is done for the next region, whose order was checked. Leaves and holes of the parent before its end are
+    /// dropped.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -198,8 +199,8 @@ impl VolumeBuild {
                 let needs = needs(&leaf, &reference);
                 Planned::MapPart(MapPart::Leaf { offset: region.offset, reference, leaf, needs, unchanged: true })
             } else {
-                // An unchanged hole has no leaf. What the parent was not heard to have is not unchanged, whoever says so: neither
-                // an agent, nor a journal of before the parent was damaged.
+                // An unchanged hole has no leaf. A region counts as unchanged only if the parent was seen to have it, whoever
+                // reports it: an agent, or a journal from before the parent was damaged.
                 let before = self.told_holes.range(..=region.offset).next_back();
                 if !hole || before.is_none_or(|(at, len)| at + len < end) {
                     return Err("an unchanged region that the parent does not have");
@@ -225,7 +226,7 @@ impl Run {
     /// Takes finished regions of a volume, in order. When this returns, another leader would go on after them.
     ///
     /// # Errors
-    /// [`BackupError::Nonsense`] for regions out of order, or extents of chunks that nobody was told of.
+    /// [`BackupError::Nonsense`] for regions out of order, or for extents of unknown chunks.
     pub async fn checkpoint(
         self: &Arc<Self>,
         volume: &str,
@@ -233,12 +234,12 @@ impl Run {
         regions: Vec<wire::Region>,
     ) -> Result<(), BackupError> {
         let result = self.take_regions(volume, attempt, regions, self.journal.as_ref()).await;
-        // Also of a call that fails half-way: the next attempt goes on behind what was taken.
+        // Also when the call fails half-way: the next attempt goes on after the regions that were taken.
         self.write_journal().await?;
         result
     }
 
-    /// Adds a record to the run's journal, if it has one; when this returns, another leader would find it.
+    /// Adds a record to the run's journal, if it has one. When this returns, another leader would find the record.
     ///
     /// # Errors
     /// [`BackupError::Journal`].
@@ -248,7 +249,7 @@ impl Run {
         self.write_journal().await
     }
 
-    /// Waits until all that was noted is in the journal.
+    /// Waits until all records that were noted are in the journal.
     ///
     /// # Errors
     /// [`BackupError::Journal`].
@@ -258,8 +259,8 @@ impl Run {
         Ok(journal.write().await?)
     }
 
-    /// As [`Self::checkpoint`], in memory alone. What was taken is noted in the journal at once, before anybody can take what lies behind
-    /// it: whatever fails afterwards, a journal has no gap, and nothing out of order.
+    /// As [`Self::checkpoint`], but only in memory. Regions are noted in the journal at once, before later ones can be taken: so
+    /// whatever fails afterwards, the journal has no gap, and nothing is out of order.
     pub(super) async fn take_regions(
         self: &Arc<Self>,
         volume: &str,
@@ -270,7 +271,7 @@ impl Run {
         let Some(build) = self.build_of(volume) else { return Ok(()) };
         let mut build = build.lock().await;
         if build.attempt != attempt {
-            // Given to somebody else while this call waited.
+            // The volume was assigned again while this call waited.
             return Err(RefusedCall::Stale.into());
         }
         let nonsense = |what| BackupError::Nonsense { volume: volume.to_owned(), what };
@@ -299,7 +300,8 @@ impl Run {
                 let (run, volume) = (self.clone(), volume.clone());
                 making.push_back(joined(tokio::spawn(async move { run.make(&volume, group).await })));
             }
-            // What was begun is made to its end, whatever fails: who makes a leaf may have a full pack of others' in hand.
+            // Tasks that have begun always run to their end: a task that makes a leaf may have a full pack with the leaves of
+            // others.
             let group = making.next().await;
             if let Some(journal) = journal.filter(|_| runs >= RUNS_NOTED || (group.is_none() && !taken.is_empty())) {
                 runs = 0;
@@ -324,7 +326,7 @@ impl Run {
         }
     }
 
-    /// Makes what is planned, in order, up to the first that fails.
+    /// Makes the planned parts, in order, up to the first one that fails.
     async fn make(&self, volume: &str, group: Vec<(u64, Planned)>) -> (Vec<(u64, MapPart)>, Result<(), BackupError>) {
         let mut all = Vec::with_capacity(group.len());
         for (end, plan) in group {
@@ -352,7 +354,7 @@ impl Run {
         Ok(MapPart::Leaf { offset: region.offset, reference, leaf, needs, unchanged: false })
     }
 
-    /// Adds the next part, up to `end`, to the map. When it fails, the map ends where `build.next` says.
+    /// Adds the next part, up to `end`, to the map. If that fails, `build.next` says where the map ends.
     async fn add(&self, build: &mut VolumeBuild, made: MapPart, end: u64) -> Result<(), BackupError> {
         let mut put = |bytes: Vec<u8>| async move { self.put_metadata(bytes).await };
         match made {
@@ -372,7 +374,7 @@ impl Run {
                     build.next += len;
                     build.hole_bytes += len;
                     if (end - build.next).is_multiple_of(REGION_BYTES << 10) {
-                        // A long hole must not keep the thread.
+                        // A long hole must not block the thread.
                         tokio::task::yield_now().await;
                     }
                 }
@@ -381,7 +383,7 @@ impl Run {
         Ok(())
     }
 
-    /// Finds the place of every extent's chunk. Invariant 10: only what is known, or was sealed.
+    /// Finds the place of every extent's chunk. Invariant 10: only chunks that are known or were sealed.
     fn place<'r>(
         &self,
         told: &ParentRegion,
@@ -391,11 +393,11 @@ impl Run {
         if region.length > LEAF_BYTES_MAX {
             return Err(nonsense("a region longer than a leaf"));
         }
-        // Single pages at the least: smaller parts are none of anybody's.
+        // Extents are at least single pages: nobody makes smaller ones.
         if region.extents.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
             return Err(nonsense("more extents than pages"));
         }
-        // A kept part has as many extents as the parent has there.
+        // A part that is kept has as many extents as the parent has there.
         let mut placed = Placed::with_capacity(region.extents.len() + told.len());
         let mut at = region.offset;
         for e in &region.extents {
@@ -423,7 +425,7 @@ impl Run {
             let extent = Extent::Data { len: e.length, chunk_offset: e.chunk_offset, id, place, pages: kept };
             placed.push(extent, pages);
         }
-        // Also what is kept lies on pages: its parts are no more than the region has.
+        // Kept parts lie on pages too: together they are no more than the region's pages.
         if placed.fresh.len() as u64 > region.length / PAGE as u64 + EXTENTS_SPARE {
             return Err(nonsense("more extents than pages"));
         }
@@ -433,8 +435,8 @@ impl Run {
         Ok(placed)
     }
 
-    /// Where the parent has a chunk at the same place, or anybody stored it. The parent's is there: that was asked before anybody was
-    /// told of it; and what was sealed since may be a stolen agent's.
+    /// The place of a chunk: the parent's at the same place, or else any that was stored. The parent's comes first: it was checked
+    /// before it was sent to the agent, while a chunk that was sealed since may come from a compromised agent.
     fn place_of(&self, id: &ChunkId, told: &ParentRegion) -> Option<Place> {
         told.place(id).or_else(|| lock(&self.index).find(id))
     }
@@ -461,7 +463,7 @@ impl Run {
         }
     }
 
-    /// As [`Self::finish`], in memory alone.
+    /// As [`Self::finish`], but only in memory.
     pub(super) async fn take_finish(&self, volume: &str, done: wire::FinishRequest) -> Result<(), BackupError> {
         let Some(build) = self.build_of(volume) else { return Ok(()) };
         let mut build = build.lock().await;
@@ -469,7 +471,7 @@ impl Run {
             return Err(RefusedCall::Stale.into());
         }
         if build.finished.as_ref().is_some_and(|f| f.entry.map.len == done.length) {
-            // Done before, and its agent never heard so.
+            // The volume was done before, and its agent did not get the answer.
             return Ok(());
         }
         if done.length != build.next || build.finished.is_some() {
@@ -482,21 +484,21 @@ impl Run {
             let what = "a map that does not fill the volume";
             return Err(BackupError::Nonsense { volume: volume.to_owned(), what });
         }
-        // An agent that found its list wrong read everything, if it had everything to read.
+        // An agent that found its list wrong read everything, unless it went on from a checkpoint.
         build.by_list &= done.by_list || build.resumed_at > 0;
         let by_lists = if build.by_list { build.lists_before.saturating_add(1) } else { 0 };
         let sampled_bytes = if build.by_list { done.sampled_bytes } else { 0 };
         let mut notes = done.notes.clone();
-        // They stand in the root, and an agent in the wrong hands could fill it with them.
+        // Notes are recorded in the root: a compromised agent could fill it with them.
         notes.truncate(NOTES_MAX);
         for note in &mut notes {
             *note = one_line(note, NOTE_MAX);
         }
         if build.leaves_out && build.resumed_at > 0 && !notes.iter().any(|n| n.starts_with(FREE_LEFT_OUT)) {
-            // What an earlier attempt handed over stays.
+            // Regions that an earlier attempt handed over stay.
             notes.push(format!("{FREE_LEFT_OUT}perhaps, by an earlier attempt, as far as it came"));
         }
-        // What only the agent knows is what it says, as far as it can be.
+        // Some numbers are known only to the agent: they are limited to what is possible.
         let data = map.len.saturating_sub(build.hole_bytes);
         let (new_bytes, stored_bytes) = (done.new_bytes.min(data), done.stored_bytes.min(self.stored_bytes()));
         let read_bytes = done.read_bytes.min(map.len.saturating_add(sampled_bytes).saturating_mul(2));

@@ -1,4 +1,5 @@
-//! Orders that wait for their turn: `leases/waiting/<run>`, sealed in an envelope. The body is the wish for a parent, and a journal's `Begin` record. A leader that
+//! Orders that wait for their turn: `leases/waiting/<run>`, sealed in an envelope. The body is the wanted parent and a journal's
+//! `Begin` record. A leader that takes over lets them wait on. The order has no time; the point's time is set when the run starts.
 //! takes over lets them wait on. The order has no time; the point's time is set when the run starts.
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use super::order::Order;
 use super::replay::begin;
 use crate::runs::view::Feed;
 
-/// Writes an order down. Returns the version to delete.
+/// Stores an order that waits. Returns the version to delete later.
 pub(super) async fn write(
     repository: &Repository,
     run: RunId,
@@ -27,7 +28,7 @@ pub(super) async fn write(
     feed: &Feed,
 ) -> Result<Option<Version>, BackupError> {
     let key = Key::waiting(&run);
-    // What a root says is settled when it begins.
+    // The fields of a root are only settled when its run begins.
     let root = Root {
         tombstone: false,
         repository: repository.config.id,
@@ -43,13 +44,13 @@ pub(super) async fn write(
     let object = envelope::seal(&repository.ring, &repository.config.id, &key, Kind::Waiting, &body);
     match repository.store.create(&key, object.into(), None).await {
         Ok(version) => Ok(Some(version)),
-        // A leader before wrote it: this one goes on waiting.
+        // An earlier leader wrote it: the order goes on waiting.
         Err(CreateError::Exists(_)) => Ok(None),
         Err(CreateError::Failed(f)) => Err(f.into()),
     }
 }
 
-/// It waits no longer. What can't be deleted counts for nothing once its run has a lease or an end.
+/// The order no longer waits. If it can't be deleted, it has no effect once its run has a lease or an end.
 pub(super) async fn delete(repository: &Repository, run: RunId, version: &Option<Version>) {
     let key = Key::waiting(&run);
     let versions = match version {
@@ -66,7 +67,7 @@ pub(super) async fn delete(repository: &Repository, run: RunId, version: &Option
     }
 }
 
-/// An order that waited when its coordinator was lost.
+/// An order that was waiting when its coordinator was lost.
 pub(super) struct Left {
     pub(super) run: RunId,
     pub(super) begin: journal::Begin,
@@ -86,10 +87,10 @@ fn decode(run: RunId, body: &[u8]) -> Option<Left> {
     }
 }
 
-/// All orders that wait. `begun` are the runs that go on: the orders of these are left over.
+/// All orders that wait. `begun` are the runs that go on: their waiting orders are leftovers.
 ///
 /// # Errors
-/// [`Failure`] when the store can't be asked which there are.
+/// [`Failure`] when the store can't be asked for them.
 pub(super) async fn all(repository: &Repository, begun: &[RunId]) -> Result<Vec<Left>, Failure> {
     let mut orders: HashMap<RunId, Moment> = HashMap::new();
     for l in repository.store.versions(Key::all_waiting()).await?.into_iter().filter(|l| !l.delete_marker) {
@@ -118,7 +119,7 @@ pub(super) async fn all(repository: &Repository, begun: &[RunId]) -> Result<Vec<
                 delete(repository, run, &None).await;
             }
             Ok(Sealed::None) => {}
-            // What nobody can read keeps no other from waiting on.
+            // An order that can't be read does not keep the others from waiting on.
             Err(f) if f.is_of_one_object() => tracing::warn!(object = %key, error = %f, "left out"),
             Err(f) => return Err(f),
         }

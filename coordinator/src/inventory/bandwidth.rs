@@ -6,23 +6,23 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::units;
 use serde::Deserialize;
 
-/// A part of the day and what is allowed in it.
+/// A part of the day and the rate in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Span {
     from: Time,
-    /// Not any more; at or before `from`: on the next day.
+    /// Exclusive. If it is at or before `from`, it is on the next day.
     to: Time,
     rate: u64,
 }
 
-/// Bytes per second by the time of day. Of spans that overlap the first counts; where there is none, nothing is bounded.
+/// Bytes per second by the time of day. Where spans overlap, the first one counts; outside of all spans there is no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bandwidth {
     zone: TimeZone,
     spans: Vec<Span>,
 }
 
-/// A span as it is written.
+/// A span as it is written in the file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Written {
@@ -38,10 +38,10 @@ impl Default for Bandwidth {
 }
 
 impl Bandwidth {
-    /// From what a file says.
+    /// Reads the spans of a file.
     ///
     /// # Errors
-    /// What makes no sense.
+    /// Says what makes no sense.
     pub(super) fn new(zone: Option<&str>, written: Vec<Written>) -> Result<Self, String> {
         let zone = match zone {
             None => TimeZone::UTC,
@@ -61,7 +61,7 @@ impl Bandwidth {
         Ok(Self { zone, spans: written.into_iter().map(span).collect::<Result<_, String>>()? })
     }
 
-    /// Bytes per second at this moment; `None`: as fast as it goes.
+    /// Bytes per second at this moment; `None`: no limit.
     pub fn at(&self, moment: Moment) -> Option<u64> {
         if self.spans.is_empty() {
             return None;
@@ -124,10 +124,10 @@ mod tests {
         assert_eq!(Bandwidth::default().at(Moment::now()), None);
     }
 
-    /// An office opens at the same hour of its clock, summer and winter.
+    /// An office opens at the same local time in summer and in winter.
     #[test]
     fn a_zone_has_its_own_day() {
-        // Central Europe by its rule, so that no machine's tzdata decides.
+        // The rule of Central Europe is written out, so that the result does not depend on a machine's tzdata.
         let zone = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
         let b = Bandwidth { zone, ..bandwidth(None, &[(Some("08:00"), Some("18:00"), "1MiB")]).unwrap() };
         assert_eq!(at(&b, "2026-01-15T07:30:00Z"), Some(1 << 20));
@@ -139,7 +139,7 @@ mod tests {
     fn what_makes_no_sense_is_named() {
         assert!(bandwidth(Some("Mars/Base"), &[]).unwrap_err().contains("Mars/Base"));
         assert!(bandwidth(None, &[(Some("25:00"), None, "1MiB")]).unwrap_err().contains("25:00"));
-        // No rate of nothing: that would stop all backups without a word.
+        // A rate of zero is refused: it would stop all backups without a word.
         for rate in ["0", "fast"] {
             assert!(bandwidth(None, &[(None, None, rate)]).unwrap_err().contains("rate"));
         }

@@ -1,4 +1,4 @@
-//! An inventory in a YAML file, read anew whenever it has changed, so that it can be edited at any time.
+//! An inventory in a YAML file. It is read again whenever it has changed, so that it can be edited at any time.
 //!
 //! ```yaml
 //! store:                            # all nodes together
@@ -47,11 +47,11 @@ use super::{
 #[derive(Clone)]
 pub struct InventoryFile {
     path: PathBuf,
-    /// What it said when it was read last.
+    /// The content when it was last read.
     last: Arc<Mutex<Option<Seen>>>,
 }
 
-/// By which a changed file is told: size, time of change, inode.
+/// How a changed file is recognized: size, time of change, inode.
 type Stamp = (u64, i64, i64, u64);
 type Seen = (Stamp, Arc<Checked>);
 
@@ -64,8 +64,8 @@ struct Document {
     applications: Unique<App>,
 }
 
-/// A mapping in which no key stands twice. Of two volumes of one name the last would win, and the other would be in no
-/// restore point.
+/// A mapping in which no key occurs twice. Otherwise, of two volumes with one name, the last would win, and the other would be in
+/// no restore point.
 #[derive(Debug)]
 struct Unique<V>(BTreeMap<String, V>);
 
@@ -140,7 +140,7 @@ struct Target {
     path: String,
 }
 
-/// A document that was checked.
+/// A document that was parsed and checked.
 struct Checked {
     store: StoreLimits,
     repositories: BTreeMap<String, StoreLimits>,
@@ -149,7 +149,7 @@ struct Checked {
 }
 
 impl InventoryFile {
-    /// Uses this file. It is read and checked at once, and again whenever it is asked.
+    /// Uses this file. It is read and checked at once, and again on each request if it has changed.
     ///
     /// # Errors
     /// [`InventoryError`] when it can't be read or makes no sense.
@@ -177,7 +177,7 @@ impl InventoryFile {
     }
 }
 
-/// What a path without a leading slash means depends on where an agent was started.
+/// Refuses relative paths: their meaning depends on where an agent was started.
 fn absolute(path: &str, what: &str) -> Result<(), String> {
     if path.starts_with('/') { Ok(()) } else { Err(format!("{what}: {path:?} does not begin with a slash")) }
 }
@@ -206,7 +206,7 @@ fn parse(text: &str) -> Result<Checked, String> {
         if app.volumes.0.is_empty() {
             return Err(format!("the application {name} has no volumes: there is nothing to back up"));
         }
-        // By node and path; paths are compared as the system reads them.
+        // The key is node and path; paths are compared as the system reads them.
         let mut places: HashMap<(String, PathBuf), String> = HashMap::new();
         for (volume, v) in app.volumes.0 {
             let what = format!("volume {volume} of {name}");

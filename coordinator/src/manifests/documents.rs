@@ -1,4 +1,4 @@
-//! A file's documents, divided as kubectl divides them.
+//! Divides a file into documents in the way kubectl does.
 //!
 //! | text                                   | documents                                                            |
 //! |----------------------------------------|----------------------------------------------------------------------|
@@ -18,7 +18,7 @@ use super::{json, yaml};
 /// A document: the line at which it begins, from 1, and its value.
 type Document = (usize, Value);
 
-/// All documents of a text but the empty ones.
+/// All documents of a text, without the empty ones.
 pub(super) fn parse(text: &str) -> Result<Vec<Document>, Problem> {
     let mut out = Vec::new();
     if !text.trim_start().starts_with('{') {
@@ -44,13 +44,13 @@ pub(super) fn parse(text: &str) -> Result<Vec<Document>, Problem> {
                 lines += line_breaks(value);
                 rest = after;
             }
-            // From the third value on kubectl is sure that it reads JSON.
+            // From the third value on, kubectl is sure that it reads JSON.
             Err(problem) if count > 1 => return Err(problem.after(lines)),
             Err(problem) => {
                 let json = problem.after(lines);
                 let yaml = after_break(rest);
                 let before = line_breaks(&text[..text.len() - yaml.len()]);
-                // Of two reasons the one that comes later in the text is the better guess.
+                // Of the two errors, the one later in the text is more likely the real one.
                 yaml_documents(yaml, before, &mut out).map_err(|yaml| {
                     if yaml.line > json.line {
                         return yaml;
@@ -64,7 +64,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Document>, Problem> {
     Ok(out)
 }
 
-/// The text after its first line break, if only space is before that, or else after the space that it begins with.
+/// The text after its first line break, if there is only space before that; otherwise the text without its leading space.
 fn after_break(text: &str) -> &str {
     let trimmed = text.trim_start();
     let space = &text[..text.len() - trimmed.len()];
@@ -78,7 +78,7 @@ fn line_breaks(text: &str) -> usize {
 /// YAML documents from a text that begins after `before` lines of its file.
 fn yaml_documents(text: &str, before: usize, out: &mut Vec<Document>) -> Result<(), Problem> {
     let text = unix_lines(text);
-    // Where the document begins that is not read yet.
+    // Where the next document begins that is not parsed yet.
     let mut from = 0;
     let mut lines = before;
     let mut at = 0;
@@ -90,7 +90,7 @@ fn yaml_documents(text: &str, before: usize, out: &mut Vec<Document>) -> Result<
                     format!("only a comment may follow the mark `---` in its line, as for kubectl, not {rest:?}");
                 return Err(Problem::new(before + i + 1, reason));
             }
-            // A mark that nothing is before belongs to the document after it.
+            // A mark with nothing before it belongs to the document after it.
             if at > from {
                 yaml_document(&text[from..at], lines, out)?;
                 from = at + line.len();
@@ -111,7 +111,7 @@ fn yaml_document(text: &str, before: usize, out: &mut Vec<Document>) -> Result<(
     Ok(())
 }
 
-/// A text with `\n` at the end of each line, the last one too.
+/// The text with `\n` at the end of each line, also of the last one.
 fn unix_lines(text: &str) -> Cow<'_, str> {
     match (text.contains("\r\n"), text.ends_with('\n')) {
         (false, true) => Cow::Borrowed(text),

@@ -1,15 +1,15 @@
-//! What names an object, and the file that it is restored to.
+//! The fields that identify an object, and the file that it is restored to.
 
 /// The most bytes of a file's name; common file systems allow 255.
 const NAME_LIMIT: usize = 254;
-/// Characters of each part in a name that can't be read back.
+/// The most characters of each part of a file name that is not read back.
 const PART_LIMIT: usize = 40;
 const ENDING: &str = ".json";
 
-/// Kubernetes' own groups without a dot. Any other text without a dot in their place is a namespace.
+/// Kubernetes' own groups without a dot. Any other text without a dot in that position is a namespace.
 const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy"];
 
-/// Kubernetes' own kinds of more than one word: lower case alone would not tell how they are written.
+/// Kubernetes' own kinds of more than one word: their lower case does not show where the capitals are.
 const COMPOUND_KINDS: [&str; 49] = [
     "APIService",
     "CertificateSigningRequest",
@@ -62,7 +62,7 @@ const COMPOUND_KINDS: [&str; 49] = [
     "ValidatingWebhookConfiguration",
 ];
 
-/// What names an object within a restore point.
+/// The fields that identify an object within a restore point.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
     /// `apps`, or nothing for the core group.
@@ -90,10 +90,10 @@ impl std::fmt::Display for Identity {
 }
 
 impl Identity {
-    /// The file that it is restored to: readable, and one of its own for each identity.
+    /// The file that it is restored to: readable, and different for each identity.
     ///
-    /// A name is `kind_group_namespace_name.json` without what is empty. It stands alone only if the identity can be
-    /// read back from it. To any other a hash of the identity is added, so no two identities share a name.
+    /// A name is `kind_group_namespace_name.json` without the empty parts. It is used as it is only if the identity can be read
+    /// back from it. Otherwise a hash of the identity is added, so that no two identities share a name.
     pub fn file_name(&self) -> String {
         let parts = [&self.kind, &self.group, &self.namespace, &self.name];
         let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|p| !p.is_empty()).collect();
@@ -116,7 +116,7 @@ impl Identity {
     }
 }
 
-/// A part of a name that is not read back.
+/// A part of a file name that is not read back.
 fn readable(part: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let clean = part.chars().map(|c| if plain(c) { c.to_ascii_lowercase() } else { '_' }).take(PART_LIMIT);
@@ -125,7 +125,7 @@ fn readable(part: &str) -> String {
     if clean.starts_with('.') { format!("_{clean}") } else { clean }
 }
 
-/// The one identity that a name without a hash stands for.
+/// The one identity that a file name without a hash stands for.
 fn read_back(plain: &str) -> Option<Identity> {
     let usual = |p: &str| {
         !p.is_empty() && p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
@@ -150,7 +150,7 @@ fn is_group(part: &str) -> bool {
     part.contains('.') || SHORT_GROUPS.contains(&part)
 }
 
-/// A kind as it is usually written.
+/// A kind in its usual spelling.
 fn usual_kind(lower: &str) -> Option<String> {
     if let Some(kind) = COMPOUND_KINDS.iter().find(|k| k.eq_ignore_ascii_case(lower)) {
         return Some((*kind).to_owned());
@@ -163,7 +163,7 @@ fn usual_kind(lower: &str) -> Option<String> {
         .then(|| first.to_ascii_uppercase().to_string() + letters.as_str())
 }
 
-/// Whether it could be taken for a name with a hash.
+/// Whether it could be mistaken for a file name with a hash.
 fn ends_with_hash(plain: &str) -> bool {
     plain.rsplit_once('-').is_some_and(|(_, end)| end.len() == 32 && end.bytes().all(|b| b.is_ascii_hexdigit()))
 }
@@ -213,13 +213,13 @@ mod tests {
         let names: HashSet<String> = alike.iter().map(|i| i.file_name().to_lowercase()).collect();
         assert_eq!(names.len(), alike.len());
         assert!(names.iter().all(|n| !n.contains('/') && !n.starts_with('.') && n.len() < 255), "{names:?}");
-        // The name of one that has a hash is no name of another.
+        // An identity's file name with a hash is not the file name of another identity.
         let taken = alike[0].file_name();
         let name = taken.trim_end_matches(".json").split_once('_').unwrap().1;
         assert_ne!(id("Role", "", "", name).file_name(), taken);
     }
 
-    /// Few letters, so that much is alike.
+    /// Few different letters, so that many fields are alike.
     fn field() -> impl Strategy<Value = String> {
         prop_oneof![
             4 => "[aA]?[bB._-]{0,2}",

@@ -1,4 +1,4 @@
-//! JSON values as kubectl reads them, and stricter: a key stands once, and nothing is replaced by U+FFFD.
+//! JSON values as kubectl reads them, but stricter: a key occurs once, and nothing is replaced by U+FFFD.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use serde_json::{Map, Number, Value};
 
 use super::problem::Problem;
 
-/// What may stand between two values.
+/// The characters that may stand between two values.
 pub(super) const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 /// How deep mappings and lists may nest: as deep as `serde_json` reads them back from a restore point.
 pub(super) const DEPTH_LIMIT: usize = 127;
 
-/// A number as it is once kubectl wrote it as JSON and read it again: one without a fraction that fits is an integer.
+/// A number after kubectl wrote it as JSON and read it again: a number without a fraction becomes an integer if it fits.
 pub(super) fn number(f: f64) -> Option<Number> {
     if f.fract() == 0.0
         && f.abs() < 1e21
@@ -24,7 +24,7 @@ pub(super) fn number(f: f64) -> Option<Number> {
     Number::from_f64(f)
 }
 
-/// The number of bytes of the JSON value that a text begins with. What its numbers and escapes stand for is not asked.
+/// The length in bytes of the JSON value that a text begins with. Its numbers and escapes are not checked.
 pub(super) fn end_of_value(text: &str) -> Result<usize, Problem> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     match values.next() {
@@ -39,13 +39,13 @@ pub(super) fn parse(text: &str) -> Result<Value, Problem> {
 }
 
 fn problem(e: &serde_json::Error) -> Problem {
-    // The message ends with the place within this value.
+    // The message ends with the position within this value.
     let message = e.to_string();
     let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
     Problem::new(e.line().max(1), reason)
 }
 
-/// A JSON value with each key once.
+/// A JSON value in which each key occurs once.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -72,7 +72,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_u64<E: de::Error>(self, v: u64) -> Result<Value, E> {
-        // Above the largest `int64` Kubernetes has floats only.
+        // Above the largest `int64`, Kubernetes has only floats.
         i64::try_from(v).map_or_else(|_| self.visit_f64(v as f64), |v| Ok(v.into()))
     }
 

@@ -40,15 +40,15 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
-    /// No text, or neither YAML nor JSON.
+    /// The file is no text, or neither YAML nor JSON.
     #[error("{at}: {reason}")]
     Syntax {
         /// File and line.
         at: Source,
-        /// What the parser says.
+        /// The parser's message.
         reason: String,
     },
-    /// Parses, and is no Kubernetes object.
+    /// The document parses, but is no Kubernetes object.
     #[error("{at}: the document {reason}")]
     NotAnObject {
         /// File and line.
@@ -56,7 +56,7 @@ pub enum LoadError {
         /// Why.
         reason: NotAnObject,
     },
-    /// Two objects of one identity.
+    /// Two objects have the same identity.
     #[error("{second}: {identity} is at {first} already")]
     Twice {
         /// Which object.
@@ -66,18 +66,18 @@ pub enum LoadError {
         /// The second.
         second: Source,
     },
-    /// A folder without any manifest.
+    /// A folder has no manifest.
     #[error("there is no .yaml, .yml or .json file in {0:?}")]
     Nothing(PathBuf),
 }
 
 /// Loads files and folders (the files in a folder and below it, sorted).
 ///
-/// A folder's entries that begin with `..` are not read: so the kubelet names what backs a mounted ConfigMap or Secret,
-/// and each file of it is linked beside them.
+/// A folder's entries that begin with `..` are not read. The kubelet uses such names for the data behind a mounted ConfigMap or
+/// Secret, and links each file of it beside them.
 ///
 /// # Errors
-/// [`LoadError`]: the first thing that is wrong.
+/// [`LoadError`]: the first error that is found.
 pub fn load_paths(paths: &[PathBuf]) -> Result<Vec<Object>, LoadError> {
     let mut contents = Vec::new();
     for path in paths {
@@ -114,10 +114,10 @@ fn collect(path: &Path, named: bool, out: &mut Vec<PathBuf>) -> Result<(), LoadE
     Ok(())
 }
 
-/// Parses contents by file.
+/// Parses files that were already read.
 ///
 /// # Errors
-/// [`LoadError`]: the first thing that is wrong.
+/// [`LoadError`]: the first error that is found.
 pub fn load<B: AsRef<[u8]>>(files: &[(PathBuf, B)]) -> Result<Vec<Object>, LoadError> {
     let mut objects = Vec::new();
     let mut seen: HashMap<Identity, Source> = HashMap::new();
@@ -139,7 +139,7 @@ pub fn load<B: AsRef<[u8]>>(files: &[(PathBuf, B)]) -> Result<Vec<Object>, LoadE
     Ok(objects)
 }
 
-/// A `List` is its items; anything else is an object.
+/// Unpacks a `List` into its items; any other value is an object.
 fn unroll(value: Value, at: &Source, put: &mut impl FnMut(Object) -> Result<(), LoadError>) -> Result<(), LoadError> {
     match value {
         Value::Object(mut map)

@@ -1,4 +1,4 @@
-//! Parsed objects, and as lines of JSON.
+//! Parsed objects, and their form as lines of JSON.
 
 use serde_json::Value;
 
@@ -7,38 +7,38 @@ use super::Identity;
 /// A parsed object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
-    /// What names it.
+    /// The fields that identify it.
     pub identity: Identity,
-    /// All of it.
+    /// The whole object.
     pub value: Value,
 }
 
-/// Why a value is no Kubernetes object.
+/// Why a value is not a Kubernetes object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnObject {
-    /// Not a mapping.
+    /// It is not a mapping.
     #[error("is not an object")]
     Shape,
-    /// A field that each object has.
+    /// A field that each object has is missing.
     #[error("has no {0} (a non-empty text)")]
     Field(&'static str),
-    /// A field that names the object, and is a number, a truth value or the like.
+    /// A field that identifies the object is a number, a truth value or the like.
     #[error("has a {0} that is no text: it reads as {1} (a text like that needs quotes)")]
     NotText(&'static str, String),
 }
 
 impl Object {
-    /// Reads what names an object.
+    /// Reads the fields that identify an object.
     ///
     /// # Errors
-    /// [`NotAnObject`] without apiVersion, kind or metadata.name, or if one of them or the namespace is no text.
+    /// [`NotAnObject`] without apiVersion, kind or metadata.name, or if one of them or the namespace is not text.
     pub fn new(value: Value) -> Result<Self, NotAnObject> {
         let map = value.as_object().ok_or(NotAnObject::Shape)?;
         let metadata = map.get("metadata").and_then(Value::as_object);
         let api_version = required(map.get("apiVersion"), "apiVersion")?;
         let kind = required(map.get("kind"), "kind")?.to_owned();
         let name = required(metadata.and_then(|m| m.get("name")), "metadata.name")?.to_owned();
-        // An empty namespace and `null` mean none, as they do to Kubernetes.
+        // An empty namespace and `null` mean none, as in Kubernetes.
         let namespace = text(metadata.and_then(|m| m.get("namespace")), "metadata.namespace")?.to_owned();
         let group = api_version.split_once('/').map_or("", |(group, _)| group).to_owned();
         Ok(Self { identity: Identity { group, kind, namespace, name }, value })
@@ -70,7 +70,8 @@ pub fn encode(objects: &mut [Object]) -> Vec<u8> {
     out
 }
 
-/// An object of a restore point. Points of earlier releases may hold a namespace that is no text: they must come back.
+/// An object of a restore point. Points of earlier releases may have a namespace that is not text: such objects must still be
+/// restored.
 fn stored(value: Value) -> Option<Object> {
     let odd = value.pointer("/metadata/namespace").filter(|n| !n.is_string() && !n.is_null()).cloned();
     let Some(namespace) = odd else { return Object::new(value).ok() };
@@ -82,7 +83,7 @@ fn stored(value: Value) -> Option<Object> {
 /// Objects from JSON lines.
 ///
 /// # Errors
-/// The number of the first line that is none, from 1.
+/// The number of the first line that is not an object, from 1.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Object>, usize> {
     let lines = bytes.split(|&b| b == b'\n').filter(|l| !l.is_empty());
     lines.enumerate().map(|(i, line)| serde_json::from_slice(line).ok().and_then(stored).ok_or(i + 1)).collect()

@@ -1,11 +1,11 @@
-//! What is wrong with a manifest.
+//! An error in a manifest.
 
-/// What is wrong, and in which line, from 1.
+/// The error, and the line that it is in, from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     /// The line.
     pub(super) line: usize,
-    /// What is wrong there.
+    /// The error in that line.
     pub(super) reason: String,
 }
 
@@ -14,7 +14,7 @@ impl Problem {
         Self { line, reason: reason.into() }
     }
 
-    /// The same one, told from the beginning of the file.
+    /// The same error, with its line counted from the beginning of the file.
     pub(super) fn after(self, lines: usize) -> Self {
         Self { line: self.line + lines, ..self }
     }

@@ -33,7 +33,7 @@ fn the_items_of_a_typed_list_are_of_its_kind() {
     assert_eq!(objects[0].value, json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}}));
     assert_eq!(objects[1].identity.to_string(), "Pod b");
     assert!(refused("x.yaml", "apiVersion: v1\nkind: List\nitems: [{metadata: {name: a}}]\n").contains("apiVersion"));
-    // Not each kind with items is a list.
+    // Not every kind with items is a list.
     let menu = "apiVersion: a/v1\nkind: Menu\nmetadata: {name: a}\nitems: [1]\n";
     assert_eq!(load_text("x.yaml", menu).unwrap()[0].value["items"], json!([1]));
 }
@@ -98,7 +98,7 @@ fn a_mounted_config_map_is_read_once() {
     std::os::unix::fs::symlink(data, path("..data")).unwrap();
     std::os::unix::fs::symlink("..data/a.yaml", path("a.yaml")).unwrap();
     assert_eq!(load_paths(&[folder.path().to_owned()]).unwrap().len(), 1);
-    // By its name it is read.
+    // A folder that is given directly is read, also with such a name.
     assert_eq!(load_paths(&[path("..data")]).unwrap().len(), 1);
     std::fs::remove_file(path("a.yaml")).unwrap();
     assert!(matches!(load_paths(&[folder.path().to_owned()]), Err(LoadError::Nothing(_))));
@@ -112,7 +112,7 @@ fn a_byte_order_mark_is_no_content() {
     assert_eq!(load(&[(PathBuf::from("x.yaml"), utf16)]).unwrap().len(), 1);
 }
 
-/// What YAML is made of, so that much of it parses.
+/// Pieces of YAML, so that many of the texts parse.
 fn soup() -> impl Strategy<Value = String> {
     let token = prop::sample::select(vec![
         "a",

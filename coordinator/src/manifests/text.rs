@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use super::problem::Problem;
 
-/// The text of a file: UTF-8, or UTF-16 with a byte order mark. The mark itself is no part of it.
+/// The text of a file: UTF-8, or UTF-16 with a byte order mark. The mark itself does not belong to the text.
 ///
-/// kubectl reads the same, and puts U+FFFD for what it can't decode. That would lose data, so it is refused here.
+/// kubectl reads the same encodings, and replaces what it can't decode by U+FFFD. That would lose data, so it is refused here.
 pub(super) fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, Problem> {
     match bytes {
         [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes).map(Cow::Owned),

@@ -20,14 +20,14 @@
 //!
 //! Stricter than kubectl, so that nothing is lost or read two ways:
 //!
-//! * A key stands once in a mapping, and nothing may follow the document's end. kubectl drops the others.
-//! * A float as a key must be the same number as a `float32`. kubectl makes another key of it.
-//! * U+0085, U+2028 and U+2029, that YAML 1.1 takes for line ends, need an escape. A byte order mark only begins a file.
+//! * A key occurs once in a mapping, and nothing may follow the document's end. kubectl drops the others.
+//! * A float as a key must be the same number as a `float32`. kubectl makes a different key of it.
+//! * U+0085, U+2028 and U+2029, which YAML 1.1 takes for line ends, need an escape. A byte order mark may only begin a file.
 //! * `{a:}` is refused: a key `a:` to kubectl, a key `a` to others. So are a comma right after a tag, and `\'` in double
 //!   quotes.
-//! * Nesting has a bound, and what aliases repeat has one in bytes, beside kubectl's own.
+//! * Nesting is limited. Beside kubectl's own limit on aliases, the bytes that they repeat are limited.
 //!
-//! Laxer: the escape `\/` in double quotes is read, as in JSON.
+//! Less strict: the escape `\/` in double quotes is read, as in JSON.
 
 mod build;
 mod compose;
@@ -40,7 +40,7 @@ use serde_json::Value;
 
 use super::problem::Problem;
 
-/// The document of a text, with the line at which it begins. There is none in an empty text.
+/// The document of a text, with the line at which it begins. An empty text has none.
 pub(super) fn parse(text: &str) -> Result<Option<(usize, Value)>, Problem> {
     check_characters(text)?;
     match compose::compose(text)? {
@@ -49,9 +49,9 @@ pub(super) fn parse(text: &str) -> Result<Option<(usize, Value)>, Problem> {
     }
 }
 
-/// Refuses what may not stand in YAML, not even in a comment.
+/// Refuses characters that YAML does not allow, not even in a comment.
 fn check_characters(text: &str) -> Result<(), Problem> {
-    // Only rarely is there anything to look at more closely.
+    // Few texts have bytes that need a closer look.
     let suspect = |b: &u8| matches!(b, 0..=8 | 11 | 12 | 14..=0x1f | 0x7f | 0xc2 | 0xe2 | 0xef);
     if !text.as_bytes().iter().any(suspect) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! A restore run: the point is found and opened, every target checked, and only then the first byte written.
+//! A restore run: the point is found and opened, and every target is checked, before the first byte is written.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,11 +27,11 @@ use crate::runs::{self, Inbox, RunEvent};
 use crate::volume_assignments::by_node;
 use crate::{Coordinator, skipped};
 
-/// What a restore gives.
+/// The result of a restore.
 pub(crate) struct Done {
-    /// For people and scripts.
+    /// The report for people and scripts.
     pub(crate) report: control::RestoreDone,
-    /// The manifests as JSON lines, if they were wanted.
+    /// The manifests as JSON lines, if the order asked for them.
     pub(crate) manifests: Vec<u8>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) async fn execute(
     done
 }
 
-/// What an order means, before anything of it is done.
+/// The point and the volumes of an order, before anything is written.
 pub(super) struct LookedUp {
     began: tokio::time::Instant,
     point: OpenPoint,
@@ -70,7 +70,7 @@ pub(super) struct LookedUp {
     manifests: Vec<u8>,
 }
 
-/// Finds the point and checks the order, if there is somebody who orders, for what he may.
+/// Finds the point and checks the order. If `by` is given, checks that this peer may restore the point.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -94,7 +94,7 @@ pub(super) async fn look_up(
     Ok(LookedUp { began, point, wanted, left_out, manifests })
 }
 
-/// Finds the point, and whether who orders may restore it.
+/// Finds the point, and checks that the one who orders may restore it.
 pub(super) async fn find(
     coordinator: &Coordinator,
     order: &Order,
@@ -139,7 +139,7 @@ pub(super) async fn find(
     Ok(point)
 }
 
-/// Says loudly if a newer point was here once: what is restored then is older than it could be.
+/// Warns if a newer point was here once: the restored data is then older than it could be.
 async fn remember(coordinator: &Coordinator, order: &Order, root: &Root) -> Result<(), RestoreError> {
     let witness = coordinator.cache.witness();
     if let Some(seen) = witness.newest_seen(&root.app)
@@ -154,7 +154,7 @@ async fn remember(coordinator: &Coordinator, order: &Order, root: &Root) -> Resu
     Ok(())
 }
 
-/// Moves the bytes. The targets are reserved for this run, and stay so.
+/// Restores the volumes. The targets are reserved for this run, and stay so.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -184,7 +184,8 @@ pub(super) async fn carry_out(
     let moved = assign_volumes(coordinator, order, &run, run_id, &mut inbox, feed, &progress).await;
     let outcome = if moved.is_ok() { Outcome::Done } else { Outcome::Failed };
     let ended = progress.end(coordinator, outcome).await;
-    // Who goes on with it writes again what is said to be done, or to be over, here.
+    // If another coordinator goes on with the restore, it writes the targets again. So the result says that, and not that it is
+    // done or over.
     let volumes = match (moved, ended) {
         (Err(e), Err(RestoreError::Unended { .. })) => return Err(RestoreError::Unended { how: chain(&e) }),
         (moved, ended) => {
@@ -197,7 +198,7 @@ pub(super) async fn carry_out(
     Ok(Done { report: control::RestoreDone { volumes, point: id.to_string(), duration_ms }, manifests })
 }
 
-/// Only where the inventory lets an application's restores write, may they: agents write to devices as root.
+/// Checks that the targets are where the inventory lets the application's restores write: agents write to devices as root.
 fn check_places(coordinator: &Coordinator, order: &Order, application: &AppId) -> Result<(), RestoreError> {
     if coordinator.inventory.trusts_orders() || order.by_operator || order.targets.is_empty() {
         return Ok(());
@@ -242,7 +243,7 @@ fn check_targets(order: &Order, names: &[String]) -> Result<HashMap<String, usiz
     Ok(wanted)
 }
 
-/// How often a restore looks whether a target's agent is there.
+/// How often a restore checks whether the agents of its targets are connected.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 async fn assign_volumes(
@@ -273,8 +274,8 @@ async fn assign_volumes(
         }
     };
     if let Err(e) = result {
-        // Before all else: nobody may go on with it, should this process end now. If somebody does already, agents are told all
-        // the same.
+        // Before all else, so that nobody goes on with the restore if this process ends now. If somebody does already, the agents
+        // are told all the same.
         let _ = progress.note(Record::Ended).await;
         let under_way = targets.under_way();
         for (volume, attempt, node) in &under_way {

@@ -1,5 +1,6 @@
-//! A restore that was opened before its targets are known. They are kept here until it is finished; then it is a restore like any
-//! other, which checks all of them before it writes to any. Under another coordinator it is opened again, by the same request.
+//! A restore that is opened before its targets are known. They are kept here until it is finished. From then on it is a restore
+//! like any other: all targets are checked before any is written. After a failover, the client opens it again with the same
+//! request.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use crate::Coordinator;
 use crate::runs::view::Feed;
 use crate::runs::{Inbox, RunEvent};
 
-/// How long it waits to be finished: claims may be bound hours later.
+/// How long it may stay unfinished: claims may be bound hours later.
 const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Runs a restore to its end, from when it was opened.
+/// Runs a restore to its end, from the moment when it was opened.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -29,7 +30,7 @@ pub(crate) async fn execute_opened(
 ) -> Result<Done, RestoreError> {
     let point = find(coordinator, &order, Some(by), feed).await?;
     let known: Vec<String> = point.body.volumes.iter().map(|v| v.name.to_string()).collect();
-    // What was the newest when it was opened stays so.
+    // The point that was the newest when the restore was opened stays its point.
     let id = point.found.root.id();
     order.selector = milkrun_repository::point::Selector::Point(id);
     drop(point);
@@ -41,7 +42,7 @@ pub(crate) async fn execute_opened(
     execute(coordinator, order, by, run, feed).await
 }
 
-/// Takes targets until no more come.
+/// Adds targets until the order is complete.
 async fn collect(order: &mut Order, known: &[String], inbox: &mut Inbox) -> Result<(), RestoreError> {
     while let Some(event) = inbox.next().await {
         match event {

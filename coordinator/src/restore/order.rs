@@ -1,24 +1,24 @@
-//! What a restore is to do.
+//! The order of a restore.
 
 use milkrun_repository::id::VolumeName;
 use milkrun_repository::point::Selector;
 
-/// What to restore.
+/// What a restore is to do.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Which point.
+    /// The point.
     pub selector: Selector,
-    /// As it was written.
+    /// The selector as it was written.
     pub selector_text: String,
-    /// Where to.
+    /// The targets.
     pub targets: Vec<TargetSpec>,
-    /// Whether the manifests are wanted.
+    /// Whether the manifests are to be returned.
     pub manifests: bool,
-    /// Over what is there.
+    /// Whether existing data may be overwritten.
     pub force: bool,
-    /// Zero what a larger target has beyond the volume.
+    /// Whether the rest of a target that is larger than the volume is zeroed.
     pub discard_rest: bool,
-    /// Whoever ordered it may name targets that the inventory does not list.
+    /// The one who ordered it may name targets that the inventory does not list.
     pub by_operator: bool,
 }
 
@@ -27,10 +27,10 @@ pub struct Order {
 pub struct TargetSpec {
     /// The volume's name in the point.
     pub name: VolumeName,
-    /// Where to.
+    /// The path of the target.
     pub path: String,
-    /// On which node; `None`: whichever agent there is.
+    /// The node of the target; `None`: any agent that is connected.
     pub node: Option<String>,
-    /// As a stream, in order.
+    /// Whether it is written as a stream, in order.
     pub stream: bool,
 }

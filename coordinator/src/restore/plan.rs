@@ -1,5 +1,5 @@
-//! Turning a volume's map into pages of granted ranges, window by window. The agent gets the keys of the slots that it
-//! needs, never a pack's key.
+//! Turns a volume's map into pages of granted ranges, window by window. The agent gets the keys of the slots that it needs, never a
+//! pack's key.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::rpc::convert;
 /// Ranges in one message.
 const PAGE_RANGES: usize = 32;
 
-/// How a plan is told: what its target can do, and what its agent knows.
+/// The form of a plan: it depends on the target and on the agent's release.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Telling {
     /// The target can't seek.
     pub in_order: bool,
     /// The agent reads [`wire::plan_page::Slot::packed_writes`].
     pub packed: bool,
-    /// It puts what a group of ranges writes in order by itself: a chunk is then read once for each leaf, not for each of its pieces.
+    /// The agent sorts the writes of a group of ranges itself: a chunk is then read once for each leaf, not for each of its pieces.
     pub grouped: bool,
 }
 
@@ -40,19 +40,19 @@ pub struct PageStream<'a> {
     ended: bool,
 }
 
-/// What is left to tell of a window of the volume.
+/// The rest of a window of the volume, which has not been sent yet.
 struct Window {
     holes: Vec<wire::plan_page::Hole>,
     ranges: std::vec::IntoIter<PlannedRange>,
     grants: HashMap<PackId, (PackKey, GetGrant)>,
-    /// Where it ends.
+    /// The offset where the window ends.
     until: u64,
-    /// Nothing more is to be told of it.
+    /// The whole window has been sent.
     told: bool,
 }
 
 impl Run {
-    /// The plan of a volume, without what ends before `from`.
+    /// The plan of a volume, without the parts that end before `from`.
     pub fn pages(self: &Arc<Self>, volume: usize, from: u64, telling: Telling) -> PageStream<'_> {
         let entry = &self.point.body.volumes[volume];
         let reader = self.repository.reader(&self.point.domain, self.point.placement.packs.iter().cloned());
@@ -127,7 +127,7 @@ impl PageStream<'_> {
                 entry.insert((self.run.pack_key(&range.pack).await?, grant));
             }
         }
-        // In order, holes are what lies between parts.
+        // For a target that is written in order, holes are not sent: they are what lies between the parts.
         if self.telling.in_order {
             holes.clear();
         }
@@ -136,7 +136,7 @@ impl PageStream<'_> {
 }
 
 impl Window {
-    /// The next page of it. Each is made when it is wanted: there may be very many.
+    /// The next page of the window. Pages are made one at a time: there may be very many.
     fn page(&mut self, telling: Telling) -> Option<wire::PlanPage> {
         if self.told {
             return None;
@@ -148,7 +148,7 @@ impl Window {
         self.told = self.ranges.as_slice().is_empty();
         let until = if self.told { self.until } else { 0 };
         let page = wire::PlanPage { holes, ranges, until, grouped: telling.grouped };
-        // Agents of the last release are told of nothing by nothing, and of an empty volume all are.
+        // Empty pages are not sent to agents of the last release. For an empty volume no page is sent to any agent.
         let empty = page.holes.is_empty() && page.ranges.is_empty();
         (!empty || (telling.grouped && page.until > 0)).then_some(page)
     }
@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent of the release before gets each write as a message, one that asks for it the same numbers packed.
+    /// An agent of the last release gets each write as a message; an agent that asks for it gets the same numbers packed.
     #[test]
     fn writes_travel_one_by_one_or_packed() {
         let pack = PackId::from_bytes([1; 16]);

@@ -1,7 +1,7 @@
-//! How far a restore is, kept in the repository, so that another leader goes on with it. A repository that takes no writes
-//! stops no restore: it then ends with its coordinator, and can be ordered again.
+//! The progress of a restore. It is kept in the repository, so that another leader can go on with the restore. A repository that
+//! takes no writes stops no restore: the restore then ends with its coordinator, and can be ordered again.
 //!
-//! A restore that nobody led for an hour is over: nobody goes on with it.
+//! A restore that nobody led for an hour is over: nobody goes on with it any more.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,25 +23,25 @@ use super::order::Order;
 use crate::Coordinator;
 use crate::journal::{Journal, JournalError, Left};
 
-/// How long a store may take to write down what happened; it goes along with what is written next.
+/// How long the store may take to write a record; after that, the record is written together with the next one.
 const NOTE_LIMIT: Duration = Duration::from_secs(10);
-/// How often the end of a restore is tried to be written down, once it is over.
+/// How often writing the end of a restore is tried again.
 const END_EVERY: Duration = Duration::from_secs(10);
 
-/// How far a target is.
+/// The progress of one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reached {
-    /// All before is durable.
+    /// Everything before this offset is durable.
     pub(super) offset: u64,
-    /// What its agent knows it by; empty: nothing was ever written.
+    /// The tag by which its agent recognizes it; empty: nothing was ever written.
     pub(super) tag: String,
-    /// What was done for that.
+    /// The work that was done up to the offset.
     pub(super) work: Work,
-    /// It is whole.
+    /// Whether it is complete.
     pub(super) whole: bool,
 }
 
-/// A restore's lease, and where it stands.
+/// The lease of a restore: its key and version.
 type Held = (Key, Version);
 
 /// A restore's progress.
@@ -53,11 +53,11 @@ pub(crate) struct Progress {
     reached: HashMap<String, Reached>,
 }
 
-/// How a restore ended that brought all bytes.
+/// The outcome of a restore that wrote all bytes.
 const DONE: &str = "every byte is in its place";
 
 impl Progress {
-    /// Of a restore that begins.
+    /// For a restore that begins.
     ///
     /// # Errors
     /// [`RestoreError::Superseded`] if somebody else has it.
@@ -69,7 +69,7 @@ impl Progress {
         application: &AppId,
         ordered_by: String,
     ) -> Result<Self, RestoreError> {
-        // Nobody follows an embedded coordinator, and without targets there is nothing to go on with.
+        // An embedded coordinator has no successor, and without targets there is nothing to go on with.
         let kept = coordinator.leadership.is_some() && !order.targets.is_empty();
         let mut progress = Self {
             repository: coordinator.repository.clone(),
@@ -96,7 +96,7 @@ impl Progress {
             by_operator: order.by_operator,
             targets: order.targets.iter().map(target).collect(),
         };
-        // First what the run is, then the lease that makes others look for it.
+        // The record of the run comes first, and then the lease that makes others look for it.
         progress.note(Record::Restore(begin)).await?;
         let app = progress.repository.ring.app_hash(application);
         let (epoch, moment) = (coordinator.epoch, Moment::now());
@@ -109,10 +109,10 @@ impl Progress {
         Ok(progress)
     }
 
-    /// Of a restore that another leader left.
+    /// For a restore that another leader left.
     ///
     /// # Errors
-    /// [`RestoreError::Superseded`] if somebody else has it by now.
+    /// [`RestoreError::Superseded`] if somebody else has it meanwhile.
     pub(super) async fn take_over(
         coordinator: &Coordinator,
         run: RunId,
@@ -149,17 +149,17 @@ impl Progress {
         Ok((key, version))
     }
 
-    /// Whether agents are to say how far they are.
+    /// Whether agents have to report how far they are.
     pub(super) fn is_kept(&self) -> bool {
         self.journal.is_some()
     }
 
-    /// How far another leader left a target.
+    /// How far a target was when another leader left it.
     pub(super) fn left(&self, volume: &str) -> Reached {
         self.reached.get(volume).cloned().unwrap_or_default()
     }
 
-    /// A target is so far.
+    /// Records how far a target is.
     ///
     /// # Errors
     /// [`RestoreError::Superseded`].
@@ -170,7 +170,7 @@ impl Progress {
         self.note(Record::Reached { moment, volume, offset, tag, work }).await
     }
 
-    /// Writes down what happened. What can't be written now goes along with what is written next.
+    /// Writes a record. If it can't be written now, it is written together with the next one.
     ///
     /// # Errors
     /// [`RestoreError::Superseded`].
@@ -188,11 +188,12 @@ impl Progress {
         Ok(())
     }
 
-    /// The restore ended, well or not: nobody may go on with it. If the store can't be told now, that goes on in the background
-    /// for as long as this coordinator leads.
+    /// Records that the restore ended, successfully or not: nobody may go on with it. If the store can't be written now, this is
+    /// tried again in the background for as long as this coordinator leads.
     ///
     /// # Errors
-    /// [`RestoreError::Followed`] if somebody else leads since, and goes on with it; [`RestoreError::Unended`] if somebody else could.
+    /// [`RestoreError::Followed`] if somebody else leads since, and goes on with it; [`RestoreError::Unended`] if that may still
+    /// happen.
     pub(super) async fn end(self, coordinator: &Coordinator, outcome: Outcome) -> Result<(), RestoreError> {
         let Some(leadership) = coordinator.leadership.clone().filter(|_| self.journal.is_some()) else {
             return Ok(());
@@ -217,13 +218,13 @@ impl Progress {
                 }
             }
         });
-        // Without a lease nobody looks for it.
+        // Without a lease no other coordinator looks for the run.
         if has_lease { Err(RestoreError::Unended { how: DONE.into() }) } else { Ok(()) }
     }
 
     async fn try_end(&self, outcome: Outcome) -> bool {
         let Some(journal) = &self.journal else { return true };
-        // First of all, and whatever becomes of the journal: somebody may hold its next key.
+        // This comes first, and does not depend on the journal: somebody may have taken the journal's next key.
         let ended = ended::write(&self.repository, &self.run, outcome);
         if !matches!(tokio::time::timeout(NOTE_LIMIT, ended).await, Ok(Ok(()))) {
             return false;
@@ -232,7 +233,7 @@ impl Progress {
         if let Ok(Err(e)) = tokio::time::timeout(NOTE_LIMIT, journal.write()).await {
             tracing::warn!(run = %self.run, error = %e, "the end of a restore is not in its journal, only beside it");
         }
-        // The lease first: it is what others look for.
+        // The lease is deleted first: others look for it.
         if let Some((key, version)) = &self.lease
             && let Err(e) = self.repository.store.delete(key, version).await
         {

@@ -1,4 +1,4 @@
-//! Going on with a restore that an earlier leader left.
+//! Goes on with a restore that an earlier leader left.
 
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use crate::journal::Left;
 use crate::rpc::status;
 use crate::runs::view::{Feed, Kind, Outcome};
 
-/// A restore that nobody led for so long is over: whoever waited for it has helped himself, perhaps, and its targets are in use.
+/// A restore that nobody led for this long is over. The people who waited for it may have found another way, and its targets may be
+/// in use.
 const GO_ON_WITHIN: Duration = Duration::from_secs(3600);
 
 /// How often the store is asked again for the point of a restore that was left.
@@ -41,13 +42,13 @@ pub(crate) struct LeftRestore {
 }
 
 impl LeftRestore {
-    /// Where it writes: nobody else does, until it is over.
+    /// Its targets: nobody else may write there until it is over.
     pub(crate) fn targets(&self) -> Vec<(Option<String>, String)> {
         let node = |t: &Target| Some(t.node.clone()).filter(|n| !n.is_empty());
         self.restore.targets.iter().map(|t| (node(t), t.path.clone())).collect()
     }
 
-    /// Goes on. The manifests went to whoever ordered, or did not: nobody waits for them here.
+    /// Goes on with the restore. The manifests are not returned again: the client that ordered them does not wait here.
     pub(crate) async fn go_on(self, coordinator: &Coordinator) {
         let run = self.run;
         let feed =
@@ -88,7 +89,7 @@ impl LeftRestore {
                 Ok(looked_up) => {
                     return Ok(carry_out(coordinator, &order, looked_up, self.run, feed, progress).await?.report);
                 }
-                // It is not given up for that: who gives up gives the targets to others.
+                // The restore is not given up for that: giving it up would free its targets for others.
                 Err(e) if status::restore(&e).code() == Code::Unavailable => {
                     tracing::warn!(run = %self.run, reason = chain(&e), "a restore that was left waits for the store");
                     tokio::time::sleep(ASK_EVERY).await;
@@ -101,7 +102,7 @@ impl LeftRestore {
         }
     }
 
-    /// Ends it, since another restore has one of its targets.
+    /// Ends the restore, since another restore has one of its targets.
     pub(crate) async fn give_up(self, coordinator: &Coordinator, path: String, other: RunId) {
         let run = self.run;
         let feed =

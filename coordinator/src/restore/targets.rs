@@ -1,5 +1,5 @@
-//! The targets of one restore: each is opened and checked by its node's agent; once all are ready, and not before, they are
-//! written, as many at once as the nodes take. A target whose agent is gone is prepared again when an agent is there again.
+//! The targets of one restore. Each is opened and checked by its node's agent. Once all are ready, and not before, they are
+//! written, as many at once as the nodes take. A target whose agent is gone is prepared again when an agent is connected again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use crate::runs::view::Feed;
 /// How long a target waits for its node's agent.
 const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// Bytes of the longest tag that is kept.
+/// The most bytes of a tag that is kept.
 const TAG_MAX: usize = 512;
 
-/// All of them.
+/// All targets of a restore.
 pub(super) struct Targets<'a> {
     coordinator: &'a Coordinator,
     order: &'a Order,
@@ -38,7 +38,7 @@ pub(super) struct Targets<'a> {
     application: String,
     feed: &'a Feed,
     targets: BTreeMap<String, Target<'a>>,
-    /// Every target was ready once: from then on they are written.
+    /// Every target was ready once: from then on targets are written.
     writing: bool,
     progress: &'a Progress,
 }
@@ -47,21 +47,21 @@ struct Target<'a> {
     spec: &'a TargetSpec,
     state: State,
     attempt: u32,
-    /// How far it is.
+    /// Its progress.
     reached: Reached,
-    /// What was done before this attempt, should it go on.
+    /// The work of earlier attempts, which counts if this attempt goes on from there.
     before: Work,
 }
 
 #[derive(Debug)]
 enum State {
-    /// There is no agent at its node.
+    /// No agent is connected on its node.
     Absent(Instant),
-    /// Its agent opens and checks it.
+    /// The agent of this node opens and checks it.
     Preparing(String),
-    /// It waits for the others, or for its turn.
+    /// It waits for the others, or for its turn on this node.
     Ready(String),
-    /// It is written.
+    /// The agent of this node writes it.
     Writing(String),
     /// It is done.
     Done(Work),
@@ -103,7 +103,7 @@ impl<'a> Targets<'a> {
         self.targets.values().all(|t| matches!(t.state, State::Done(_)))
     }
 
-    /// Prepares what has an agent now.
+    /// Prepares the targets whose agents are connected now.
     pub(super) async fn prepare(&mut self) -> Result<(), RestoreError> {
         for (name, target) in &mut self.targets {
             let State::Absent(since) = target.state else { continue };
@@ -126,7 +126,7 @@ impl<'a> Targets<'a> {
                 node.clone_into(&mut v.node);
                 v.attempt = attempt;
             });
-            // What an earlier attempt wrote is in nobody's way: the agent knows it by its tag.
+            // Data that an earlier attempt wrote is no obstacle: the agent recognizes it by the tag.
             let Reached { offset: resume_at, tag: resume_tag, work, .. } = target.reached.clone();
             target.before = work;
             if resume_at > 0 {
@@ -150,7 +150,7 @@ impl<'a> Targets<'a> {
         Ok(())
     }
 
-    /// Those under way: name, attempt, node.
+    /// The targets under way: name, attempt, node.
     pub(super) fn under_way(&self) -> Vec<(String, u32, String)> {
         let all = self.targets.iter();
         all.filter_map(|(name, t)| Some((name.clone(), t.attempt, t.state.node()?.to_owned()))).collect()
@@ -164,7 +164,7 @@ impl<'a> Targets<'a> {
                 let Some(target) = self.targets.get_mut(&volume) else { return Ok(()) };
                 match (&target.state, self.coordinator.agents.link(&node)) {
                     (State::Ready(at), Some(link)) if *at == node => {
-                        // Before a byte is written: what may be found there from now on is ours.
+                        // Recorded before a byte is written: from now on, data on the target may be this restore's.
                         self.progress.reached(&target.spec.name, &target.reached).await?;
                         link.send(ToAgent::Go(assignment(self.coordinator, self.id, &volume, target.attempt))).await;
                         target.state = State::Writing(node);
@@ -191,7 +191,7 @@ impl<'a> Targets<'a> {
                 Ok(())
             }
             RunEvent::AddTarget(target, reply) => {
-                // The same one again: whoever asked did not hear the answer.
+                // If it is the same target again, the client did not get the answer before.
                 let known = self.targets.get(target.name.as_str()).is_some_and(|t| *t.spec == *target);
                 drop(reply.send(if known { Ok(()) } else { Err("the restore has begun to write".into()) }));
                 Ok(())
@@ -200,7 +200,7 @@ impl<'a> Targets<'a> {
                 drop(reply.send(Ok(())));
                 Ok(())
             }
-            // A target is where it is: what is being written there ends first.
+            // A target can't go to another node: its agent is left to finish it.
             RunEvent::Drained(_) | RunEvent::Finished(_) => Ok(()),
             RunEvent::Cancel => Err(RestoreError::Cancelled),
         }
@@ -222,7 +222,7 @@ impl<'a> Targets<'a> {
         }
         match message {
             FromAgent::Ready(r) => {
-                // One that can't go on with what is there writes something else, anew.
+                // An agent that can't go on from there begins anew, with another tag.
                 if (r.tag != target.reached.tag || r.from < target.reached.offset) && r.tag.len() <= TAG_MAX {
                     target.reached = Reached { tag: r.tag, ..Reached::default() };
                     target.before = Work::default();
@@ -238,7 +238,7 @@ impl<'a> Targets<'a> {
                     fetched_bytes: r.fetched_bytes,
                     requests: r.requests,
                 };
-                // Only of what it said to be writing, and no further than that reaches.
+                // A report counts only if it has the present tag, goes further, and stays within the volume.
                 let len = self.run.len_of(&a.volume);
                 if r.tag != target.reached.tag || r.offset <= target.reached.offset || r.offset > len {
                     return Ok(());
@@ -275,7 +275,7 @@ impl<'a> Targets<'a> {
         }
     }
 
-    /// Once every target was checked and is open: now, and not before, may anything be written.
+    /// Begins to write once every target was checked and is open, and not before.
     fn write_when_ready(&mut self) {
         let ready = |t: &Target<'_>| matches!(t.state, State::Ready(_) | State::Writing(_) | State::Done(_));
         self.writing |= self.targets.values().all(ready);
@@ -285,7 +285,7 @@ impl<'a> Targets<'a> {
         for (name, target) in &self.targets {
             let State::Ready(node) = &target.state else { continue };
             let (run, volume, application) = (self.id, name.clone(), self.application.clone());
-            // Somebody waits for a restore: it goes before all backups.
+            // Somebody waits for a restore, so it goes before all backups.
             let due = Some(milkrun_repository::clock::Moment::from_millis(0));
             self.coordinator.dispatcher.enqueue_once(Waiter {
                 run,
@@ -297,7 +297,7 @@ impl<'a> Targets<'a> {
         }
     }
 
-    /// What was restored, by volume.
+    /// The work done for each volume.
     pub(super) fn restored(&self) -> BTreeMap<String, Work> {
         let done = self.targets.iter().filter_map(|(name, t)| match &t.state {
             State::Done(work) => Some((name.clone(), *work)),

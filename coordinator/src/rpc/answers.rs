@@ -1,5 +1,5 @@
-//! Streams of answers, each made in a task of its own. The end of a stream is said explicitly. If a task that died looked like the end, the rest of a
-//! plan would look like a hole, and the rest of a sample like agreement.
+//! Streams of answers, each made in a task of its own. The end of a stream is sent explicitly. Otherwise the death of a task would
+//! look like the end of its stream: the rest of a plan would look like a hole, and the rest of a sample like agreement.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -12,17 +12,17 @@ use tonic::Status;
 
 use milkrun_proto::agent::v1::Assignment;
 
-/// Streams of one kind for one volume at a time: an agent has one open, and lost ones linger for a while.
+/// How many streams of one kind a volume may have open: an agent has one, and lost ones linger for a while.
 const STREAMS_OF_VOLUME: usize = 4;
 
 /// The streams that are open.
 #[derive(Clone, Default)]
 pub(super) struct Streams(Arc<Mutex<HashMap<StreamOf, usize>>>);
 
-/// Of which run and volume, and of which kind.
+/// The run, the volume, and the kind of stream.
 type StreamOf = (Vec<u8>, String, &'static str);
 
-/// A stream's place among those of its volume, until it is dropped.
+/// The place of a stream among those of its volume. It is free again once this is dropped.
 pub(super) struct Place {
     streams: Streams,
     of: StreamOf,
@@ -33,10 +33,10 @@ impl Streams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A stream of this kind is opened under an assignment that is in force.
+    /// Opens a stream of this kind under an assignment that is in force.
     ///
     /// # Errors
-    /// When the volume has too many.
+    /// When the volume has too many streams open.
     pub(super) fn open(&self, a: &Assignment, kind: &'static str) -> Result<Place, Status> {
         let of = (a.run.to_vec(), a.volume.clone(), kind);
         let mut table = self.table();
@@ -68,20 +68,21 @@ impl Drop for Place {
 /// A stream of answers.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Takes the answers.
+/// Sends the answers of a stream.
 pub(super) struct Sink<T>(mpsc::Sender<Result<Option<T>, Status>>);
 
 impl<T> Sink<T> {
-    /// Gives the next one, once there is room.
+    /// Sends the next answer, once there is room.
     ///
     /// # Errors
-    /// If nobody listens any more.
+    /// If the receiver is gone.
     pub(super) async fn send(&self, next: T) -> Result<(), Status> {
         self.0.send(Ok(Some(next))).await.map_err(|_| Status::cancelled("nobody listens any more"))
     }
 }
 
-/// What `work` sends, of which so many may wait, and at its end why it failed, if it did.
+/// The stream of the answers that `work` sends; up to `waiting` of them may be unread. If `work` fails, the stream ends with its
+/// error.
 pub(super) fn answers<T, F>(waiting: usize, work: impl FnOnce(Sink<T>) -> F + Send + 'static) -> Answers<T>
 where
     T: Send + 'static,
@@ -90,7 +91,7 @@ where
     let (sender, receiver) = mpsc::channel(waiting);
     let worker = tokio::spawn(async move {
         let ended = work(Sink(sender.clone())).await.map(|()| None);
-        // Who does not listen need not know.
+        // If the receiver is gone, it need not know.
         let _ = sender.send(ended).await;
     });
     Box::pin(stream::unfold(Some((receiver, worker)), |open| async move {

@@ -1,4 +1,5 @@
-//! The service for clients that order: orders come in, progress and results go out. A run goes on whether anybody watches or not.
+//! The service for clients that order. It takes orders, and sends progress and results. A run goes on whether a client watches it
+//! or not.
 
 mod opened;
 mod orders;
@@ -25,11 +26,11 @@ use crate::runs::view::{Feed, Kind, Outcome, View};
 use crate::{backup, restore};
 use orders::{application, backup_order, bad, check_manifests, restore_order};
 
-/// Events that wait in the channel.
+/// How many events may wait in the channel.
 const EVENTS_WAITING: usize = 64;
 /// Bytes of manifests in one message.
 const MANIFEST_PIECE: usize = 1 << 20;
-/// Bytes of manifests that an order may bring.
+/// The most bytes of manifests in an order.
 const MANIFESTS_MAX: usize = 256 << 20;
 
 /// The service.
@@ -52,7 +53,7 @@ impl Service {
         RunId::try_from(bytes).map_err(|e| bad(&e))
     }
 
-    /// Whether a caller may do this to a run.
+    /// Checks that a caller may do this to a run.
     fn may_for(&self, peer: &Peer, action: Action, view: &View) -> Result<(), Status> {
         may(peer, action, view.application.as_ref().and_then(|a| self.0.shared().role_name(a)))
     }
@@ -121,7 +122,7 @@ impl Control for Service {
                 }
             };
             shown.end(outcome);
-            // The run has the manifests until here, whether anybody waits for it or not.
+            // The run holds the manifests until here, whether a client waits for it or not.
             drop(kept);
         };
         tokio::spawn(work.instrument(span));
@@ -135,7 +136,7 @@ impl Control for Service {
         request: Request<control::RestoreRequest>,
     ) -> Result<Response<Self::RestoreStream>, Status> {
         let peer = peer_of(&request)?;
-        // Of which application the point is, is known once it was found; then its role is asked for.
+        // The application of the point is known once the point was found; its role is checked then.
         if !peer.may_some(Action::Restore) {
             may(&peer, Action::Restore, None)?;
         }
@@ -151,7 +152,7 @@ impl Control for Service {
         let work = async move {
             let outcome = match restore::execute(&coordinator, order, &peer, id, &shown).await {
                 Ok(done) => {
-                    // Nobody waits for them any more, perhaps.
+                    // The client may be gone.
                     let _ = manifests.send(done.manifests);
                     Outcome::Restored(done.report)
                 }

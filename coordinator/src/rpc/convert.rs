@@ -1,4 +1,4 @@
-//! Domain types to the wire and back.
+//! Converts between domain types and the wire.
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::codec::Codec;
@@ -43,7 +43,7 @@ pub fn get_grant(g: &GetGrant) -> wire::Grant {
     wire::Grant { kind: Some(kind) }
 }
 
-/// Ids from their concatenation.
+/// Reads ids from their concatenation.
 pub fn ids(bytes: &[u8]) -> Option<Vec<ChunkId>> {
     let (chunks, rest) = bytes.as_chunks::<{ ChunkId::LEN }>();
     rest.is_empty().then(|| chunks.iter().map(|c| ChunkId::from_bytes(*c)).collect())
@@ -51,7 +51,7 @@ pub fn ids(bytes: &[u8]) -> Option<Vec<ChunkId>> {
 
 const ENTRY: usize = 45;
 
-/// What an agent says of a pack: the claim, and its slots. `None` for what contradicts itself.
+/// An agent's report on a pack: the claim, and its slots. `None` if the report contradicts itself.
 pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
     let id = PackId::try_from(&r.pack[..]).ok()?;
     let (encapsulated, ciphertext) = r.sealed_key.split_at_checked(32)?;
@@ -86,7 +86,7 @@ pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
             plain_len: number(40)?,
             codec: Codec::from_u8(e[44])?,
         };
-        // Back to back, as the pack's directory has it.
+        // Slots lie back to back, as in the pack's directory.
         if u64::from(place.offset) != at || place.end() > r.length || !place.is_of_a_chunk() {
             return None;
         }
@@ -100,7 +100,7 @@ pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
 mod tests {
     use super::*;
 
-    /// What a pack is said to hold is what a pack can hold.
+    /// A report that names more than a pack can hold is refused.
     #[test]
     fn slots_that_no_pack_has_are_refused() {
         let with = |offset: u32, stored: u32, plain: u32| {

@@ -1,4 +1,4 @@
-//! The service for restores: plans.
+//! The service for restores: it sends plans.
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::agent::v1::download_server::Download;
@@ -10,14 +10,14 @@ use super::transport::connection::peer_of;
 use crate::Shared;
 use crate::restore::Telling;
 
-/// Pages that wait in the channel.
+/// How many pages may wait in the channel.
 const PAGES_WAITING: usize = 4;
 
 /// The service.
 pub struct Service(Shared, Streams);
 
 impl Service {
-    /// Over what all repositories share.
+    /// The service for all repositories of the process.
     pub fn new(shared: Shared) -> Self {
         Self(shared, Streams::default())
     }

@@ -1,4 +1,5 @@
-//! Progress and result of a run, as streams for the client that ordered it and for those that watch. A slow watcher misses moments, never the end.
+//! Progress and result of a run, as streams for the client that ordered it and for clients that watch. A slow watcher misses
+//! moments, never the end.
 
 use std::collections::BTreeMap;
 
@@ -61,7 +62,7 @@ pub(super) fn run(v: &View) -> control::Run {
     }
 }
 
-/// Progress of those volumes that moved since the last look.
+/// The volumes as they were last sent, to send progress only of those that changed.
 struct Moved(BTreeMap<String, VolumeView>);
 
 impl Moved {
@@ -73,7 +74,7 @@ impl Moved {
     }
 }
 
-/// Looks at each change and sends what `tell` makes of it, until the run has ended.
+/// Sends what `tell` makes of each change, until the run has ended.
 async fn follow<T>(
     mut view: watch::Receiver<View>,
     events: mpsc::Sender<Result<T, Status>>,
@@ -82,7 +83,7 @@ async fn follow<T>(
     loop {
         let now = view.borrow_and_update().clone();
         for event in tell(&now) {
-            // Who ordered may have stopped listening; the run goes on.
+            // The client may have stopped listening; the run goes on.
             events.send(Ok(event)).await.ok()?;
         }
         if now.outcome.is_some() {
@@ -95,7 +96,7 @@ async fn follow<T>(
     }
 }
 
-/// For whoever ordered a backup.
+/// For the client that ordered a backup.
 pub(super) async fn backup(view: watch::Receiver<View>, events: mpsc::Sender<Result<control::BackupEvent, Status>>) {
     use control::backup_event::Event;
     let event = |event| control::BackupEvent { event: Some(event) };
@@ -126,7 +127,7 @@ pub(super) async fn backup(view: watch::Receiver<View>, events: mpsc::Sender<Res
     let _ = events.send(last).await;
 }
 
-/// For whoever ordered a restore. The manifests come before the result.
+/// For the client that ordered a restore. The manifests come before the result.
 pub(super) async fn restore(
     view: watch::Receiver<View>,
     events: mpsc::Sender<Result<control::RestoreEvent, Status>>,
@@ -169,8 +170,8 @@ pub(super) async fn restore(
     let _ = events.send(last).await;
 }
 
-/// For whoever watches.
+/// For clients that watch.
 pub(super) async fn watch(view: watch::Receiver<View>, events: mpsc::Sender<Result<control::Run, Status>>) {
-    // The end is in the last one.
+    // The last message contains the end.
     let _ = follow(view, events, |view| vec![run(view)]).await;
 }

@@ -1,4 +1,4 @@
-//! The service of the agents' standing connections.
+//! The service for the sessions of agents, which stay open.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,18 +20,18 @@ use crate::repositories::Repositories;
 use crate::runs::inbox::Rooms;
 use crate::runs::{RunEvent, run_of};
 
-/// The oldest and the newest protocol that are served: this release's, and those of the minor releases before and after it.
-/// Messages only ever gain fields within that span.
+/// The oldest and the newest protocol that are served: those of this minor release, the one before and the one after it. Within
+/// that span, messages only gain fields.
 pub const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=3;
-/// How often an agent says that it is there.
+/// How often an agent sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// After so many heartbeats that did not come an agent is taken for dead: its volumes go on elsewhere.
+/// After this many missed heartbeats, an agent is considered dead: its volumes go on elsewhere.
 const HEARTBEATS_MISSED: u32 = 4;
 
-/// How often it is looked whether the inventory still has an agent's node.
+/// How often a session checks whether the inventory still has its agent's node.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Characters of why a volume failed, and of an agent's release.
+/// The most characters of the reason why a volume failed, and of an agent's release.
 const REASON_MAX: usize = 4096;
 const VERSION_MAX: usize = 64;
 
@@ -73,7 +73,7 @@ impl Session for Service {
         };
         let begun = shared.agents.add(registration, link.clone());
         let begun = begun.map_err(|e| Status::already_exists(e.to_string())).inspect_err(refused)?;
-        // In the embedded mode both end together: nobody needs to listen whether the other is there.
+        // In the embedded mode, agent and coordinator end together: heartbeats are not needed.
         let listens = peer != Peer::Local;
         let heartbeat_seconds = if listens { u32::try_from(HEARTBEAT.as_secs()).unwrap_or(0) } else { 0 };
         link.send(wire::to_agent::Message::Welcome(wire::Welcome { epoch: repositories.epoch(), heartbeat_seconds }))
@@ -115,9 +115,9 @@ impl Session for Service {
 
 /// Why a session is over.
 enum Ended {
-    /// The agent, or its connection.
+    /// The agent or its connection ended it.
     Itself(String),
-    /// It may not go on.
+    /// The coordinator ended it.
     ByUs(Status),
 }
 
@@ -134,18 +134,18 @@ struct Listening {
 }
 
 impl Listening {
-    /// Waits until the inventory has the agent's node no longer.
+    /// Waits until the inventory no longer has the agent's node.
     async fn unlisted(&self) -> Status {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            // One that can't be read takes no node away.
+            // An inventory that can't be read takes no node away.
             if matches!(self.shared.inventory.node(&self.node), Ok(None)) {
                 return not_listed(&self.node);
             }
         }
     }
 
-    /// Takes what an agent says until it ends, or says nothing for too long. Returns why it is over.
+    /// Handles an agent's messages until it ends, or is silent for too long. Returns why the session is over.
     async fn listen(&self, mut incoming: Streaming<wire::FromAgent>, listens: bool) -> String {
         let mut rooms = Rooms::default();
         loop {
@@ -161,7 +161,7 @@ impl Listening {
             };
             let message = match received {
                 Ok(Some(wire::FromAgent { message: Some(message) })) => message,
-                // A kind of message that is newer than this release.
+                // A message of a kind that is newer than this release.
                 Ok(Some(_)) => continue,
                 Ok(None) => return "it ended the session".into(),
                 Err(e) => return e.message().to_owned(),
@@ -184,11 +184,11 @@ impl Listening {
         }
         let Some(run) = run_of(&message) else { return };
         if !shared.runs.is_under_way(&run) {
-            // A report on a run that ended is of no interest.
+            // A message about a run that ended is ignored.
             rooms.forget(&run);
             return;
         }
-        // Of how far it is, the next message will tell; all else is waited for.
+        // A progress message may be dropped, since the next one replaces it; all other messages wait for room.
         let room = match message {
             M::Progress(_) => rooms.now(run),
             _ => rooms.wait(run).await,
@@ -203,7 +203,8 @@ fn not_listed(node: &str) -> Status {
 }
 
 impl Service {
-    /// Whether an agent may register: its certificate is its node's, the node is known, the protocol is one that we speak.
+    /// Checks whether an agent may register: its certificate must be its node's, the node must be listed, and the protocol must be
+    /// one that is served.
     fn admit(&self, peer: &Peer, register: &wire::Register) -> Result<(), Status> {
         if !PROTOCOLS.contains(&register.protocol) {
             return Err(Status::failed_precondition(format!(

@@ -1,15 +1,15 @@
-//! Errors of operations to gRPC statuses. The code says what kind of failure it was, the message everything that is known. (Calls that
-//! make no sense are refused where they are read.)
+//! Turns errors of operations into gRPC statuses. The code says what kind of failure it was; the message says everything that is
+//! known. (Calls that make no sense are refused where they are read.)
 //!
 //! | code | means |
 //! |---|---|
-//! | `UNAVAILABLE` | the store can't be asked, or its answers come cut: nothing is known |
+//! | `UNAVAILABLE` | the store can't be asked, or its answers are cut off: nothing is known |
 //! | `DATA_LOSS` | stored bytes are not what they must be |
 //! | `INVALID_ARGUMENT` | the order makes no sense |
 //! | `NOT_FOUND` | there is no such point |
-//! | `CANCELLED` | somebody stopped it |
-//! | `ABORTED` | another coordinator leads, and goes on with it |
-//! | `UNAUTHENTICATED`, `PERMISSION_DENIED` | the caller is nobody, or may not |
+//! | `CANCELLED` | somebody cancelled it |
+//! | `ABORTED` | another coordinator leads, and goes on with the run |
+//! | `UNAUTHENTICATED`, `PERMISSION_DENIED` | the caller is not known; the caller has no right to do this |
 //! | `RESOURCE_EXHAUSTED` | an agent's quota; too many orders wait |
 //! | `FAILED_PRECONDITION` | anything else that failed |
 
@@ -82,7 +82,7 @@ pub fn failure(e: &Failure) -> Status {
     Status::new(of_failure(e), milkrun_repository::point::catalog::chain(e))
 }
 
-/// Nothing can be said of points.
+/// A request about points failed.
 pub fn points(e: &PointsError) -> Status {
     let code = match e {
         PointsError::Find { source, .. } => of_find(source),
@@ -166,7 +166,7 @@ pub fn restore(e: &RestoreError) -> Status {
     Status::new(code, chain(e))
 }
 
-/// A call that names no assignment of ours.
+/// A call that names no assignment that is in force.
 pub fn refused(e: &RefusedCall) -> Status {
     Status::new(Code::FailedPrecondition, e.to_string())
 }

@@ -1,7 +1,8 @@
-//! Connections, and what any of them may take: whoever has a certificate can connect, and must not be able to keep others from working.
+//! Connections, and limits on what each may use. Anybody with a certificate can connect, and must not be able to keep others from
+//! working.
 //!
 //! ```text
-//! accept ─ handshakes, bounded ─> connections ─ so many for each peer, until the certificate ends ─> connection ─> gate ─ bytes, time ─> services
+//! accept ─ handshakes, bounded ─> connections ─ a limit for each peer, end of certificate ─> connection ─> gate ─ bytes, time ─> services
 //! ```
 
 pub mod accept;

@@ -1,6 +1,6 @@
 //! The service for backups: the parent, lookups, grants, seals, checkpoints.
 //!
-//! A call that changes a run is done to its end, also when its agent is gone.
+//! A call that changes a run is carried out to its end, even if its agent is gone.
 
 use std::sync::Arc;
 
@@ -21,18 +21,19 @@ use crate::Shared;
 use crate::backup::{Answer, BackupError, Detail, Run};
 use crate::runs::RunEvent;
 
-/// Bytes of a pack at least: header, footer and the tag of a directory.
+/// The least bytes of a pack: header, footer and the tag of a directory.
 const PACK_BYTES_MIN: u64 = (HEADER_LEN + FOOTER_LEN + TAG_LEN) as u64;
-/// Bytes of a pack at most. Agents fill them to 32 MiB; a longer one would only keep others from the line.
+/// The most bytes of a pack. Agents fill packs to 32 MiB; a longer one would only block the line for others.
 const PACK_BYTES_MAX: u64 = 64 << 20;
-/// Leaves that one sample has at most.
+/// The most leaves of one sample.
 const SAMPLES_MAX: u32 = 256;
-/// Of which so many are read side by side.
+/// How many leaves of a sample are read side by side.
 const SAMPLES_AT_ONCE: usize = 8;
-/// Parent ranges that wait in the channel: each is a leaf.
+/// How many parent ranges may wait in the channel: each is a leaf.
 const PARENT_WAITING: usize = 16;
 
-/// Does what must not stop half-way, also when its caller is gone: a call whose connection ends is dropped where it stands.
+/// Does work that must not stop half-way, even if its caller is gone. Otherwise a call whose connection ends is dropped where it
+/// stands.
 async fn whole(work: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
     match tokio::spawn(work).await {
         Ok(result) => result,
@@ -45,7 +46,7 @@ async fn whole(work: impl Future<Output = Result<(), Status>> + Send + 'static) 
 pub struct Service(Shared, Streams);
 
 impl Service {
-    /// Over what all repositories share.
+    /// The service for all repositories of the process.
     pub fn new(shared: Shared) -> Self {
         Self(shared, Streams::default())
     }
@@ -96,11 +97,11 @@ impl Upload for Service {
         let place = self.1.open(&a, "sample")?;
         let ranges = answers(PARENT_WAITING, move |sink| async move {
             let _place = place;
-            // One at a time, whoever asks: each reads all over the parent.
+            // Only one sample is taken at a time: each reads all over the parent.
             let _turn = run.sampling().await;
             let reader = run.parent_reader().without_read_ahead();
-            // Each sends what it drew by itself: one that waits for room in the channel keeps none of the others from going on, whatever
-            // locks they hold.
+            // Each draw sends its own result. So a draw that waits for room in the channel blocks no other draw, whatever locks
+            // they hold.
             let draw = |_| async {
                 match run.sample_parent(&a.volume, a.attempt, &reader).await.map_err(|e| status::backup(&e))? {
                     Some(range) => sink.send(range).await,
@@ -156,7 +157,7 @@ impl Upload for Service {
             return Err(status::backup(&BackupError::Foreign(pack)));
         }
         let admitted = admission.admit(peer.node().unwrap_or_default(), of, pack, request.length).await;
-        // It may have waited for long: is it still its assignment?
+        // The call may have waited for long: the assignment is checked again.
         let (run, a) = self.run(request.assignment.as_ref(), &peer)?;
         let grant = run.grant(&a.volume, pack, request.length, request.crc32).await.map_err(|e| status::backup(&e))?;
         admitted.granted();

@@ -1,4 +1,4 @@
-//! The events of a run. An agent's messages wait here up to a bound for each agent, so that a busy run does not gather what one of them sends
+//! The events of a run. The number of waiting messages is limited for each agent, so that a busy run does not collect messages
 //! without end.
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::RunEvent;
 
-/// Messages of one agent that wait in the inbox of one run.
+/// How many messages of one agent may wait in the inbox of one run.
 const WAITING_MAX: usize = 64;
 
 /// A run's inbox.
@@ -32,11 +32,11 @@ impl Default for Inbox {
     }
 }
 
-/// The place of a message that waits; it is free again once the message is dropped.
+/// The place of a waiting message. It is free again once this is dropped.
 #[derive(Debug)]
 pub struct Room(#[expect(dead_code, reason = "dropped, not read")] OwnedSemaphorePermit);
 
-/// The room that one agent has in the inboxes of runs.
+/// The places that one agent has in the inboxes of runs.
 #[derive(Default)]
 pub(crate) struct Rooms(HashMap<RunId, Arc<Semaphore>>);
 
@@ -45,18 +45,18 @@ impl Rooms {
         self.0.entry(run).or_insert_with(|| Arc::new(Semaphore::new(WAITING_MAX))).clone()
     }
 
-    /// Waits until the run has room.
+    /// Waits until there is a place in the run's inbox.
     pub(crate) async fn wait(&mut self, run: RunId) -> Option<Room> {
-        // Nobody closes it.
+        // The semaphore is never closed.
         self.of(run).acquire_owned().await.ok().map(Room)
     }
 
-    /// Room, if there is some now.
+    /// A place, if there is one now.
     pub(crate) fn now(&mut self, run: RunId) -> Option<Room> {
         self.of(run).try_acquire_owned().ok().map(Room)
     }
 
-    /// The run is not under way.
+    /// The run is no longer under way.
     pub(crate) fn forget(&mut self, run: &RunId) {
         self.0.remove(run);
     }

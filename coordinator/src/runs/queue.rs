@@ -1,8 +1,9 @@
-//! One backup of an application to a repository at a time: one that hangs stops none to another repository. Two would read the same devices, disturb the same databases, and store what the other
-//! one is storing. A second backup waits before it has a lease, and takes what it then finds as its parent: the point of the first.
+//! One backup of an application to a repository goes on at a time; one that hangs stops none to another repository. Two at once
+//! would read the same devices, disturb the same databases, and store the same chunks. A second backup waits before it takes a
+//! lease. Its parent is the newest point when its turn comes: the one that the first backup made.
 //!
-//! An order that waits is written down (`backup/waiting.rs`): under the next coordinator it waits on. Runs that another coordinator
-//! left share their application's turn, before any new order.
+//! A waiting order is stored (`backup/waiting.rs`), so that it waits on under the next coordinator. Runs that another coordinator
+//! left share their application's turn, and go before any new order.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,29 +14,29 @@ use tokio::sync::OwnedMutexGuard;
 use super::{Inbox, RunEvent, Runs};
 use crate::runs::view::Feed;
 
-/// How many may wait for one application. Who orders by the clock would else pile them up behind one that stands still.
+/// How many orders may wait for one application. Without this limit, scheduled orders would pile up behind a backup that hangs.
 pub(crate) const WAITING_MAX: usize = 8;
 
-/// Whose turn it is, by repository and application.
+/// The turns, by repository and application.
 #[derive(Clone, Default)]
 pub(super) struct Turns(Arc<Mutex<HashMap<(String, AppId), Queue>>>);
 
 /// Those who wait for one application, first come, first served.
 type Queue = Arc<tokio::sync::Mutex<()>>;
 
-/// A turn; it ends when dropped.
+/// The turn of a backup; it ends when this is dropped.
 pub(crate) struct Turn(#[expect(dead_code, reason = "dropped, not read")] OwnedMutexGuard<()>);
 
 /// Why a backup did not get its turn.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NoTurn {
-    /// Somebody stopped it.
+    /// Somebody cancelled it.
     Cancelled,
     /// [`WAITING_MAX`] others wait already.
     Full,
 }
 
-/// A run that was ordered and has not begun can be told something; until this is dropped.
+/// A run that was ordered and has not begun. Events can be sent to it until this is dropped.
 pub(crate) struct Announced {
     runs: Runs,
     id: RunId,
@@ -50,26 +51,26 @@ impl Drop for Announced {
 impl Turns {
     fn of(&self, repository: &str, application: &AppId) -> Arc<tokio::sync::Mutex<()>> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those whose turn nobody has or waits for.
+        // Drops the turns that nobody has or waits for.
         table.retain(|_, turn| Arc::strong_count(turn) > 1);
         table.entry((repository.to_owned(), application.clone())).or_default().clone()
     }
 }
 
 impl Runs {
-    /// What is told to a run from now on comes to this inbox.
+    /// Events for a run go to this inbox from now on.
     pub(crate) fn announce(&self, id: RunId) -> (Inbox, Announced) {
         let inbox = Inbox::default();
         self.table().announced.insert(id, inbox.sender.clone());
         (inbox, Announced { runs: self.clone(), id })
     }
 
-    /// The turn, if nobody has it.
+    /// The turn, if no other backup has it.
     pub(crate) fn turn_if_free(&self, repository: &str, application: &AppId) -> Option<Turn> {
         self.turns.of(repository, application).try_lock_owned().ok().map(Turn)
     }
 
-    /// Waits until no other backup of the application is under way: first come, first served.
+    /// Waits until no other backup of the application is under way, in the order of arrival.
     pub(crate) async fn turn(
         &self,
         (repository, application): (&str, &AppId),
@@ -81,7 +82,7 @@ impl Runs {
             return Ok(turn);
         }
         let turn = self.turns.of(repository, application);
-        // The table's, ours, and that of whoever has the turn.
+        // Three references don't wait: the table's, this call's, and that of the backup that has the turn.
         if bounded && Arc::strong_count(&turn) >= WAITING_MAX + 3 {
             return Err(NoTurn::Full);
         }
@@ -115,11 +116,11 @@ mod tests {
         RunId::from_bytes([n; 8])
     }
 
-    /// Comes for its turn, in a task of its own, and waits until it waits.
     fn app(name: &str) -> AppId {
         AppId::local(name.parse().unwrap())
     }
 
+    /// Starts a task that waits for its turn, and returns once it waits.
     async fn comes(runs: &Runs, app: &AppId, n: u8) -> tokio::task::JoinHandle<Result<Turn, NoTurn>> {
         let feed = Feed::new(id(n), Kind::Backup, None, String::new());
         let (runs, app, mut seen) = (runs.clone(), app.clone(), feed.watch());
@@ -170,7 +171,7 @@ mod tests {
         }
     }
 
-    /// A cancellation that was taken counts, also if the turn comes at that very moment.
+    /// A cancellation that was accepted counts, even if the turn comes at that very moment.
     #[tokio::test]
     async fn a_cancellation_is_not_lost_to_the_turn() {
         let runs = Runs::default();

@@ -1,4 +1,4 @@
-//! What can be seen of a run: kept while it goes on and for a while after, watched by any number of people.
+//! What people can see of a run. It is kept while the run goes on and for a while after. Any number of clients can watch it.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::id::{AppId, RunId};
 use tokio::sync::watch;
 
-/// What a run is.
+/// The kind of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A backup.
@@ -22,22 +22,22 @@ pub enum Kind {
 pub enum Outcome {
     /// A restore point was committed.
     BackedUp(control::BackupDone),
-    /// Everything is where it should be.
+    /// All volumes were restored.
     Restored(control::RestoreDone),
-    /// It failed; nothing of it is listed.
+    /// It failed; no restore point is listed.
     Failed(tonic::Status),
 }
 
 /// One volume of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeView {
-    /// Where it is moved; empty: it waits.
+    /// The node that has it; empty: it waits.
     pub node: String,
-    /// The how-manieth attempt that is.
+    /// The number of its present attempt.
     pub attempt: u32,
     /// Whether it is done.
     pub done: bool,
-    /// How far it is.
+    /// Its progress.
     pub progress: wire::Progress,
 }
 
@@ -46,27 +46,27 @@ pub struct VolumeView {
 pub struct View {
     /// Its id.
     pub run: RunId,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// How people name the repository; empty where there is one.
     pub repository: String,
-    /// Another backup of the same application is under way: it waits for its turn.
+    /// It waits for its turn: another backup of the same application is under way.
     pub waiting: bool,
-    /// Whose application; of a restore known once its point was found.
+    /// Its application; for a restore known once its point was found.
     pub application: Option<AppId>,
     /// The point that it makes or reads; empty until that is known.
     pub point: String,
-    /// The point that predicts.
+    /// The parent.
     pub parent: String,
     /// Volumes of the point that no target names.
     pub left_out: Vec<String>,
-    /// Of a restore: the point's volumes are of different moments.
+    /// For a restore: the point's volumes are from different moments.
     pub moments_differ: bool,
-    /// Of a restore: volumes that the application has and the point has not.
+    /// For a restore: volumes that the application has and the point does not have.
     pub skipped: Vec<control::Skipped>,
-    /// Who wanted it.
+    /// Who ordered it.
     pub ordered_by: String,
-    /// When.
+    /// When it began.
     pub began: Moment,
     /// When it ended.
     pub ended: Option<Moment>,
@@ -76,14 +76,14 @@ pub struct View {
     pub outcome: Option<Outcome>,
 }
 
-/// Shows a run to whoever watches.
+/// The sending side: shows a run to all who watch.
 #[derive(Clone, Debug)]
 pub struct Feed {
     view: watch::Sender<View>,
 }
 
 impl Feed {
-    /// Of a run that begins.
+    /// For a run that begins.
     pub fn new(run: RunId, kind: Kind, application: Option<AppId>, ordered_by: String) -> Self {
         let view = View {
             run,
@@ -105,24 +105,24 @@ impl Feed {
         Self { view: watch::Sender::new(view) }
     }
 
-    /// Of this repository.
+    /// Sets the repository.
     #[must_use]
     pub fn of_repository(self, name: &str) -> Self {
         self.update(|v| name.clone_into(&mut v.repository));
         self
     }
 
-    /// Changes what is seen.
+    /// Changes the view.
     pub fn update(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(change);
     }
 
-    /// Changes what is seen of one volume.
+    /// Changes the view of one volume.
     pub fn volume(&self, name: &str, change: impl FnOnce(&mut VolumeView)) {
         self.update(|v| change(v.volumes.entry(name.to_owned()).or_default()));
     }
 
-    /// A volume is done. All its bytes are shown: what its agent says of its progress now and then, it does not say at the end.
+    /// A volume is done: all of its bytes are shown. Agents report progress only now and then, and not at the end.
     pub fn whole(&self, name: &str, len: u64) {
         self.volume(name, |v| {
             v.done = true;
@@ -145,12 +145,12 @@ impl Feed {
         });
     }
 
-    /// Now, and each change from here on.
+    /// The present view, and each change from here on.
     pub fn watch(&self) -> watch::Receiver<View> {
         self.view.subscribe()
     }
 
-    /// As it is now.
+    /// The present view.
     pub fn now(&self) -> View {
         self.view.borrow().clone()
     }

@@ -43,7 +43,7 @@ impl<R> Working<R> {
         self.table().remove(id);
     }
 
-    /// The run of an assignment of this leader's. Whether the assignment is in force, the run says.
+    /// The run of an assignment of this leader. The run itself checks whether the assignment is in force.
     ///
     /// # Errors
     /// [`RefusedCall`].

@@ -1,4 +1,4 @@
-//! The value of a document, from its nodes.
+//! Builds the value of a document from its nodes.
 
 use std::collections::HashSet;
 
@@ -10,27 +10,27 @@ use super::resolve::{self, Scalar};
 use crate::manifests::json::{self, DEPTH_LIMIT};
 use crate::manifests::problem::Problem;
 
-/// How much aliases may repeat in a document, in bytes of text and 64 for each node.
+/// How much of a document aliases may repeat: in bytes of text, plus 64 for each node.
 const REPEAT_LIMIT: usize = 32 << 20;
 const NODE_COST: usize = 64;
 
 /// The value of a document.
 pub(super) fn build(tree: &Tree) -> Result<Value, Problem> {
     let mut builder = Builder { tree, steps: 0, repeated: 0, cost: 0, through: Vec::new() };
-    // The document itself is a step, too.
+    // The document itself counts as a step.
     builder.step(tree.line(), 0)?;
     builder.value(tree.root(), 0)
 }
 
 struct Builder<'b> {
     tree: &'b Tree,
-    /// Nodes visited.
+    /// How many nodes were visited.
     steps: usize,
-    /// Those that an alias led to.
+    /// How many of them were reached through an alias.
     repeated: usize,
-    /// What they hold.
+    /// The size of the nodes that were reached through an alias.
     cost: usize,
-    /// The nodes that aliases led to, and that are not left yet.
+    /// The targets of the aliases that the builder is inside of.
     through: Vec<Id>,
 }
 
@@ -39,7 +39,7 @@ impl<'b> Builder<'b> {
         self.tree.node(id).ok_or_else(|| Problem::new(self.tree.line(), "a part of the document is missing"))
     }
 
-    /// Counts a visit. A few aliases to aliases could ask for more than any memory holds.
+    /// Counts a visit. A few aliases to aliases could ask for more than fits in any memory.
     fn step(&mut self, line: usize, text: usize) -> Result<(), Problem> {
         self.steps += 1;
         if !self.through.is_empty() {
@@ -98,7 +98,7 @@ impl<'b> Builder<'b> {
         }
     }
 
-    /// Does something with what an alias stands for.
+    /// Calls a function with the target of an alias.
     fn follow<T>(
         &mut self,
         target: Id,
@@ -114,8 +114,8 @@ impl<'b> Builder<'b> {
         result
     }
 
-    /// Puts a mapping's entries into a map, in their order: an entry replaces what was merged before it, and what is
-    /// merged after it replaces the entry. YAML's own rule for merges is another; kubectl's is this.
+    /// Puts a mapping's entries into a map, in their order: an entry replaces what was merged before it, and what is merged after
+    /// it replaces the entry. This is kubectl's rule for merges; YAML's own rule differs.
     fn fill(&mut self, id: Id, depth: usize, out: &mut Map<String, Value>) -> Result<(), Problem> {
         let tree = self.tree;
         let Some(Node { line, content: Content::Mapping(pairs) }) = tree.node(id) else { return Ok(()) };
@@ -143,7 +143,7 @@ impl<'b> Builder<'b> {
     fn merge(&mut self, id: Id, depth: usize, out: &mut Map<String, Value>) -> Result<(), Problem> {
         let tree = self.tree;
         match tree.node(id) {
-            // Of several the first one wins.
+            // Where several have a key, the first one wins.
             Some(Node { content: Content::Sequence(items), .. }) => {
                 items.iter().rev().try_for_each(|&item| self.merge_one(item, depth, out))
             }
@@ -167,7 +167,7 @@ impl<'b> Builder<'b> {
         }
     }
 
-    /// A key as JSON has it. YAML knows others than text.
+    /// A key as JSON has it: always text. In YAML, keys may be other values.
     fn key(&mut self, id: Id) -> Result<String, Problem> {
         let tree = self.tree;
         let line = self.node(id)?.line;
@@ -189,7 +189,7 @@ impl<'b> Builder<'b> {
     }
 }
 
-/// How much of a document may come from aliases: go-yaml's own bound, so that neither refuses what the other takes.
+/// How much of a document may come from aliases. This is go-yaml's own limit, so that both accept the same documents.
 fn most_repeated(steps: usize) -> f64 {
     let (low, high) = (400_000.0, 4_000_000.0);
     let above = (steps as f64).clamp(low, high) - low;
@@ -202,7 +202,7 @@ fn value_of(scalar: Scalar) -> Result<Value, String> {
         Scalar::Null => Ok(Value::Null),
         Scalar::Bool(b) => Ok(b.into()),
         Scalar::Int(int) => Ok(int.into()),
-        // Above the largest `int64` Kubernetes has floats only.
+        // Above the largest `int64`, Kubernetes has only floats.
         Scalar::Uint(uint) => float(uint as f64),
         Scalar::Float(f) => float(f),
         Scalar::Text(text) => Ok(text.into()),

@@ -1,4 +1,4 @@
-//! The nodes of a document, from the parser's events.
+//! Makes the nodes of a document from the parser's events.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use super::tags;
 use crate::manifests::json::DEPTH_LIMIT;
 use crate::manifests::problem::Problem;
 
-/// A node's place in [`Tree::nodes`].
+/// The index of a node in [`Tree::nodes`].
 pub(super) type Id = usize;
 
 /// A document's nodes.
@@ -26,9 +26,9 @@ pub(super) struct Node {
 pub(super) enum Content {
     Scalar {
         text: String,
-        /// Without quotes and no block.
+        /// It has no quotes and is no block.
         plain: bool,
-        /// In full (`tag:yaml.org,2002:int`), or `!`, or a local one.
+        /// The full tag (`tag:yaml.org,2002:int`), or `!`, or a local tag.
         tag: Option<String>,
     },
     Sequence(Vec<Id>),
@@ -50,7 +50,7 @@ impl Tree {
     }
 }
 
-/// The nodes of the one document of a text, if there is any.
+/// The nodes of the only document of a text, if there is one.
 pub(super) fn compose(text: &str) -> Result<Option<Tree>, Problem> {
     let guarded = tags::guard(text);
     let mut parser = Parser::new();
@@ -75,12 +75,12 @@ pub(super) fn compose(text: &str) -> Result<Option<Tree>, Problem> {
     }
 }
 
-/// The parser counts from 0.
+/// The line, from 1; the parser counts from 0.
 fn line(parsers: u64) -> usize {
     usize::try_from(parsers).unwrap_or(usize::MAX).saturating_add(1)
 }
 
-/// A mapping or list whose end is not reached.
+/// A mapping or list whose end has not been reached.
 struct Open {
     id: Id,
     children: Vec<Id>,
@@ -93,7 +93,7 @@ struct Composer {
     anchors: HashMap<String, Id>,
     /// Whether the document's end was seen.
     ended: bool,
-    /// What stands for some `!` (see `tags`).
+    /// The character that stands for some `!` (see `tags`).
     mark: Option<char>,
 }
 
@@ -128,9 +128,9 @@ impl Composer {
         Ok(())
     }
 
-    /// The text as it stands in the document, if it is fit for what kubectl's parser makes of it.
+    /// The text as it stands in the document, if kubectl's parser reads it in the same way.
     fn checked(&self, text: String, plain: bool, line: usize) -> Result<String, Problem> {
-        // That parser sees a key begin where this one goes on with the text.
+        // kubectl's parser sees the beginning of a key where this parser goes on with the text.
         if plain && text.contains('?') && self.open.last().is_some_and(|o| o.flow) {
             return Err(Problem::new(line, format!("{text:?} needs quotes: it has a `?` within braces or brackets")));
         }

@@ -17,7 +17,7 @@ pub(super) fn parse(text: &str) -> Option<Number> {
     if is_decimal(&plain) {
         return finite(&plain).map(Number::Float);
     }
-    // After these marks go-yaml takes a sign, too.
+    // After these prefixes, go-yaml also accepts a sign.
     if let Some(digits) = plain.strip_prefix("0b") {
         return integer(digits, Some(2));
     }
@@ -37,7 +37,7 @@ pub(super) fn fraction(text: &str) -> Option<f64> {
     is_decimal(&plain).then(|| finite(&plain)).flatten()
 }
 
-/// An integer in the given base, or in the base that its beginning names: `0x`, `0o`, `0b`, and `0` for octal.
+/// An integer in the given base, or in the base of its prefix: `0x`, `0o`, `0b`, or `0` for octal.
 fn integer(text: &str, base: Option<u32>) -> Option<Number> {
     let (negative, digits) = match text.strip_prefix(['+', '-']) {
         Some(digits) => (text.starts_with('-'), digits),
@@ -51,7 +51,7 @@ fn integer(text: &str, base: Option<u32>) -> Option<Number> {
         (None, [b'0', _, ..]) => (8, &digits[1..]),
         _ => (10, digits),
     };
-    // Rust would take another sign here.
+    // Rust would accept another sign here.
     if !digits.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return None;
     }
@@ -63,7 +63,7 @@ fn integer(text: &str, base: Option<u32>) -> Option<Number> {
     if text.starts_with(['+', '-']) { None } else { u64::from_str_radix(digits, base).ok().map(Number::Uint) }
 }
 
-/// Whether it is `[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?`.
+/// Whether it matches `[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?`.
 fn is_decimal(text: &str) -> bool {
     let after_digits = |s: &str| s.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let rest = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -89,12 +89,12 @@ fn is_decimal(text: &str) -> bool {
     }
 }
 
-/// What is too large for a float is none.
+/// The float, unless the number is too large for one.
 fn finite(decimal: &str) -> Option<f64> {
     decimal.parse().ok().filter(|f: &f64| f.is_finite())
 }
 
-/// A float as a mapping's key: Go's shortest form of a `float32`. There is none if that would be another number.
+/// A float as a mapping's key: Go's shortest form of a `float32`. `None` if that would be another number.
 pub(super) fn key(f: f64) -> Option<String> {
     if !f.is_finite() {
         return Some(

@@ -1,4 +1,4 @@
-//! What a scalar stands for, by the rules of go-yaml v2.
+//! The value of a scalar, by the rules of go-yaml v2.
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
@@ -6,10 +6,10 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::{number, timestamp};
 
-/// What all tags of YAML's own types begin with.
+/// The prefix of the tags of YAML's own types.
 const YAML: &str = "tag:yaml.org,2002:";
 
-/// Go's decoder does not look at the bits that are left over.
+/// Go's decoder ignores the bits that are left over.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -23,13 +23,13 @@ pub(super) enum Scalar {
     Null,
     Bool(bool),
     Int(i64),
-    /// Only above the largest `i64`.
+    /// Used only above the largest `i64`.
     Uint(u64),
     Float(f64),
     Text(String),
 }
 
-/// What plain text looks like.
+/// What a plain text looks like.
 enum Looks {
     Like(&'static str, Scalar),
     /// It stays text, and may be tagged as a time.
@@ -37,7 +37,7 @@ enum Looks {
     Text,
 }
 
-/// Whether a mapping's key asks for a merge.
+/// Whether a mapping's key stands for a merge.
 pub(super) fn is_merge(text: &str, plain: bool, tag: Option<&str>) -> bool {
     text == "<<" && (tag.map_or(plain, |t| t == "!" || t.strip_prefix(YAML) == Some("merge")))
 }
@@ -45,7 +45,7 @@ pub(super) fn is_merge(text: &str, plain: bool, tag: Option<&str>) -> bool {
 /// Resolves a scalar.
 ///
 /// # Errors
-/// The reason why it is not what its tag says.
+/// The reason why it does not fit its tag.
 pub(super) fn resolve(text: &str, plain: bool, tag: Option<&str>) -> Result<Scalar, String> {
     let wanted = match tag {
         None if plain => "",
@@ -53,7 +53,7 @@ pub(super) fn resolve(text: &str, plain: bool, tag: Option<&str>) -> Result<Scal
         Some(tag) => match tag.strip_prefix(YAML) {
             Some("binary") => return binary(text),
             Some(own @ ("bool" | "float" | "int" | "null" | "timestamp")) => own,
-            // `!!str`, `!`, and whatever else: none of them resolves.
+            // `!!str`, `!` and all other tags: the text is not resolved.
             _ => return Ok(Scalar::Text(text.into())),
         },
     };
@@ -69,13 +69,13 @@ pub(super) fn resolve(text: &str, plain: bool, tag: Option<&str>) -> Result<Scal
 fn binary(text: &str) -> Result<Scalar, String> {
     let packed: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
     let bytes = BASE64.decode(packed).map_err(|_| "a !!binary value that is no base64".to_owned())?;
-    // kubectl puts U+FFFD for each byte that is no UTF-8.
+    // kubectl replaces each byte that is not UTF-8 by U+FFFD.
     let text =
         String::from_utf8(bytes).map_err(|_| "a !!binary value that is no text, so JSON can't hold it".to_owned())?;
     Ok(Scalar::Text(text))
 }
 
-/// What untagged plain text would be. `times`: whether a time may be one.
+/// The value of plain text without a tag. `times`: whether it may be a time.
 fn looks(text: &str, times: bool) -> Looks {
     let float = |f| Looks::Like("float", Scalar::Float(f));
     match text {

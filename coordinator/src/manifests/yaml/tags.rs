@@ -1,16 +1,17 @@
-//! A guard before the parser: it does not survive a comma right after a tag, as in `[!!str, a]`.
+//! Guards the parser, which does not survive a comma right after a tag, as in `[!!str, a]`.
 
 use std::borrow::Cow;
 
 /// A text that the parser survives.
 pub(super) struct Guarded<'t> {
     pub(super) text: Cow<'t, str>,
-    /// What stands for some of its `!`.
+    /// The character that stands for some of its `!`.
     pub(super) mark: Option<char>,
 }
 
-/// Puts a character that the text does not have for each `!` that may begin a tag with a comma right after it. If it
-/// does, the mark begins plain text, which no `!` could. Anywhere else it is a part of text, and becomes `!` again.
+/// Replaces each `!` that may begin a tag with a comma right after it by a mark: a character that the text does not have. If the
+/// `!` did begin a tag, the mark begins plain text, which no `!` could. Anywhere else the mark is a part of text, and becomes `!`
+/// again.
 pub(super) fn guard(text: &str) -> Guarded<'_> {
     let marks: Vec<usize> =
         text.match_indices('!').filter(|(i, _)| comma_follows(&text.as_bytes()[i + 1..])).map(|(i, _)| i).collect();
@@ -29,7 +30,7 @@ pub(super) fn guard(text: &str) -> Guarded<'_> {
     Guarded { text: Cow::Owned(out), mark: Some(mark) }
 }
 
-/// Whether a comma ends the tag that `rest` follows the `!` of.
+/// Whether a comma ends the tag, where `rest` is the text after its `!`.
 fn comma_follows(rest: &[u8]) -> bool {
     let end = match rest {
         [b'<', ..] => rest.iter().position(|b| *b == b'>' || b.is_ascii_whitespace()).map_or(rest.len(), |end| end + 1),

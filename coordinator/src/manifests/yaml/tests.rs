@@ -180,7 +180,7 @@ fn depth_is_what_can_be_read_back() {
     assert!(parse(&"- ".repeat(100_000)).is_err());
     assert!(parse(&"[".repeat(1_000_000)).is_err());
     assert!(parse(&"{a: ".repeat(1_000_000)).is_err());
-    // Aliases nest, too.
+    // Nesting through aliases counts, too.
     let twice = format!("a: &a {}\nb: {}\n", nested(100), nested(100).replace("[]", "[*a]"));
     assert!(refused(&twice).reason.contains("deeper"));
 }
@@ -199,7 +199,7 @@ fn nothing_is_read_two_ways() {
 
 #[test]
 fn long_text_is_read_in_pieces() {
-    // The parser's buffer ends within a character, wherever that begins.
+    // With one of these shifts at least, the parser's buffer ends within a character.
     for shift in 0..4 {
         let text = format!("{}\u{1f600}\u{e4}\u{20ac}", "x".repeat(shift)).repeat(5000);
         assert_eq!(value(&format!("a: {text}\n")), json!({"a": text}));

@@ -1,6 +1,7 @@
-//! Times that go-yaml takes for one. They stay text; only the tag `!!timestamp` asks.
+//! Texts that go-yaml takes for times. They stay text; only the tag `!!timestamp` checks this.
 
-/// Whether a text is a time: a date, alone, with a time of day after a space, or with one and a zone after a `T`.
+/// Whether a text is a time: a date alone, a date with a time of day after a space, or a date with a time of day and a zone after a
+/// `T`.
 pub(super) fn is_timestamp(text: &str) -> bool {
     let Some((year, rest)) = digits(text, 4, 4).and_then(|(year, rest)| Some((year, rest.strip_prefix('-')?))) else {
         return false;
@@ -22,7 +23,7 @@ pub(super) fn is_timestamp(text: &str) -> bool {
     }
 }
 
-/// What follows a time of day.
+/// The rest of the text after a time of day.
 fn time_of_day(text: &str) -> Option<&str> {
     let (hour, rest) = digits(text, 1, 2)?;
     let (minute, rest) = digits(rest.strip_prefix(':')?, 1, 2)?;
@@ -51,7 +52,7 @@ fn is_zone(text: &str) -> bool {
     zone == Some(true)
 }
 
-/// A number of as many digits as there are, at most `most`, and what follows.
+/// A number of `least` to `most` digits, and the rest of the text.
 fn digits(text: &str, least: usize, most: usize) -> Option<(u32, &str)> {
     let len = text.bytes().take(most).take_while(u8::is_ascii_digit).count();
     if len < least {

@@ -1,4 +1,5 @@
-//! Runs that are opened before it is known what they read or write: opened, filled, finished. For the role `operator` alone.
+//! Runs that are opened before it is known what they read or write. They are opened, filled, and finished. Only the role `operator`
+//! may do so.
 
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
@@ -18,7 +19,7 @@ use crate::runs::view::{Feed, Kind, Outcome};
 use crate::runs::{Reply, RunEvent};
 use crate::{Coordinator, backup, restore, skipped};
 
-/// Bytes of a request's id.
+/// The most bytes of a request's id.
 const REQUEST_ID_MAX: usize = 256;
 
 impl Service {
@@ -125,7 +126,7 @@ impl Service {
         Ok(run_events::run(&feed.now()))
     }
 
-    /// A run that an operator may fill, and what it is now.
+    /// A run that an operator may fill, and its present view.
     fn opened(&self, peer: &Peer, run: &[u8]) -> Result<(RunId, Feed), Status> {
         may(peer, Action::Orchestrate, None)?;
         let id = Self::run_id(run)?;
@@ -133,7 +134,7 @@ impl Service {
         Ok((id, feed))
     }
 
-    /// Tells a run something, and waits for what becomes of it.
+    /// Sends an event to a run, and waits for the answer.
     async fn ask(
         &self,
         run: &RunId,
@@ -155,7 +156,7 @@ impl Service {
         match answer.await {
             Ok(Ok(())) if told => Ok(run_events::run(&feed.now())),
             Ok(Err(why)) => Err(Status::failed_precondition(why)),
-            // It ended meanwhile, or waits: what it says now tells.
+            // The run ended meanwhile, or it waits: its outcome shows which.
             _ => match feed.now().outcome {
                 Some(Outcome::Failed(status)) => Err(status),
                 _ => Err(Status::unavailable("the run does not take it now: ask again")),
@@ -235,11 +236,11 @@ impl Service {
     }
 }
 
-/// What became of a run that an earlier coordinator led to its end.
+/// The end of a run under an earlier coordinator.
 enum Past {
-    /// It made this point.
+    /// It made this restore point.
     Point(String),
-    /// It is over, and ended so.
+    /// It is over, with this outcome.
     Over(ended::Outcome),
 }
 

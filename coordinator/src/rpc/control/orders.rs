@@ -1,4 +1,4 @@
-//! Orders, as they come over the wire: what is asked for, checked before anything is done.
+//! Orders as they come over the wire: they are read and checked before anything is done.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ use crate::{Shared, backup, manifests, restore, skipped};
 
 /// The longest lock that an order may ask for, unless the repository's own is longer.
 const LOCK_MAX: Duration = Duration::from_secs(365 * 86_400);
-/// Bytes of a host's name (RFC 1035: 253 characters).
+/// The most bytes of a host's name (RFC 1035: 253 characters).
 const HOST_MAX: usize = 253;
 
 pub(super) fn bad(e: &(dyn std::error::Error + 'static)) -> Status {
     Status::invalid_argument(e.to_string())
 }
 
-/// The application that is meant.
+/// The application that an order names.
 pub(super) fn application(name: &str, cluster: &str, namespace: &str, own: &ClusterId) -> Result<AppId, Status> {
     let cluster = if cluster.is_empty() { own.clone() } else { cluster.parse().map_err(|e| bad(&e))? };
     let namespace = Some(namespace).filter(|n| !n.is_empty());
@@ -32,7 +32,7 @@ pub(super) fn application(name: &str, cluster: &str, namespace: &str, own: &Clus
     Ok(AppId { cluster, namespace, name: name.parse().map_err(|e| bad(&e))? })
 }
 
-/// What a backup is to do. `trusted`: who orders may name what is read, and where.
+/// Reads the order of a backup. `trusted`: the one who orders may name what is read, and where.
 pub(super) fn backup_order(
     o: control::BackupOrder,
     shared: &Shared,
@@ -60,7 +60,7 @@ pub(super) fn backup_order(
     });
     Level::new(o.level).map_err(|e| bad(&e))?;
     let most = LOCK_MAX.max(repository.config.lock.period);
-    // Where the one who orders is not the one who answers for the bucket: compliance can't be taken back.
+    // Where the one who orders is not responsible for the bucket: a lock in compliance mode can't be undone.
     if !shared.inventory.trusts_orders() && o.lock_seconds > most.as_secs() {
         let what = format!("a lock of {} s: a coordinator takes at most {} s", o.lock_seconds, most.as_secs());
         return Err(Status::invalid_argument(what));
@@ -99,7 +99,7 @@ pub(super) fn target(t: control::Target) -> Result<restore::TargetSpec, Status> 
     Ok(restore::TargetSpec { name, path: t.path, node, stream: t.stream })
 }
 
-/// What a restore is to do.
+/// Reads the order of a restore.
 pub(super) fn restore_order(r: control::RestoreRequest, own: &ClusterId) -> Result<restore::Order, Status> {
     let cluster = if r.cluster.is_empty() { own.clone() } else { r.cluster.parse().map_err(|e| bad(&e))? };
     let namespace = Some(r.namespace.as_str()).filter(|n| !n.is_empty());
@@ -117,7 +117,7 @@ pub(super) fn restore_order(r: control::RestoreRequest, own: &ClusterId) -> Resu
     })
 }
 
-/// What is stored as manifests are manifests, and as many as were announced: nobody could restore others.
+/// Checks that the lines are manifests, and that there are as many as announced: others could not be restored.
 pub(super) fn check_manifests(lines: &[u8], announced: u32) -> Result<(), Status> {
     let objects = manifests::decode(lines)
         .map_err(|line| Status::invalid_argument(format!("line {line} of the manifests is no Kubernetes object")))?;

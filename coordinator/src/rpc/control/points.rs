@@ -1,4 +1,4 @@
-//! Restore points, for whoever may see them: in pieces, since a repository may have many.
+//! Restore points for callers who may see them. They are sent in pieces, since a repository may have many.
 
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
@@ -10,7 +10,7 @@ use super::{Events, Service, may};
 use crate::points::{self, Filter, Verification};
 use crate::rpc::status;
 
-/// Points, and names of objects, in one message: well below what a message may have.
+/// Points, or names of objects, in one message: well below the size that a message may have.
 const POINTS_PIECE: usize = 256;
 const OBJECTS_PIECE: usize = 2048;
 
@@ -64,7 +64,7 @@ impl Service {
             may(peer, Action::View, None)?;
         }
         if r.set_aside {
-            // It changes what all later backups may refer to.
+            // Setting packs aside changes what all later backups may refer to.
             may(peer, Action::Backup, None)?;
         }
         let coordinator = self.0.one(&r.repository).map_err(|e| status::no_repository(&e))?;

@@ -1,5 +1,5 @@
-//! Accepts connections of those who have a certificate. Who connects and says nothing takes nobody's place: when too many handshakes
-//! are under way, the oldest of the address that has most of them is given up.
+//! Accepts connections of peers that have a certificate. A peer that connects and sends nothing takes nobody's place: when too many
+//! handshakes are under way, the oldest one of the address that has the most is given up.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -18,15 +18,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::connection::Connection;
 use super::connections::{Connections, count_refused};
 
-/// Connections that were accepted and have shown a certificate.
+/// Connections that were accepted and whose peer has shown a certificate.
 pub type Secured = Connection<tokio_rustls::server::TlsStream<TcpStream>>;
 
-/// Of refused connections one is logged in so long a time: whoever makes thousands must not fill the log.
+/// At most one refused connection is logged in this time: thousands of them must not fill the log.
 const LOG_EVERY: Duration = Duration::from_secs(1);
-/// How long to wait when the system gives no more connections.
+/// How long to wait when the system accepts no more connections.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Accepts connections of those who have a certificate, and logs those who have none. Those that are open end when their certificate
+/// Accepts connections of peers that have a certificate, and logs those that have none. Open connections end when their certificate
 /// does.
 pub fn accept(
     listener: TcpListener,
@@ -44,7 +44,7 @@ pub fn accept(
                 connection = listener.accept() => match connection {
                     Ok(connection) => connection,
                     Err(e) => {
-                        // Too many open files, mostly: it passes.
+                        // Usually there are too many open files, and that passes.
                         tracing::warn!(error = %e, "can't accept a connection");
                         tokio::time::sleep(PAUSE).await;
                         continue;
@@ -63,12 +63,12 @@ pub fn accept(
                 let secured = handshake(connection, from, &credentials, &connections).await;
                 over.end(number);
                 match secured {
-                    // The server has ended, if nobody takes it.
+                    // If the receiver is gone, the server has ended.
                     Ok(connection) => drop(sender.send(Ok(connection)).await),
                     Err(why) => log.refused(from, &why),
                 }
             });
-            // It may have ended already.
+            // The handshake may have ended already.
             begun.known_as(from, task.abort_handle());
         }
     });
@@ -89,14 +89,14 @@ async fn handshake(
     Ok(Connection::remote(accepted.stream, entry))
 }
 
-/// Those under way, oldest first.
+/// The handshakes under way, oldest first.
 #[derive(Default)]
 struct Handshakes(Mutex<Pending>);
 
 #[derive(Default)]
 struct Pending {
     last: u64,
-    /// `None`: begun, and not known yet how to stop it.
+    /// `None`: the handshake has begun, and its task is not known yet.
     under_way: BTreeMap<u64, Option<(SocketAddr, AbortHandle)>>,
 }
 
@@ -122,7 +122,7 @@ impl Handshakes {
         self.pending().under_way.remove(&number);
     }
 
-    /// Gives one up where there are `most`. Returns whose.
+    /// If `most` handshakes are under way, gives one up. Returns its address.
     fn make_room(&self, most: usize) -> Option<SocketAddr> {
         let mut pending = self.pending();
         if pending.under_way.len() < most {
@@ -132,7 +132,7 @@ impl Handshakes {
         for (number, (from, _)) in pending.under_way.iter().filter_map(|(n, p)| Some((n, p.as_ref()?))) {
             by_address.entry(from.ip()).or_insert((0, *number)).0 += 1;
         }
-        // The first number of an address is its oldest.
+        // The first number that is seen of an address is its oldest.
         let (_, oldest) = *by_address.values().max_by_key(|(count, _)| *count)?;
         let (from, task) = pending.under_way.remove(&oldest)??;
         task.abort();
@@ -148,7 +148,7 @@ impl Begun<'_> {
     }
 }
 
-/// What was refused, without a line for each.
+/// Counts refused connections, so that not each of them needs a line in the log.
 #[derive(Default)]
 struct Log(Mutex<Option<(Instant, u64)>>);
 
@@ -189,7 +189,7 @@ mod tests {
         handshakes.end(second);
         assert_eq!(handshakes.make_room(2), None);
         assert!(!honest.is_finished());
-        // One that ended before it was known how to stop it is no longer there.
+        // A handshake that ended before its task was known is no longer in the table.
         let (number, begun) = handshakes.begin();
         handshakes.end(number);
         begun.known_as(([10, 0, 0, 3], 1).into(), honest.abort_handle());

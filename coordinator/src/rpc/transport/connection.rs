@@ -1,4 +1,4 @@
-//! Connections that know who is at their other end, so that every call does.
+//! Connections that know their peer, so that every call knows its caller.
 
 use std::io;
 use std::pin::Pin;
@@ -16,12 +16,12 @@ use super::connections::{Caller, Entry};
 pub struct Connection<IO> {
     io: IO,
     caller: Caller,
-    /// Of one that can end: its place in the table, and its end.
+    /// For a connection that can be ended: its place in the table, and the signal of its end.
     open: Option<(Entry, Pin<Box<WaitForCancellationFutureOwned>>)>,
 }
 
 impl<IO> Connection<IO> {
-    /// From within this process.
+    /// A connection from within this process.
     pub fn local(io: IO) -> Self {
         Self { io, caller: Caller::local(), open: None }
     }
@@ -63,16 +63,16 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
     }
 }
 
-/// Who calls, over which connection.
+/// The caller, with its connection.
 ///
 /// # Errors
-/// For a connection that nobody vouches for.
+/// If nothing proves who is at the other end of the connection.
 pub fn caller_of<T>(request: &Request<T>) -> Result<Caller, Status> {
     let nobody = || Status::unauthenticated("the connection does not say who you are");
     request.extensions().get::<Caller>().cloned().ok_or_else(nobody)
 }
 
-/// Who calls.
+/// The peer that calls.
 ///
 /// # Errors
 /// As [`caller_of`].

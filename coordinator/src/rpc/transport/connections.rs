@@ -1,4 +1,4 @@
-//! The connections that are open: whose they are, what they take, and when they are over.
+//! The open connections: whose they are, what they use, and when they end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -16,12 +16,12 @@ use tonic::Status;
 
 use super::limits::{Account, Limits};
 
-/// How often it is looked whose time is up.
+/// How often connections are checked for their end.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a connection that is over has to say so.
+/// How long a connection stays open after its end was decided, so that its calls can be answered.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Counts what was refused.
+/// Counts a refusal, by its kind.
 pub(super) fn count_refused(what: &'static str) {
     metrics::counter!("milkrun_refused_total", "what" => what).increment(1);
 }
@@ -34,7 +34,7 @@ struct Shared {
     limits: Limits,
     table: Mutex<Table>,
     all: Load,
-    /// Whatever was ever named as revoked: a list that is lost by accident brings nobody back.
+    /// All certificates that were ever named as revoked: if the list is lost by accident, they stay revoked.
     revoked: Mutex<RevocationLists>,
 }
 
@@ -45,7 +45,7 @@ struct Table {
     peers: HashMap<String, Arc<Load>>,
 }
 
-/// What somebody takes.
+/// The use of a connection, a peer, or all peers.
 #[derive(Default)]
 struct Load {
     connections: AtomicUsize,
@@ -53,7 +53,7 @@ struct Load {
     orders: AtomicU64,
 }
 
-/// What bytes are counted for.
+/// The kinds of calls whose bytes are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
     /// A request.
@@ -87,56 +87,56 @@ struct Open {
     peer: Arc<Load>,
     calls: Mutex<Calls>,
     why: OnceLock<String>,
-    /// It is over, and whoever is in a call is told why.
+    /// The end was decided: calls under way get the reason.
     ending: CancellationToken,
-    /// Nothing is read from it any more.
+    /// Nothing more is read from it.
     closed: CancellationToken,
     shared: std::sync::Weak<Shared>,
 }
 
 struct Calls {
     open: usize,
-    /// Since when there is none.
+    /// Since when there was no call.
     idle_since: Instant,
 }
 
-/// Why a connection is not taken.
+/// Why a connection is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedConnection {
-    /// Too many in all.
+    /// Too many connections are open in all.
     #[error("{0} connections are open: no more are taken")]
     Full(usize),
-    /// Its certificate was revoked, whatever the list says now.
+    /// Its certificate was revoked, even if the list does not say so any more.
     #[error("the certificate {0} was revoked")]
     Revoked(Serial),
-    /// Too many of this peer.
+    /// This peer has too many connections open.
     #[error("{peer} has {open} connections open, and gets no more")]
     PeerFull {
-        /// Whose.
+        /// The peer.
         peer: String,
-        /// How many it has.
+        /// How many it has open.
         open: usize,
     },
 }
 
-/// Who calls, over which connection.
+/// The caller, with its connection.
 #[derive(Clone)]
 pub struct Caller(Inner);
 
 #[derive(Clone)]
 enum Inner {
-    /// From within this process: nothing is bounded, nothing ends.
+    /// A caller from within this process: it has no limits and no end.
     Local,
     Remote(Arc<Open>),
 }
 
-/// An open connection's place in the table, until it is dropped.
+/// The place of an open connection in the table, until this is dropped.
 pub(super) struct Entry(Arc<Open>);
 
 /// A call under way.
 pub(super) struct Call(Option<Arc<Open>>);
 
-/// Bytes that are counted as long as this lives.
+/// Bytes that count until this is dropped.
 pub(super) struct Charge {
     open: Arc<Open>,
     of: Of,
@@ -148,20 +148,20 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Connections {
-    /// None yet.
+    /// A table without connections.
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(Shared { limits, table: Mutex::default(), all: Load::default(), revoked: Mutex::default() }))
     }
 
-    /// The bounds.
+    /// The limits.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
 
-    /// A connection has shown its certificate.
+    /// Adds a connection whose peer has shown its certificate.
     ///
     /// # Errors
-    /// [`RefusedConnection`] when there are too many.
+    /// [`RefusedConnection`] when there are too many, or when the certificate was revoked.
     pub(super) fn admit(&self, certificate: Certificate, from: SocketAddr) -> Result<Entry, RefusedConnection> {
         let limits = &self.0.limits;
         if held(&self.0.revoked).contains(&certificate.serial) {
@@ -204,7 +204,7 @@ impl Connections {
         Ok(Entry(open))
     }
 
-    /// Ends connections whose certificate ended or was revoked, and those that nobody uses, for as long as anybody serves.
+    /// Ends connections that nobody uses, or whose certificate expired or was revoked. Goes on as long as there is a server.
     pub(super) async fn watch(self, credentials: Credentials) {
         let mut there = false;
         loop {
@@ -218,7 +218,7 @@ impl Connections {
                     there = !lists.is_empty();
                     held(&self.0.revoked).extend(&lists);
                 }
-                // New connections are refused for it, with the reason; those that are open stay bound by the list before.
+                // New connections are refused with this error as the reason; for open ones, the last list still counts.
                 Err(e) => {
                     tracing::error!(reason = milkrun_repository::point::catalog::chain(&e), "revoked certificates")
                 }
@@ -256,7 +256,7 @@ fn show(table: &Table) {
 }
 
 impl Open {
-    /// Tells whoever is in a call, and closes it a moment later.
+    /// Gives the reason to all calls under way, and closes the connection a moment later.
     fn end(self: &Arc<Self>, why: String) {
         tracing::warn!(peer = %self.certificate.peer, from = %self.from, since = %self.since, why, "a connection is ended");
         let _ = self.why.set(why);
@@ -274,7 +274,7 @@ impl Entry {
         Caller(Inner::Remote(self.0.clone()))
     }
 
-    /// Fires once nothing is to be read from it any more.
+    /// Fires once nothing more is to be read from it.
     pub(super) fn closed(&self) -> CancellationToken {
         self.0.closed.clone()
     }
@@ -286,7 +286,7 @@ impl Drop for Entry {
         let mut table = held(&shared.table);
         table.open.remove(&self.0.number);
         if self.0.peer.connections.fetch_sub(1, Ordering::Relaxed) == 1 && Arc::strong_count(&self.0.peer) == 2 {
-            // Ours, and the table's: nothing of this peer is counted any more.
+            // Two references are left, this one and the table's: nothing of this peer counts any more.
             table.peers.remove(&self.0.certificate.peer.to_string());
         }
         show(&table);
@@ -294,12 +294,12 @@ impl Drop for Entry {
 }
 
 impl Caller {
-    /// From within this process.
+    /// A caller from within this process.
     pub(super) fn local() -> Self {
         Self(Inner::Local)
     }
 
-    /// Who.
+    /// The peer.
     pub fn peer(&self) -> Peer {
         match &self.0 {
             Inner::Local => Peer::Local,
@@ -307,7 +307,7 @@ impl Caller {
         }
     }
 
-    /// From where, and with which certificate; for logs.
+    /// Its address and certificate, for logs.
     pub fn whence(&self) -> String {
         match &self.0 {
             Inner::Local => "this process".into(),
@@ -349,7 +349,7 @@ impl Drop for Call {
 }
 
 impl Call {
-    /// Something to count the call's bytes with; `None` for one that is not bounded.
+    /// A charge to count the call's bytes with; `None` for a call without limits.
     pub(super) fn charge(&self, of: Of) -> Option<Charge> {
         self.0.clone().map(|open| Charge { open, of, bytes: 0 })
     }
@@ -368,7 +368,7 @@ impl Charge {
     /// Counts more bytes.
     ///
     /// # Errors
-    /// Which bound they would break.
+    /// The limit that they would exceed.
     pub(super) fn add(&mut self, bytes: u64) -> Result<(), Status> {
         let Some(shared) = self.open.shared.upgrade() else { return Ok(()) };
         let account = self.of.account(&shared.limits);
@@ -436,7 +436,7 @@ mod tests {
         assert!(matches!(admit(&a), Err(RefusedConnection::PeerFull { .. })));
         let (b1, _c1) = (admit(&b).unwrap(), admit(&c).unwrap());
         assert!(matches!(admit(&b), Err(RefusedConnection::Full(4))));
-        // Bytes: of a connection, of a peer, in all.
+        // The limits on bytes: of a connection, of a peer, in all.
         let charge = |e: &Entry| e.caller().call().charge(Of::Requests).unwrap();
         let (mut first, mut second, mut other) = (charge(&a1), charge(&a2), charge(&b1));
         first.add(90).unwrap();
@@ -445,7 +445,7 @@ mod tests {
         assert!(second.add(20).unwrap_err().message().contains("of you"));
         assert!(other.add(70).unwrap_err().message().contains("all together"));
         other.add(60).unwrap();
-        // What is over is counted no longer, even where its connection is gone.
+        // Finished calls don't count any more, even if their connection is gone.
         drop((a1, a2, first, second));
         other.add(40).unwrap();
         let again = admit(&a).unwrap();
@@ -475,7 +475,7 @@ mod tests {
         Authority::open(folder.path()).unwrap().revoke("agent-revoked").unwrap();
         assert!(entries[2].caller().ended().await.message().contains("was revoked"));
         assert!(began.elapsed() < Duration::from_secs(5));
-        // A list that is lost brings nobody back.
+        // If the list is lost, the certificate stays revoked.
         std::fs::remove_file(folder.path().join("coordinator-c/ca.crl")).unwrap();
         tokio::time::sleep(LOOK_EVERY * 2).await;
         let again = connections.admit(revoked, HERE.into());

@@ -1,5 +1,5 @@
-//! Counts each call: its bytes as they arrive, and the call itself until its answer has ended. A request that does not arrive in time, or
-//! that is more than its caller may have under way, fails; nobody else's does.
+//! Counts each call: its bytes as they arrive, and the call itself until its answer has ended. A request fails if it does not
+//! arrive in time, or if its caller has too much under way. Requests of others do not fail for that.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,15 +29,15 @@ impl<S> Layer<S> for GateLayer {
 #[derive(Clone, Debug)]
 pub(crate) struct Gate<S>(S);
 
-/// A session stays open, and its messages are bounded where they are handled.
+/// A session stays open, and its messages are limited where they are handled.
 const SESSION: &str = "/milkrun.agent.v1.Session/Attach";
-/// An order brings manifests.
+/// An order carries manifests.
 const ORDER: &str = "/milkrun.control.v1.Control/Backup";
 
-/// What is counted of a call, until neither its request nor its answer is needed any more.
+/// The counted parts of a call. They count until neither its request nor its answer is needed any more.
 type Counted = Arc<(Call, Mutex<Option<Charge>>)>;
 
-/// What a call brought is counted as long as this lives: for a service that keeps it beyond the call.
+/// The bytes of a call count as long as this lives. It is for a service that keeps them beyond the call.
 #[derive(Clone)]
 pub(crate) struct Kept(#[expect(dead_code, reason = "dropped, not read")] Counted);
 
@@ -56,7 +56,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let Some(caller) = request.extensions().get::<Caller>().cloned() else {
-            // The services refuse it.
+            // The services refuse a request without a caller.
             return Box::pin(self.0.call(request));
         };
         let call = caller.call();
@@ -81,7 +81,7 @@ where
     }
 }
 
-/// A request on its way to us.
+/// A request that is arriving.
 struct Arriving {
     inner: Body,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -125,7 +125,7 @@ impl HttpBody for Arriving {
     }
 }
 
-/// An answer on its way to whoever called.
+/// An answer that is being sent to the caller.
 struct Answering {
     inner: Body,
     _counted: Counted,

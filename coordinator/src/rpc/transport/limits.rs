@@ -1,8 +1,8 @@
-//! What connections may take. Each bound is far above what agents and people need, and far below what would hurt.
+//! Limits on what connections may use. Each limit is far above what agents and people need, and far below what would do harm.
 
 use std::time::Duration;
 
-/// The bounds.
+/// The limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Handshakes at once.
@@ -15,7 +15,7 @@ pub struct Limits {
     pub connections_of_user: usize,
     /// Bytes of requests that are under way.
     pub requests: Account,
-    /// The same of orders, with their manifests.
+    /// Bytes of orders that are under way, with their manifests.
     pub orders: Account,
     /// How long a request may take to arrive.
     pub request_time: Duration,
@@ -25,7 +25,7 @@ pub struct Limits {
     pub idle: Duration,
 }
 
-/// A bound on bytes: for each connection, for all connections of a peer, for all peers.
+/// A limit on bytes: for each connection, for all connections of a peer, for all peers.
 #[derive(Clone, Copy, Debug)]
 pub struct Account {
     /// Of one connection.
@@ -36,19 +36,19 @@ pub struct Account {
     pub in_all: u64,
 }
 
-/// Calls that one connection may have open at once (HTTP/2's `MAX_CONCURRENT_STREAMS`). An agent has a few for each of its volumes; grants that wait must never
-/// keep the seals out that they wait for.
+/// Calls that one connection may have open at once (HTTP/2's `MAX_CONCURRENT_STREAMS`). An agent has a few for each of its volumes.
+/// Grants that wait for seals must never keep those seals from getting through.
 pub const STREAMS_MAX: u32 = 1024;
-/// Bytes of one call that may be on their way to us before they are read.
+/// Bytes of one call that may be in flight to this process before they are read.
 pub const STREAM_WINDOW: u32 = 1 << 20;
-/// The same of all calls of one connection.
+/// The same for all calls of one connection together.
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
-/// Bytes of one request at most. The longest tells of a pack that is full of what compresses to next to nothing: 335,000 slots of 45 bytes in
-/// 32 MiB. An agent has eight packs on their way.
+/// The most bytes of one request. The longest one reports on a pack that is full of highly compressible chunks: 335,000 slots of 45
+/// bytes in 32 MiB. An agent has eight packs on their way.
 pub const REQUEST_BYTES_MAX: usize = 20 << 20;
 /// Bytes of one message of an agent's session.
 pub const SESSION_MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// Open files that are kept for the store, the inventory and the like.
+/// Open files that are reserved for the store, the inventory and the like.
 const FILES_SPARED: u64 = 256;
 
 impl Default for Limits {
@@ -68,7 +68,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// With as many connections as the system lets this process open, after asking it for as many as it lets anybody.
+    /// Limits with as many connections as the system lets this process open. The process first asks for the highest number that it
+    /// may have.
     pub fn of_process() -> Self {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
         let limits = Self::default();
