@@ -32,7 +32,7 @@ impl Key {
         const KIB: u64 = 1 << 10;
         const MIB: u64 = 1 << 20;
         match self.0.split_once('/').map_or(self.0.as_str(), |(folder, _)| folder) {
-            // 32 MiB by default, and never more than a slot's offset can address for many chunks.
+            // A pack is sealed at 32 MiB. The rest is room for a larger size in later versions.
             "packs" => 512 * MIB,
             // Volumes with their notes. The commit refuses a longer one.
             "points" => 4 * MIB,
