@@ -25,6 +25,9 @@ use crate::journal::{Journal, JournalError, Left};
 
 /// How long the store may take to write a record; after that, the record is written together with the next one.
 const NOTE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the store may take to write the end of a restore. Whoever ordered it waits so long: a restore of hours is not called
+/// failed because the store has a bad moment. The store's own retries take about a minute.
+const END_LIMIT: Duration = Duration::from_secs(60);
 /// How often writing the end of a restore is tried again.
 const END_EVERY: Duration = Duration::from_secs(10);
 
@@ -226,7 +229,7 @@ impl Progress {
         let Some(journal) = &self.journal else { return true };
         // This comes first, and does not depend on the journal: somebody may have taken the journal's next key.
         let ended = ended::write(&self.repository, &self.run, outcome);
-        if !matches!(tokio::time::timeout(NOTE_LIMIT, ended).await, Ok(Ok(()))) {
+        if !matches!(tokio::time::timeout(END_LIMIT, ended).await, Ok(Ok(()))) {
             return false;
         }
         journal.note(Record::Ended);
