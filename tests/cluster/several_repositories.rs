@@ -39,7 +39,7 @@ applications:
         fs::write(at("till.img"), noise(SIZE, 2)).unwrap();
         let directory = dr_folder.path().join("repository").display().to_string();
         c.agent_args.extend(["--repository-directory".into(), directory]);
-        c.agent_args.extend(["--limit-upload".into(), "24MiB".into(), "--memory".into(), "64MiB".into()]);
+        c.agent_args.extend(["--limit-upload".into(), "8MiB".into(), "--memory".into(), "64MiB".into()]);
         Self { c, dr, _dr_folder: dr_folder }
     }
 
@@ -135,7 +135,7 @@ fn the_next_leader_goes_on_with_the_runs_of_all() {
     w.order("shop", "prod");
     w.order("till", "dr");
     wait_for("some progress", || {
-        let moving = |r: &serde_json::Value| r["volumes"][0]["done_bytes"].as_u64().is_some_and(|n| n > 32 << 20);
+        let moving = |r: &serde_json::Value| r["volumes"][0]["done_bytes"].as_u64().is_some_and(|n| n > 8 << 20);
         w.c.runs().iter().any(moving).then_some(())
     });
     first.signal(Signal::SIGKILL);

@@ -20,8 +20,6 @@ const PACKAGES: [(&str, &str); 8] = [
 ];
 /// A second, independent S3 server.
 const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
-/// Tests of one program that run at once.
-const TEST_THREADS: &str = "4";
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
 /// Programs from PyPI, as (package, program).
@@ -206,10 +204,6 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
         if let Some(program) = program {
             command.env(variable, program);
         }
-    }
-    // Most of them wait for timers and for each other's processes: two cores run four well.
-    if std::env::var_os("RUST_TEST_THREADS").is_none() {
-        command.env("RUST_TEST_THREADS", TEST_THREADS);
     }
     if bless {
         command.env("INSTA_UPDATE", "unseen").env("MILKRUN_BLESS", "1");
