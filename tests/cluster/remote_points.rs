@@ -68,4 +68,18 @@ fn points_are_listed_shown_and_verified_through_a_coordinator() {
     assert!(found.json()["set_aside"].as_u64().unwrap() > 0, "{}", found.out);
     let again = c.repository().run(["backup", "till", "--volume", &volume, "--json"]).ok().json();
     assert_eq!(again["volumes"][0]["new_bytes"], 3 << 20, "{again}");
+
+    // More objects that are no points than one message holds: all of them are named.
+    const PLANTED: usize = 600;
+    let of_an_application = fs::read_dir(c.folder().join("repository/points")).unwrap().next().unwrap().unwrap().path();
+    let root = fs::read_dir(&of_an_application).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    for n in 0..PLANTED {
+        let name = format!("{}{n:04x}", &root[..root.len() - 4]);
+        fs::write(of_an_application.join(name), "rubbish").unwrap();
+    }
+    let listed = c.run(&["points", "--json"]).ok().json();
+    assert!(listed["refused"].as_array().unwrap().len() >= PLANTED, "{listed}");
+    let found = c.run(&["verify", "--json"]);
+    assert_eq!(found.code, Some(3), "{found:?}");
+    assert!(found.json()["findings"].as_array().unwrap().len() >= PLANTED, "{}", found.out);
 }

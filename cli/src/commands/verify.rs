@@ -43,7 +43,12 @@ pub(crate) async fn run(a: args::Verify, global: &Global) -> Result<Exit, CliErr
                 data_percent: a.data.unwrap_or(0).into(),
                 set_aside: a.set_aside,
             };
-            driver.control.verify(request).await?.into_inner()
+            let mut replies = driver.control.verify(request).await?.into_inner();
+            let mut report = replies.message().await?.unwrap_or_default();
+            while let Some(more) = replies.message().await? {
+                report.findings.extend(more.findings);
+            }
+            report
         }
     };
     let exit = print_report(&report, read_data, global);

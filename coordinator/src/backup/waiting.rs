@@ -1,6 +1,5 @@
 //! Orders that wait for their turn: `leases/waiting/<run>`, sealed in an envelope. The body is the wanted parent and a journal's
 //! `Begin` record. A leader that takes over lets them wait on. The order has no time; the point's time is set when the run starts.
-//! takes over lets them wait on. The order has no time; the point's time is set when the run starts.
 
 use std::collections::HashMap;
 

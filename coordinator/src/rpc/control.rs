@@ -74,6 +74,7 @@ impl Control for Service {
     type WatchRunStream = Events<control::Run>;
     type ListPointsStream = Events<control::ListPointsReply>;
     type ShowPointStream = Events<control::ShowPointReply>;
+    type VerifyStream = Events<control::VerifyReply>;
 
     async fn backup(
         &self,
@@ -247,9 +248,9 @@ impl Control for Service {
         self.show(&peer, request.into_inner()).await
     }
 
-    async fn verify(&self, request: Request<control::VerifyRequest>) -> Result<Response<control::VerifyReply>, Status> {
+    async fn verify(&self, request: Request<control::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
         let peer = peer_of(&request)?;
-        self.prove(&peer, request.into_inner()).await.map(Response::new)
+        self.prove(&peer, request.into_inner()).await
     }
 
     async fn list_agents(

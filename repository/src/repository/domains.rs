@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Repository;
+use super::renew::by_key;
 use crate::clock::Moment;
 use crate::id::{AppHash, DomainId};
 use crate::keys::domain::{Domain, DomainError};
@@ -123,15 +124,9 @@ impl Repository {
     /// The newest keys of an application.
     async fn newest_domain(&self, app: &AppHash) -> Result<Option<Domain>, Failure> {
         let listed = versions_checked(&*self.store, &Key::domains(Some(app))).await?;
-        let mut by_key: Vec<(Key, Vec<Listed>)> = Vec::new();
-        for l in listed.into_iter().filter(|l| l.key.parse_domain().is_some()) {
-            match by_key.last_mut() {
-                Some((key, of_key)) if *key == l.key => of_key.push(l),
-                _ => by_key.push((l.key.clone(), vec![l])),
-            }
-        }
+        let of_domains = by_key(listed.into_iter().filter(|l| l.key.parse_domain().is_some()));
         let mut unreadable = None;
-        for (key, of_key) in by_key.iter().rev() {
+        for (key, of_key) in of_domains.iter().rev() {
             match self.oldest(key, of_key).await {
                 Ok(Some((domain, _))) => return Ok(Some(domain)),
                 Ok(None) => {}

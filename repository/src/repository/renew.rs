@@ -165,7 +165,8 @@ impl Repository {
     }
 }
 
-fn by_key(listed: Vec<Listed>) -> Vec<(Key, Vec<Listed>)> {
+/// The listed versions of each key. A listing has those of one key beside each other.
+pub(super) fn by_key(listed: impl IntoIterator<Item = Listed>) -> Vec<(Key, Vec<Listed>)> {
     let mut out: Vec<(Key, Vec<Listed>)> = Vec::new();
     for l in listed {
         match out.last_mut() {

@@ -10,7 +10,8 @@ use super::{Events, Service, may};
 use crate::points::{self, Filter, Verification};
 use crate::rpc::status;
 
-/// Points, or names of objects, in one message: well below the size that a message may have.
+/// Points, findings or names of objects in one message: well below the size that a message may have. A bucket may be full of what
+/// is no point, and a finding names every point that it damages.
 const POINTS_PIECE: usize = 256;
 const OBJECTS_PIECE: usize = 2048;
 
@@ -33,10 +34,12 @@ impl Service {
         }
         let listed = points::list(&coordinator, &filter, peer).await.map_err(|f| status::failure(&f))?;
         let control::ListPointsReply { points, refused, notes } = listed;
-        let pieces: Vec<_> = points.chunks(POINTS_PIECE).map(<[control::Point]>::to_vec).collect();
-        let first = control::ListPointsReply { points: Vec::new(), refused, notes };
-        let rest = pieces.into_iter().map(|points| control::ListPointsReply { points, ..Default::default() });
-        let replies = std::iter::once(first).chain(rest).map(Ok);
+        let first = control::ListPointsReply { notes, ..Default::default() };
+        let points = pieces(points, POINTS_PIECE).into_iter();
+        let points = points.map(|points| control::ListPointsReply { points, ..Default::default() });
+        let refused = pieces(refused, POINTS_PIECE).into_iter();
+        let refused = refused.map(|refused| control::ListPointsReply { refused, ..Default::default() });
+        let replies = std::iter::once(first).chain(points).chain(refused).map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
     }
 
@@ -52,14 +55,18 @@ impl Service {
         let selector = selector(&r.selector, &r.cluster, &r.namespace, &coordinator)?;
         let shown = points::show(&coordinator, &selector, &r.selector, peer).await;
         let (detail, objects) = shown.map_err(|e| status::points(&e))?;
-        let pieces: Vec<_> = objects.chunks(OBJECTS_PIECE).map(<[control::ObjectName]>::to_vec).collect();
         let first = control::ShowPointReply { detail: Some(detail), objects: Vec::new() };
-        let rest = pieces.into_iter().map(|objects| control::ShowPointReply { detail: None, objects });
+        let rest =
+            pieces(objects, OBJECTS_PIECE).into_iter().map(|objects| control::ShowPointReply { detail: None, objects });
         let replies = std::iter::once(first).chain(rest).map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
     }
 
-    pub(super) async fn prove(&self, peer: &Peer, r: control::VerifyRequest) -> Result<control::VerifyReply, Status> {
+    pub(super) async fn prove(
+        &self,
+        peer: &Peer,
+        r: control::VerifyRequest,
+    ) -> Result<Response<Events<control::VerifyReply>>, Status> {
         if !peer.may_some(Action::View) {
             may(peer, Action::View, None)?;
         }
@@ -77,8 +84,16 @@ impl Service {
             data_percent: u8::try_from(r.data_percent.min(100)).unwrap_or(100),
             set_aside: r.set_aside,
         };
-        points::verify(&coordinator, wanted, peer).await.map_err(|e| status::points(&e))
+        let mut first = points::verify(&coordinator, wanted, peer).await.map_err(|e| status::points(&e))?;
+        let findings = pieces(std::mem::take(&mut first.findings), POINTS_PIECE).into_iter();
+        let rest = findings.map(|findings| control::VerifyReply { findings, ..Default::default() });
+        Ok(Response::new(Box::pin(tokio_stream::iter(std::iter::once(first).chain(rest).map(Ok)))))
     }
+}
+
+/// What is sent in several messages, at most `most` in each.
+fn pieces<T: Clone>(all: Vec<T>, most: usize) -> Vec<Vec<T>> {
+    all.chunks(most).map(<[T]>::to_vec).collect()
 }
 
 fn selector(text: &str, cluster: &str, namespace: &str, coordinator: &crate::Coordinator) -> Result<Selector, Status> {
