@@ -224,6 +224,26 @@ impl Run {
         self.stored_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Adds a record to the run's journal, if it has one. When this returns, another leader would find the record.
+    ///
+    /// # Errors
+    /// [`BackupError::Journal`].
+    pub(super) async fn write_down(&self, record: Record) -> Result<(), BackupError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        journal.note(record);
+        self.write_journal().await
+    }
+
+    /// Waits until all records that were noted are in the journal.
+    ///
+    /// # Errors
+    /// [`BackupError::Journal`].
+    pub(super) async fn write_journal(&self) -> Result<(), BackupError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        self.granted_unwritten.store(0, Ordering::Relaxed);
+        Ok(journal.write().await?)
+    }
+
     /// Finds out which chunks are known and really stored. The others are claimed for the volume's attempt, unless another node has
     /// claimed them. In that case the answer says so with `share`; without it, the caller may store them as well.
     ///
