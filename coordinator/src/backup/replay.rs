@@ -102,7 +102,7 @@ impl Run {
                 let full = {
                     let mut index = lock(&self.index);
                     index.add(pack, entries);
-                    index.fresh_len() >= super::SEGMENT_ENTRIES
+                    index.fresh_len() >= super::packs::SEGMENT_ENTRIES
                 };
                 if full {
                     self.write_segment(false).await?;
