@@ -16,6 +16,7 @@ use milkrun_repository::chunk::PAGE;
 use super::{Doubt, FreeSpace};
 use crate::buffer::{Buffer, BufferPool};
 use crate::device::{Piece, Source};
+use crate::ranges;
 use group::Group;
 use superblock::Geometry;
 
@@ -142,14 +143,7 @@ fn own_blocks(groups: &[Group], g: &Geometry) -> Vec<Range<u64>> {
         [single(group.bitmap), single(group.inode_bitmap), group.inode_table..group.inode_table + g.inodes]
     };
     let mut own: Vec<Range<u64>> = groups.iter().flat_map(of).collect();
-    own.sort_unstable_by_key(|r| r.start);
-    own.dedup_by(|next, last| {
-        let joins = next.start <= last.end;
-        if joins {
-            last.end = last.end.max(next.end);
-        }
-        joins
-    });
+    ranges::merge(&mut own);
     own
 }
 
