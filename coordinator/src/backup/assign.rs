@@ -27,9 +27,6 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// How often a run checks whether a volume waits in vain.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a run that was opened may stay unfinished: snapshots may be ready hours later.
-const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
-
 /// Takes all volumes to their end, or until one fails.
 pub(super) async fn assign_volumes(
     (coordinator, order): (&Coordinator, &mut Order),
@@ -57,7 +54,7 @@ pub(super) async fn assign_volumes(
                 None => break Err(BackupError::AgentGone),
             },
             _ = look.tick() => match assignments.forsaken() {
-                _ if !order.complete && since.elapsed() > OPEN_MAX => break Err(BackupError::NeverFinished),
+                _ if !order.complete && since.elapsed() > runs::OPEN_MAX => break Err(BackupError::NeverFinished),
                 None => {
                     // The inventory and the connected agents may have changed.
                     assignments.renew();
