@@ -191,7 +191,7 @@ pub(crate) fn volume(v: &VolumeEntry) -> control::VolumeResult {
 
 /// Finds a point for a caller who may see it. A caller who may not see it does not learn whether it exists.
 async fn find(coordinator: &Coordinator, selector: &Selector, text: &str, peer: &Peer) -> Result<Found, PointsError> {
-    if let Selector::Latest(app) | Selector::At(app, _) = selector
+    if let Some(app) = selector.application()
         && !may_view(coordinator, peer, app)
     {
         return Err(PointsError::Role { who: peer.to_string(), what: text.to_owned() });
@@ -265,7 +265,7 @@ pub(crate) async fn verify(
     }
     for (selector, text) in &wanted.which {
         match selector {
-            Selector::Latest(app) if !text.contains('@') => {
+            Selector::Application(app) => {
                 if !may_view(coordinator, peer, app) {
                     return Err(role(text));
                 }

@@ -9,7 +9,6 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::id::{AppId, RunId};
 use milkrun_repository::point::Root;
-use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::{FindError, chain};
 use milkrun_repository::point::ended::Outcome;
 use milkrun_repository::point::journal::Record;
@@ -106,7 +105,7 @@ pub(super) async fn find(
         who: by.map(ToString::to_string).unwrap_or_default(),
         selector: order.selector_text.clone(),
     };
-    if let (Some(by), Selector::Latest(app) | Selector::At(app, _)) = (by, &order.selector)
+    if let (Some(by), Some(app)) = (by, order.selector.application())
         && !by.may(Action::Restore, coordinator.role_name(app))
     {
         return Err(role());
@@ -148,7 +147,7 @@ async fn remember(coordinator: &Coordinator, order: &Order, root: &Root) -> Resu
         tracing::warn!("{}", seen.missing());
         return Ok(());
     }
-    if matches!(order.selector, Selector::Latest(_)) {
+    if order.selector.is_newest() {
         witness.saw(&root.app, &root.id());
     }
     Ok(())
