@@ -4,6 +4,7 @@
 mod opened;
 mod orders;
 mod points;
+mod start;
 
 use std::pin::Pin;
 
@@ -15,15 +16,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::Instrument;
 
 use super::transport::connection::peer_of;
 use super::transport::gate::Kept;
 use super::{run_events, status};
 use crate::repositories::{Repositories, Standing};
+use crate::restore;
 use crate::runs::RunEvent;
-use crate::runs::view::{Feed, Kind, Outcome, View};
-use crate::{backup, restore};
+use crate::runs::view::{Feed, Kind, View};
 use orders::{application, backup_order, bad, check_manifests, restore_order};
 
 /// How many events may wait in the channel.
@@ -110,23 +110,8 @@ impl Control for Service {
         let feed = Feed::new(id, Kind::Backup, Some(order.application.clone()), peer.to_string())
             .of_repository(&coordinator.name);
         self.0.shared().runs.show(feed.clone());
-        let shown = feed.clone();
-        let (repository, epoch) = (&coordinator.name, coordinator.epoch);
-        let span = tracing::info_span!("backup", run = %id, application = %order.application, repository, epoch);
-        let work = async move {
-            let (inbox, _announced) = coordinator.runs.announce(id);
-            let outcome = match backup::execute(&coordinator, order, id, (inbox, false), &shown).await {
-                Ok(done) => Outcome::BackedUp(done),
-                Err(e) => {
-                    tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");
-                    Outcome::Failed(status::backup(&e))
-                }
-            };
-            shown.end(outcome);
-            // The run holds the manifests until here, whether a client waits for it or not.
-            drop(kept);
-        };
-        tokio::spawn(work.instrument(span));
+        // The run holds the manifests until its end.
+        start::backup(coordinator, order, id, &feed, kept);
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
         tokio::spawn(run_events::backup(feed.watch(), events));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
@@ -147,21 +132,13 @@ impl Control for Service {
         let id = RunId::random();
         let feed = Feed::new(id, Kind::Restore, None, peer.to_string()).of_repository(&coordinator.name);
         self.0.shared().runs.show(feed.clone());
-        let shown = feed.clone();
         let (manifests, wanted) = oneshot::channel();
-        let span = tracing::info_span!("restore", run = %id, repository = coordinator.name, epoch = coordinator.epoch);
-        let work = async move {
-            let outcome = match restore::execute(&coordinator, order, &peer, id, &shown).await {
-                Ok(done) => {
-                    // The client may be gone.
-                    let _ = manifests.send(done.manifests);
-                    Outcome::Restored(done.report)
-                }
-                Err(e) => Outcome::Failed(status::restore(&e)),
-            };
-            shown.end(outcome);
-        };
-        tokio::spawn(work.instrument(span));
+        start::restore(coordinator, id, &feed, |coordinator, shown| async move {
+            let done = restore::execute(&coordinator, order, &peer, id, &shown).await?;
+            // The client may be gone.
+            let _ = manifests.send(done.manifests);
+            Ok(done.report)
+        });
         let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
         tokio::spawn(run_events::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
