@@ -1,6 +1,7 @@
 //! The service for clients that order. It takes orders, and sends progress and results. A run goes on whether a client watches it
 //! or not.
 
+mod manifests;
 mod opened;
 mod orders;
 mod points;
@@ -24,14 +25,12 @@ use crate::repositories::{Repositories, Standing};
 use crate::restore;
 use crate::runs::RunEvent;
 use crate::runs::view::{Feed, Kind, View};
-use orders::{application, backup_order, bad, check_manifests, restore_order};
+use orders::{application, backup_order, bad, restore_order};
 
 /// How many events may wait in the channel.
 const EVENTS_WAITING: usize = 64;
 /// Bytes of manifests in one message.
 const MANIFEST_PIECE: usize = 1 << 20;
-/// The most bytes of manifests in an order.
-const MANIFESTS_MAX: usize = 256 << 20;
 
 /// The service.
 pub struct Service(pub Repositories);
@@ -80,11 +79,12 @@ impl Control for Service {
         &self,
         request: Request<Streaming<control::BackupRequest>>,
     ) -> Result<Response<Self::BackupStream>, Status> {
+        use control::backup_request::Message;
         let peer = peer_of(&request)?;
         let kept = request.extensions().get::<Kept>().cloned();
         let mut incoming = request.into_inner();
         let first = incoming.message().await?.and_then(|m| m.message);
-        let Some(control::backup_request::Message::Order(order)) = first else {
+        let Some(Message::Order(order)) = first else {
             return Err(status::nonsense("the order comes first"));
         };
         let shared = self.0.shared();
@@ -93,19 +93,12 @@ impl Control for Service {
         let coordinator = self.0.one(&order.repository).map_err(|e| status::no_repository(&e))?;
         let trusted = shared.inventory.trusts_orders();
         let mut order = backup_order(order, shared, &coordinator.repository, trusted)?;
-        while let Some(message) = incoming.message().await? {
-            match message.message {
-                Some(control::backup_request::Message::Manifests(piece)) => order.manifests.extend_from_slice(&piece),
-                _ => return Err(status::nonsense("only manifests follow the order")),
-            }
-            if order.manifests.len() > MANIFESTS_MAX {
-                return Err(status::nonsense("more than 256 MiB of manifests"));
-            }
-        }
-        let order = tokio::task::spawn_blocking(move || {
-            check_manifests(&order.manifests, order.manifest_objects).map(|()| order)
-        });
-        let order = order.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
+        let piece = |m: control::BackupRequest| match m.message {
+            Some(Message::Manifests(piece)) => Some(piece),
+            _ => None,
+        };
+        let otherwise = "only manifests follow the order";
+        order.manifests = manifests::receive(&mut incoming, order.manifest_objects, piece, otherwise).await?;
         let id = RunId::random();
         let feed = Feed::new(id, Kind::Backup, Some(order.application.clone()), peer.to_string())
             .of_repository(&coordinator.name);

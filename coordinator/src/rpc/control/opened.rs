@@ -10,8 +10,8 @@ use milkrun_repository::store::Failure;
 use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
 
-use super::orders::{application, backup_order, bad, check_manifests, restore_order, target};
-use super::{MANIFESTS_MAX, Service, may, start};
+use super::orders::{application, backup_order, bad, restore_order, target};
+use super::{Service, manifests, may, start};
 use crate::inventory::{Reach, SourceSpec};
 use crate::rpc::{run_events, status};
 use crate::runs::view::{Feed, Kind, Outcome};
@@ -198,19 +198,12 @@ impl Service {
             return Err(status::nonsense("which run it is comes first"));
         };
         let (id, feed) = self.opened(peer, &order.run)?;
-        let mut manifests = Vec::new();
-        while let Some(message) = incoming.message().await? {
-            match message.message {
-                Some(Message::Manifests(piece)) => manifests.extend_from_slice(&piece),
-                _ => return Err(status::nonsense("only manifests follow")),
-            }
-            if manifests.len() > MANIFESTS_MAX {
-                return Err(status::nonsense("more than 256 MiB of manifests"));
-            }
-        }
+        let piece = |m: control::FinishRunRequest| match m.message {
+            Some(Message::Manifests(piece)) => Some(piece),
+            _ => None,
+        };
         let announced = order.manifest_objects;
-        let checked = tokio::task::spawn_blocking(move || check_manifests(&manifests, announced).map(|()| manifests));
-        let manifests = checked.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
+        let manifests = manifests::receive(&mut incoming, announced, piece, "only manifests follow").await?;
         let skipped = order.skipped.iter().map(|s| skipped::from_wire(s).map_err(|e| bad(&e)));
         let complete =
             Complete { skipped: skipped.collect::<Result<_, Status>>()?, manifest_objects: announced, manifests };
