@@ -8,12 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::{Stream, stream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use milkrun_proto::agent::v1::Assignment;
 
 /// How many streams of one kind a volume may have open: an agent has one, and lost ones linger for a while.
 const STREAMS_OF_VOLUME: usize = 4;
+
+/// How many events may wait for a client that reads slowly.
+const EVENTS_WAITING: usize = 64;
 
 /// The streams that are open.
 #[derive(Clone, Default)]
@@ -103,6 +107,23 @@ where
             None => Some((Err(why_it_broke_off(worker).await), None)),
         }
     }))
+}
+
+/// The stream of what is known already, split into several messages.
+pub(super) fn messages<T: Send + 'static>(first: T, rest: impl Iterator<Item = T> + Send + 'static) -> Answers<T> {
+    Box::pin(stream::iter(std::iter::once(first).chain(rest).map(Ok)))
+}
+
+/// The stream of what a task of its own sends. Unlike that of [`answers`], it may end without a word: its last message says that
+/// it is the last.
+pub(super) fn events<T, F>(send: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F) -> Answers<T>
+where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
+    tokio::spawn(send(events));
+    Box::pin(ReceiverStream::new(outgoing))
 }
 
 async fn why_it_broke_off(worker: JoinHandle<()>) -> Status {

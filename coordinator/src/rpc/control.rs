@@ -7,17 +7,14 @@ mod orders;
 mod points;
 mod start;
 
-use std::pin::Pin;
-
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_server::Control;
 use milkrun_repository::id::RunId;
-use tokio::sync::{mpsc, oneshot};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::answers::{Answers, events};
 use super::transport::connection::peer_of;
 use super::transport::gate::Kept;
 use super::{run_events, status};
@@ -27,15 +24,11 @@ use crate::runs::RunEvent;
 use crate::runs::view::{Feed, Kind, View};
 use orders::{application, backup_order, bad, restore_order};
 
-/// How many events may wait in the channel.
-const EVENTS_WAITING: usize = 64;
 /// Bytes of manifests in one message.
 const MANIFEST_PIECE: usize = 1 << 20;
 
 /// The service.
 pub struct Service(pub Repositories);
-
-type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn may(peer: &Peer, action: Action, application: Option<&str>) -> Result<(), Status> {
     if peer.may(action, application) {
@@ -68,12 +61,12 @@ impl Service {
 
 #[tonic::async_trait]
 impl Control for Service {
-    type BackupStream = Events<control::BackupEvent>;
-    type RestoreStream = Events<control::RestoreEvent>;
-    type WatchRunStream = Events<control::Run>;
-    type ListPointsStream = Events<control::ListPointsReply>;
-    type ShowPointStream = Events<control::ShowPointReply>;
-    type VerifyStream = Events<control::VerifyReply>;
+    type BackupStream = Answers<control::BackupEvent>;
+    type RestoreStream = Answers<control::RestoreEvent>;
+    type WatchRunStream = Answers<control::Run>;
+    type ListPointsStream = Answers<control::ListPointsReply>;
+    type ShowPointStream = Answers<control::ShowPointReply>;
+    type VerifyStream = Answers<control::VerifyReply>;
 
     async fn backup(
         &self,
@@ -105,9 +98,7 @@ impl Control for Service {
         self.0.shared().runs.show(feed.clone());
         // The run holds the manifests until its end.
         start::backup(coordinator, order, id, &feed, kept);
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(run_events::backup(feed.watch(), events));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        Ok(Response::new(events(|sender| run_events::backup(feed.watch(), sender))))
     }
 
     async fn restore(
@@ -132,9 +123,7 @@ impl Control for Service {
             let _ = manifests.send(done.manifests);
             Ok(done.report)
         });
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(run_events::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        Ok(Response::new(events(|sender| run_events::restore(feed.watch(), sender, wanted, MANIFEST_PIECE))))
     }
 
     async fn open_run(&self, request: Request<control::OpenRunRequest>) -> Result<Response<control::Run>, Status> {
@@ -197,9 +186,7 @@ impl Control for Service {
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         let peer = peer_of(&request)?;
         let feed = self.feed(&peer, &request.into_inner().run)?;
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(run_events::watch(feed.watch(), events));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        Ok(Response::new(events(|sender| run_events::watch(feed.watch(), sender))))
     }
 
     async fn list_points(
