@@ -195,74 +195,10 @@ fn parse(text: &str) -> Result<Checked, String> {
         let volumes = at_least_one(volumes, &format!("node {name}"), NodeLimits::default().volumes)?;
         nodes.insert(name, NodeLimits { volumes });
     }
-    let known = |node: &str, what: String| match nodes.contains_key(node) {
-        true => Ok(()),
-        false => Err(format!("{what} names the node {node:?}, which is not listed under nodes")),
-    };
     let mut applications = BTreeMap::new();
     for (name, app) in document.applications.0 {
         let app_name: AppName = name.parse().map_err(|e| format!("{e}"))?;
-        let mut sources = Vec::new();
-        if app.volumes.0.is_empty() {
-            return Err(format!("the application {name} has no volumes: there is nothing to back up"));
-        }
-        // The key is node and path; paths are compared as the system reads them.
-        let mut places: HashMap<(String, PathBuf), String> = HashMap::new();
-        for (volume, v) in app.volumes.0 {
-            let what = format!("volume {volume} of {name}");
-            if v.at.0.is_empty() {
-                return Err(format!("{what} is nowhere: name at least one node under at"));
-            }
-            let mut reach = Vec::new();
-            for (node, path) in v.at.0 {
-                known(&node, what.clone())?;
-                if path.is_empty() || path == "-" {
-                    return Err(format!("{what} has no path on {node}"));
-                }
-                absolute(&path, &what)?;
-                let place = (node.clone(), PathBuf::from(&path));
-                if let Some(other) = places.insert(place, volume.clone()) {
-                    return Err(format!("volumes {other} and {volume} of {name} are the same: {path} on {node}"));
-                }
-                reach.push(Reach { node: Some(node), path });
-            }
-            let size = v.size.as_deref().map(units::size).transpose().map_err(|e| format!("{what}: size: {e}"))?;
-            let source_name = volume.parse().map_err(|e| format!("{what}: {e}"))?;
-            let changed_from = v.changed_from;
-            if let Some(list) = &changed_from {
-                absolute(list, &format!("{what}: changed_from"))?;
-            }
-            if v.stream && changed_from.is_some() {
-                return Err(format!("applications.{name}.volumes.{source_name}: a stream has no list of changes"));
-            }
-            if v.stream && v.skip_free {
-                return Err(format!("applications.{name}.volumes.{source_name}: a stream has no file system"));
-            }
-            let skip_free = v.skip_free;
-            if skip_free && changed_from.is_some() {
-                let what =
-                    "changed_from and skip_free exclude each other: what is free need not be on a list of changes";
-                return Err(format!("applications.{name}.volumes.{source_name}: {what}"));
-            }
-            sources.push(SourceSpec {
-                name: source_name,
-                stream: v.stream,
-                size,
-                reach,
-                changed_from,
-                skip_free,
-                moment: None,
-                claim: String::new(),
-            });
-        }
-        let mut targets = Vec::new();
-        for t in app.targets {
-            known(&t.node, format!("a target of {name}"))?;
-            absolute(&t.path, &format!("a target of {name}"))?;
-            targets.push(Reach { node: Some(t.node), path: t.path });
-        }
-        let rpo = app.rpo.as_deref().map(units::duration).transpose().map_err(|e| format!("{name}: rpo: {e}"))?;
-        applications.insert(app_name, Application { sources, targets, rpo });
+        applications.insert(app_name, application(&name, app, &nodes)?);
     }
     let limits = |what: &str, written: Store| {
         let Store { volumes, bytes_in_flight, zone, bandwidth } = written;
@@ -283,6 +219,89 @@ fn parse(text: &str) -> Result<Checked, String> {
         repositories.insert(name, limits(&what, written)?);
     }
     Ok(Checked { store, repositories, nodes, applications })
+}
+
+/// Refuses a node that is not listed.
+fn known(nodes: &BTreeMap<String, NodeLimits>, node: &str, what: String) -> Result<(), String> {
+    match nodes.contains_key(node) {
+        true => Ok(()),
+        false => Err(format!("{what} names the node {node:?}, which is not listed under nodes")),
+    }
+}
+
+/// Checks an application.
+fn application(name: &str, app: App, nodes: &BTreeMap<String, NodeLimits>) -> Result<Application, String> {
+    let mut sources = Vec::new();
+    if app.volumes.0.is_empty() {
+        return Err(format!("the application {name} has no volumes: there is nothing to back up"));
+    }
+    // The key is node and path; paths are compared as the system reads them.
+    let mut places: HashMap<(String, PathBuf), String> = HashMap::new();
+    for (volume, v) in app.volumes.0 {
+        sources.push(source(name, &volume, v, nodes, &mut places)?);
+    }
+    let mut targets = Vec::new();
+    for t in app.targets {
+        known(nodes, &t.node, format!("a target of {name}"))?;
+        absolute(&t.path, &format!("a target of {name}"))?;
+        targets.push(Reach { node: Some(t.node), path: t.path });
+    }
+    let rpo = app.rpo.as_deref().map(units::duration).transpose().map_err(|e| format!("{name}: rpo: {e}"))?;
+    Ok(Application { sources, targets, rpo })
+}
+
+/// Checks a volume of an application. `places` are those of its other volumes.
+fn source(
+    name: &str,
+    volume: &str,
+    v: Volume,
+    nodes: &BTreeMap<String, NodeLimits>,
+    places: &mut HashMap<(String, PathBuf), String>,
+) -> Result<SourceSpec, String> {
+    let what = format!("volume {volume} of {name}");
+    if v.at.0.is_empty() {
+        return Err(format!("{what} is nowhere: name at least one node under at"));
+    }
+    let mut reach = Vec::new();
+    for (node, path) in v.at.0 {
+        known(nodes, &node, what.clone())?;
+        if path.is_empty() || path == "-" {
+            return Err(format!("{what} has no path on {node}"));
+        }
+        absolute(&path, &what)?;
+        let place = (node.clone(), PathBuf::from(&path));
+        if let Some(other) = places.insert(place, volume.to_owned()) {
+            return Err(format!("volumes {other} and {volume} of {name} are the same: {path} on {node}"));
+        }
+        reach.push(Reach { node: Some(node), path });
+    }
+    let size = v.size.as_deref().map(units::size).transpose().map_err(|e| format!("{what}: size: {e}"))?;
+    let source_name = volume.parse().map_err(|e| format!("{what}: {e}"))?;
+    let changed_from = v.changed_from;
+    if let Some(list) = &changed_from {
+        absolute(list, &format!("{what}: changed_from"))?;
+    }
+    if v.stream && changed_from.is_some() {
+        return Err(format!("applications.{name}.volumes.{source_name}: a stream has no list of changes"));
+    }
+    if v.stream && v.skip_free {
+        return Err(format!("applications.{name}.volumes.{source_name}: a stream has no file system"));
+    }
+    let skip_free = v.skip_free;
+    if skip_free && changed_from.is_some() {
+        let what = "changed_from and skip_free exclude each other: what is free need not be on a list of changes";
+        return Err(format!("applications.{name}.volumes.{source_name}: {what}"));
+    }
+    Ok(SourceSpec {
+        name: source_name,
+        stream: v.stream,
+        size,
+        reach,
+        changed_from,
+        skip_free,
+        moment: None,
+        claim: String::new(),
+    })
 }
 
 impl Inventory for InventoryFile {
