@@ -1,5 +1,5 @@
-//! Streams of answers, each made in a task of its own. The end of a stream is sent explicitly. Otherwise the death of a task would
-//! look like the end of its stream: the rest of a plan would look like a hole, and the rest of a sample like agreement.
+//! Streams of answers. The end of what a task sends is sent explicitly ([`answers`]). Otherwise the death of the task would look like
+//! the end of its stream: the rest of a plan would look like a hole, and the rest of a sample like agreement.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -109,13 +109,12 @@ where
     }))
 }
 
-/// The stream of what is known already, split into several messages.
+/// The stream of an answer that is known already, in several messages.
 pub(super) fn messages<T: Send + 'static>(first: T, rest: impl Iterator<Item = T> + Send + 'static) -> Answers<T> {
     Box::pin(stream::iter(std::iter::once(first).chain(rest).map(Ok)))
 }
 
-/// The stream of what a task of its own sends. Unlike that of [`answers`], it may end without a word: its last message says that
-/// it is the last.
+/// The stream of a run's events, which a task of its own sends. It has no explicit end: the last event says that it is the last.
 pub(super) fn events<T, F>(send: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F) -> Answers<T>
 where
     T: Send + 'static,
