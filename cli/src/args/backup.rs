@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use milkrun_repository::id::AppName;
 use milkrun_repository::point::root::Class;
 
-use super::values::{Level, Named, Taken, level, named, taken};
+use super::values::{Level, Named, TakenAt, level, named, taken};
 use super::{Repository, Whose};
 use crate::units;
 
@@ -40,7 +40,7 @@ pub(crate) struct Backup {
     pub(crate) class: Class,
     /// When the snapshot of a volume was taken (RFC 3339) [default: when the backup began]
     #[arg(long, value_name = "NAME=TIME", value_parser = taken)]
-    pub(crate) taken: Vec<Taken>,
+    pub(crate) taken: Vec<TakenAt>,
     /// A volume of the application that is left out, and why: the point says so
     #[arg(long, value_name = "NAME=REASON", value_parser = named)]
     pub(crate) skip: Vec<Named>,

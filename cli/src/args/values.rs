@@ -21,16 +21,16 @@ pub(super) fn named(text: &str) -> Result<Named, String> {
 
 /// `NAME=TIME`
 #[derive(Clone, Debug)]
-pub(crate) struct Taken {
+pub(crate) struct TakenAt {
     pub(crate) name: VolumeName,
     pub(crate) moment: Moment,
 }
 
-pub(super) fn taken(text: &str) -> Result<Taken, String> {
+pub(super) fn taken(text: &str) -> Result<TakenAt, String> {
     let Named { name, path } = named(text).map_err(|e| e.replace("PATH", "TIME"))?;
     let moment =
         Moment::parse(&path).map_err(|_| format!("{path:?} is no time: write it like 2026-11-22T14:30:00Z"))?;
-    Ok(Taken { name, moment })
+    Ok(TakenAt { name, moment })
 }
 
 /// How hard to compress.

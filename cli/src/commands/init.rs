@@ -44,7 +44,7 @@ pub(crate) async fn run(a: args::Init, global: &Global) -> Result<Exit, CliError
     let options =
         InitOptions { lock, pages: PageCutter::DEFAULT, streams: StreamCutter::DEFAULT, cost: Cost::RECOMMENDED };
     let made = init(place.store, &password, options).await.map_err(explain)?;
-    place::cache(&made.repository, global).witness().is_made_at(&made.repository.store.address());
+    place::cache(&made.repository, global).last_seen().is_made_at(&made.repository.store.address());
     let public_key = hex::encode(made.repository.config.keys.signing.as_bytes());
     if let Some(path) = &a.write_recovery_key
         && let Err(e) = write_key(path, &made.recovery_key, 0o600)

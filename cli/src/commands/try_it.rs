@@ -25,7 +25,7 @@ use super::{backup, restore};
 use crate::args::{self, Global};
 use crate::embedded::{self, host};
 use crate::output::{CliError, Exit, print, print_json, table};
-use crate::place::{self, Place};
+use crate::place::{self, OpenedStore};
 use crate::units;
 
 const APPLICATION: &str = "sample";
@@ -125,7 +125,7 @@ pub(crate) async fn run(a: args::Try, global: &Global) -> Result<Exit, CliError>
 }
 
 /// Makes the repository.
-async fn make(place: &Place) -> Result<Repository, CliError> {
+async fn make(place: &OpenedStore) -> Result<Repository, CliError> {
     let options = InitOptions {
         lock: LockPolicy::NONE,
         pages: PageCutter::DEFAULT,
@@ -248,7 +248,7 @@ fn change(volumes: &[Volume]) -> Result<u64, CliError> {
 
 async fn back_up(
     repository: &Repository,
-    place: &Place,
+    place: &OpenedStore,
     volumes: &[Volume],
     manifests: &[u8],
     global: &Global,
@@ -278,7 +278,7 @@ async fn back_up(
 
 async fn restore_all(
     repository: &Repository,
-    place: &Place,
+    place: &OpenedStore,
     targets: &[(String, PathBuf)],
     manifests: bool,
     folder: &Path,

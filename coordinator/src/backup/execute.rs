@@ -153,7 +153,7 @@ pub(super) async fn execute_plan(
     order: &mut Order,
     plan: Plan,
     feed: &Feed,
-    lease: Taken,
+    lease: HeldLease,
 ) -> Result<control::BackupDone, BackupError> {
     let began = tokio::time::Instant::now();
     let (repository, id) = (&coordinator.repository, plan.root.run);
@@ -196,7 +196,7 @@ pub(super) async fn execute_plan(
     result
 }
 
-async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<Taken, BackupError> {
+async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<HeldLease, BackupError> {
     let repository = &coordinator.repository;
     let key = Key::lease(&root.run);
     let body = Lease::of(root, coordinator.epoch, host).encode();
@@ -212,7 +212,7 @@ async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Resul
         Err(e) => return Err(BackupError::Create(key, e)),
     };
     let made = check_store_clock(&*repository.store, &key).await?;
-    Ok(Taken { key, version, made })
+    Ok(HeldLease { key, version, made })
 }
 
 /// When its coordinator was lost, a run of the same request may have had a lease and no journal yet: nobody goes on with such a
@@ -234,7 +234,7 @@ async fn forget_begun(coordinator: &Coordinator, key: &Key) -> Result<bool, Back
 }
 
 /// A lease that this coordinator holds.
-pub(super) struct Taken {
+pub(super) struct HeldLease {
     pub(super) key: Key,
     pub(super) version: Version,
     /// When it was made, by the store's clock.
@@ -264,9 +264,9 @@ async fn run(
 ) -> Result<control::BackupDone, BackupError> {
     let repository = &coordinator.repository;
     let began_in = repository.store.identity().await?;
-    let witness = coordinator.cache.witness();
-    witness.stands_at(&repository.store.address())?;
-    if let Some(seen) = witness.newest_seen(&plan.root.app)
+    let last_seen = coordinator.cache.last_seen();
+    last_seen.stands_at(&repository.store.address())?;
+    if let Some(seen) = last_seen.newest_seen(&plan.root.app)
         && !repository.catalog().has(&plan.root.app, &seen.point).await?
     {
         return Err(seen.missing().into());
@@ -299,7 +299,7 @@ async fn run(
     coordinator.backups.end(&root.run);
     coordinator.runs.end(&root.run);
     if result.is_ok() {
-        witness.saw(&root.app, &root.id());
+        last_seen.saw(&root.app, &root.id());
     }
     result
 }

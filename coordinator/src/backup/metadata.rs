@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use milkrun_repository::metadata::{FinishedMetadata, Prepared};
 use milkrun_repository::pack::PackKind;
-use milkrun_repository::point::commit::Claim;
+use milkrun_repository::point::commit::StoredReport;
 use milkrun_repository::store::{CreateError, Key};
 use milkrun_repository::volume_map::MapRef;
 
@@ -44,7 +44,7 @@ impl Run {
             // The pack was stored; a later step failed.
             return Ok(());
         }
-        let mut claim = Claim {
+        let mut claim = StoredReport {
             id: pack.id,
             kind: PackKind::Metadata,
             length: pack.bytes.len() as u64,

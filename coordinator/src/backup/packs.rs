@@ -6,7 +6,7 @@ use std::time::Duration;
 use milkrun_repository::id::{ChunkId, PackId, SegmentId};
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::pack::{PackKind, Place};
-use milkrun_repository::point::commit::{self, Claim};
+use milkrun_repository::point::commit::{self, StoredReport};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::store::grant::{PutGrant, PutTerms};
 use milkrun_repository::store::{GetError, Key};
@@ -90,7 +90,12 @@ impl Run {
     ///
     /// # Errors
     /// [`BackupError`] unless the pack is there, whole and locked.
-    pub async fn seal(&self, volume: &str, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
+    pub async fn seal(
+        &self,
+        volume: &str,
+        claim: StoredReport,
+        entries: Vec<(ChunkId, Place)>,
+    ) -> Result<(), BackupError> {
         let node = lock(&self.assigned).get(volume).ok_or(RefusedCall::Stale)?.node.clone();
         {
             // A pack is sealed once, and only as it was granted: so what is known of a pack can't be changed by another seal in its
@@ -106,7 +111,11 @@ impl Run {
     }
 
     /// As [`Self::seal`], without the check of the grant.
-    pub(super) async fn take_sealed(&self, claim: Claim, entries: Vec<(ChunkId, Place)>) -> Result<(), BackupError> {
+    pub(super) async fn take_sealed(
+        &self,
+        claim: StoredReport,
+        entries: Vec<(ChunkId, Place)>,
+    ) -> Result<(), BackupError> {
         let length = claim.length;
         let ids: Vec<ChunkId> = entries.iter().map(|(id, _)| *id).collect();
         let is_data = claim.kind == PackKind::Data;

@@ -162,7 +162,7 @@ impl Run {
     ) -> Result<(), BackupError> {
         loop {
             let told = match self.build_of(volume.as_str()) {
-                Some(build) => build.lock().await.told_to,
+                Some(build) => build.lock().await.sent_to,
                 None => return Ok(()),
             };
             if told >= until || self.next_parent(volume.as_str(), 0, reader, Detail::Outline).await?.is_none() {

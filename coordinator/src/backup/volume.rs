@@ -44,11 +44,11 @@ pub(super) struct VolumeBuild {
     pub(super) parent: Option<MapRoot>,
     pub(super) cursor: Option<MapCursor>,
     /// The end of the parent's ranges that the agent was sent.
-    pub(super) told_to: u64,
+    pub(super) sent_to: u64,
     /// The parent's holes that the agent was sent and has not reported on: offset and length.
-    pub(super) told_holes: BTreeMap<u64, u64>,
+    pub(super) sent_holes: BTreeMap<u64, u64>,
     /// The parent's leaves that the agent was sent and has not reported on.
-    pub(super) told: BTreeMap<u64, (MapRef, Leaf)>,
+    pub(super) sent: BTreeMap<u64, (MapRef, Leaf)>,
     pub(super) finished: Option<Finished>,
     facts: Facts,
 }
@@ -80,7 +80,7 @@ pub(super) struct Finished {
 }
 
 /// What is done for a region.
-enum Planned {
+enum RegionPlan {
     /// There is nothing to make.
     MapPart(MapPart),
     /// A new leaf is made of it, together with the leaves that the parent has there.
@@ -123,9 +123,9 @@ impl VolumeBuild {
             origin: parent,
             parent,
             cursor: None,
-            told_to: 0,
-            told_holes: BTreeMap::new(),
-            told: BTreeMap::new(),
+            sent_to: 0,
+            sent_holes: BTreeMap::new(),
+            sent: BTreeMap::new(),
             finished: None,
         }
     }
@@ -136,9 +136,9 @@ impl VolumeBuild {
         self.resumed_at = self.next;
         self.parent = self.origin;
         self.cursor = None;
-        self.told_to = 0;
-        self.told_holes.clear();
-        self.told.clear();
+        self.sent_to = 0;
+        self.sent_holes.clear();
+        self.sent.clear();
         self.next
     }
 
@@ -152,32 +152,32 @@ impl VolumeBuild {
     ///
     /// # Errors
     /// What is wrong with it.
-    fn plan(&mut self, region: wire::Region) -> Result<Planned, &'static str> {
+    fn plan(&mut self, region: wire::Region) -> Result<RegionPlan, &'static str> {
         let end = region.offset + region.length;
-        let later = self.told.split_off(&end);
-        let mut told = std::mem::replace(&mut self.told, later).split_off(&region.offset);
+        let later = self.sent.split_off(&end);
+        let mut sent = std::mem::replace(&mut self.sent, later).split_off(&region.offset);
         let hole = region.extents.is_empty();
         let plan = if region.unchanged {
-            if told.get(&region.offset).is_some_and(|(_, leaf)| leaf.len() == region.length)
-                && let Some((reference, leaf)) = told.remove(&region.offset)
+            if sent.get(&region.offset).is_some_and(|(_, leaf)| leaf.len() == region.length)
+                && let Some((reference, leaf)) = sent.remove(&region.offset)
             {
                 let needs = needs(&leaf, &reference);
-                Planned::MapPart(MapPart::Leaf { offset: region.offset, reference, leaf, needs, unchanged: true })
+                RegionPlan::MapPart(MapPart::Leaf { offset: region.offset, reference, leaf, needs, unchanged: true })
             } else {
                 // An unchanged hole has no leaf. A region counts as unchanged only if the parent was seen to have it, whoever
                 // reports it: an agent, or a journal from before the parent was damaged.
-                let before = self.told_holes.range(..=region.offset).next_back();
+                let before = self.sent_holes.range(..=region.offset).next_back();
                 if !hole || before.is_none_or(|(at, len)| at + len < end) {
                     return Err("an unchanged region that the parent does not have");
                 }
-                Planned::MapPart(MapPart::Hole { offset: region.offset })
+                RegionPlan::MapPart(MapPart::Hole { offset: region.offset })
             }
         } else if hole {
-            Planned::MapPart(MapPart::Hole { offset: region.offset })
+            RegionPlan::MapPart(MapPart::Hole { offset: region.offset })
         } else {
-            Planned::Changed { region, before: told.into_iter().map(|(at, (_, leaf))| (at, leaf)).collect() }
+            RegionPlan::Changed { region, before: sent.into_iter().map(|(at, (_, leaf))| (at, leaf)).collect() }
         };
-        self.told_holes.retain(|at, len| *at + *len > end);
+        self.sent_holes.retain(|at, len| *at + *len > end);
         Ok(plan)
     }
 

@@ -24,7 +24,7 @@ const LONG: u64 = 16 << 20;
 pub(crate) struct Left {
     run: RunId,
     /// The records, in order, without those that grow with the volumes: packs and regions are read again when they are needed.
-    pub(crate) told: Vec<Record>,
+    pub(crate) records: Vec<Record>,
     /// The series that count, oldest first, each with the number of its last object that counts.
     series: Vec<(u64, u32)>,
     /// The series that was read last, and its last object.
@@ -86,7 +86,7 @@ impl Journal {
             }
         }
         let Some((newest, last)) = newest else { return Ok(None) };
-        let (mut counting, mut told) = (Vec::new(), Vec::new());
+        let (mut counting, mut by_series) = (Vec::new(), Vec::new());
         let (mut epoch, mut number) = (newest, last);
         // Backwards from the newest series: each series says which one it continued, and up to which object.
         loop {
@@ -102,15 +102,15 @@ impl Journal {
                 _ => None,
             };
             counting.push((epoch, number));
-            told.push(records);
+            by_series.push(records);
             match earlier {
                 Some(earlier) => (epoch, number) = earlier,
                 None => break,
             }
         }
         counting.reverse();
-        let told = told.into_iter().rev().flatten().filter(|r| !matches!(r, Record::TakeOver { .. })).collect();
-        Ok(Some(Left { run: *run, told, series: counting, epoch: newest, number: last }))
+        let records = by_series.into_iter().rev().flatten().filter(|r| !matches!(r, Record::TakeOver { .. })).collect();
+        Ok(Some(Left { run: *run, records, series: counting, epoch: newest, number: last }))
     }
 
     /// The records of some objects, in order. All objects are read before any record is used.

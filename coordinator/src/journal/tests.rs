@@ -48,7 +48,7 @@ async fn a_write_that_failed_or_only_seemed_to_is_made_good_by_the_next() {
         journal.write().await.unwrap();
         // The result leaves out take-overs. Of the other records, none is missing and none is there twice.
         let left = Journal::read(&sound, &run).await.unwrap().unwrap();
-        assert_eq!((left.told, left.epoch, left.number), (vec![Record::Ended], 3, 2));
+        assert_eq!((left.records, left.epoch, left.number), (vec![Record::Ended], 3, 2));
     }
 }
 
@@ -112,7 +112,7 @@ async fn a_series_counts_as_far_as_the_next_leader_read_it() {
     new.note(finished("second"));
     new.write().await.unwrap();
     let left = Journal::read(&repository, &run).await.unwrap().unwrap();
-    assert_eq!(left.told, [finished("first"), finished("second")]);
+    assert_eq!(left.records, [finished("first"), finished("second")]);
     let take_over = Record::TakeOver { epoch: 1, number: 0 };
     let [batch] = &left.batches()[..] else { panic!("three objects") };
     let all = Journal::objects(&repository, batch).await.unwrap();

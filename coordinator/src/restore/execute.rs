@@ -140,15 +140,15 @@ pub(super) async fn find(
 
 /// Warns if a newer point was here once: the restored data is then older than it could be.
 async fn remember(coordinator: &Coordinator, order: &Order, root: &Root) -> Result<(), RestoreError> {
-    let witness = coordinator.cache.witness();
-    if let Some(seen) = witness.newest_seen(&root.app)
+    let last_seen = coordinator.cache.last_seen();
+    if let Some(seen) = last_seen.newest_seen(&root.app)
         && !coordinator.repository.catalog().has(&root.app, &seen.point).await?
     {
         tracing::warn!("{}", seen.missing());
         return Ok(());
     }
     if order.selector.is_newest() {
-        witness.saw(&root.app, &root.id());
+        last_seen.saw(&root.app, &root.id());
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ pub(super) struct Streams(Arc<Mutex<HashMap<StreamOf, usize>>>);
 type StreamOf = (Vec<u8>, String, &'static str);
 
 /// The place of a stream among those of its volume. It is free again once this is dropped.
-pub(super) struct Place {
+pub(super) struct OpenStream {
     streams: Streams,
     of: StreamOf,
 }
@@ -41,7 +41,7 @@ impl Streams {
     ///
     /// # Errors
     /// When the volume has too many streams open.
-    pub(super) fn open(&self, a: &Assignment, kind: &'static str) -> Result<Place, Status> {
+    pub(super) fn open(&self, a: &Assignment, kind: &'static str) -> Result<OpenStream, Status> {
         let of = (a.run.to_vec(), a.volume.clone(), kind);
         let mut table = self.table();
         let open = table.entry(of.clone()).or_default();
@@ -53,11 +53,11 @@ impl Streams {
         }
         *open += 1;
         drop(table);
-        Ok(Place { streams: self.clone(), of })
+        Ok(OpenStream { streams: self.clone(), of })
     }
 }
 
-impl Drop for Place {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         let mut table = self.streams.table();
         if let Some(open) = table.get_mut(&self.of) {
@@ -166,7 +166,7 @@ mod tests {
     fn a_volume_has_so_many_streams_and_no_more() {
         let streams = Streams::default();
         let a = |volume: &str| Assignment { volume: volume.into(), ..Default::default() };
-        let mut open: Vec<Place> =
+        let mut open: Vec<OpenStream> =
             (0..STREAMS_OF_VOLUME).map(|_| streams.open(&a("data"), "parent").unwrap()).collect();
         assert_eq!(streams.open(&a("data"), "parent").err().map(|e| e.code()), Some(Code::ResourceExhausted));
         assert!(streams.open(&a("wal"), "parent").is_ok() && streams.open(&a("data"), "sample").is_ok());

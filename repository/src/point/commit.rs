@@ -47,7 +47,7 @@ impl StoredPack {
 
 /// What an uploader reports of the pack that it stored.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct StoredReport {
     /// The pack.
     pub id: PackId,
     /// What it holds.
@@ -68,7 +68,7 @@ pub struct Claim {
 ///
 /// # Errors
 /// [`CommitError`] unless the object is there, whole and locked.
-pub async fn seal(store: &dyn Store, claim: Claim, lock: Option<Lock>) -> Result<StoredPack, CommitError> {
+pub async fn seal(store: &dyn Store, claim: StoredReport, lock: Option<Lock>) -> Result<StoredPack, CommitError> {
     let key = Key::pack(&claim.id);
     let head = match store.head(&key, claim.version.as_ref()).await {
         Ok(head) => head,
@@ -82,7 +82,7 @@ pub async fn seal(store: &dyn Store, claim: Claim, lock: Option<Lock>) -> Result
         return Err(CommitError::Differs { key, what: "CRC-32", found: crc.into(), wanted: claim.crc32.into() });
     }
     let locked_until = check_lock(store, &key, &head, lock).await?.map(|l| l.until);
-    let Claim { id, kind, length, digest, key: sealed, .. } = claim;
+    let StoredReport { id, kind, length, digest, key: sealed, .. } = claim;
     Ok(StoredPack { info: PackInfo { id, kind, length, digest, version: head.version, key: sealed, locked_until } })
 }
 

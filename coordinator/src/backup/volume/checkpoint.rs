@@ -10,7 +10,7 @@ use milkrun_repository::config::REGION_BYTES;
 use milkrun_repository::point::journal::{self, Record};
 use milkrun_repository::volume_map::{Child, Extent, Leaf};
 
-use super::{Planned, VolumeBuild, needs};
+use super::{RegionPlan, VolumeBuild, needs};
 use crate::assignment::RefusedCall;
 use crate::backup::map_part::MapPart;
 use crate::backup::pages::lists_max;
@@ -23,7 +23,7 @@ const GROUP: usize = 4;
 const GROUPS_AT_ONCE: usize = 8;
 
 /// A record of the journal is closed once it has this many extents; the last group may exceed it.
-const RUNS_NOTED: usize = 16 * 1024;
+const EXTENTS_PER_RECORD: usize = 16 * 1024;
 
 /// No volume is larger: 128 TiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 47;
@@ -79,7 +79,7 @@ impl Run {
         let mut runs = 0;
         loop {
             while result.is_ok() && making.len() < GROUPS_AT_ONCE {
-                let group: Vec<(u64, Planned)> = planned.by_ref().take(GROUP).collect();
+                let group: Vec<(u64, RegionPlan)> = planned.by_ref().take(GROUP).collect();
                 if group.is_empty() {
                     break;
                 }
@@ -89,7 +89,9 @@ impl Run {
             // Tasks that have begun always run to their end: a task that makes a leaf may have a full pack with the leaves of
             // others.
             let group = making.next().await;
-            if let Some(journal) = journal.filter(|_| runs >= RUNS_NOTED || (group.is_none() && !taken.is_empty())) {
+            if let Some(journal) =
+                journal.filter(|_| runs >= EXTENTS_PER_RECORD || (group.is_none() && !taken.is_empty()))
+            {
                 runs = 0;
                 journal.note(Record::Regions { volume: build.name.clone(), regions: std::mem::take(&mut taken) });
             }
@@ -113,12 +115,18 @@ impl Run {
     }
 
     /// Makes the planned parts, in order, up to the first one that fails.
-    async fn make(&self, volume: &str, group: Vec<(u64, Planned)>) -> (Vec<(u64, MapPart)>, Result<(), BackupError>) {
+    async fn make(
+        &self,
+        volume: &str,
+        group: Vec<(u64, RegionPlan)>,
+    ) -> (Vec<(u64, MapPart)>, Result<(), BackupError>) {
         let mut all = Vec::with_capacity(group.len());
         for (end, plan) in group {
             let made = match plan {
-                Planned::MapPart(made) => Ok(made),
-                Planned::Changed { region, before } => self.make_leaf(volume, &region, ParentRegion::of(before)).await,
+                RegionPlan::MapPart(made) => Ok(made),
+                RegionPlan::Changed { region, before } => {
+                    self.make_leaf(volume, &region, ParentRegion::of(before)).await
+                }
             };
             match made {
                 Ok(made) => all.push((end, made)),
