@@ -15,6 +15,7 @@ pub mod buffer;
 pub mod device;
 pub mod extent;
 pub mod outcome;
+mod ranges;
 pub mod restore;
 pub mod rpc;
 pub mod session;

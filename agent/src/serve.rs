@@ -10,7 +10,7 @@ use milkrun_identity::tls::Credentials;
 use milkrun_observe::http::{self, HttpError};
 use milkrun_observe::signals::{SignalError, Stop};
 use milkrun_repository::point::catalog::chain;
-use milkrun_repository::store::connect::{ConnectError, Way, patient};
+use milkrun_repository::store::connect::{ConnectError, ConnectOptions, patient};
 
 use crate::args::Args;
 
@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 async fn serve(args: Args) -> Result<(), ServeError> {
     let credentials = Credentials::new(&args.tls);
     credentials.check()?;
-    let way = Way { ca_file: args.ca_file, limit_upload: args.limit_upload, ..Way::default() };
+    let way = ConnectOptions { ca_file: args.ca_file, limit_upload: args.limit_upload, ..ConnectOptions::default() };
     let redeemer = way.with_ca_of_environment().redeemer()?.files_only_in(args.repository_directory);
     let mut options = AgentOptions::new(args.node.as_str(), patient(redeemer));
     options.memory = args.memory;

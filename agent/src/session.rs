@@ -4,17 +4,16 @@
 //! of its own, which report by actions.
 
 mod failures;
+mod options;
 mod work;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::clock::entropy;
-use milkrun_repository::store::grant::Redeem;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -28,65 +27,16 @@ use crate::backup::{
 };
 use crate::budget::Budget;
 use crate::buffer::{BufferPool, RangeBuffers};
-use crate::device::{ByteSource, Source, SourceError, SourceOptions, open_source, open_stream};
 use crate::restore::finished::Finished;
 use crate::rpc::{self, CallError};
 use crate::workers::{StartError, Workers};
 use failures::failed;
+pub use options::{AgentOptions, Open, OpenSource, OpenStream};
 
 /// The version of the protocol that this agent speaks.
 pub const PROTOCOL: u32 = 2;
 /// Threads that wait for devices.
 const IO_THREADS: usize = 16;
-
-/// Opens volumes.
-pub type OpenSource = Arc<dyn Fn(&Path, SourceOptions) -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
-/// Opens streams.
-pub type OpenStream = Arc<dyn Fn(&str, SourceOptions) -> Result<Box<dyn ByteSource>, SourceError> + Send + Sync>;
-
-/// How sources are opened. Tests open scripted devices here; the embedded agent of the command line also runs commands.
-#[derive(Clone)]
-pub struct Open {
-    /// Volumes.
-    pub volume: OpenSource,
-    /// Streams.
-    pub stream: OpenStream,
-}
-
-/// How an agent works.
-#[derive(Clone)]
-pub struct AgentOptions {
-    /// Its node.
-    pub node: String,
-    /// Threads for CPU work.
-    pub threads: usize,
-    /// Bytes in flight.
-    pub memory: u64,
-    /// The largest number of volumes at once; 0: no limit.
-    pub volumes: u32,
-    /// Uses grants.
-    pub redeem: Arc<dyn Redeem>,
-    /// Opens sources.
-    pub open: Open,
-    /// The target of a restore is made durable after so many bytes, in whole windows of the plan.
-    pub sync_every: u64,
-}
-
-impl AgentOptions {
-    /// With as many threads as there are cores, and the default budget.
-    pub fn new(node: impl Into<String>, redeem: Arc<dyn Redeem>) -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self {
-            node: node.into(),
-            threads,
-            memory: crate::budget::DEFAULT,
-            volumes: 0,
-            redeem,
-            open: Open { volume: Arc::new(open_source), stream: Arc::new(open_stream) },
-            sync_every: crate::restore::SYNC_EVERY_BYTES,
-        }
-    }
-}
 
 /// Idle small buffers that are kept. Only the parts of them that were ever filled take memory: 32 MiB at most.
 const SMALL_IDLE: usize = 32;

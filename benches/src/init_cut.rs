@@ -12,7 +12,7 @@ use milkrun_repository::config::LockPolicy;
 use milkrun_repository::keys::wrapped::Cost;
 use milkrun_repository::repository::{InitOptions, init};
 use milkrun_repository::store::StoreUrl;
-use milkrun_repository::store::connect::Way;
+use milkrun_repository::store::connect::ConnectOptions;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = InitOptions { lock: LockPolicy::NONE, pages, streams: StreamCutter::DEFAULT, cost: Cost::TEST };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let place = Way::default().with_ca_of_environment().connect(&url.parse::<StoreUrl>()?).await?;
+        let place = ConnectOptions::default().with_ca_of_environment().connect(&url.parse::<StoreUrl>()?).await?;
         init(place.store, password.as_bytes(), options).await?;
         Ok(())
     })

@@ -13,7 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::StreamExt;
 use milkrun_repository::id::PackId;
-use milkrun_repository::store::connect::Way;
+use milkrun_repository::store::connect::ConnectOptions;
 use milkrun_repository::store::grant::PutTerms;
 use milkrun_repository::store::{Key, StoreUrl};
 
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(url: &StoreUrl, each: usize, count: usize, in_flight: usize) -> Result<(), Box<dyn Error>> {
-    let place = Way::default().with_ca_of_environment().connect(url).await?;
+    let place = ConnectOptions::default().with_ca_of_environment().connect(url).await?;
     let mut body = vec![0; each];
     blake3::Hasher::new().finalize_xof().fill(&mut body);
     let crc32 = crc32fast::hash(&body);

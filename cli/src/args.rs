@@ -1,19 +1,24 @@
 //! What a person can type.
 
+mod backup;
+mod certs;
+mod values;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use milkrun_identity::NodeName;
 use milkrun_identity::channel::CoordinatorUrl;
-use milkrun_identity::{NodeName, Role};
-use milkrun_repository::chunk::codec;
-use milkrun_repository::clock::Moment;
-use milkrun_repository::id::{AppName, ClusterId, Namespace, RunId, VolumeName};
-use milkrun_repository::point::root::Class;
+use milkrun_repository::id::{AppName, ClusterId, Namespace, RunId};
 use milkrun_repository::store::StoreUrl;
 
 use crate::output::CliError;
 use crate::units;
+pub(crate) use backup::Backup;
+pub(crate) use certs::{Certs, Issue};
+pub(crate) use values::Named;
+use values::named;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 damage found, 4 could not ask (the store does not answer, so nothing is known).";
 
@@ -209,69 +214,6 @@ pub(crate) enum Command {
     },
 }
 
-/// Where certificates go, and how long they are valid.
-#[derive(Clone, Debug, ClapArgs)]
-pub(crate) struct Issue {
-    /// The authority's folder
-    #[arg(long, value_name = "DIR", default_value = "certs")]
-    pub(crate) folder: PathBuf,
-    /// How long it is valid
-    #[arg(long = "for", value_name = "TIME", default_value = "1y", value_parser = units::duration)]
-    pub(crate) valid: Duration,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Certs {
-    /// The authority that all others are of
-    Authority {
-        /// Where it is made
-        #[arg(long, value_name = "DIR", default_value = "certs")]
-        folder: PathBuf,
-        /// How long it is valid
-        #[arg(long = "for", value_name = "TIME", default_value = "10y", value_parser = units::duration)]
-        valid: Duration,
-    },
-    /// A coordinator's
-    Coordinator {
-        #[command(flatten)]
-        issue: Issue,
-        /// Names and addresses at which agents and people reach it
-        #[arg(value_name = "HOST", required = true)]
-        hosts: Vec<String>,
-    },
-    /// The agent's of one node
-    Agent {
-        #[command(flatten)]
-        issue: Issue,
-        /// The node, as the inventory has it
-        #[arg(value_name = "NODE")]
-        node: NodeName,
-    },
-    /// Ends a certificate before its time: coordinators refuse it, and end its connections within seconds
-    ///
-    /// The list of revoked certificates, ca.crl, is written beside the authority and into the folders of coordinators there. Bring it to
-    /// coordinators elsewhere by hand: it lies beside their ca.crt.
-    Revoke {
-        /// The authority's folder
-        #[arg(long, value_name = "DIR", default_value = "certs")]
-        folder: PathBuf,
-        /// Its folder, its file, or its serial number, as coordinators log it
-        #[arg(value_name = "CERTIFICATE")]
-        certificate: String,
-    },
-    /// A person's, or a program's
-    User {
-        #[command(flatten)]
-        issue: Issue,
-        /// A name, for logs
-        #[arg(value_name = "NAME")]
-        name: String,
-        /// What it may do: view, backup or restore, of all applications or of one (backup:shop), operate (drain nodes), or operator (open runs and name what they read and write)
-        #[arg(long, value_name = "ROLE", required = true)]
-        role: Vec<Role>,
-    },
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Lock {
     /// Nothing is locked
@@ -298,118 +240,6 @@ pub(crate) struct Init {
     /// Write the recovery key to this file instead of printing it; keep it where neither the repository nor its password is
     #[arg(long, value_name = "FILE")]
     pub(crate) write_recovery_key: Option<PathBuf>,
-    /// Accept a lock beyond a year without asking
-    #[arg(long)]
-    pub(crate) yes: bool,
-}
-
-/// `NAME=PATH`
-#[derive(Clone, Debug)]
-pub(crate) struct Named {
-    pub(crate) name: VolumeName,
-    pub(crate) path: String,
-}
-
-fn named(text: &str) -> Result<Named, String> {
-    let (name, path) = text.split_once('=').ok_or("write NAME=PATH")?;
-    if path.is_empty() {
-        return Err("the path is missing; write NAME=PATH".into());
-    }
-    Ok(Named { name: name.parse().map_err(|e: milkrun_repository::id::NameError| e.to_string())?, path: path.into() })
-}
-
-/// `NAME=TIME`
-#[derive(Clone, Debug)]
-pub(crate) struct Taken {
-    pub(crate) name: VolumeName,
-    pub(crate) moment: Moment,
-}
-
-fn taken(text: &str) -> Result<Taken, String> {
-    let Named { name, path } = named(text).map_err(|e| e.replace("PATH", "TIME"))?;
-    let moment =
-        Moment::parse(&path).map_err(|_| format!("{path:?} is no time: write it like 2026-11-22T14:30:00Z"))?;
-    Ok(Taken { name, moment })
-}
-
-/// How hard to compress.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Level {
-    pub(crate) from: i32,
-    /// Harder where that costs no time.
-    pub(crate) adapts: bool,
-}
-
-fn level(text: &str) -> Result<Level, String> {
-    let default = codec::Level::DEFAULT.get();
-    if text == "auto" {
-        return Ok(Level { from: default, adapts: true });
-    }
-    let number = text.parse().map_err(|_| "write a number from -7 to 19, or auto".to_owned())?;
-    codec::Level::new(number).map_err(|e| e.to_string())?;
-    Ok(Level { from: number, adapts: false })
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Backup {
-    #[command(flatten)]
-    pub(crate) repository: Repository,
-    #[command(flatten)]
-    pub(crate) whose: Whose,
-    /// The application's name
-    #[arg(value_name = "APP")]
-    pub(crate) application: AppName,
-    /// A block device or image file (with --coordinator its inventory says which)
-    #[arg(long, value_name = "NAME=PATH", value_parser = named)]
-    pub(crate) volume: Vec<Named>,
-    /// A byte stream: a file, a pipe, or - for standard input
-    #[arg(long, value_name = "NAME=PATH|-", value_parser = named)]
-    pub(crate) stream: Vec<Named>,
-    /// A byte stream that a command writes: run by the shell, and if it fails there is no restore point
-    #[arg(long, value_name = "NAME=COMMAND", value_parser = named)]
-    pub(crate) stream_command: Vec<Named>,
-    /// Kubernetes manifests: YAML or JSON files, or folders of them
-    #[arg(long, value_name = "DIR-OR-FILE")]
-    pub(crate) manifests: Vec<PathBuf>,
-    /// How long the point stays locked [default: as the repository says]
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
-    pub(crate) lock_for: Option<Duration>,
-    /// What retention will count the point as: hourly, daily, weekly, monthly, yearly or none
-    #[arg(long, value_name = "CLASS", default_value = "none")]
-    pub(crate) class: Class,
-    /// When the snapshot of a volume was taken (RFC 3339) [default: when the backup began]
-    #[arg(long, value_name = "NAME=TIME", value_parser = taken)]
-    pub(crate) taken: Vec<Taken>,
-    /// A volume of the application that is left out, and why: the point says so
-    #[arg(long, value_name = "NAME=REASON", value_parser = named)]
-    pub(crate) skip: Vec<Named>,
-    /// Which point predicts what is unchanged: auto, none, or a point's id
-    #[arg(long, value_name = "auto|none|POINT", default_value = "auto")]
-    pub(crate) parent: String,
-    /// A file that lists what may have changed in a volume since the parent; nothing else of it is read, but for a sample
-    #[arg(long, value_name = "NAME=FILE", value_parser = named)]
-    pub(crate) changed_from: Vec<Named>,
-    /// Of so many points in a row, read one in full whatever the lists of changes say
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) full_every: u32,
-    /// Store a chunk of which a page changed whole, instead of the page alone
-    #[arg(long)]
-    pub(crate) whole_chunks: bool,
-    /// Leave out what a clean ext4 file system has free, as if zeros lay there; on any doubt everything is read (the point says so)
-    #[arg(long, conflicts_with = "changed_from")]
-    pub(crate) skip_free: bool,
-    /// zstd level, -7 (fast) to 19 (2 is tuned for the pages of databases, and 3 is 2 wherever that leaves less), or auto: 3, and up to 9 while the line to the store is what the backup waits for
-    #[arg(long, value_name = "N|auto", default_value = "3", allow_negative_numbers = true, value_parser = level)]
-    pub(crate) level: Level,
-    /// Read devices that are mounted read-write or in use otherwise (the point says so)
-    #[arg(long)]
-    pub(crate) allow_mounted: bool,
-    /// Accept volumes and streams without a byte
-    #[arg(long)]
-    pub(crate) allow_empty: bool,
-    /// Accept files that change while they are read (the point says so)
-    #[arg(long)]
-    pub(crate) allow_changing: bool,
     /// Accept a lock beyond a year without asking
     #[arg(long)]
     pub(crate) yes: bool,

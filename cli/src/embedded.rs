@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::args::{Global, Named};
 use crate::driver::Driver;
 use crate::output::CliError;
-use crate::place::{self, Place};
+use crate::place::{self, OpenedStore};
 
 /// The size of the pipe between both sides.
 const PIPE_BYTES: usize = 4 << 20;
@@ -33,7 +33,7 @@ pub(crate) fn path_of(command: &Named) -> String {
 /// Starts coordinator and agent. The agent reads the output of `commands` as streams.
 pub(crate) async fn start(
     repository: Repository,
-    place: &Place,
+    place: &OpenedStore,
     commands: &[Named],
     global: &Global,
 ) -> Result<Driver, CliError> {

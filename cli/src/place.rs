@@ -4,8 +4,8 @@ use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
 use milkrun_repository::repository::{self, Credential};
 use milkrun_repository::store::StoreUrl;
-pub(crate) use milkrun_repository::store::connect::Place;
-use milkrun_repository::store::connect::Way;
+use milkrun_repository::store::connect::ConnectOptions;
+pub(crate) use milkrun_repository::store::connect::OpenedStore;
 use milkrun_repository::store::s3::Addressing;
 
 use crate::args::{self, Global};
@@ -13,18 +13,23 @@ use crate::output::{CliError, Exit, note};
 use crate::secret;
 
 /// Connects (lazily) to where the URL points.
-pub(crate) async fn connect(url: &StoreUrl, global: &Global) -> Result<Place, CliError> {
+pub(crate) async fn connect(url: &StoreUrl, global: &Global) -> Result<OpenedStore, CliError> {
     let addressing = match global.s3_addressing {
         args::Addressing::Auto => Addressing::Auto,
         args::Addressing::Path => Addressing::Path,
         args::Addressing::Host => Addressing::VirtualHost,
     };
-    let way = Way { ca_file: global.ca_file.clone(), limit_upload: global.limit_upload, addressing, profile: None };
+    let way = ConnectOptions {
+        ca_file: global.ca_file.clone(),
+        limit_upload: global.limit_upload,
+        addressing,
+        profile: None,
+    };
     way.with_ca_of_environment().connect(url).await.map_err(|e| CliError::from_error(&e))
 }
 
 /// Connects and opens the repository with the secret.
-pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository, Place), CliError> {
+pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository, OpenedStore), CliError> {
     let place = connect(url, global).await?;
     let repository = match &global.recovery_key_file {
         Some(file) => {
@@ -44,7 +49,7 @@ pub(crate) async fn open(url: &StoreUrl, global: &Global) -> Result<(Repository,
 /// # Errors
 /// If the command `writes`, this is an error instead of a warning.
 pub(crate) fn check_address(repository: &Repository, writes: bool, global: &Global) -> Result<(), CliError> {
-    match cache(repository, global).witness().stands_at(&repository.store.address()) {
+    match cache(repository, global).last_seen().stands_at(&repository.store.address()) {
         Ok(()) => Ok(()),
         Err(e) if writes => Err(CliError { exit: Exit::Damage, ..CliError::from_error(&e) }),
         Err(e) => {

@@ -77,7 +77,7 @@ pub struct Begun {
 #[error(
     "another agent of node {node} is connected since {since}: two that read and write the same devices are never right; stop one"
 )]
-pub struct Taken {
+pub struct NodeInUse {
     /// Which node.
     pub node: String,
     /// Since when it is connected.
@@ -143,8 +143,8 @@ impl Agents {
     /// alive, the new agent is refused.
     ///
     /// # Errors
-    /// [`Taken`].
-    pub fn add(&self, r: Registration, link: Link) -> Result<Begun, Taken> {
+    /// [`NodeInUse`].
+    pub fn add(&self, r: Registration, link: Link) -> Result<Begun, NodeInUse> {
         let mut table = self.table();
         let Registration { node, version, protocol, volumes_max, instance, whence } = r;
         let before = table.agents.get_mut(&node);
@@ -153,7 +153,7 @@ impl Agents {
             let other = !instance.is_empty() && !before.instance.is_empty() && instance != before.instance;
             if other && before.heard.elapsed() < SILENT_AFTER {
                 before.rival = Some(Rival { whence, at: Moment::now() });
-                return Err(Taken { node, since: before.since });
+                return Err(NodeInUse { node, since: before.since });
             }
             before.over.cancel();
         }
@@ -252,7 +252,7 @@ mod tests {
             agents.add(registration, Link::new(mpsc::channel(1).0))
         };
         let first = add(b"1").unwrap();
-        assert!(matches!(add(b"2"), Err(Taken { .. })));
+        assert!(matches!(add(b"2"), Err(NodeInUse { .. })));
         assert_eq!(agents.list()["a"].rival.as_ref().unwrap().whence, "10.0.0.9:1");
         assert!(!first.over.is_cancelled());
         // It connects again.

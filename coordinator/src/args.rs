@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use milkrun_observe::logs::LogFormat;
 use milkrun_repository::id::ClusterId;
 use milkrun_repository::store::StoreUrl;
-use milkrun_repository::store::connect::Way;
+use milkrun_repository::store::connect::ConnectOptions;
 use milkrun_repository::store::s3;
 use milkrun_repository::units;
 
@@ -113,10 +113,10 @@ impl Args {
     }
 
     /// How to get to a repository.
-    pub(crate) fn way(&self, name: &str) -> Way {
+    pub(crate) fn way(&self, name: &str) -> ConnectOptions {
         let profile = self.s3_profile.iter().find(|(of, _)| of == name).map(|(_, profile)| profile.clone());
         let (ca_file, limit_upload, addressing) = (self.ca_file.clone(), self.limit_upload, self.s3_addressing.into());
-        Way { ca_file, limit_upload, addressing, profile }.with_ca_of_environment()
+        ConnectOptions { ca_file, limit_upload, addressing, profile }.with_ca_of_environment()
     }
 }
 

@@ -13,7 +13,7 @@ use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::repository::{self, Credential};
-use milkrun_repository::store::connect::Way;
+use milkrun_repository::store::connect::ConnectOptions;
 use milkrun_repository::store::{Failure, StoreUrl};
 
 use crate::args::Args;
@@ -29,7 +29,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 struct Named {
     name: String,
     url: StoreUrl,
-    way: Way,
+    way: ConnectOptions,
     cache: Option<PathBuf>,
     take_over_after: Duration,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Led {
 }
 
 /// The repositories of this process that are open, before they are led.
-pub(crate) struct Team {
+pub(crate) struct LedRepositories {
     repositories: Repositories,
     opened: Vec<Opened>,
     missing: Vec<Named>,
@@ -76,7 +76,7 @@ impl Named {
         drop(password);
         let folder = IndexCache::folder(self.cache.clone());
         let cache = IndexCache::new(folder.as_deref(), &repository.config.id, &repository.ring);
-        if let Err(e) = cache.witness().stands_at(&repository.store.address()) {
+        if let Err(e) = cache.last_seen().stands_at(&repository.store.address()) {
             // In a disaster this copy may be all that there is: it is served, and backups are refused.
             tracing::error!("{e}");
         }
@@ -164,7 +164,7 @@ impl Led {
     }
 }
 
-impl Team {
+impl LedRepositories {
     /// Opens all repositories that can be opened.
     ///
     /// # Errors

@@ -101,7 +101,7 @@ pub(crate) async fn list(
     peer: &Peer,
 ) -> Result<control::ListPointsReply, Failure> {
     let repository = &coordinator.repository;
-    let witness = coordinator.cache.witness();
+    let last_seen = coordinator.cache.last_seen();
     let mut reply = control::ListPointsReply::default();
     let hash = match filter {
         Filter::Application(app) => Some(repository.ring.app_hash(app)),
@@ -130,7 +130,7 @@ pub(crate) async fn list(
         }
     }
     if asked {
-        let missing = witness.all_seen().into_iter().filter(|seen| hash.is_none_or(|app| app == seen.app));
+        let missing = last_seen.all_seen().into_iter().filter(|seen| hash.is_none_or(|app| app == seen.app));
         let missing = missing.filter(|seen| !ordered.points().iter().any(|f| f.root.id() == seen.point));
         reply.notes.extend(missing.map(|seen| seen.missing().to_string()));
         let refused = listing.refused.into_iter().map(|r| (format!("{} version {}", r.key, r.version), r.reason));
@@ -191,7 +191,7 @@ pub(crate) fn volume(v: &VolumeEntry) -> control::VolumeResult {
 
 /// Finds a point for a caller who may see it. A caller who may not see it does not learn whether it exists.
 async fn find(coordinator: &Coordinator, selector: &Selector, text: &str, peer: &Peer) -> Result<Found, PointsError> {
-    if let Selector::Latest(app) | Selector::At(app, _) = selector
+    if let Some(app) = selector.application()
         && !may_view(coordinator, peer, app)
     {
         return Err(PointsError::Role { who: peer.to_string(), what: text.to_owned() });
@@ -265,7 +265,7 @@ pub(crate) async fn verify(
     }
     for (selector, text) in &wanted.which {
         match selector {
-            Selector::Latest(app) if !text.contains('@') => {
+            Selector::Application(app) => {
                 if !may_view(coordinator, peer, app) {
                     return Err(role(text));
                 }

@@ -11,7 +11,7 @@ mod targets;
 pub(crate) use execute::execute;
 pub(crate) use opened::execute_opened;
 pub use order::{Order, TargetSpec};
-pub use plan::{PageStream, Telling};
+pub use plan::{PageStream, PlanForm};
 pub(crate) use take_over::LeftRestore;
 
 use std::collections::HashMap;

@@ -8,6 +8,7 @@ pub mod working;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::id::RunId;
@@ -51,6 +52,9 @@ pub enum RunEvent {
 
 /// Sends the result back to the one who asked.
 pub type Reply = tokio::sync::oneshot::Sender<Result<(), String>>;
+
+/// How long a run that was opened may stay unfinished: snapshots may be ready, and claims bound, hours later.
+pub(crate) const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How many ended runs can still be seen.
 const KEPT: usize = 256;
@@ -177,7 +181,7 @@ impl Runs {
 }
 
 /// How long a stopped agent may take to let go of its devices and files.
-const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Waits until the agents, which were told to stop, have let go of these volumes (each with its node).
 pub(crate) async fn await_stopped(inbox: &mut mpsc::UnboundedReceiver<RunEvent>, mut volumes: HashMap<String, String>) {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::args::Args;
 use crate::error::ServeError;
-use crate::led_repositories::Team;
+use crate::led_repositories::LedRepositories;
 
 /// How long giving up the leases may take.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
@@ -48,7 +48,7 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     credentials.check()?;
     let inventory = InventoryFile::open(&args.inventory)?;
     let repositories = Repositories::new(Shared::new(inventory, args.cluster_id.clone()));
-    let team = Team::open(&args, repositories.clone()).await?;
+    let leading = LedRepositories::open(&args, repositories.clone()).await?;
     let listener = TcpListener::bind(args.listen).await.map_err(|e| ServeError::Listen(args.listen, e))?;
     let address = listener.local_addr().map_err(|e| ServeError::Listen(args.listen, e))?;
     let stop = Stop::on_signal()?;
@@ -56,15 +56,15 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     if let Some(address) = args.metrics {
         http::serve(address, ready).await?;
     }
-    let team = tokio::select! {
-        team = team.campaign() => team?,
+    let leading = tokio::select! {
+        leading = leading.campaign() => leading?,
         () = stop.wanted() => return Ok(()),
     };
-    for led in team.led() {
+    for led in leading.led() {
         tracing::info!(repository = led.name(), url = %led.url(), %address, epoch = led.epoch(), "serving");
     }
     let serving = async {
-        team.take_over().await?;
+        leading.take_over().await?;
         leads.send_replace(true);
         let accepted = accept(listener, credentials, Connections::new(Limits::of_process()));
         rpc::serve_all(repositories, accepted).await.map_err(ServeError::from)
@@ -75,10 +75,10 @@ async fn serve(args: Args) -> Result<(), ServeError> {
         // order here would only look to the runs as if their agents failed.
         () = stop.wanted() => {}
         // The new leader goes on with the runs; nothing that this process does from here on counts.
-        why = team.hold() => return Err(ServeError::Superseded(why)),
+        why = leading.hold() => return Err(ServeError::Superseded(why)),
     }
     tracing::info!("stopping; the next coordinator goes on with what is under way");
     // If this fails, the next leader waits a little.
-    let _ = tokio::time::timeout(RELEASE_LIMIT, team.release()).await;
+    let _ = tokio::time::timeout(RELEASE_LIMIT, leading.release()).await;
     Ok(())
 }

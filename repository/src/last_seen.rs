@@ -18,7 +18,7 @@ use crate::keys::KeyRing;
 
 /// What is remembered of one repository.
 #[derive(Clone)]
-pub struct Witness {
+pub struct LastSeen {
     folder: Option<PathBuf>,
     repository: RepositoryId,
     key: Zeroizing<[u8; 32]>,
@@ -75,7 +75,7 @@ impl Seen {
 /// A record consists of a few short lines.
 const LENGTH_MAX: u64 = 64 << 10;
 
-impl Witness {
+impl LastSeen {
     /// Remembers beside the index cache in `folder`; without a folder nothing is remembered.
     pub fn new(folder: Option<&Path>, repository: &RepositoryId, ring: &KeyRing) -> Self {
         Self { folder: folder.map(Path::to_owned), repository: *repository, key: ring.cache_key() }
@@ -181,9 +181,9 @@ mod tests {
     use crate::id::RunId;
     use crate::keys::Secret;
 
-    fn witness(folder: &Path, repository: u8, secret: u8) -> Witness {
+    fn last_seen(folder: &Path, repository: u8, secret: u8) -> LastSeen {
         let ring = KeyRing::from_secret(&Secret::from_bytes([secret; 32]));
-        Witness::new(Some(folder), &RepositoryId::from_bytes([repository; 16]), &ring)
+        LastSeen::new(Some(folder), &RepositoryId::from_bytes([repository; 16]), &ring)
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (app, other) = (AppHash::from_bytes([1; 16]), AppHash::from_bytes([2; 16]));
         let point = |n: u8| PointId::new(Moment::from_millis(i64::from(n) * 100_000), RunId::from_bytes([n; 8]));
-        let w = witness(folder.path(), 1, 1);
+        let w = last_seen(folder.path(), 1, 1);
         assert_eq!(w.newest_seen(&app), None);
         w.saw(&app, &point(1));
         w.saw(&app, &point(2));
@@ -202,13 +202,13 @@ mod tests {
         let record = w.newest(&app).unwrap();
         fs::copy(&record, w.newest(&other).unwrap()).unwrap();
         assert_eq!(w.newest_seen(&other), None);
-        assert_eq!(witness(folder.path(), 1, 2).newest_seen(&app), None);
+        assert_eq!(last_seen(folder.path(), 1, 2).newest_seen(&app), None);
     }
 
     #[test]
     fn another_repository_at_the_same_address_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let (one, two) = (witness(folder.path(), 1, 1), witness(folder.path(), 2, 1));
+        let (one, two) = (last_seen(folder.path(), 1, 1), last_seen(folder.path(), 2, 1));
         one.stands_at("file:///a").unwrap();
         one.stands_at("file:///a").unwrap();
         two.stands_at("file:///b").unwrap();
@@ -218,7 +218,7 @@ mod tests {
         one.stands_at("file:///a").unwrap();
         two.stands_at("file:///a").unwrap();
         // A repository that is made at the address is accepted there.
-        let three = witness(folder.path(), 3, 1);
+        let three = last_seen(folder.path(), 3, 1);
         assert!(three.stands_at("file:///a").is_err());
         three.is_made_at("file:///a");
         three.stands_at("file:///a").unwrap();

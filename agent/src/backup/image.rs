@@ -25,6 +25,7 @@ use crate::budget::Permit;
 use crate::device::Source;
 use crate::device::changes::Changes;
 use crate::extent::Region;
+use crate::ranges;
 
 /// Backs up an image: reads all of it, or the dirty ranges that a changed-block list names.
 ///
@@ -217,14 +218,7 @@ fn dirty_ranges(
         at = end;
     }
     dirty.extend(more);
-    dirty.sort_unstable_by_key(|r| r.start);
-    dirty.dedup_by(|next, last| {
-        let joins = next.start <= last.end;
-        if joins {
-            last.end = last.end.max(next.end);
-        }
-        joins
-    });
+    ranges::merge(&mut dirty);
     Some(dirty)
 }
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::region_bytes::RegionBytes;
 use crate::buffer::Buffer;
 use crate::device::{Piece, Source};
+use crate::ranges;
 
 /// The length of one read: long enough to cost little per byte, short enough that a region keeps many reads in flight.
 const READ_BYTES: usize = 1 << 20;
@@ -92,10 +93,7 @@ fn data_ranges(
             break;
         }
         let end = range.end;
-        match ranges.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(end),
-            _ => ranges.push(range),
-        }
+        ranges::push(&mut ranges, range);
         if end == len {
             break;
         }

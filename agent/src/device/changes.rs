@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use milkrun_repository::chunk::PAGE;
 use milkrun_repository::id::PointId;
 
+use crate::ranges::merge;
+
 /// Ranges that may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
@@ -167,16 +169,9 @@ fn parse(mut text: impl BufRead) -> Result<Changes, Bad> {
         return Err(Bad::NoEnd);
     }
     let listed = ranges.len() as u64;
-    ranges.sort_unstable_by_key(|r| r.start);
-    let mut apart: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match apart.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => apart.push(range),
-        }
-    }
-    let bytes: u64 = apart.iter().map(|r| r.end - r.start).sum();
-    Ok(Changes { since, ranges: apart, coarse: bytes > listed * COARSE_BYTES })
+    merge(&mut ranges);
+    let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+    Ok(Changes { since, ranges, coarse: bytes > listed * COARSE_BYTES })
 }
 
 #[cfg(test)]

@@ -44,35 +44,7 @@ pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
     let meta = fs::metadata(path)?;
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
     let block = meta.file_type().is_block_device();
-    // Devices with their nodes: the device itself, those that lie on it, and loop devices on top of these.
-    let mut devices: Vec<(u64, PathBuf)> = Vec::new();
-    let add = |device: u64, node: PathBuf, devices: &mut Vec<(u64, PathBuf)>| {
-        let mut above = Vec::new();
-        on_top(Path::new("/sys/dev/block"), device, &mut above);
-        devices.push((device, node));
-        for device in above {
-            if !devices.iter().any(|(known, _)| *known == device) {
-                devices.push((device, node_of(device)));
-            }
-        }
-    };
-    let mut below: Vec<(u64, u64)> = Vec::new();
-    if block {
-        add(meta.rdev(), path.to_owned(), &mut devices);
-        below.extend(devices.iter().map(|(device, _)| (0, *device)));
-    } else {
-        below.push((meta.dev(), meta.ino()));
-    }
-    let loops = loops();
-    while let Some(thing) = below.pop() {
-        for l in loops.iter().filter(|l| l.backing == Some(thing)) {
-            if !devices.iter().any(|(known, _)| *known == l.device) {
-                let from = devices.len();
-                add(l.device, l.node.clone(), &mut devices);
-                below.extend(devices[from..].iter().map(|(device, _)| (0, *device)));
-            }
-        }
-    }
+    let devices = devices_of(path, &meta);
     let mut uses = Vec::new();
     let swaps = swaps();
     let swap = |device: u64| swaps.contains(&(0, device));
@@ -120,6 +92,39 @@ pub fn uses_of(path: &Path) -> io::Result<Vec<Use>> {
         }
     }
     Ok(uses)
+}
+
+/// Devices with their nodes: the device itself, those that lie on it, and loop devices on top of these.
+fn devices_of(path: &Path, meta: &fs::Metadata) -> Vec<(u64, PathBuf)> {
+    let mut devices: Vec<(u64, PathBuf)> = Vec::new();
+    let add = |device: u64, node: PathBuf, devices: &mut Vec<(u64, PathBuf)>| {
+        let mut above = Vec::new();
+        on_top(Path::new("/sys/dev/block"), device, &mut above);
+        devices.push((device, node));
+        for device in above {
+            if !devices.iter().any(|(known, _)| *known == device) {
+                devices.push((device, node_of(device)));
+            }
+        }
+    };
+    let mut below: Vec<(u64, u64)> = Vec::new();
+    if meta.file_type().is_block_device() {
+        add(meta.rdev(), path.to_owned(), &mut devices);
+        below.extend(devices.iter().map(|(device, _)| (0, *device)));
+    } else {
+        below.push((meta.dev(), meta.ino()));
+    }
+    let loops = loops();
+    while let Some(thing) = below.pop() {
+        for l in loops.iter().filter(|l| l.backing == Some(thing)) {
+            if !devices.iter().any(|(known, _)| *known == l.device) {
+                let from = devices.len();
+                add(l.device, l.node.clone(), &mut devices);
+                below.extend(devices[from..].iter().map(|(device, _)| (0, *device)));
+            }
+        }
+    }
+    devices
 }
 
 /// The usual node of a device.

@@ -25,7 +25,7 @@ use super::{backup, restore};
 use crate::args::{self, Global};
 use crate::embedded::{self, host};
 use crate::output::{CliError, Exit, print, print_json, table};
-use crate::place::{self, Place};
+use crate::place::{self, OpenedStore};
 use crate::units;
 
 const APPLICATION: &str = "sample";
@@ -78,14 +78,7 @@ pub(crate) async fn run(a: args::Try, global: &Global) -> Result<Exit, CliError>
 
     let url = StoreUrl::Directory(folder.join("repository"));
     let place = place::connect(&url, global).await?;
-    let options = InitOptions {
-        lock: LockPolicy::NONE,
-        pages: PageCutter::DEFAULT,
-        streams: StreamCutter::DEFAULT,
-        cost: Cost::RECOMMENDED,
-    };
-    let made = init(place.store.clone(), PASSWORD, options).await.map_err(|e| CliError::from_error(&e))?;
-    let repository = made.repository;
+    let repository = make(&place).await?;
     let global = Global { cache: Some(global.cache.clone().unwrap_or_else(|| folder.join("cache"))), ..global.clone() };
 
     let first = back_up(&repository, &place, &volumes, &lines, &global).await?;
@@ -129,6 +122,18 @@ pub(crate) async fn run(a: args::Try, global: &Global) -> Result<Exit, CliError>
         APPLICATION,
     ));
     Ok(Exit::Done)
+}
+
+/// Makes the repository.
+async fn make(place: &OpenedStore) -> Result<Repository, CliError> {
+    let options = InitOptions {
+        lock: LockPolicy::NONE,
+        pages: PageCutter::DEFAULT,
+        streams: StreamCutter::DEFAULT,
+        cost: Cost::RECOMMENDED,
+    };
+    let made = init(place.store.clone(), PASSWORD, options).await.map_err(|e| CliError::from_error(&e))?;
+    Ok(made.repository)
 }
 
 fn print_summary(
@@ -243,7 +248,7 @@ fn change(volumes: &[Volume]) -> Result<u64, CliError> {
 
 async fn back_up(
     repository: &Repository,
-    place: &Place,
+    place: &OpenedStore,
     volumes: &[Volume],
     manifests: &[u8],
     global: &Global,
@@ -273,7 +278,7 @@ async fn back_up(
 
 async fn restore_all(
     repository: &Repository,
-    place: &Place,
+    place: &OpenedStore,
     targets: &[(String, PathBuf)],
     manifests: bool,
     folder: &Path,

@@ -27,9 +27,6 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// How often a run checks whether a volume waits in vain.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a run that was opened may stay unfinished: snapshots may be ready hours later.
-const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
-
 /// Takes all volumes to their end, or until one fails.
 pub(super) async fn assign_volumes(
     (coordinator, order): (&Coordinator, &mut Order),
@@ -57,7 +54,7 @@ pub(super) async fn assign_volumes(
                 None => break Err(BackupError::AgentGone),
             },
             _ = look.tick() => match assignments.forsaken() {
-                _ if !order.complete && since.elapsed() > OPEN_MAX => break Err(BackupError::NeverFinished),
+                _ if !order.complete && since.elapsed() > runs::OPEN_MAX => break Err(BackupError::NeverFinished),
                 None => {
                     // The inventory and the connected agents may have changed.
                     assignments.renew();
@@ -101,34 +98,7 @@ async fn apply(
     event: RunEvent,
 ) -> Result<(), BackupError> {
     match event {
-        RunEvent::Placed { volume, node } => {
-            let Some(source) = order.source(&volume) else { return Ok(()) };
-            let Some(given) = assignments.placed(&volume, &node) else { return Ok(()) };
-            let resume_at = run.assign(&volume, given.attempt, &node).await;
-            if given.attempt > 1 || resume_at > 0 {
-                tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
-            }
-            let skip_free = (order.skip_free || source.skip_free) && !source.stream;
-            let by_list = if skip_free {
-                run.begin_leaving_out(&volume).await?;
-                false
-            } else {
-                run.begin_by_list(&volume, source, order.full_every, given.attempt, resume_at).await?
-            };
-            let Some(build) = run.build_of(&volume) else { return Ok(()) };
-            let has_parent = build.lock().await.has_parent();
-            let a = assignment_of(coordinator, run, &volume, given.attempt);
-            let message = wire::BackupVolume {
-                has_parent,
-                skip_free,
-                changed_from: source.changed_from.clone().filter(|_| by_list).unwrap_or_default(),
-                ..backup_volume(order, run, source, a, given.path, resume_at)
-            };
-            if !given.link.send(ToAgent::Backup(message)).await {
-                tracing::debug!(node, "an agent went away before it had its assignment");
-            }
-            Ok(())
-        }
+        RunEvent::Placed { volume, node } => place(coordinator, order, run, assignments, &volume, &node).await,
         RunEvent::Finished(volume) => {
             assignments.done(&volume);
             run.release(&volume);
@@ -191,6 +161,43 @@ async fn apply(
         RunEvent::Agent(..) => Ok(()),
         RunEvent::Cancel => Err(BackupError::Cancelled),
     }
+}
+
+/// Gives a volume to the agent of the node that was chosen for it.
+async fn place(
+    coordinator: &Coordinator,
+    order: &Order,
+    run: &Arc<Run>,
+    assignments: &mut VolumeAssignments<'_>,
+    volume: &str,
+    node: &str,
+) -> Result<(), BackupError> {
+    let Some(source) = order.source(volume) else { return Ok(()) };
+    let Some(given) = assignments.placed(volume, node) else { return Ok(()) };
+    let resume_at = run.assign(volume, given.attempt, node).await;
+    if given.attempt > 1 || resume_at > 0 {
+        tracing::warn!(run = %run.root.run, volume, node, attempt = given.attempt, resume_at, "a volume goes on");
+    }
+    let skip_free = (order.skip_free || source.skip_free) && !source.stream;
+    let by_list = if skip_free {
+        run.begin_leaving_out(volume).await?;
+        false
+    } else {
+        run.begin_by_list(volume, source, order.full_every, given.attempt, resume_at).await?
+    };
+    let Some(build) = run.build_of(volume) else { return Ok(()) };
+    let has_parent = build.lock().await.has_parent();
+    let a = assignment_of(coordinator, run, volume, given.attempt);
+    let message = wire::BackupVolume {
+        has_parent,
+        skip_free,
+        changed_from: source.changed_from.clone().filter(|_| by_list).unwrap_or_default(),
+        ..backup_volume(order, run, source, a, given.path, resume_at)
+    };
+    if !given.link.send(ToAgent::Backup(message)).await {
+        tracing::debug!(node, "an agent went away before it had its assignment");
+    }
+    Ok(())
 }
 
 /// Shows a volume whose map is complete with all of its bytes.

@@ -11,6 +11,7 @@ use milkrun_repository::clock::Moment;
 use milkrun_repository::damaged;
 use milkrun_repository::id::{PointId, RunId};
 use milkrun_repository::index::ChunkIndex;
+use milkrun_repository::keys::Domain;
 use milkrun_repository::keys::envelope::{self, Kind};
 use milkrun_repository::metadata::{MetadataWriter, Preparer, metadata_packs};
 use milkrun_repository::pack::PackKind;
@@ -20,6 +21,7 @@ use milkrun_repository::point::commit::{CommitError, Locks, check_store_clock};
 use milkrun_repository::point::ended::{self, Outcome};
 use milkrun_repository::point::journal::Record;
 use milkrun_repository::point::lease::Lease;
+use milkrun_repository::repository::OpenPoint;
 use milkrun_repository::store::{CreateError, Key, Version, read_listed};
 
 use super::assign::assign_volumes;
@@ -151,7 +153,7 @@ pub(super) async fn execute_plan(
     order: &mut Order,
     plan: Plan,
     feed: &Feed,
-    lease: Taken,
+    lease: HeldLease,
 ) -> Result<control::BackupDone, BackupError> {
     let began = tokio::time::Instant::now();
     let (repository, id) = (&coordinator.repository, plan.root.run);
@@ -194,7 +196,7 @@ pub(super) async fn execute_plan(
     result
 }
 
-async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<Taken, BackupError> {
+async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Result<HeldLease, BackupError> {
     let repository = &coordinator.repository;
     let key = Key::lease(&root.run);
     let body = Lease::of(root, coordinator.epoch, host).encode();
@@ -210,7 +212,7 @@ async fn take_lease(coordinator: &Coordinator, root: &Root, host: &str) -> Resul
         Err(e) => return Err(BackupError::Create(key, e)),
     };
     let made = check_store_clock(&*repository.store, &key).await?;
-    Ok(Taken { key, version, made })
+    Ok(HeldLease { key, version, made })
 }
 
 /// When its coordinator was lost, a run of the same request may have had a lease and no journal yet: nobody goes on with such a
@@ -232,7 +234,7 @@ async fn forget_begun(coordinator: &Coordinator, key: &Key) -> Result<bool, Back
 }
 
 /// A lease that this coordinator holds.
-pub(super) struct Taken {
+pub(super) struct HeldLease {
     pub(super) key: Key,
     pub(super) version: Version,
     /// When it was made, by the store's clock.
@@ -261,63 +263,18 @@ async fn run(
     began: tokio::time::Instant,
 ) -> Result<control::BackupDone, BackupError> {
     let repository = &coordinator.repository;
-    let Plan { root, since, choice, locks, rpo, left, inbox } = plan;
     let began_in = repository.store.identity().await?;
-    let witness = coordinator.cache.witness();
-    witness.stands_at(&repository.store.address())?;
-    if let Some(seen) = witness.newest_seen(&root.app)
-        && !repository.catalog().has(&root.app, &seen.point).await?
+    let last_seen = coordinator.cache.last_seen();
+    last_seen.stands_at(&repository.store.address())?;
+    if let Some(seen) = last_seen.newest_seen(&plan.root.app)
+        && !repository.catalog().has(&plan.root.app, &seen.point).await?
     {
         return Err(seen.missing().into());
     }
-    let domain = repository.domain(root.domain()).await?;
-    let parent = parent::open(repository, root.domain(), choice).await?;
-    let (ring, config) = (&repository.ring, &repository.config);
-    let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.domain(), &coordinator.cache).await?;
-    let set_aside = damaged::load(repository, &root.app).await?;
-    if !set_aside.is_empty() {
-        tracing::warn!(run = %root.run, packs = set_aside.len(), "packs were set aside; what the source still has of them is stored again");
-    }
-    index.set_aside(set_aside.iter().copied());
-    if let Some(parent) = &parent {
-        parent::complete_index(repository, parent, &mut index).await?;
-    }
-    let preparer = Preparer::new(domain.chunks().clone()).map_err(BackupError::Setup)?;
-    let run = Arc::new(Run {
-        repository: repository.clone(),
-        cache: coordinator.cache.clone(),
-        admission: coordinator.admission.clone(),
-        repository_name: coordinator.name.clone(),
-        root,
-        since,
-        began_in,
-        locks,
-        index: Mutex::new(index),
-        preparer,
-        metadata: tokio::sync::Mutex::new(MetadataWriter::new(repository.target(&domain, PackKind::Metadata))),
-        domain,
-        volumes: Mutex::default(),
-        stored: Mutex::default(),
-        referenced: Mutex::default(),
-        // Packs that were set aside count as gone.
-        present: tokio::sync::Mutex::new(set_aside.into_iter().map(|id| (id, false)).collect()),
-        parent: parent.as_ref().map(|p| p.found.root.id()),
-        parent_packs: metadata_packs(parent.iter().flat_map(|p| p.placement.packs.iter().cloned())),
-        parent_keys: Arc::default(),
-        stored_bytes: AtomicU64::new(0),
-        sampling: tokio::sync::Mutex::default(),
-        assigned: Mutex::default(),
-        claims: super::Claims::default(),
-        hurried: Mutex::default(),
-        journal: coordinator
-            .leadership
-            .is_some()
-            .then(|| Journal::new(repository.clone(), root.run, coordinator.epoch)),
-        sizes: Mutex::default(),
-        quotas: Mutex::default(),
-        granted_unwritten: AtomicU64::new(0),
-        granted: Mutex::default(),
-    });
+    let domain = repository.domain(plan.root.domain()).await?;
+    let parent = parent::open(repository, plan.root.domain(), plan.choice).await?;
+    let run = Arc::new(make(coordinator, &plan, domain, parent.as_ref(), began_in).await?);
+    let Plan { root, rpo, left, inbox, .. } = plan;
     for source in &order.sources {
         run.add_volume(source, VolumeBuild::of(source, root.moment, parent.as_ref()));
     }
@@ -342,9 +299,67 @@ async fn run(
     coordinator.backups.end(&root.run);
     coordinator.runs.end(&root.run);
     if result.is_ok() {
-        witness.saw(&root.app, &root.id());
+        last_seen.saw(&root.app, &root.id());
     }
     result
+}
+
+/// The state of a run before anything of it is stored. Loads what is known of the application's chunks.
+async fn make(
+    coordinator: &Coordinator,
+    plan: &Plan,
+    domain: Arc<Domain>,
+    parent: Option<&OpenPoint>,
+    began_in: String,
+) -> Result<Run, BackupError> {
+    let repository = &coordinator.repository;
+    let Plan { root, since, locks, .. } = *plan;
+    let (ring, config) = (&repository.ring, &repository.config);
+    let mut index = ChunkIndex::load(&*repository.store, ring, &config.id, &root.domain(), &coordinator.cache).await?;
+    let set_aside = damaged::load(repository, &root.app).await?;
+    if !set_aside.is_empty() {
+        tracing::warn!(run = %root.run, packs = set_aside.len(), "packs were set aside; what the source still has of them is stored again");
+    }
+    index.set_aside(set_aside.iter().copied());
+    if let Some(parent) = parent {
+        parent::complete_index(repository, parent, &mut index).await?;
+    }
+    let preparer = Preparer::new(domain.chunks().clone()).map_err(BackupError::Setup)?;
+    Ok(Run {
+        repository: repository.clone(),
+        cache: coordinator.cache.clone(),
+        admission: coordinator.admission.clone(),
+        repository_name: coordinator.name.clone(),
+        root,
+        since,
+        began_in,
+        locks,
+        index: Mutex::new(index),
+        preparer,
+        metadata: tokio::sync::Mutex::new(MetadataWriter::new(repository.target(&domain, PackKind::Metadata))),
+        domain,
+        volumes: Mutex::default(),
+        stored: Mutex::default(),
+        referenced: Mutex::default(),
+        // Packs that were set aside count as gone.
+        present: tokio::sync::Mutex::new(set_aside.into_iter().map(|id| (id, false)).collect()),
+        parent: parent.map(|p| p.found.root.id()),
+        parent_packs: metadata_packs(parent.iter().flat_map(|p| p.placement.packs.iter().cloned())),
+        parent_keys: Arc::default(),
+        stored_bytes: AtomicU64::new(0),
+        sampling: tokio::sync::Mutex::default(),
+        assigned: Mutex::default(),
+        claims: super::Claims::default(),
+        hurried: Mutex::default(),
+        journal: coordinator
+            .leadership
+            .is_some()
+            .then(|| Journal::new(repository.clone(), root.run, coordinator.epoch)),
+        sizes: Mutex::default(),
+        quotas: Mutex::default(),
+        granted_unwritten: AtomicU64::new(0),
+        granted: Mutex::default(),
+    })
 }
 
 /// Begins the journal, or replays what an earlier leader left. Returns the volumes that are done.

@@ -32,16 +32,7 @@ pub(super) async fn commit(
     began: tokio::time::Instant,
     inbox: &mut mpsc::UnboundedReceiver<RunEvent>,
 ) -> Result<control::BackupDone, BackupError> {
-    let mut finished: Vec<Finished> = Vec::new();
-    for source in &order.sources {
-        if let Some(build) = run.build_of(source.name.as_str()) {
-            finished.extend(build.lock().await.finished.clone());
-        }
-    }
-    if let Some(empty) = finished.iter().find(|f| f.map.len == 0 && !order.allow_empty) {
-        return Err(BackupError::Empty(empty.entry.name.clone()));
-    }
-    note_incomplete(&mut finished.iter_mut().map(|f| &mut f.entry).collect::<Vec<_>>());
+    let finished = finished_volumes(order, run).await?;
     let mut maps: Vec<MapRoot> = finished.iter().map(|f| f.map).collect();
     let mut manifests = None;
     if order.manifest_objects > 0 {
@@ -96,12 +87,7 @@ pub(super) async fn commit(
     .run()
     .await?;
     run.grew(usize::try_from(committed.stored_bytes).unwrap_or(usize::MAX));
-    metrics::counter!("milkrun_lock_extensions_total").increment(committed.locks_extended);
-    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
-    let now = Moment::now().seconds() as f64;
-    metrics::gauge!("milkrun_last_success_timestamp_seconds", "application" => order.application.to_string(), "repository" => run.repository_name.clone())
-        .set(now);
-    tracing::info!(run = %run.root.run, point = %run.root.id(), application = %order.application, "committed");
+    show_committed(order, run, &committed);
     Ok(control::BackupDone {
         point: run.root.id().to_string(),
         moment_ms: run.root.moment.millis(),
@@ -115,6 +101,31 @@ pub(super) async fn commit(
         moments_differ,
         skipped: order.skipped.iter().map(to_wire).collect(),
     })
+}
+
+/// The volumes of the order, whose maps are complete.
+async fn finished_volumes(order: &Order, run: &Run) -> Result<Vec<Finished>, BackupError> {
+    let mut finished: Vec<Finished> = Vec::new();
+    for source in &order.sources {
+        if let Some(build) = run.build_of(source.name.as_str()) {
+            finished.extend(build.lock().await.finished.clone());
+        }
+    }
+    if let Some(empty) = finished.iter().find(|f| f.map.len == 0 && !order.allow_empty) {
+        return Err(BackupError::Empty(empty.entry.name.clone()));
+    }
+    note_incomplete(&mut finished.iter_mut().map(|f| &mut f.entry).collect::<Vec<_>>());
+    Ok(finished)
+}
+
+/// Shows a committed run in metrics and logs.
+fn show_committed(order: &Order, run: &Run, committed: &Committed) {
+    metrics::counter!("milkrun_lock_extensions_total").increment(committed.locks_extended);
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
+    let now = Moment::now().seconds() as f64;
+    metrics::gauge!("milkrun_last_success_timestamp_seconds", "application" => order.application.to_string(), "repository" => run.repository_name.clone())
+        .set(now);
+    tracing::info!(run = %run.root.run, point = %run.root.id(), application = %order.application, "committed");
 }
 
 fn result(f: &Finished) -> control::VolumeResult {

@@ -30,25 +30,25 @@ struct Use {
 }
 
 /// The fragmented chunks of a leaf.
-pub(super) fn worn(leaf: &Leaf) -> HashSet<ChunkId> {
+pub(super) fn fragmented(leaf: &Leaf) -> HashSet<ChunkId> {
     let used = leaf.used();
     let chunks = leaf.chunks().iter().zip(used);
     let chunks: Vec<Use> = chunks
         .map(|(chunk, used)| Use { id: chunk.id, used, plain: chunk.place.plain_len.into(), pack: chunk.place.pack })
         .collect();
-    let mut worn = by_emptiness(&chunks);
+    let mut fragmented = by_emptiness(&chunks);
     if leaf.packs().len() > PACKS_MAX {
-        worn.extend(by_packs(&chunks, &worn));
+        fragmented.extend(by_packs(&chunks, &fragmented));
     }
-    worn
+    fragmented
 }
 
 fn by_emptiness(chunks: &[Use]) -> HashSet<ChunkId> {
-    let mut worn = HashSet::new();
+    let mut fragmented = HashSet::new();
     let used: u64 = chunks.iter().map(|c| c.used.min(c.plain)).sum();
     let mut opened: u64 = chunks.iter().map(|c| c.plain).sum();
     if opened * 2 <= used * OPENED_PER_TWO {
-        return worn;
+        return fragmented;
     }
     let mut emptiest: Vec<&Use> = chunks.iter().filter(|c| c.used < c.plain).collect();
     // Sorted by used / plain, without fractions, and then by id, so that a leaf always gives the same answer.
@@ -59,14 +59,14 @@ fn by_emptiness(chunks: &[Use]) -> HashSet<ChunkId> {
         }
         // When the chunk is stored anew, a restore opens exactly the bytes that are in use.
         opened -= chunk.plain - chunk.used;
-        worn.insert(chunk.id);
+        fragmented.insert(chunk.id);
     }
-    worn
+    fragmented
 }
 
-fn by_packs(chunks: &[Use], worn: &HashSet<ChunkId>) -> HashSet<ChunkId> {
+fn by_packs(chunks: &[Use], fragmented: &HashSet<ChunkId>) -> HashSet<ChunkId> {
     let mut packs: HashMap<PackId, u64> = HashMap::new();
-    for chunk in chunks.iter().filter(|c| !worn.contains(&c.id)) {
+    for chunk in chunks.iter().filter(|c| !fragmented.contains(&c.id)) {
         *packs.entry(chunk.pack).or_default() += chunk.used;
     }
     if packs.len() <= PACKS_MAX {
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn whole_chunks_in_few_packs_have_not_worn() {
         let leaf = (0..128).map(|n| extent(n, (n % 60) as u8, 4096, 4096)).collect();
-        assert!(worn(&leaf).is_empty());
+        assert!(fragmented(&leaf).is_empty());
     }
 
     #[test]
@@ -106,16 +106,16 @@ mod tests {
         let extents = vec![extent(1, 1, 40, 100), extent(2, 1, 90, 100), extent(3, 1, 10, 100), extent(4, 1, 100, 100)];
         // 240 of 400 bytes are used. So 360 may be opened: the emptiest chunk is stored anew to get there.
         let Extent::Data { id, .. } = extents[2] else { panic!() };
-        assert_eq!(worn(&extents.into_iter().collect()), HashSet::from([id]));
+        assert_eq!(fragmented(&extents.into_iter().collect()), HashSet::from([id]));
     }
 
     #[test]
     fn packs_with_least_of_the_region_go_first() {
         let mut extents: Vec<Extent> = (0..70).map(|n| extent(n, n as u8, 4096, 4096)).collect();
         extents.extend((70..100).map(|n| extent(n, 0, 4096, 4096)));
-        let worn = worn(&extents.into_iter().collect());
-        assert_eq!(worn.len(), 70 - PACKS_LEFT);
-        assert!(!worn.contains(&ChunkId::from_bytes([0; 32])), "most of it lies there");
+        let fragmented = fragmented(&extents.into_iter().collect());
+        assert_eq!(fragmented.len(), 70 - PACKS_LEFT);
+        assert!(!fragmented.contains(&ChunkId::from_bytes([0; 32])), "most of it lies there");
     }
 
     proptest! {
@@ -124,15 +124,15 @@ mod tests {
             let mut packs = HashMap::new();
             let extents: Vec<Extent> = parts.iter().map(|&(id, pack, len)| extent(id, *packs.entry(id).or_insert(pack), len, 32)).collect();
             let leaf: Leaf = extents.into_iter().collect();
-            let worn = worn(&leaf);
+            let fragmented = fragmented(&leaf);
             let (mut used, mut opened, mut left): (HashMap<_, u64>, HashMap<_, u64>, HashSet<_>) = Default::default();
             for e in leaf.extents() {
                 let Extent::Data { len, id, place, .. } = e else { continue };
                 let uses = used.entry(id).or_default();
                 *uses += u64::from(len);
                 // Of a chunk that is stored anew, a restore opens only what is in use.
-                opened.insert(id, if worn.contains(&id) { (*uses).min(32) } else { 32 });
-                if !worn.contains(&id) {
+                opened.insert(id, if fragmented.contains(&id) { (*uses).min(32) } else { 32 });
+                if !fragmented.contains(&id) {
                     left.insert(place.pack);
                 }
             }
@@ -141,7 +141,7 @@ mod tests {
             let used: u64 = used.values().map(|&u| u.min(32)).sum();
             prop_assert!(opened.values().sum::<u64>() * 2 <= used * OPENED_PER_TWO);
             let partly = |id: &ChunkId| leaf.extents().filter(|e| matches!(e, Extent::Data { id: i, .. } if i == id)).map(|e| e.len()).sum::<u32>() < 32;
-            prop_assert!(worn.iter().all(|id| partly(id) || packs.values().collect::<HashSet<_>>().len() > PACKS_MAX));
+            prop_assert!(fragmented.iter().all(|id| partly(id) || packs.values().collect::<HashSet<_>>().len() > PACKS_MAX));
         }
     }
 }

@@ -23,7 +23,7 @@ use milkrun_repository::point::journal::Record;
 use milkrun_repository::repository::{NoDomain, OpenPoint, PointError};
 use milkrun_repository::volume_map::{Extent, Leaf, MapCursor, MapRef, Step, digests_of};
 
-use super::fragmentation::worn;
+use super::fragmentation::fragmented;
 use super::order::FULL_EVERY;
 use super::pages::{Lists, read_lists};
 use super::parent_region::outline;
@@ -202,12 +202,12 @@ impl Run {
                 Step::Hole { offset, len } => offset + len,
                 Step::Leaf { offset, leaf, .. } => offset + leaf.len(),
             };
-            build.told_to = end;
+            build.sent_to = end;
             match step {
                 // An earlier attempt already reported on this range.
                 _ if end <= build.resumed_at => {}
                 Step::Hole { offset, len } => {
-                    build.told_holes.insert(offset, len);
+                    build.sent_holes.insert(offset, len);
                     return Ok(Some(wire::ParentRange { offset, length: len, extents: Vec::new() }));
                 }
                 Step::Leaf { offset, reference, leaf } => {
@@ -215,7 +215,7 @@ impl Run {
                         continue;
                     }
                     let range = range_of(offset, &leaf, reader, detail).await?;
-                    build.told.insert(offset, (reference, leaf));
+                    build.sent.insert(offset, (reference, leaf));
                     return Ok(Some(range));
                 }
             }
@@ -342,9 +342,9 @@ async fn range_of(
     reader: &MetadataReader<'_>,
     detail: Detail,
 ) -> Result<wire::ParentRange, BackupError> {
-    let worn = worn(leaf);
+    let fragmented = fragmented(leaf);
     if detail == Detail::Outline {
-        return Ok(wire::ParentRange { offset, length: leaf.len(), extents: outline(leaf, &worn) });
+        return Ok(wire::ParentRange { offset, length: leaf.len(), extents: outline(leaf, &fragmented) });
     }
     let mut lists = Lists::default();
     if detail == Detail::Pages {
@@ -358,7 +358,7 @@ async fn range_of(
             chunk_offset,
             chunk_length: place.plain_len,
             pages: digests_of(&e, &lists).unwrap_or_default().as_flattened().to_vec().into(),
-            retire: worn.contains(&id),
+            retire: fragmented.contains(&id),
             kept: false,
         },
     });

@@ -64,15 +64,15 @@ impl<'r> Placed<'r> {
 impl ParentRegion {
     /// From leaves, each with its offset, in order.
     pub(super) fn of(leaves: impl IntoIterator<Item = (u64, Leaf)>) -> Self {
-        let mut told = Self { leaves: Vec::new(), extents: Vec::new(), chunks: OnceLock::new() };
+        let mut parent = Self { leaves: Vec::new(), extents: Vec::new(), chunks: OnceLock::new() };
         for (mut at, leaf) in leaves {
             for (number, len) in leaf.lengths().enumerate() {
-                told.extents.push((at, len, told.leaves.len(), number));
+                parent.extents.push((at, len, parent.leaves.len(), number));
                 at += u64::from(len);
             }
-            told.leaves.push(leaf);
+            parent.leaves.push(leaf);
         }
-        told
+        parent
     }
 
     /// How many extents it has.
@@ -143,12 +143,12 @@ impl ParentRegion {
 
 /// Holes and data, with the data that is fragmented marked. Neighbouring extents are joined, unless they meet within a page: no
 /// extent after that begins at a page, and agents must see that.
-pub(super) fn outline(leaf: &Leaf, worn: &HashSet<ChunkId>) -> Vec<wire::Extent> {
+pub(super) fn outline(leaf: &Leaf, fragmented: &HashSet<ChunkId>) -> Vec<wire::Extent> {
     let mut outline: Vec<wire::Extent> = Vec::new();
     for extent in leaf.extents() {
         let (kept, retire) = match extent {
             Extent::Hole { .. } => (false, false),
-            Extent::Data { id, .. } => (true, !worn.is_empty() && worn.contains(&id)),
+            Extent::Data { id, .. } => (true, !fragmented.is_empty() && fragmented.contains(&id)),
         };
         match outline.last_mut() {
             Some(last) if (last.kept, last.retire) == (kept, retire) && last.length.is_multiple_of(PAGE as u32) => {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     /// Two adjacent leaves, and one after a gap.
-    fn told() -> ParentRegion {
+    fn parent() -> ParentRegion {
         let first = leaf([data(1, 4, Some(10)), Extent::Hole { len: 2 * P }]);
         let second = leaf([data(2, 3, None), data(3, 1, Some(0))]);
         let third = leaf([data(4, 5, None)]);
@@ -197,7 +197,7 @@ mod tests {
 
     fn kept(from: u32, to: u32) -> Option<Vec<Extent>> {
         let mut placed = Placed::with_capacity(4);
-        told().keep(u64::from(from)..u64::from(to), &mut placed).ok()?;
+        parent().keep(u64::from(from)..u64::from(to), &mut placed).ok()?;
         let extents: Vec<Extent> = placed.leaf.finish().extents().collect();
         assert_eq!(placed.fresh, vec![None; extents.len()]);
         Some(extents)
@@ -229,27 +229,27 @@ mod tests {
 
     #[test]
     fn parts_of_its_chunks_are_found_with_their_digests() {
-        let told = told();
+        let before = parent();
         let id = |n| ChunkId::from_bytes([n; 32]);
-        assert_eq!(told.pages(&id(1), 3 * P, 2 * P).map(|p| p.first), Some(12));
+        assert_eq!(before.pages(&id(1), 3 * P, 2 * P).map(|p| p.first), Some(12));
         assert_eq!(
-            (told.pages(&id(1), 3 * P, 3 * P), told.pages(&id(2), P, P), told.pages(&id(9), P, P)),
+            (before.pages(&id(1), 3 * P, 3 * P), before.pages(&id(2), P, P), before.pages(&id(9), P, P)),
             (None, None, None)
         );
-        assert_eq!((told.place(&id(2)), told.place(&id(9))), (Some(place(20 * P)), None));
+        assert_eq!((before.place(&id(2)), before.place(&id(9))), (Some(place(20 * P)), None));
     }
 
     #[test]
     fn an_outline_says_where_data_is_and_what_of_it_has_worn() {
         let leaf =
             leaf([data(1, 4, Some(10)), data(2, 3, None), Extent::Hole { len: P }, data(3, 2, None), data(2, 1, None)]);
-        let told = |worn: &[u8]| -> Vec<(u32, bool, bool)> {
-            let worn = worn.iter().map(|n| ChunkId::from_bytes([*n; 32])).collect();
-            outline(&leaf, &worn).into_iter().map(|e| (e.length / P, e.kept, e.retire)).collect()
+        let outlined = |fragmented: &[u8]| -> Vec<(u32, bool, bool)> {
+            let fragmented = fragmented.iter().map(|n| ChunkId::from_bytes([*n; 32])).collect();
+            outline(&leaf, &fragmented).into_iter().map(|e| (e.length / P, e.kept, e.retire)).collect()
         };
-        assert_eq!(told(&[]), [(7, true, false), (1, false, false), (3, true, false)]);
+        assert_eq!(outlined(&[]), [(7, true, false), (1, false, false), (3, true, false)]);
         assert_eq!(
-            told(&[2]),
+            outlined(&[2]),
             [(4, true, false), (3, true, true), (1, false, false), (2, true, false), (1, true, true)]
         );
     }

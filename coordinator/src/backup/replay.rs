@@ -102,7 +102,7 @@ impl Run {
                 let full = {
                     let mut index = lock(&self.index);
                     index.add(pack, entries);
-                    index.fresh_len() >= super::SEGMENT_ENTRIES
+                    index.fresh_len() >= super::packs::SEGMENT_ENTRIES
                 };
                 if full {
                     self.write_segment(false).await?;
@@ -162,7 +162,7 @@ impl Run {
     ) -> Result<(), BackupError> {
         loop {
             let told = match self.build_of(volume.as_str()) {
-                Some(build) => build.lock().await.told_to,
+                Some(build) => build.lock().await.sent_to,
                 None => return Ok(()),
             };
             if told >= until || self.next_parent(volume.as_str(), 0, reader, Detail::Outline).await?.is_none() {

@@ -24,7 +24,7 @@ use milkrun_repository::point::lease::Lease;
 use milkrun_repository::point::root::Root;
 use milkrun_repository::store::{Failure, GetError, Listed, Trouble, read_listed};
 
-use super::execute::{self, Plan, Taken};
+use super::execute::{self, HeldLease, Plan};
 use super::opened;
 use super::order::Order;
 use super::parent::Choice;
@@ -43,14 +43,14 @@ const LOOKS: usize = 16;
 /// A run that was left unfinished.
 struct Found {
     lease: Lease,
-    taken: Taken,
+    taken: HeldLease,
     left: Left,
 }
 
 impl Found {
     /// The application of a backup.
     fn application(&self) -> Option<&AppId> {
-        self.left.told.iter().find_map(|r| match r {
+        self.left.records.iter().find_map(|r| match r {
             Record::Begin(begin) => Some(&begin.application),
             _ => None,
         })
@@ -58,12 +58,12 @@ impl Found {
 
     /// Turns it into a restore, if it is one that is not over.
     fn into_restore(self) -> Result<LeftRestore, Box<Self>> {
-        let restore = self.left.told.iter().find_map(|r| match r {
+        let restore = self.left.records.iter().find_map(|r| match r {
             Record::Restore(restore) => Some(restore.clone()),
             _ => None,
         });
         match restore {
-            Some(restore) if !self.left.told.contains(&Record::Ended) => Ok(LeftRestore {
+            Some(restore) if !self.left.records.contains(&Record::Ended) => Ok(LeftRestore {
                 run: self.lease.run,
                 restore,
                 began: self.lease.moment,
@@ -209,19 +209,19 @@ async fn find(coordinator: &Coordinator, run: RunId, listed: &Listed) -> Result<
         return Ok(None);
     }
     let left = Journal::read(repository, &run).await.map_err(|e| chain(&e))?;
-    let taken = Taken { key: lease_key, version: lease_version, made: listed.modified };
+    let taken = HeldLease { key: lease_key, version: lease_version, made: listed.modified };
     Ok(left.map(|left| Found { lease, taken, left }))
 }
 
 async fn go_on(coordinator: &Coordinator, found: Found) {
     let Found { lease, taken, left } = found;
-    if left.told.contains(&Record::Ended) {
+    if left.records.contains(&Record::Ended) {
         tracing::info!(run = %lease.run, "a run had ended; what is left of it goes");
         Journal::delete(&coordinator.repository, &lease.run).await;
         let _ = coordinator.repository.store.delete(&taken.key, &taken.version).await;
         return;
     }
-    let begun = left.told.iter().find_map(|r| match r {
+    let begun = left.records.iter().find_map(|r| match r {
         Record::Begin(begin) => Some(begin.clone()),
         _ => None,
     });
@@ -252,7 +252,7 @@ async fn go_on(coordinator: &Coordinator, found: Found) {
     let (inbox, _announced) = coordinator.runs.announce(lease.run);
     let choice = begin.parent.map_or(Choice::None, Choice::Point);
     let mut order = order_of(begin);
-    for record in &left.told {
+    for record in &left.records {
         match record {
             Record::Source(source) => order.sources.push(source_of(source.clone())),
             Record::Complete(complete) => opened::take(&mut order, complete.clone()),

@@ -9,7 +9,6 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_proto::control::v1 as control;
 use milkrun_repository::id::{AppId, RunId};
 use milkrun_repository::point::Root;
-use milkrun_repository::point::Selector;
 use milkrun_repository::point::catalog::{FindError, chain};
 use milkrun_repository::point::ended::Outcome;
 use milkrun_repository::point::journal::Record;
@@ -106,7 +105,7 @@ pub(super) async fn find(
         who: by.map(ToString::to_string).unwrap_or_default(),
         selector: order.selector_text.clone(),
     };
-    if let (Some(by), Selector::Latest(app) | Selector::At(app, _)) = (by, &order.selector)
+    if let (Some(by), Some(app)) = (by, order.selector.application())
         && !by.may(Action::Restore, coordinator.role_name(app))
     {
         return Err(role());
@@ -141,15 +140,15 @@ pub(super) async fn find(
 
 /// Warns if a newer point was here once: the restored data is then older than it could be.
 async fn remember(coordinator: &Coordinator, order: &Order, root: &Root) -> Result<(), RestoreError> {
-    let witness = coordinator.cache.witness();
-    if let Some(seen) = witness.newest_seen(&root.app)
+    let last_seen = coordinator.cache.last_seen();
+    if let Some(seen) = last_seen.newest_seen(&root.app)
         && !coordinator.repository.catalog().has(&root.app, &seen.point).await?
     {
         tracing::warn!("{}", seen.missing());
         return Ok(());
     }
-    if matches!(order.selector, Selector::Latest(_)) {
-        witness.saw(&root.app, &root.id());
+    if order.selector.is_newest() {
+        last_seen.saw(&root.app, &root.id());
     }
     Ok(())
 }

@@ -2,8 +2,6 @@
 //! like any other: all targets are checked before any is written. After a failover, the client opens it again with the same
 //! request.
 
-use std::time::Duration;
-
 use milkrun_identity::Peer;
 use milkrun_repository::id::RunId;
 
@@ -12,10 +10,7 @@ use super::execute::{Done, execute, find};
 use super::order::{Order, TargetSpec};
 use crate::Coordinator;
 use crate::runs::view::Feed;
-use crate::runs::{Inbox, RunEvent};
-
-/// How long it may stay unfinished: claims may be bound hours later.
-const OPEN_MAX: Duration = Duration::from_secs(24 * 3600);
+use crate::runs::{Inbox, OPEN_MAX, RunEvent};
 
 /// Runs a restore to its end, from the moment when it was opened.
 ///

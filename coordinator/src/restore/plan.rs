@@ -21,7 +21,7 @@ const PAGE_RANGES: usize = 32;
 
 /// The form of a plan: it depends on the target and on the agent's release.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Telling {
+pub struct PlanForm {
     /// The target can't seek.
     pub in_order: bool,
     /// The agent reads [`wire::plan_page::Slot::packed_writes`].
@@ -35,7 +35,7 @@ pub struct PageStream<'a> {
     run: &'a Run,
     reader: MetadataReader<'a>,
     cursor: MapCursor,
-    telling: Telling,
+    form: PlanForm,
     window: Option<Window>,
     ended: bool,
 }
@@ -48,16 +48,16 @@ struct Window {
     /// The offset where the window ends.
     until: u64,
     /// The whole window has been sent.
-    told: bool,
+    sent: bool,
 }
 
 impl Run {
     /// The plan of a volume, without the parts that end before `from`.
-    pub fn pages(self: &Arc<Self>, volume: usize, from: u64, telling: Telling) -> PageStream<'_> {
+    pub fn pages(self: &Arc<Self>, volume: usize, from: u64, form: PlanForm) -> PageStream<'_> {
         let entry = &self.point.body.volumes[volume];
         let reader = self.repository.reader(&self.point.domain, self.point.placement.packs.iter().cloned());
         let cursor = MapCursor::starting_at(self.point.map(volume, &entry.map), from);
-        PageStream { run: self, reader, cursor, telling, window: None, ended: false }
+        PageStream { run: self, reader, cursor, form, window: None, ended: false }
     }
 
     async fn pack_key(&self, pack: &PackId) -> Result<PackKey, RestoreError> {
@@ -81,7 +81,7 @@ impl PageStream<'_> {
     /// [`RestoreError`].
     pub async fn next(&mut self) -> Result<Option<wire::PlanPage>, RestoreError> {
         loop {
-            if let Some(page) = self.window.as_mut().and_then(|window| window.page(self.telling)) {
+            if let Some(page) = self.window.as_mut().and_then(|window| window.page(self.form)) {
                 return Ok(Some(page));
             }
             self.window = None;
@@ -95,7 +95,7 @@ impl PageStream<'_> {
     async fn plan_window(&mut self) -> Result<Window, RestoreError> {
         let mut leaves: Vec<(u64, Leaf)> = Vec::new();
         let mut holes: Vec<wire::plan_page::Hole> = Vec::new();
-        let steps = if self.telling.grouped { 1 } else { WINDOW_LEAVES };
+        let steps = if self.form.grouped { 1 } else { WINDOW_LEAVES };
         for _ in 0..steps {
             match self.cursor.next(&self.reader).await? {
                 None => {
@@ -116,7 +116,7 @@ impl PageStream<'_> {
             }
         }
         self.cursor.take_visited();
-        let ranges = plan(&leaves, Limits::DEFAULT, self.telling.in_order && !self.telling.grouped);
+        let ranges = plan(&leaves, Limits::DEFAULT, self.form.in_order && !self.form.grouped);
         let mut grants: HashMap<PackId, (PackKey, GetGrant)> = HashMap::new();
         for range in &ranges {
             if let std::collections::hash_map::Entry::Vacant(entry) = grants.entry(range.pack) {
@@ -128,29 +128,29 @@ impl PageStream<'_> {
             }
         }
         // For a target that is written in order, holes are not sent: they are what lies between the parts.
-        if self.telling.in_order {
+        if self.form.in_order {
             holes.clear();
         }
-        Ok(Window { holes, ranges: ranges.into_iter(), grants, until: self.cursor.offset(), told: false })
+        Ok(Window { holes, ranges: ranges.into_iter(), grants, until: self.cursor.offset(), sent: false })
     }
 }
 
 impl Window {
     /// The next page of the window. Pages are made one at a time: there may be very many.
-    fn page(&mut self, telling: Telling) -> Option<wire::PlanPage> {
-        if self.told {
+    fn page(&mut self, form: PlanForm) -> Option<wire::PlanPage> {
+        if self.sent {
             return None;
         }
         let holes = std::mem::take(&mut self.holes);
         let part = if holes.is_empty() { PAGE_RANGES } else { 0 };
         let grants = &self.grants;
-        let ranges = self.ranges.by_ref().take(part).map(|r| to_wire(&r, &grants[&r.pack], telling.packed)).collect();
-        self.told = self.ranges.as_slice().is_empty();
-        let until = if self.told { self.until } else { 0 };
-        let page = wire::PlanPage { holes, ranges, until, grouped: telling.grouped };
+        let ranges = self.ranges.by_ref().take(part).map(|r| to_wire(&r, &grants[&r.pack], form.packed)).collect();
+        self.sent = self.ranges.as_slice().is_empty();
+        let until = if self.sent { self.until } else { 0 };
+        let page = wire::PlanPage { holes, ranges, until, grouped: form.grouped };
         // Empty pages are not sent to agents of the last release. For an empty volume no page is sent to any agent.
         let empty = page.holes.is_empty() && page.ranges.is_empty();
-        (!empty || (telling.grouped && page.until > 0)).then_some(page)
+        (!empty || (form.grouped && page.until > 0)).then_some(page)
     }
 }
 

@@ -129,7 +129,7 @@ impl Progress {
             lease: Some(lease),
             reached: HashMap::new(),
         };
-        for record in left.told {
+        for record in left.records {
             match record {
                 Record::Reached { volume, offset, tag, work, moment: _ } => {
                     progress.reached.insert(volume.to_string(), Reached { offset, tag, work, whole: false });

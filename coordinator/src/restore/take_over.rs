@@ -72,7 +72,7 @@ impl LeftRestore {
         coordinator: &Coordinator,
         feed: &Feed,
     ) -> Result<milkrun_proto::control::v1::RestoreDone, RestoreError> {
-        let moments = self.left.told.iter().filter_map(|r| match r {
+        let moments = self.left.records.iter().filter_map(|r| match r {
             Record::Reached { moment, .. } => Some(*moment),
             _ => None,
         });

@@ -1,5 +1,5 @@
-//! Streams of answers, each made in a task of its own. The end of a stream is sent explicitly. Otherwise the death of a task would
-//! look like the end of its stream: the rest of a plan would look like a hole, and the rest of a sample like agreement.
+//! Streams of answers. The end of what a task sends is sent explicitly ([`answers`]). Otherwise the death of the task would look like
+//! the end of its stream: the rest of a plan would look like a hole, and the rest of a sample like agreement.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -8,12 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::{Stream, stream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use milkrun_proto::agent::v1::Assignment;
 
 /// How many streams of one kind a volume may have open: an agent has one, and lost ones linger for a while.
 const STREAMS_OF_VOLUME: usize = 4;
+
+/// How many events may wait for a client that reads slowly.
+const EVENTS_WAITING: usize = 64;
 
 /// The streams that are open.
 #[derive(Clone, Default)]
@@ -23,7 +27,7 @@ pub(super) struct Streams(Arc<Mutex<HashMap<StreamOf, usize>>>);
 type StreamOf = (Vec<u8>, String, &'static str);
 
 /// The place of a stream among those of its volume. It is free again once this is dropped.
-pub(super) struct Place {
+pub(super) struct OpenStream {
     streams: Streams,
     of: StreamOf,
 }
@@ -37,7 +41,7 @@ impl Streams {
     ///
     /// # Errors
     /// When the volume has too many streams open.
-    pub(super) fn open(&self, a: &Assignment, kind: &'static str) -> Result<Place, Status> {
+    pub(super) fn open(&self, a: &Assignment, kind: &'static str) -> Result<OpenStream, Status> {
         let of = (a.run.to_vec(), a.volume.clone(), kind);
         let mut table = self.table();
         let open = table.entry(of.clone()).or_default();
@@ -49,11 +53,11 @@ impl Streams {
         }
         *open += 1;
         drop(table);
-        Ok(Place { streams: self.clone(), of })
+        Ok(OpenStream { streams: self.clone(), of })
     }
 }
 
-impl Drop for Place {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         let mut table = self.streams.table();
         if let Some(open) = table.get_mut(&self.of) {
@@ -105,6 +109,22 @@ where
     }))
 }
 
+/// The stream of an answer that is known already, in several messages.
+pub(super) fn messages<T: Send + 'static>(first: T, rest: impl Iterator<Item = T> + Send + 'static) -> Answers<T> {
+    Box::pin(stream::iter(std::iter::once(first).chain(rest).map(Ok)))
+}
+
+/// The stream of a run's events, which a task of its own sends. It has no explicit end: the last event says that it is the last.
+pub(super) fn events<T, F>(send: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F) -> Answers<T>
+where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
+    tokio::spawn(send(events));
+    Box::pin(ReceiverStream::new(outgoing))
+}
+
 async fn why_it_broke_off(worker: JoinHandle<()>) -> Status {
     match worker.await {
         Err(e) if e.is_panic() => Status::internal("the coordinator failed before its answer was complete"),
@@ -146,7 +166,7 @@ mod tests {
     fn a_volume_has_so_many_streams_and_no_more() {
         let streams = Streams::default();
         let a = |volume: &str| Assignment { volume: volume.into(), ..Default::default() };
-        let mut open: Vec<Place> =
+        let mut open: Vec<OpenStream> =
             (0..STREAMS_OF_VOLUME).map(|_| streams.open(&a("data"), "parent").unwrap()).collect();
         assert_eq!(streams.open(&a("data"), "parent").err().map(|e| e.code()), Some(Code::ResourceExhausted));
         assert!(streams.open(&a("wal"), "parent").is_ok() && streams.open(&a("data"), "sample").is_ok());

@@ -1,42 +1,34 @@
 //! The service for clients that order. It takes orders, and sends progress and results. A run goes on whether a client watches it
 //! or not.
 
+mod manifests;
 mod opened;
 mod orders;
 mod points;
-
-use std::pin::Pin;
+mod start;
 
 use milkrun_identity::{Action, Peer};
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_server::Control;
 use milkrun_repository::id::RunId;
-use tokio::sync::{mpsc, oneshot};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::Instrument;
 
+use super::answers::{Answers, events};
 use super::transport::connection::peer_of;
 use super::transport::gate::Kept;
 use super::{run_events, status};
 use crate::repositories::{Repositories, Standing};
+use crate::restore;
 use crate::runs::RunEvent;
-use crate::runs::view::{Feed, Kind, Outcome, View};
-use crate::{backup, restore};
-use orders::{application, backup_order, bad, check_manifests, restore_order};
+use crate::runs::view::{Feed, Kind, View};
+use orders::{application, backup_order, bad, restore_order};
 
-/// How many events may wait in the channel.
-const EVENTS_WAITING: usize = 64;
 /// Bytes of manifests in one message.
 const MANIFEST_PIECE: usize = 1 << 20;
-/// The most bytes of manifests in an order.
-const MANIFESTS_MAX: usize = 256 << 20;
 
 /// The service.
 pub struct Service(pub Repositories);
-
-type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn may(peer: &Peer, action: Action, application: Option<&str>) -> Result<(), Status> {
     if peer.may(action, application) {
@@ -69,22 +61,23 @@ impl Service {
 
 #[tonic::async_trait]
 impl Control for Service {
-    type BackupStream = Events<control::BackupEvent>;
-    type RestoreStream = Events<control::RestoreEvent>;
-    type WatchRunStream = Events<control::Run>;
-    type ListPointsStream = Events<control::ListPointsReply>;
-    type ShowPointStream = Events<control::ShowPointReply>;
-    type VerifyStream = Events<control::VerifyReply>;
+    type BackupStream = Answers<control::BackupEvent>;
+    type RestoreStream = Answers<control::RestoreEvent>;
+    type WatchRunStream = Answers<control::Run>;
+    type ListPointsStream = Answers<control::ListPointsReply>;
+    type ShowPointStream = Answers<control::ShowPointReply>;
+    type VerifyStream = Answers<control::VerifyReply>;
 
     async fn backup(
         &self,
         request: Request<Streaming<control::BackupRequest>>,
     ) -> Result<Response<Self::BackupStream>, Status> {
+        use control::backup_request::Message;
         let peer = peer_of(&request)?;
         let kept = request.extensions().get::<Kept>().cloned();
         let mut incoming = request.into_inner();
         let first = incoming.message().await?.and_then(|m| m.message);
-        let Some(control::backup_request::Message::Order(order)) = first else {
+        let Some(Message::Order(order)) = first else {
             return Err(status::nonsense("the order comes first"));
         };
         let shared = self.0.shared();
@@ -93,43 +86,19 @@ impl Control for Service {
         let coordinator = self.0.one(&order.repository).map_err(|e| status::no_repository(&e))?;
         let trusted = shared.inventory.trusts_orders();
         let mut order = backup_order(order, shared, &coordinator.repository, trusted)?;
-        while let Some(message) = incoming.message().await? {
-            match message.message {
-                Some(control::backup_request::Message::Manifests(piece)) => order.manifests.extend_from_slice(&piece),
-                _ => return Err(status::nonsense("only manifests follow the order")),
-            }
-            if order.manifests.len() > MANIFESTS_MAX {
-                return Err(status::nonsense("more than 256 MiB of manifests"));
-            }
-        }
-        let order = tokio::task::spawn_blocking(move || {
-            check_manifests(&order.manifests, order.manifest_objects).map(|()| order)
-        });
-        let order = order.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
+        let piece = |m: control::BackupRequest| match m.message {
+            Some(Message::Manifests(piece)) => Some(piece),
+            _ => None,
+        };
+        let otherwise = "only manifests follow the order";
+        order.manifests = manifests::receive(&mut incoming, order.manifest_objects, piece, otherwise).await?;
         let id = RunId::random();
         let feed = Feed::new(id, Kind::Backup, Some(order.application.clone()), peer.to_string())
             .of_repository(&coordinator.name);
         self.0.shared().runs.show(feed.clone());
-        let shown = feed.clone();
-        let (repository, epoch) = (&coordinator.name, coordinator.epoch);
-        let span = tracing::info_span!("backup", run = %id, application = %order.application, repository, epoch);
-        let work = async move {
-            let (inbox, _announced) = coordinator.runs.announce(id);
-            let outcome = match backup::execute(&coordinator, order, id, (inbox, false), &shown).await {
-                Ok(done) => Outcome::BackedUp(done),
-                Err(e) => {
-                    tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");
-                    Outcome::Failed(status::backup(&e))
-                }
-            };
-            shown.end(outcome);
-            // The run holds the manifests until here, whether a client waits for it or not.
-            drop(kept);
-        };
-        tokio::spawn(work.instrument(span));
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(run_events::backup(feed.watch(), events));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        // The run holds the manifests until its end.
+        start::backup(coordinator, order, id, &feed, kept);
+        Ok(Response::new(events(|sender| run_events::backup(feed.watch(), sender))))
     }
 
     async fn restore(
@@ -147,24 +116,14 @@ impl Control for Service {
         let id = RunId::random();
         let feed = Feed::new(id, Kind::Restore, None, peer.to_string()).of_repository(&coordinator.name);
         self.0.shared().runs.show(feed.clone());
-        let shown = feed.clone();
         let (manifests, wanted) = oneshot::channel();
-        let span = tracing::info_span!("restore", run = %id, repository = coordinator.name, epoch = coordinator.epoch);
-        let work = async move {
-            let outcome = match restore::execute(&coordinator, order, &peer, id, &shown).await {
-                Ok(done) => {
-                    // The client may be gone.
-                    let _ = manifests.send(done.manifests);
-                    Outcome::Restored(done.report)
-                }
-                Err(e) => Outcome::Failed(status::restore(&e)),
-            };
-            shown.end(outcome);
-        };
-        tokio::spawn(work.instrument(span));
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(run_events::restore(feed.watch(), events, wanted, MANIFEST_PIECE));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        start::restore(coordinator, id, &feed, |coordinator, shown| async move {
+            let done = restore::execute(&coordinator, order, &peer, id, &shown).await?;
+            // The client may be gone.
+            let _ = manifests.send(done.manifests);
+            Ok(done.report)
+        });
+        Ok(Response::new(events(|sender| run_events::restore(feed.watch(), sender, wanted, MANIFEST_PIECE))))
     }
 
     async fn open_run(&self, request: Request<control::OpenRunRequest>) -> Result<Response<control::Run>, Status> {
@@ -227,9 +186,7 @@ impl Control for Service {
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         let peer = peer_of(&request)?;
         let feed = self.feed(&peer, &request.into_inner().run)?;
-        let (events, outgoing) = mpsc::channel(EVENTS_WAITING);
-        tokio::spawn(run_events::watch(feed.watch(), events));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        Ok(Response::new(events(|sender| run_events::watch(feed.watch(), sender))))
     }
 
     async fn list_points(

@@ -4,7 +4,7 @@ use milkrun_proto::agent::v1 as wire;
 use milkrun_repository::chunk::codec::Codec;
 use milkrun_repository::id::{ChunkId, PackId};
 use milkrun_repository::pack::{HEADER_LEN, PackKind, Place, SealedKey};
-use milkrun_repository::point::commit::Claim;
+use milkrun_repository::point::commit::StoredReport;
 use milkrun_repository::store::grant::{GetGrant, PutGrant};
 use milkrun_repository::store::{Firmness, Lock, Version};
 
@@ -52,7 +52,7 @@ pub fn ids(bytes: &[u8]) -> Option<Vec<ChunkId>> {
 const ENTRY: usize = 45;
 
 /// An agent's report on a pack: the claim, and its slots. `None` if the report contradicts itself.
-pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
+pub fn sealed(r: &wire::SealRequest) -> Option<(StoredReport, Vec<(ChunkId, Place)>)> {
     let id = PackId::try_from(&r.pack[..]).ok()?;
     let (encapsulated, ciphertext) = r.sealed_key.split_at_checked(32)?;
     let key = SealedKey {
@@ -61,7 +61,7 @@ pub fn sealed(r: &wire::SealRequest) -> Option<(Claim, Vec<(ChunkId, Place)>)> {
         slots: r.slots,
         directory_len: r.directory_length,
     };
-    let claim = Claim {
+    let claim = StoredReport {
         id,
         kind: PackKind::Data,
         length: r.length,

@@ -8,7 +8,7 @@ use super::answers::{Answers, Streams, answers};
 use super::status;
 use super::transport::connection::peer_of;
 use crate::Shared;
-use crate::restore::Telling;
+use crate::restore::PlanForm;
 
 /// How many pages may wait in the channel.
 const PAGES_WAITING: usize = 4;
@@ -30,7 +30,7 @@ impl Download for Service {
     async fn plan(&self, request: Request<wire::PlanRequest>) -> Result<Response<Self::PlanStream>, Status> {
         let peer = peer_of(&request)?;
         let request = request.into_inner();
-        let telling = Telling {
+        let form = PlanForm {
             in_order: request.in_order,
             packed: request.packed,
             grouped: request.in_order && request.grouped,
@@ -41,7 +41,7 @@ impl Download for Service {
         let place = self.1.open(&a, "plan")?;
         let pages = answers(PAGES_WAITING, move |sink| async move {
             let _place = place;
-            let mut pages = run.pages(volume, request.from, telling);
+            let mut pages = run.pages(volume, request.from, form);
             while let Some(page) = pages.next().await.map_err(|e| status::restore(&e))? {
                 sink.send(page).await?;
             }

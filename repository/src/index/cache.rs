@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::MappedSegment;
 use crate::id::{RepositoryId, SegmentId};
 use crate::keys::KeyRing;
-use crate::last_seen::Witness;
+use crate::last_seen::LastSeen;
 use crate::wire::Malformed;
 
 /// The cache of one repository.
@@ -24,7 +24,7 @@ pub struct IndexCache {
     /// `None`: nothing is kept.
     folder: Option<PathBuf>,
     key: Zeroizing<[u8; 32]>,
-    witness: Witness,
+    last_seen: LastSeen,
 }
 
 /// A segment can't be used.
@@ -59,13 +59,13 @@ impl IndexCache {
                 None
             }
         });
-        let witness = Witness::new(base.filter(|_| folder.is_some()), repository, ring);
-        Self { folder, key: ring.cache_key(), witness }
+        let last_seen = LastSeen::new(base.filter(|_| folder.is_some()), repository, ring);
+        Self { folder, key: ring.cache_key(), last_seen }
     }
 
     /// What this machine remembers of the repository.
-    pub fn witness(&self) -> &Witness {
-        &self.witness
+    pub fn last_seen(&self) -> &LastSeen {
+        &self.last_seen
     }
 
     fn path(&self, id: &SegmentId) -> Option<PathBuf> {

@@ -3,8 +3,10 @@
 //! The order (design section 6, invariants 1 and 2): extend the locks of reused packs, check every pack by version id, create the
 //! placement, create the root. A pack gets in only as a [`StoredPack`]. Only [`seal`] makes one, after asking the store.
 
+mod error;
+mod locks;
+
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -16,10 +18,12 @@ use crate::clock::{Moment, SKEW_MAX};
 use crate::config::Config;
 use crate::id::PackId;
 use crate::index::PackInfo;
-use crate::keys::hybrid::HybridError;
 use crate::keys::{Domain, KeyRing};
 use crate::pack::{PackKind, Place, SealedKey};
-use crate::store::{CreateError, Failure, GetError, Happened, Head, Key, Lock, Store, Version};
+use crate::store::{CreateError, GetError, Happened, Key, Lock, Store, Version};
+pub use error::CommitError;
+pub use locks::{Locks, locked_enough, real_lock};
+use locks::{check_lock, reuse};
 
 /// Calls in flight while packs are checked and their locks extended.
 const PARALLEL: usize = 256;
@@ -43,7 +47,7 @@ impl StoredPack {
 
 /// What an uploader reports of the pack that it stored.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct StoredReport {
     /// The pack.
     pub id: PackId,
     /// What it holds.
@@ -60,149 +64,11 @@ pub struct Claim {
     pub version: Option<Version>,
 }
 
-/// Why a pack, or a point, is not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// The store reported success, but the object isn't there.
-    #[error("{0} is not in the store although the upload was reported as done")]
-    Vanished(Key),
-    /// The object is there, but it is not what was uploaded.
-    #[error("{key} is not what was uploaded: {what} is {found}, not {wanted}")]
-    Differs {
-        /// The key.
-        key: Key,
-        /// Length or checksum.
-        what: &'static str,
-        /// What the store says.
-        found: u64,
-        /// What it should be.
-        wanted: u64,
-    },
-    /// The lock is missing, or ends too early.
-    #[error("{key} is not locked until {wanted}: {}", found.map_or_else(|| "it has no lock".to_owned(), |l| format!("its {:?} lock ends at {}", l.firmness, l.until)))]
-    Lock {
-        /// The key.
-        key: Key,
-        /// Until when it must be locked.
-        wanted: Moment,
-        /// The lock that it has.
-        found: Option<Lock>,
-    },
-    /// A map names a pack that is neither stored by this run nor known.
-    #[error("pack {0} is named by a map and is neither stored by this run nor known")]
-    Unknown(PackId),
-    /// Another run's root, or a tombstone, is at the root's key.
-    #[error("the run was ended by somebody else: {0} is taken")]
-    Ended(Key),
-    /// An object that is not a root, or a delete marker, is at the root's key.
-    #[error(
-        "{0} is taken by what is no restore point ({1}): whoever may write to the bucket put it there before the run ended. \
-        What was stored is found again: run it again, under another key"
-    )]
-    Squatted(Key, &'static str),
-    /// It is not known whether the point exists.
-    #[error("it is not known whether the point was committed; `milkrun points` will tell")]
-    Unknowable(#[source] Failure),
-    /// A public key of the repository can't be used.
-    #[error(transparent)]
-    Key(#[from] HybridError),
-    /// The folder or file system is not the one in which the run began.
-    #[error("the repository is not where this run began any more: it was {began}, and is {now}")]
-    Elsewhere {
-        /// Where the run began.
-        began: String,
-        /// What is there now.
-        now: String,
-    },
-    /// `repository.json` is not the one that was opened.
-    #[error("repository.json is not the one that this run began with")]
-    Replaced,
-    /// A root or a placement that is too long for readers.
-    #[error("an object of the point would have {length} bytes, and readers take no more than {max}")]
-    Long {
-        /// Its bytes.
-        length: u64,
-        /// The most that readers accept.
-        max: u64,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] Failure),
-    /// The store's clock differs too much from ours.
-    #[error("the store's clock says {store}, ours says {ours}: locks would be wrong; set the clock right")]
-    Skew {
-        /// The store's.
-        store: Moment,
-        /// Ours.
-        ours: Moment,
-    },
-}
-
-/// The lock for a point's objects, and the longer one for its packs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Locks {
-    /// What the root promises.
-    pub point: Option<Lock>,
-    /// The same, rounded up to the quantum.
-    pub packs: Option<Lock>,
-}
-
-impl Locks {
-    /// The locks for a point of `moment` that stays locked for `period`.
-    pub fn of(config: &Config, moment: Moment, period: Duration) -> Self {
-        let Some(firmness) = config.lock.mode.firmness() else { return Self { point: None, packs: None } };
-        let policy = crate::config::LockPolicy { period, ..config.lock };
-        let until = moment.plus(period).ceil(Duration::from_secs(1));
-        Self {
-            point: Some(Lock { firmness, until }),
-            packs: Some(Lock { firmness, until: until.ceil(policy.quantum()) }),
-        }
-    }
-}
-
-/// Invariant 1, for one object: it is locked at least as firmly and as long as wanted.
-pub fn locked_enough(found: Option<Lock>, wanted: Option<Lock>) -> bool {
-    wanted.is_none_or(|w| found.is_some_and(|f| f.until >= w.until && f.firmness >= w.firmness))
-}
-
-/// The lock of a version. If a HEAD shows less than is wanted, the store is asked for the lock itself: some stores show no lock
-/// for a version that a delete marker hides.
-///
-/// # Errors
-/// As [`Store::lock_of`].
-pub async fn real_lock(
-    store: &dyn Store,
-    key: &Key,
-    version: &Version,
-    head: &Head,
-    wanted: Option<Lock>,
-) -> Result<Option<Lock>, GetError> {
-    if locked_enough(head.lock, wanted) { Ok(head.lock) } else { store.lock_of(key, version).await }
-}
-
-/// Returns the lock that was found.
-async fn check_lock(
-    store: &dyn Store,
-    key: &Key,
-    head: &Head,
-    wanted: Option<Lock>,
-) -> Result<Option<Lock>, CommitError> {
-    let found = match real_lock(store, key, &head.version, head, wanted).await {
-        Ok(found) => found,
-        Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
-        Err(GetError::Failed(f)) => return Err(f.into()),
-    };
-    match wanted {
-        Some(w) if !locked_enough(found, wanted) => Err(CommitError::Lock { key: key.clone(), wanted: w.until, found }),
-        _ => Ok(found),
-    }
-}
-
 /// Asks the store what it really holds, and makes the receipt.
 ///
 /// # Errors
 /// [`CommitError`] unless the object is there, whole and locked.
-pub async fn seal(store: &dyn Store, claim: Claim, lock: Option<Lock>) -> Result<StoredPack, CommitError> {
+pub async fn seal(store: &dyn Store, claim: StoredReport, lock: Option<Lock>) -> Result<StoredPack, CommitError> {
     let key = Key::pack(&claim.id);
     let head = match store.head(&key, claim.version.as_ref()).await {
         Ok(head) => head,
@@ -216,7 +82,7 @@ pub async fn seal(store: &dyn Store, claim: Claim, lock: Option<Lock>) -> Result
         return Err(CommitError::Differs { key, what: "CRC-32", found: crc.into(), wanted: claim.crc32.into() });
     }
     let locked_until = check_lock(store, &key, &head, lock).await?.map(|l| l.until);
-    let Claim { id, kind, length, digest, key: sealed, .. } = claim;
+    let StoredReport { id, kind, length, digest, key: sealed, .. } = claim;
     Ok(StoredPack { info: PackInfo { id, kind, length, digest, version: head.version, key: sealed, locked_until } })
 }
 
@@ -351,46 +217,6 @@ pub(crate) async fn create_checked(
         return Err(CommitError::Differs { key: key.clone(), what: "length", found: head.length, wanted: length });
     }
     check_lock(store, key, &head, lock).await.map(drop)
-}
-
-/// Extends a reused pack's lock if it is too short, and checks the pack by version id.
-async fn reuse(store: &dyn Store, mut info: PackInfo, locks: Locks) -> Result<(PackInfo, bool), CommitError> {
-    let key = Key::pack(&info.id);
-    let look = async || match store.head(&key, Some(&info.version)).await {
-        Ok(head) if head.length == info.length => Ok(head),
-        Ok(head) => {
-            Err(CommitError::Differs { key: key.clone(), what: "length", found: head.length, wanted: info.length })
-        }
-        Err(GetError::NotFound(_)) => Err(CommitError::Vanished(key.clone())),
-        Err(GetError::Failed(f)) => Err(f.into()),
-    };
-    let mut extended = false;
-    // The known lock from the last placement saves one request. What counts is what the store says afterwards.
-    let short = |lock: &Lock| info.locked_until.is_some_and(|until| until < lock.until);
-    if let (Some(_), Some(lock)) = (locks.point.filter(short), locks.packs) {
-        match store.extend_lock(&key, &info.version, lock).await {
-            Ok(()) => extended = true,
-            Err(GetError::NotFound(_)) => return Err(CommitError::Vanished(key.clone())),
-            // Another run may have extended the lock further; a lock can't be shortened.
-            Err(GetError::Failed(f)) => tracing::debug!(%key, reason = %f, "a lock was not extended; it is looked at"),
-        }
-    }
-    let mut head = look().await?;
-    let failed = |e| match e {
-        GetError::NotFound(_) => CommitError::Vanished(key.clone()),
-        GetError::Failed(f) => CommitError::Store(f),
-    };
-    let found = real_lock(store, &key, &info.version, &head, locks.point).await.map_err(failed)?;
-    if let (false, Some(lock)) = (locked_enough(found, locks.point), locks.packs) {
-        match store.extend_lock(&key, &info.version, lock).await {
-            Ok(()) => {}
-            Err(e) => return Err(failed(e)),
-        }
-        extended = true;
-        head = look().await?;
-    }
-    info.locked_until = check_lock(store, &key, &head, locks.point).await?.map(|l| l.until);
-    Ok((info, extended))
 }
 
 /// Compares the store's clock with ours. The store's time comes from an object that was just made.

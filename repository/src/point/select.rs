@@ -15,6 +15,8 @@ use crate::store::{Failure, Key};
 pub enum Selector {
     /// That very point.
     Point(PointId),
+    /// An application. Where one point is meant, it is the newest.
+    Application(AppId),
     /// The newest of an application.
     Latest(AppId),
     /// The last of an application at or before a time.
@@ -37,7 +39,8 @@ impl std::str::FromStr for Selector {
         let (app, time) = s.split_once('@').map_or((s, None), |(app, time)| (app, Some(time)));
         let app = AppId::local(app.parse::<AppName>().map_err(|_| bad())?);
         match time {
-            None | Some("latest") => Ok(Self::Latest(app)),
+            None => Ok(Self::Application(app)),
+            Some("latest") => Ok(Self::Latest(app)),
             // A time without a fraction means the whole second, since the ids show no fraction either.
             Some(time) => {
                 let rest = if time.contains(['.', ',']) { Duration::ZERO } else { Duration::from_millis(999) };
@@ -54,9 +57,23 @@ impl Selector {
         let of = |app: AppId| AppId { cluster, namespace, name: app.name };
         match self {
             Self::Point(id) => Self::Point(id),
+            Self::Application(app) => Self::Application(of(app)),
             Self::Latest(app) => Self::Latest(of(app)),
             Self::At(app, moment) => Self::At(of(app), moment),
         }
+    }
+
+    /// The application that it names.
+    pub fn application(&self) -> Option<&AppId> {
+        match self {
+            Self::Point(_) => None,
+            Self::Application(app) | Self::Latest(app) | Self::At(app, _) => Some(app),
+        }
+    }
+
+    /// Whether the newest point of an application is meant.
+    pub fn is_newest(&self) -> bool {
+        matches!(self, Self::Application(_) | Self::Latest(_))
     }
 }
 
@@ -69,7 +86,7 @@ impl Repository {
         let catalog = self.catalog();
         let (app, at) = match selector {
             Selector::Point(id) => return catalog.point(id).await,
-            Selector::Latest(app) => (app, None),
+            Selector::Application(app) | Selector::Latest(app) => (app, None),
             Selector::At(app, at) => (app, Some(*at)),
         };
         let Listing { points, mut refused } = catalog.list(Some(&self.ring.app_hash(app))).await?;

@@ -13,7 +13,7 @@ use super::{SharedStore, Store, StoreUrl};
 
 /// A store, and a redeemer of its grants.
 #[derive(Clone)]
-pub struct Place {
+pub struct OpenedStore {
     /// The store.
     pub store: SharedStore,
     /// Uses grants.
@@ -22,7 +22,7 @@ pub struct Place {
 
 /// The options of a connection.
 #[derive(Clone, Debug, Default)]
-pub struct Way {
+pub struct ConnectOptions {
     /// A private CA in PEM, trusted besides the system's.
     pub ca_file: Option<PathBuf>,
     /// The most bytes per second that are uploaded.
@@ -44,7 +44,7 @@ pub enum ConnectError {
     S3(#[from] S3SetupError),
 }
 
-impl Way {
+impl ConnectOptions {
     /// Adds the private CA from the AWS SDK's variable, if no CA is given.
     #[must_use]
     pub fn with_ca_of_environment(mut self) -> Self {
@@ -60,7 +60,7 @@ impl Way {
     ///
     /// # Errors
     /// [`ConnectError`] for problems that are known without asking the store.
-    pub async fn connect(&self, url: &StoreUrl) -> Result<Place, ConnectError> {
+    pub async fn connect(&self, url: &StoreUrl) -> Result<OpenedStore, ConnectError> {
         let throttle = self.throttle();
         let redeemer = Redeemer::new(self.ca_file.as_deref(), throttle.clone())?;
         match url {
@@ -94,8 +94,8 @@ pub fn patient(redeem: impl Redeem) -> Arc<dyn Redeem> {
     Arc::new(Retrying::new(redeem, Patience::DEFAULT))
 }
 
-fn place(store: impl Store, redeem: impl Redeem) -> Place {
+fn place(store: impl Store, redeem: impl Redeem) -> OpenedStore {
     #[cfg(feature = "faults")]
     let store = super::faulty::Faulty::crash_points(store);
-    Place { store: Arc::new(Retrying::new(store, Patience::DEFAULT)), redeem: patient(redeem) }
+    OpenedStore { store: Arc::new(Retrying::new(store, Patience::DEFAULT)), redeem: patient(redeem) }
 }

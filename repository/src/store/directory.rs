@@ -9,37 +9,34 @@
 //! links it is renamed without overwriting.) Then the folder is synced. milkrun honours locks; **whoever is root here can still
 //! delete**, and `init` says so.
 
+mod create;
 mod locks;
 pub mod object;
 mod root;
+mod temporary;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::grant::{GetGrant, PutGrant, PutTerms};
-use object::LocalObject;
-
 use super::listing::{Mark, Page};
 use super::throttle::Throttle;
 use super::{
     Capabilities, CreateError, DeleteError, Failure, GetError, Happened, Head, Key, Listed, Lock, Operation, Store,
     Trouble, Version,
 };
-use crate::clock::{Moment, entropy};
+use crate::clock::Moment;
 use crate::crash;
+pub(super) use create::create;
+use object::LocalObject;
 pub(super) use root::Root;
-
-const TEMPORARY: &str = ".tmp";
-/// No object takes this long to be written.
-const ABANDONED: Duration = Duration::from_secs(2 * 86_400);
 
 /// The only version that a key ever has here.
 fn only_version() -> Version {
@@ -87,40 +84,6 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
     sync(&File::open(folder)?)
 }
 
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // The file was only needed to be linked. A file that a crash leaves is found under .tmp.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn temporary(root: &Root) -> std::io::Result<(Temporary, File)> {
-    let folder = root.path().join(TEMPORARY);
-    root.create_folders(&folder)?;
-    if root.sweeps() {
-        sweep(&folder);
-    }
-    let path = folder.join(hex::encode(entropy::<12>()));
-    let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-    Ok((Temporary(path), file))
-}
-
-/// Removes files that killed processes left behind. A file that can't be removed takes room but does no other harm.
-fn sweep(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok());
-        if age.is_some_and(|age| age > ABANDONED) {
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            if let Err(e) = removed {
-                tracing::debug!(?path, error = %e, "stays");
-            }
-        }
-    }
-}
-
 /// Opens a plain file for reading. Anything else gives [`ErrorKind::InvalidData`]: a pipe would wait for a writer, and a link may
 /// lead in circles.
 fn open_plain(path: &Path) -> std::io::Result<File> {
@@ -132,74 +95,6 @@ fn open_plain(path: &Path) -> std::io::Result<File> {
         _ => e,
     })?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(foreign("no plain file")) }
-}
-
-/// Creates an object. The store itself and [file grants](super::grant::PutGrant::File) use it.
-pub(super) async fn create(
-    root: Root,
-    key: Key,
-    body: Bytes,
-    lock: Option<Lock>,
-    throttle: Throttle,
-) -> Result<Version, CreateError> {
-    sound(Operation::Create, &key)?;
-    let mut paced = 0;
-    while throttle.is_bounded() && paced < body.len() {
-        let piece = throttle.piece().min(body.len() - paced);
-        throttle.take(piece).await;
-        paced += piece;
-    }
-    blocking(move || create_now(&root, &key, &body, lock)).await
-}
-
-fn create_now(at: &Root, key: &Key, body: &[u8], lock: Option<Lock>) -> Result<Version, CreateError> {
-    at.check(Operation::Create, key)?;
-    let not_yet = |e| failure(Operation::Create, key, Happened::No, e);
-    let pinned = at.pin().map_err(not_yet)?;
-    let root: &Root = &pinned;
-    // The pinned folder may have come to this path only a moment ago.
-    root.check(Operation::Create, key)?;
-    let path = root.file(key);
-    let folder = path.parent().unwrap_or(root.path());
-    let (temporary, mut file) = temporary(root).map_err(not_yet)?;
-    if key.is_secret() {
-        file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(not_yet)?;
-    }
-    file.write_all(body).map_err(not_yet)?;
-    sync(&file).map_err(not_yet)?;
-    drop(file);
-    root.create_folders(folder).map_err(not_yet)?;
-    if let Some(lock) = lock {
-        locks::grow(root, key, lock).map_err(not_yet)?;
-    }
-    match link(&temporary.0, &path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(CreateError::Exists(key.to_string())),
-        Err(e) => return Err(not_yet(e).into()),
-    }
-    drop(temporary);
-    sync_folder(folder).map_err(|e| failure(Operation::Create, key, Happened::Maybe, e))?;
-    // If the root went away meanwhile, the object went with it.
-    at.check(Operation::Create, key).map_err(Failure::maybe)?;
-    root.saw(key);
-    Ok(only_version())
-}
-
-/// Gives a file its name, unless the name is taken: with a hard link if the file system has hard links, else by renaming.
-fn link(from: &Path, to: &Path) -> std::io::Result<()> {
-    match fs::hard_link(from, to) {
-        // Linux gives these errors for a file system without hard links (FAT, some network mounts).
-        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EPERM | nix::libc::EOPNOTSUPP | nix::libc::ENOSYS)) => {
-            // If the file system can do neither, the first error says more.
-            rename_new(from, to)
-                .map_err(|second| if second.raw_os_error() == Some(nix::libc::EINVAL) { e } else { second })
-        }
-        result => result,
-    }
-}
-
-fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
-    Ok(nix::fcntl::renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
 }
 
 /// Reads an object or a range of it into `out`; a range past the end is cut.
@@ -301,7 +196,7 @@ fn walk(root: &Path, folder: &Path, prefix: &str, out: &mut Vec<Listed>) -> std:
         let entry = entry?;
         let path = entry.path();
         let Some(key) = path.strip_prefix(root).ok().and_then(Path::to_str).map(str::to_owned) else { continue };
-        if key.starts_with(locks::FOLDER) || key.starts_with(TEMPORARY) {
+        if key.starts_with(locks::FOLDER) || key.starts_with(temporary::FOLDER) {
             continue;
         }
         if entry.file_type()?.is_dir() {
@@ -424,27 +319,5 @@ impl Store for Directory {
 
     async fn grant_get(&self, key: &Key, _: &Version) -> Result<GetGrant, Failure> {
         Ok(GetGrant::File { root: self.root.path().to_owned(), key: key.clone() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Both ways to give a name refuse a name that is taken.
-    #[test]
-    fn a_name_is_given_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        type Way = fn(&Path, &Path) -> std::io::Result<()>;
-        for (way, name) in [(link as Way, "linked"), (rename_new as Way, "renamed")] {
-            for content in ["first", "second"] {
-                fs::write(path(content), content).unwrap();
-            }
-            way(&path("first"), &path(name)).unwrap();
-            let taken = way(&path("second"), &path(name)).unwrap_err();
-            assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
-            assert_eq!(fs::read(path(name)).unwrap(), b"first");
-        }
     }
 }

@@ -104,7 +104,7 @@ async fn success_without_effect_never_counts() {
     let terms = PutTerms { key: Key::pack(&id), length: 5, crc32: crc32fast::hash(b"hello"), lock: None };
     let grant = store.grant_put(&terms).await.unwrap();
     redeem.put(&grant, Bytes::from_static(b"hello")).await.unwrap();
-    let claim = crate::point::commit::Claim {
+    let claim = crate::point::commit::StoredReport {
         id,
         kind: crate::pack::PackKind::Data,
         length: 5,

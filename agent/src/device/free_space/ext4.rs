@@ -6,6 +6,9 @@
 //! The checksums of the superblock, of each group descriptor and of each bitmap are checked, so that a torn copy does
 //! not pass for a clean one.
 
+mod group;
+mod superblock;
+
 use std::ops::Range;
 
 use milkrun_repository::chunk::PAGE;
@@ -13,41 +16,18 @@ use milkrun_repository::chunk::PAGE;
 use super::{Doubt, FreeSpace};
 use crate::buffer::{Buffer, BufferPool};
 use crate::device::{Piece, Source};
+use crate::ranges;
+use group::Group;
+use superblock::Geometry;
 
 /// Where the superblock lies, and how long it is.
 const SUPERBLOCK: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 1024;
-const MAGIC: u16 = 0xEF53;
-/// `s_state`: unmounted cleanly (with a journal it is always set); errors were found.
-const VALID: u16 = 1;
-const ERRORS: u16 = 2;
-const CRC32C: u8 = 1;
 
-/// Known features that do not matter for free space: file types, extents, 64 bits, flexible groups, large extended
-/// attributes, a checksum seed, large directories, inline data, encryption, case folding.
-const KNOWN: u32 = 0x2 | 0x40 | 0x80 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
-const RECOVER: u32 = 0x4;
-const WIDE: u32 = 0x80;
-const SEED: u32 = 0x2000;
-/// Clusters of several blocks; metadata checksums.
-const RO_BIGALLOC: u32 = 0x200;
-const RO_CHECKSUMS: u32 = 0x400;
-/// Known read-only-compatible features that do not matter for free space: copies of the superblock in few groups, large
-/// files, huge files, descriptors with checksums, many links, extra inode fields, quotas, read-only, projects, shared
-/// blocks, verity, orphans.
-const RO_KNOWN: u32 =
-    RO_CHECKSUMS | 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x100 | 0x1000 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000;
-/// `lazy_bg`: an old feature that gives uninitialised groups another meaning.
-const COMPAT_LAZY: u32 = 0x40;
-
-/// `bg_flags`: the group has no bitmap yet.
-const BLOCK_UNINIT: u16 = 2;
 /// Bitmaps that are read at once.
 const BITMAPS: usize = 64;
 /// Bytes of descriptors that are read at once.
 const DESCRIPTORS: usize = 1 << 20;
-/// The number of groups of 128 TiB in blocks of 4 KiB: no volume is larger.
-const GROUPS_MAX: u64 = 1 << 20;
 
 /// The kernel's `crc32c`, which inverts neither the seed nor the result.
 fn crc(seed: u32, bytes: &[u8]) -> u32 {
@@ -60,153 +40,6 @@ fn u16_at(b: &[u8], at: usize) -> u16 {
 
 fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
-}
-
-/// The fields of the superblock that matter here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Geometry {
-    block: u64,
-    blocks: u64,
-    first: u64,
-    per_group: u64,
-    groups: u64,
-    descriptor: usize,
-    /// Blocks of a group's table of inodes.
-    inodes: u64,
-    /// Blocks that a copy of the superblock takes at the beginning of a group that has one.
-    copy: u64,
-    seed: u32,
-}
-
-impl Geometry {
-    /// Checks a superblock.
-    fn of(sb: &[u8; SUPERBLOCK_BYTES], volume: u64) -> Result<Self, Doubt> {
-        if u16_at(sb, 0x38) != MAGIC {
-            return Err(Doubt::Unknown);
-        }
-        let (incompat, ro) = (u32_at(sb, 0x60), u32_at(sb, 0x64));
-        let state = u16_at(sb, 0x3A);
-        if ro & RO_CHECKSUMS != 0 && crc(!0, &sb[..0x3FC]) != u32_at(sb, 0x3FC) {
-            return Err(Doubt::Damaged("the superblock's checksum is wrong".into()));
-        }
-        if incompat & RECOVER != 0 || state & VALID == 0 || state & ERRORS != 0 {
-            return Err(Doubt::Unclean);
-        }
-        if ro & RO_BIGALLOC != 0 {
-            return Err(Doubt::Feature("allocates clusters of several blocks".into()));
-        }
-        if ro & RO_CHECKSUMS == 0 || sb[0x175] != CRC32C {
-            return Err(Doubt::Feature("has no checksums of its metadata".into()));
-        }
-        let unknown = (u32_at(sb, 0x5C) & COMPAT_LAZY, incompat & !KNOWN, ro & !RO_KNOWN);
-        if unknown != (0, 0, 0) {
-            let (compat, incompat, ro) = unknown;
-            let what = format!(
-                "has features that are not known here (compatible {compat:#x}, incompatible {incompat:#x}, read-only {ro:#x})"
-            );
-            return Err(Doubt::Feature(what));
-        }
-        let seed = if incompat & SEED != 0 { u32_at(sb, 0x270) } else { crc(!0, &sb[0x68..0x78]) };
-        let wide = incompat & WIDE != 0;
-        let descriptor = if wide { usize::from(u16_at(sb, 0xFE)) } else { 32 };
-        let high = if wide { u64::from(u32_at(sb, 0x150)) << 32 } else { 0 };
-        let (log, per_group) = (u32_at(sb, 0x18), u64::from(u32_at(sb, 0x20)));
-        let nonsense = Doubt::Damaged("the superblock makes no sense".into());
-        if log > 6 || !(32..=1024).contains(&descriptor) || !descriptor.is_power_of_two() || (wide && descriptor < 64) {
-            return Err(nonsense);
-        }
-        let block = 1024 << log;
-        let blocks = high | u64::from(u32_at(sb, 4));
-        let first = u64::from(u32_at(sb, 0x14));
-        let fits = blocks.checked_mul(block).is_some_and(|bytes| bytes <= volume);
-        if !fits || first != u64::from(block == 1024) || blocks <= first {
-            return Err(nonsense);
-        }
-        if !(256..=block * 8).contains(&per_group) || !per_group.is_multiple_of(8) {
-            return Err(nonsense);
-        }
-        let groups = (blocks - first).div_ceil(per_group);
-        if groups > GROUPS_MAX {
-            return Err(nonsense);
-        }
-        let inode_bytes = u64::from(u32_at(sb, 0x28)) * u64::from(u16_at(sb, 0x58));
-        let table = (groups * descriptor as u64).div_ceil(block);
-        let copy = 1 + table + u64::from(u16_at(sb, 0xCE));
-        Ok(Self {
-            block,
-            blocks,
-            first,
-            per_group,
-            groups,
-            descriptor,
-            inodes: inode_bytes.div_ceil(block),
-            copy,
-            seed,
-        })
-    }
-
-    /// The blocks of a group.
-    fn group(&self, number: u64) -> Range<u64> {
-        let start = self.first + number * self.per_group;
-        start..(start + self.per_group).min(self.blocks)
-    }
-}
-
-/// A group's descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Group {
-    bitmap: u64,
-    inode_bitmap: u64,
-    inode_table: u64,
-    /// It has no bitmap yet: only the file system's own metadata lies in the group.
-    fresh: bool,
-    /// Free blocks.
-    free: u32,
-    checksum: u32,
-    /// Whether the descriptor has the whole checksum, or only its lower half.
-    whole_checksum: bool,
-}
-
-impl Group {
-    /// Checks a descriptor.
-    fn of(d: &[u8], number: u64, g: &Geometry) -> Result<Self, Doubt> {
-        let low = u32::try_from(number).unwrap_or(u32::MAX);
-        let mut sum = crc(crc(g.seed, &low.to_le_bytes()), &d[..0x1E]);
-        sum = crc(sum, &[0, 0]);
-        sum = crc(sum, &d[0x20..]);
-        if sum & 0xFFFF != u32::from(u16_at(d, 0x1E)) {
-            return Err(Doubt::Damaged(format!("the checksum of group {number}'s descriptor is wrong")));
-        }
-        let wide = d.len() >= 64;
-        let block = |low: usize, high: usize| {
-            u64::from(u32_at(d, low)) | if wide { u64::from(u32_at(d, high)) << 32 } else { 0 }
-        };
-        let high = if wide { u32::from(u16_at(d, 0x38)) << 16 } else { 0 };
-        let group = Self {
-            bitmap: block(0, 0x20),
-            inode_bitmap: block(4, 0x24),
-            inode_table: block(8, 0x28),
-            fresh: u16_at(d, 0x12) & BLOCK_UNINIT != 0,
-            free: u32::from(u16_at(d, 0x0C)) | if wide { u32::from(u16_at(d, 0x2C)) << 16 } else { 0 },
-            checksum: u32::from(u16_at(d, 0x18)) | high,
-            whole_checksum: wide,
-        };
-        let within = |start: u64, len: u64| start > 0 && start.checked_add(len).is_some_and(|end| end <= g.blocks);
-        if !within(group.bitmap, 1) || !within(group.inode_bitmap, 1) || !within(group.inode_table, g.inodes) {
-            return Err(Doubt::Damaged(format!("group {number}'s descriptor points nowhere")));
-        }
-        if group.fresh && number == 0 {
-            return Err(Doubt::Damaged("its first group has no bitmap".into()));
-        }
-        Ok(group)
-    }
-
-    /// Whether the checksum of this bitmap is right.
-    fn has(&self, bitmap: &[u8], g: &Geometry) -> bool {
-        let bytes = usize::try_from(g.per_group / 8).unwrap_or(usize::MAX);
-        let sum = crc(g.seed, &bitmap[..bytes]);
-        if self.whole_checksum { sum == self.checksum } else { sum & 0xFFFF == self.checksum }
-    }
 }
 
 /// Reads the whole pages around some bytes. Returns the buffer, and where the bytes begin in it.
@@ -310,14 +143,7 @@ fn own_blocks(groups: &[Group], g: &Geometry) -> Vec<Range<u64>> {
         [single(group.bitmap), single(group.inode_bitmap), group.inode_table..group.inode_table + g.inodes]
     };
     let mut own: Vec<Range<u64>> = groups.iter().flat_map(of).collect();
-    own.sort_unstable_by_key(|r| r.start);
-    own.dedup_by(|next, last| {
-        let joins = next.start <= last.end;
-        if joins {
-            last.end = last.end.max(next.end);
-        }
-        joins
-    });
+    ranges::merge(&mut own);
     own
 }
 
@@ -392,52 +218,6 @@ mod tests {
                 prop_assert_eq!(free.ranges.iter().any(|r| r.contains(&at)), !t, "block {}", n);
             }
             prop_assert_eq!(free.bytes(), taken[..count].iter().filter(|&&t| !t).count() as u64 * PAGE as u64);
-        }
-
-        #[test]
-        fn no_descriptor_makes_it_panic_or_points_behind_the_end(bytes in proptest::collection::vec(any::<u8>(), 64), wide in any::<bool>()) {
-            let g = Geometry {
-                block: 4096, blocks: 1 << 20, first: 0, per_group: 1 << 15, groups: 32, descriptor: 64, inodes: 512, copy: 3, seed: 7,
-            };
-            let mut d = bytes[..if wide { 64 } else { 32 }].to_vec();
-            if wide {
-                // Otherwise hardly any would be accepted.
-                d[0x20..0x2C].fill(0);
-            }
-            for high in [2, 6, 10] {
-                d[high] &= 15;
-                d[high + 1] = 0;
-            }
-            d[0x1E..0x20].fill(0);
-            let sum = crc(crc(g.seed, &5_u32.to_le_bytes()), &d);
-            d[0x1E..0x20].copy_from_slice(&(sum as u16).to_le_bytes());
-            match Group::of(&d, 5, &g) {
-                Ok(group) => prop_assert!(group.inode_table + g.inodes <= g.blocks),
-                Err(Doubt::Damaged(what)) => prop_assert!(what.contains("points nowhere"), "{}", what),
-                Err(e) => prop_assert!(false, "{}", e),
-            }
-            d[3] ^= 1;
-            prop_assert!(matches!(Group::of(&d, 5, &g), Err(Doubt::Damaged(what)) if what.contains("checksum of group 5")));
-        }
-
-        #[test]
-        fn no_superblock_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), SUPERBLOCK_BYTES), valid in any::<bool>()) {
-            let mut sb: [u8; SUPERBLOCK_BYTES] = bytes.try_into().unwrap();
-            if valid {
-                sb[0x38..0x3A].copy_from_slice(&MAGIC.to_le_bytes());
-                sb[0x3A..0x3C].copy_from_slice(&VALID.to_le_bytes());
-                sb[0x5C..0x68].copy_from_slice(&[0, 0, 0, 0, 0xC2, 0, 0, 0, 0, 4, 0, 0]);
-                // Blocks of 4 KiB from the first one on, in groups of 32768; some of the random rest makes sense then.
-                sb[0x14..0x24].copy_from_slice(&[0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0x80, 0, 0]);
-                sb[7] = 0;
-                sb[0xFE..0x100].copy_from_slice(&[64, 0]);
-                sb[0x150..0x154].fill(0);
-                sb[0x175] = CRC32C;
-                let sum = crc(!0, &sb[..0x3FC]);
-                sb[0x3FC..].copy_from_slice(&sum.to_le_bytes());
-            }
-            let read = Geometry::of(&sb, 1 << 40);
-            prop_assert!(!valid || read.is_ok() || u32_at(&sb, 4) == 0, "{:?}", read);
         }
     }
 }

@@ -9,10 +9,9 @@ use milkrun_repository::point::journal::Complete;
 use milkrun_repository::store::Failure;
 use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
-use tracing::Instrument;
 
-use super::orders::{application, backup_order, bad, check_manifests, restore_order, target};
-use super::{MANIFESTS_MAX, Service, may};
+use super::orders::{application, backup_order, bad, restore_order, target};
+use super::{Service, manifests, may, start};
 use crate::inventory::{Reach, SourceSpec};
 use crate::rpc::{run_events, status};
 use crate::runs::view::{Feed, Kind, Outcome};
@@ -63,28 +62,10 @@ impl Service {
         let order = backup_order(order, shared, &coordinator.repository, true)?;
         let order = backup::Order { open: true, complete: false, ..order };
         let feed = Feed::new(run, Kind::Backup, Some(app), peer.to_string()).of_repository(&coordinator.name);
-        if let Some(past) = past {
-            return Ok(past.shown(&feed));
+        if let Some(known) = self.show_opened(&feed, past) {
+            return Ok(known);
         }
-        if let Err(first) = shared.runs.show_once(feed.clone()) {
-            return Ok(run_events::run(&first.now()));
-        }
-        let shown = feed.clone();
-        let (repository, epoch) = (&coordinator.name, coordinator.epoch);
-        let span = tracing::info_span!("backup", %run, application = %order.application, repository, epoch);
-        let (inbox, announced) = coordinator.runs.announce(run);
-        let work = async move {
-            let outcome = match backup::execute(&coordinator, order, run, (inbox, false), &shown).await {
-                Ok(done) => Outcome::BackedUp(done),
-                Err(e) => {
-                    tracing::info!(reason = milkrun_repository::point::catalog::chain(&e), "a backup failed");
-                    Outcome::Failed(status::backup(&e))
-                }
-            };
-            drop(announced);
-            shown.end(outcome);
-        };
-        tokio::spawn(work.instrument(span));
+        start::backup(coordinator, order, run, &feed, ());
         Ok(run_events::run(&feed.now()))
     }
 
@@ -105,25 +86,26 @@ impl Service {
         let order = restore::Order { by_operator: true, ..order };
         let past = past(&coordinator, None, &run).await.map_err(|f| status::failure(&f))?;
         let feed = Feed::new(run, Kind::Restore, None, peer.to_string()).of_repository(&coordinator.name);
-        if let Some(past) = past {
-            return Ok(past.shown(&feed));
+        if let Some(known) = self.show_opened(&feed, past) {
+            return Ok(known);
         }
-        if let Err(first) = shared.runs.show_once(feed.clone()) {
-            return Ok(run_events::run(&first.now()));
-        }
-        let (shown, by) = (feed.clone(), peer.clone());
-        let span = tracing::info_span!("restore", %run, repository = coordinator.name, epoch = coordinator.epoch);
+        let by = peer.clone();
         let (inbox, announced) = coordinator.runs.announce(run);
-        let work = async move {
-            let outcome = match restore::execute_opened(&coordinator, order, &by, run, (inbox, &shown)).await {
-                Ok(done) => Outcome::Restored(done.report),
-                Err(e) => Outcome::Failed(status::restore(&e)),
-            };
-            drop(announced);
-            shown.end(outcome);
-        };
-        tokio::spawn(work.instrument(span));
+        start::restore(coordinator, run, &feed, |coordinator, shown| async move {
+            let _announced = announced;
+            let done = restore::execute_opened(&coordinator, order, &by, run, (inbox, &shown)).await?;
+            Ok(done.report)
+        });
         Ok(run_events::run(&feed.now()))
+    }
+
+    /// Shows a run that is opened. If it ended under an earlier coordinator, or is shown already, returns it as it is.
+    fn show_opened(&self, feed: &Feed, past: Option<Past>) -> Option<control::Run> {
+        if let Some(past) = past {
+            return Some(past.shown(feed));
+        }
+        let first = self.0.shared().runs.show_once(feed.clone()).err()?;
+        Some(run_events::run(&first.now()))
     }
 
     /// A run that an operator may fill, and its present view.
@@ -216,19 +198,12 @@ impl Service {
             return Err(status::nonsense("which run it is comes first"));
         };
         let (id, feed) = self.opened(peer, &order.run)?;
-        let mut manifests = Vec::new();
-        while let Some(message) = incoming.message().await? {
-            match message.message {
-                Some(Message::Manifests(piece)) => manifests.extend_from_slice(&piece),
-                _ => return Err(status::nonsense("only manifests follow")),
-            }
-            if manifests.len() > MANIFESTS_MAX {
-                return Err(status::nonsense("more than 256 MiB of manifests"));
-            }
-        }
+        let piece = |m: control::FinishRunRequest| match m.message {
+            Some(Message::Manifests(piece)) => Some(piece),
+            _ => None,
+        };
         let announced = order.manifest_objects;
-        let checked = tokio::task::spawn_blocking(move || check_manifests(&manifests, announced).map(|()| manifests));
-        let manifests = checked.await.map_err(|_| Status::internal("the manifests could not be looked at"))??;
+        let manifests = manifests::receive(&mut incoming, announced, piece, "only manifests follow").await?;
         let skipped = order.skipped.iter().map(|s| skipped::from_wire(s).map_err(|e| bad(&e)));
         let complete =
             Complete { skipped: skipped.collect::<Result<_, Status>>()?, manifest_objects: announced, manifests };

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use crate::inventory::{Reach, SourceSpec};
 use crate::rpc::status;
-use crate::{Shared, backup, manifests, restore, skipped};
+use crate::{Shared, backup, restore, skipped};
 
 /// The longest lock that an order may ask for, unless the repository's own is longer.
 const LOCK_MAX: Duration = Duration::from_secs(365 * 86_400);
@@ -115,15 +115,4 @@ pub(super) fn restore_order(r: control::RestoreRequest, own: &ClusterId) -> Resu
         discard_rest: r.discard_rest,
         by_operator: false,
     })
-}
-
-/// Checks that the lines are manifests, and that there are as many as announced: others could not be restored.
-pub(super) fn check_manifests(lines: &[u8], announced: u32) -> Result<(), Status> {
-    let objects = manifests::decode(lines)
-        .map_err(|line| Status::invalid_argument(format!("line {line} of the manifests is no Kubernetes object")))?;
-    if objects.len() == announced as usize {
-        return Ok(());
-    }
-    let what = format!("{} manifests came, and {} were announced", objects.len(), announced);
-    Err(Status::invalid_argument(what))
 }

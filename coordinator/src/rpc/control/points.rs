@@ -6,8 +6,9 @@ use milkrun_repository::point::Selector;
 use tonic::{Response, Status};
 
 use super::orders::{application, bad};
-use super::{Events, Service, may};
+use super::{Service, may};
 use crate::points::{self, Filter, Verification};
+use crate::rpc::answers::{Answers, messages};
 use crate::rpc::status;
 
 /// Points, findings or names of objects in one message: well below the size that a message may have. A bucket may be full of what
@@ -20,7 +21,7 @@ impl Service {
         &self,
         peer: &Peer,
         r: control::ListPointsRequest,
-    ) -> Result<Response<Events<control::ListPointsReply>>, Status> {
+    ) -> Result<Response<Answers<control::ListPointsReply>>, Status> {
         if !peer.may_some(Action::View) {
             may(peer, Action::View, None)?;
         }
@@ -39,15 +40,14 @@ impl Service {
         let points = points.map(|points| control::ListPointsReply { points, ..Default::default() });
         let refused = pieces(refused, POINTS_PIECE).into_iter();
         let refused = refused.map(|refused| control::ListPointsReply { refused, ..Default::default() });
-        let replies = std::iter::once(first).chain(points).chain(refused).map(Ok);
-        Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
+        Ok(Response::new(messages(first, points.chain(refused))))
     }
 
     pub(super) async fn show(
         &self,
         peer: &Peer,
         r: control::ShowPointRequest,
-    ) -> Result<Response<Events<control::ShowPointReply>>, Status> {
+    ) -> Result<Response<Answers<control::ShowPointReply>>, Status> {
         if !peer.may_some(Action::View) {
             may(peer, Action::View, None)?;
         }
@@ -58,15 +58,14 @@ impl Service {
         let first = control::ShowPointReply { detail: Some(detail), objects: Vec::new() };
         let rest =
             pieces(objects, OBJECTS_PIECE).into_iter().map(|objects| control::ShowPointReply { detail: None, objects });
-        let replies = std::iter::once(first).chain(rest).map(Ok);
-        Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
+        Ok(Response::new(messages(first, rest)))
     }
 
     pub(super) async fn prove(
         &self,
         peer: &Peer,
         r: control::VerifyRequest,
-    ) -> Result<Response<Events<control::VerifyReply>>, Status> {
+    ) -> Result<Response<Answers<control::VerifyReply>>, Status> {
         if !peer.may_some(Action::View) {
             may(peer, Action::View, None)?;
         }
@@ -87,7 +86,7 @@ impl Service {
         let mut first = points::verify(&coordinator, wanted, peer).await.map_err(|e| status::points(&e))?;
         let findings = pieces(std::mem::take(&mut first.findings), POINTS_PIECE).into_iter();
         let rest = findings.map(|findings| control::VerifyReply { findings, ..Default::default() });
-        Ok(Response::new(Box::pin(tokio_stream::iter(std::iter::once(first).chain(rest).map(Ok)))))
+        Ok(Response::new(messages(first, rest)))
     }
 }
 

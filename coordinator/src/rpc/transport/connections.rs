@@ -1,8 +1,11 @@
 //! The open connections: whose they are, what they use, and when they end.
 
+mod caller;
+mod charge;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +15,13 @@ use milkrun_identity::{Certificate, Peer, Serial};
 use milkrun_repository::clock::Moment;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
-use super::limits::{Account, Limits};
+use super::limits::Limits;
+pub(super) use caller::Call;
+pub use caller::Caller;
+pub(super) use charge::Charge;
+use charge::Load;
+pub(crate) use charge::Of;
 
 /// How often connections are checked for their end.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -43,39 +50,6 @@ struct Table {
     last: u64,
     open: BTreeMap<u64, Arc<Open>>,
     peers: HashMap<String, Arc<Load>>,
-}
-
-/// The use of a connection, a peer, or all peers.
-#[derive(Default)]
-struct Load {
-    connections: AtomicUsize,
-    requests: AtomicU64,
-    orders: AtomicU64,
-}
-
-/// The kinds of calls whose bytes are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Of {
-    /// A request.
-    Requests,
-    /// An order and its manifests.
-    Orders,
-}
-
-impl Of {
-    fn counter(self, load: &Load) -> &AtomicU64 {
-        match self {
-            Self::Requests => &load.requests,
-            Self::Orders => &load.orders,
-        }
-    }
-
-    fn account(self, limits: &Limits) -> Account {
-        match self {
-            Self::Requests => limits.requests,
-            Self::Orders => limits.orders,
-        }
-    }
 }
 
 struct Open {
@@ -119,29 +93,8 @@ pub enum RefusedConnection {
     },
 }
 
-/// The caller, with its connection.
-#[derive(Clone)]
-pub struct Caller(Inner);
-
-#[derive(Clone)]
-enum Inner {
-    /// A caller from within this process: it has no limits and no end.
-    Local,
-    Remote(Arc<Open>),
-}
-
 /// The place of an open connection in the table, until this is dropped.
 pub(super) struct Entry(Arc<Open>);
-
-/// A call under way.
-pub(super) struct Call(Option<Arc<Open>>);
-
-/// Bytes that count until this is dropped.
-pub(super) struct Charge {
-    open: Arc<Open>,
-    of: Of,
-    bytes: u64,
-}
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -271,7 +224,7 @@ impl Open {
 
 impl Entry {
     pub(super) fn caller(&self) -> Caller {
-        Caller(Inner::Remote(self.0.clone()))
+        Caller::remote(self.0.clone())
     }
 
     /// Fires once nothing more is to be read from it.
@@ -293,197 +246,5 @@ impl Drop for Entry {
     }
 }
 
-impl Caller {
-    /// A caller from within this process.
-    pub(super) fn local() -> Self {
-        Self(Inner::Local)
-    }
-
-    /// The peer.
-    pub fn peer(&self) -> Peer {
-        match &self.0 {
-            Inner::Local => Peer::Local,
-            Inner::Remote(open) => open.certificate.peer.clone(),
-        }
-    }
-
-    /// Its address and certificate, for logs.
-    pub fn whence(&self) -> String {
-        match &self.0 {
-            Inner::Local => "this process".into(),
-            Inner::Remote(open) => format!("{} (certificate {})", open.from, open.certificate.serial),
-        }
-    }
-
-    /// Waits until the connection is over. Returns why.
-    pub(crate) async fn ended(&self) -> Status {
-        match &self.0 {
-            Inner::Local => std::future::pending().await,
-            Inner::Remote(open) => {
-                open.ending.cancelled().await;
-                Status::unauthenticated(open.why.get().cloned().unwrap_or_default())
-            }
-        }
-    }
-
-    /// A call begins.
-    pub(super) fn call(&self) -> Call {
-        let open = match &self.0 {
-            Inner::Local => None,
-            Inner::Remote(open) => {
-                held(&open.calls).open += 1;
-                Some(open.clone())
-            }
-        };
-        Call(open)
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        let Some(open) = &self.0 else { return };
-        let mut calls = held(&open.calls);
-        calls.open -= 1;
-        calls.idle_since = Instant::now();
-    }
-}
-
-impl Call {
-    /// A charge to count the call's bytes with; `None` for a call without limits.
-    pub(super) fn charge(&self, of: Of) -> Option<Charge> {
-        self.0.clone().map(|open| Charge { open, of, bytes: 0 })
-    }
-
-    /// How long its request may take to arrive.
-    pub(super) fn time(&self, of: Of) -> Option<Duration> {
-        let shared = self.0.as_ref()?.shared.upgrade()?;
-        Some(match of {
-            Of::Requests => shared.limits.request_time,
-            Of::Orders => shared.limits.order_time,
-        })
-    }
-}
-
-impl Charge {
-    /// Counts more bytes.
-    ///
-    /// # Errors
-    /// The limit that they would exceed.
-    pub(super) fn add(&mut self, bytes: u64) -> Result<(), Status> {
-        let Some(shared) = self.open.shared.upgrade() else { return Ok(()) };
-        let account = self.of.account(&shared.limits);
-        let bounds = [
-            (&self.open.own, account.of_connection, "this connection"),
-            (&*self.open.peer, account.of_peer, "you"),
-            (&shared.all, account.in_all, "all together"),
-        ];
-        for (at, (load, most, whose)) in bounds.iter().enumerate() {
-            let counter = self.of.counter(load);
-            if counter.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) > *most {
-                for (load, ..) in &bounds[..=at] {
-                    self.of.counter(load).fetch_sub(bytes, Ordering::Relaxed);
-                }
-                count_refused("bytes");
-                let why = format!("requests of {whose} that are under way have {most} bytes, and may not have more");
-                return Err(Status::resource_exhausted(why));
-            }
-        }
-        self.bytes += bytes;
-        Ok(())
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        let Some(shared) = self.open.shared.upgrade() else { return };
-        for load in [&self.open.own, &*self.open.peer, &shared.all] {
-            self.of.counter(load).fetch_sub(self.bytes, Ordering::Relaxed);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use milkrun_identity::authority::Authority;
-
-    use super::*;
-
-    fn certificate(folder: &std::path::Path, peer: &Peer, valid: Duration) -> Certificate {
-        let authority =
-            Authority::open(folder).or_else(|_| Authority::create(folder, Duration::from_secs(3600))).unwrap();
-        Credentials::new(authority.issue(peer, &[], valid).unwrap()).own_certificate().unwrap()
-    }
-
-    fn limits() -> Limits {
-        let account = Account { of_connection: 100, of_peer: 150, in_all: 200 };
-        Limits { connections: 4, connections_of_agent: 2, requests: account, ..Limits::default() }
-    }
-
-    fn agent(name: &str) -> Peer {
-        Peer::Agent(name.parse().unwrap())
-    }
-
-    const HERE: ([u8; 4], u16) = ([127, 0, 0, 1], 1);
-
-    #[test]
-    fn nobody_takes_what_others_need() {
-        let folder = tempfile::tempdir().unwrap();
-        let hour = Duration::from_secs(3600);
-        let [a, b, c] = ["a", "b", "c"].map(|n| certificate(folder.path(), &agent(n), hour));
-        let connections = Connections::new(limits());
-        let admit = |c: &Certificate| connections.admit(c.clone(), HERE.into());
-        let (a1, a2) = (admit(&a).unwrap(), admit(&a).unwrap());
-        assert!(matches!(admit(&a), Err(RefusedConnection::PeerFull { .. })));
-        let (b1, _c1) = (admit(&b).unwrap(), admit(&c).unwrap());
-        assert!(matches!(admit(&b), Err(RefusedConnection::Full(4))));
-        // The limits on bytes: of a connection, of a peer, in all.
-        let charge = |e: &Entry| e.caller().call().charge(Of::Requests).unwrap();
-        let (mut first, mut second, mut other) = (charge(&a1), charge(&a2), charge(&b1));
-        first.add(90).unwrap();
-        assert!(first.add(20).unwrap_err().message().contains("this connection"));
-        second.add(50).unwrap();
-        assert!(second.add(20).unwrap_err().message().contains("of you"));
-        assert!(other.add(70).unwrap_err().message().contains("all together"));
-        other.add(60).unwrap();
-        // Finished calls don't count any more, even if their connection is gone.
-        drop((a1, a2, first, second));
-        other.add(40).unwrap();
-        let again = admit(&a).unwrap();
-        charge(&again).add(100).unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_ends_with_its_certificate_or_its_use() {
-        let folder = tempfile::tempdir().unwrap();
-        let hour = Duration::from_secs(3600);
-        let server = Authority::create(folder.path(), hour).unwrap();
-        let server = Credentials::new(server.issue(&Peer::Coordinator, &["c".into()], hour).unwrap());
-        let connections = Connections::new(limits());
-        let mut short = certificate(folder.path(), &agent("short"), hour);
-        short.until = Moment::now();
-        let long = certificate(folder.path(), &agent("long"), hour);
-        let revoked = certificate(folder.path(), &agent("revoked"), hour);
-        let admit = |c: &Certificate| connections.admit(c.clone(), HERE.into()).unwrap();
-        let entries = [&short, &long, &revoked].map(admit);
-        let used = entries.each_ref().map(|e| e.caller().call());
-        let idle = connections.admit(long, HERE.into()).unwrap();
-        let began = Instant::now();
-        tokio::spawn(connections.clone().watch(server));
-        let why = entries[0].caller().ended().await;
-        assert!(why.message().contains("ended at"), "{why:?}");
-        entries[0].closed().cancelled().await;
-        Authority::open(folder.path()).unwrap().revoke("agent-revoked").unwrap();
-        assert!(entries[2].caller().ended().await.message().contains("was revoked"));
-        assert!(began.elapsed() < Duration::from_secs(5));
-        // If the list is lost, the certificate stays revoked.
-        std::fs::remove_file(folder.path().join("coordinator-c/ca.crl")).unwrap();
-        tokio::time::sleep(LOOK_EVERY * 2).await;
-        let again = connections.admit(revoked, HERE.into());
-        assert!(matches!(again, Err(RefusedConnection::Revoked(_))));
-        assert!(idle.caller().ended().await.message().contains("nothing was called"));
-        assert!(began.elapsed() >= limits().idle);
-        assert!(!entries[1].0.ending.is_cancelled(), "it has a call open");
-        drop(used);
-        assert!(entries[1].caller().ended().await.message().contains("nothing was called"));
-    }
-}
+mod tests;

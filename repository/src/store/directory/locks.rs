@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::root::Root;
-use super::{sync, sync_folder, temporary};
+use super::temporary::temporary;
+use super::{sync, sync_folder};
 use crate::clock::Moment;
 use crate::store::{Firmness, Key, Lock};
 
@@ -82,13 +83,13 @@ pub(super) fn grow(root: &Root, key: &Key, wanted: Lock) -> std::io::Result<()> 
     let (temporary, mut file) = temporary(root)?;
     file.write_all(format!("{mode} {}\n", lock.until.millis()).as_bytes())?;
     sync(&file)?;
-    if let Err(e) = fs::rename(&temporary.0, &path) {
+    if let Err(e) = fs::rename(temporary.path(), &path) {
         // There may be a folder in place of a file of ours.
         if !path.is_dir() {
             return Err(e);
         }
         aside(root, &path)?;
-        fs::rename(&temporary.0, &path)?;
+        fs::rename(temporary.path(), &path)?;
     }
     sync_folder(folder)
 }
@@ -100,7 +101,7 @@ fn as_folder(path: &Path) -> std::io::Result<()> {
 /// Moves a foreign file or folder out of the place of one of ours.
 fn aside(root: &Root, path: &Path) -> std::io::Result<()> {
     let (temporary, _) = temporary(root)?;
-    let to = temporary.0.with_extension("aside");
+    let to = temporary.path().with_extension("aside");
     tracing::warn!(?path, ?to, "is no lock of milkrun's, and is moved out of the way");
     fs::rename(path, to)
 }

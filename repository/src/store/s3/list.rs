@@ -1,6 +1,7 @@
 //! Listings of a bucket, a page at a time.
 
-use super::{S3, judge, moment, version};
+use super::outcome::judge;
+use super::{S3, moment, version};
 use crate::store::listing::{Mark, Page};
 use crate::store::{Failure, Key, Listed, Operation, Trouble};
 
