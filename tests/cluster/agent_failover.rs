@@ -3,8 +3,9 @@
 use std::fs;
 use std::process::{Child, Stdio};
 
-use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::cluster::Cluster;
 use milkrun_tests::noise;
+use milkrun_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
 pub(crate) const SIZE: usize = 192 << 20;

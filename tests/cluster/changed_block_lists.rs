@@ -3,8 +3,9 @@
 use std::fs;
 use std::process::Child;
 
-use milkrun_tests::cluster::{Cluster, wait_for};
+use milkrun_tests::cluster::Cluster;
 use milkrun_tests::noise;
+use milkrun_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
 use crate::agent_failover;

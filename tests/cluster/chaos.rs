@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use milkrun_tests::cluster::{Cluster, Process, is_over, wait_for};
+use milkrun_tests::cluster::{Cluster, is_over};
 use milkrun_tests::device::{Loop, Mount, must};
+use milkrun_tests::process::{Process, wait_for};
 use milkrun_tests::service::Service;
 use milkrun_tests::{noise, postgres, skip};
 use nix::sys::signal::Signal;

@@ -8,7 +8,8 @@ use milkrun_proto::agent::v1::download_client::DownloadClient;
 use milkrun_proto::agent::v1::upload_client::UploadClient;
 use milkrun_proto::control::v1 as control;
 use milkrun_proto::control::v1::control_client::ControlClient;
-use milkrun_tests::cluster::{Cluster, Process, wait_for};
+use milkrun_tests::cluster::Cluster;
+use milkrun_tests::process::{Process, wait_for};
 use nix::sys::signal::Signal;
 use tonic::Code;
 

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use milkrun_tests::cluster::{Cluster, Process, is_over, wait_for};
+use milkrun_tests::cluster::{Cluster, is_over};
+use milkrun_tests::process::{Process, wait_for};
 use milkrun_tests::{noise, skip};
 
 use crate::many_nodes::two_nodes;

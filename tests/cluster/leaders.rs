@@ -4,8 +4,10 @@
 use std::fs;
 use std::process::Stdio;
 
-use milkrun_tests::cluster::{Cluster, free_port, is_over, wait_for};
+use milkrun_tests::cluster::{Cluster, is_over};
+use milkrun_tests::loopback::free_port;
 use milkrun_tests::noise;
+use milkrun_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
 use crate::agent_failover::{SIZE, shared_volume};

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use milkrun_tests::cluster::{Cluster, free_port, http_get};
+use milkrun_tests::cluster::Cluster;
+use milkrun_tests::loopback::{free_port, http_get};
 use milkrun_tests::noise;
 
 /// Two nodes with a volume each, and on each node a target for the other's volume.

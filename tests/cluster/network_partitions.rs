@@ -4,7 +4,9 @@
 use std::fs;
 use std::process::Stdio;
 
-use milkrun_tests::cluster::{Cluster, Network, is_over, wait_for};
+use milkrun_tests::cluster::{Cluster, is_over};
+use milkrun_tests::network::Network;
+use milkrun_tests::process::wait_for;
 use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::{is_root, noise, skip};
 

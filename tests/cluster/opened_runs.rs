@@ -132,6 +132,10 @@ fn a_run_is_filled_while_it_goes_on_and_found_again_under_the_next_coordinator()
         let mut client = connect(&c, "operator").await;
         let again = until(&mut client, &request, has_begun).await;
         assert_eq!((&again.run, &again.point), (&run.run, &run.point));
+        // The next one knows what was added under the first: the same source is no other here, too.
+        client.add_source(source(&run, "data", &data)).await.unwrap();
+        let other = client.add_source(source(&run, "data", &wal)).await.unwrap_err();
+        assert_eq!(other.code(), Code::FailedPrecondition, "{other}");
         client.add_source(source(&run, "wal", &wal)).await.unwrap();
         finish(&mut client, &run).await.unwrap();
         let late = client.add_source(source(&run, "late", &wal)).await.unwrap_err();

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use milkrun_tests::cluster::wait_for;
+use milkrun_tests::process::wait_for;
 
 use crate::agent_failover;
 

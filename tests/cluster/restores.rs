@@ -5,8 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use milkrun_tests::cluster::{Cluster, Process, is_over, wait_for};
+use milkrun_tests::cluster::{Cluster, is_over};
 use milkrun_tests::device::{Loop, must};
+use milkrun_tests::process::{Process, wait_for};
 use milkrun_tests::{is_root, noise, skip};
 use nix::sys::signal::Signal;
 use serde_json::Value;

@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use milkrun_tests::cluster::{Cluster, Process, wait_for};
+use milkrun_tests::cluster::Cluster;
+use milkrun_tests::process::{Process, wait_for};
 
 use crate::many_nodes::two_nodes;
 

@@ -4,8 +4,9 @@ use std::fs;
 use std::process::Stdio;
 
 use milkrun_tests::binary::Milkrun;
-use milkrun_tests::cluster::{Cluster, is_over, wait_for};
+use milkrun_tests::cluster::{Cluster, is_over};
 use milkrun_tests::noise;
+use milkrun_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
 const SIZE: usize = 96 << 20;

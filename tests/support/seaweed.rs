@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::binary::Milkrun;
-use crate::cluster::Network;
+use crate::network::Network;
 
 /// A running server. It is stopped when dropped.
 pub struct Seaweed {

@@ -4,7 +4,7 @@
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cluster::Network;
+use crate::network::Network;
 
 /// The address. It serves until the process ends.
 pub struct Service(Arc<Mutex<SocketAddr>>);

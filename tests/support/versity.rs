@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::binary::Milkrun;
-use crate::cluster::free_port;
+use crate::loopback::free_port;
 use crate::seaweed::{ACCESS_KEY, SECRET_KEY, env_of, milkrun_at};
 
 /// A running server. It is stopped when dropped.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use milkrun_tests::binary::Milkrun;
-use milkrun_tests::cluster::wait_for;
 use milkrun_tests::noise;
+use milkrun_tests::process::wait_for;
 
 use crate::round_trip::volume;
 
