@@ -152,6 +152,8 @@ fn the_next_leader_goes_on_with_the_runs_of_all() {
             (listed["points"].as_array()?.len() == 1).then_some(())
         });
     }
+    let runs = w.c.runs();
+    assert!(runs.iter().all(|r| r["state"] != "failed"), "{runs:?}");
     w.restores(w.c.repository(), "shop");
     w.restores(&w.dr, "till");
 }
