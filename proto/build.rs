@@ -1,7 +1,8 @@
 //! Compiles the .proto files with `protox`: no system `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["milkrun/agent/v1/agent.proto", "milkrun/control/v1/control.proto"];
+    let files =
+        ["milkrun/agent/v1/agent.proto", "milkrun/control/v1/control.proto", "milkrun/identity/v1/enrollment.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

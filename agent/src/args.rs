@@ -27,6 +27,16 @@ pub(crate) struct Args {
     /// The folder with ca.crt, tls.crt and tls.key, as `milkrun certs agent` makes it
     #[arg(long, value_name = "DIR", env = "MILKRUN_TLS")]
     pub(crate) tls: PathBuf,
+    /// In a cluster: the file of the ServiceAccount token that is shown to the coordinator. The certificate that it gives for it
+    /// goes into the folder of --tls, which need not exist
+    #[arg(long, value_name = "FILE", requires = "authority")]
+    pub(crate) token: Option<PathBuf>,
+    /// In a cluster: the certificate of the coordinator's authority
+    #[arg(long, value_name = "FILE", requires = "token")]
+    pub(crate) authority: Option<PathBuf>,
+    /// Open block volumes of pods below this folder of the kubelet, and nothing else
+    #[arg(long, value_name = "DIR")]
+    pub(crate) kubelet: Option<PathBuf>,
     /// Bytes in flight at most, for all volumes together
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = units::size)]
     pub(crate) memory: u64,

@@ -1,5 +1,6 @@
 //! The sources and targets of volumes: block devices, image files, byte streams.
 
+pub mod allowed;
 mod block;
 pub mod changes;
 mod command;

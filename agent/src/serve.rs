@@ -3,14 +3,17 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use milkrun_agent::device::allowed::AllowedPaths;
 use milkrun_agent::session::SessionError;
 use milkrun_agent::{Agent, AgentOptions};
 use milkrun_identity::channel::{DialError, dial};
+use milkrun_identity::enrollment::{Enrollment, EnrollmentError};
 use milkrun_identity::tls::Credentials;
 use milkrun_observe::http::{self, HttpError};
 use milkrun_observe::signals::{SignalError, Stop};
 use milkrun_repository::point::catalog::chain;
 use milkrun_repository::store::connect::{ConnectError, ConnectOptions, patient};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::args::Args;
 
@@ -65,9 +68,30 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
+/// How this agent gets its certificate, where nobody hands it one.
+fn enrollment(args: &Args) -> Option<Enrollment> {
+    let (token, authority) = (args.token.clone()?, args.authority.clone()?);
+    let url = args.coordinator.first()?.clone();
+    Some(Enrollment { url, authority, token, folder: args.tls.clone() })
+}
+
+fn not_enrolled(e: &EnrollmentError) {
+    tracing::warn!(why = chain(e), "no certificate yet; trying again");
+}
+
 async fn serve(args: Args) -> Result<(), ServeError> {
-    let credentials = Credentials::new(&args.tls);
+    let stop = Stop::on_signal()?;
+    let enrollment = enrollment(&args);
+    let credentials = match &enrollment {
+        Some(enrollment) => tokio::select! {
+            credentials = enrollment.enroll_at_last(not_enrolled) => credentials,
+            () = stop.wanted() => return Ok(()),
+        },
+        None => Credentials::new(&args.tls),
+    };
     credentials.check()?;
+    let _renewing =
+        enrollment.map(|e| AbortOnDropHandle::new(tokio::spawn(async move { e.renew(not_enrolled).await })));
     let way = ConnectOptions { ca_file: args.ca_file, limit_upload: args.limit_upload, ..ConnectOptions::default() };
     let redeemer = way.with_ca_of_environment().redeemer()?.files_only_in(args.repository_directory);
     let mut options = AgentOptions::new(args.node.as_str(), patient(redeemer));
@@ -77,8 +101,10 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     if let Some(threads) = args.threads {
         options.threads = threads.into();
     }
+    if let Some(root) = args.kubelet {
+        options.allowed = AllowedPaths::Kubelet(root);
+    }
     let agent = Agent::new(options)?;
-    let stop = Stop::on_signal()?;
     let connected = agent.connected();
     if let Some(address) = args.metrics {
         http::serve(address, connected).await?;

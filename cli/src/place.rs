@@ -24,6 +24,7 @@ pub(crate) async fn connect(url: &StoreUrl, global: &Global) -> Result<OpenedSto
         limit_upload: global.limit_upload,
         addressing,
         profile: None,
+        access: None,
     };
     way.with_ca_of_environment().connect(url).await.map_err(|e| CliError::from_error(&e))
 }

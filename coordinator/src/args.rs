@@ -22,7 +22,7 @@ use milkrun_repository::units;
 )]
 pub(crate) struct Args {
     /// The repository: file:///path or s3://bucket/prefix. Several, each with a name: -r prod=URL -r dr=URL
-    #[arg(long, short, env = "MILKRUN_REPOSITORY", value_name = "[NAME=]URL", required = true, value_parser = named_repository)]
+    #[arg(long, short, env = "MILKRUN_REPOSITORY", value_name = "[NAME=]URL", required_unless_present = "in_cluster", value_parser = named_repository)]
     pub(crate) repository: Vec<NamedRepository>,
     /// The profile of the AWS configuration that a repository's credentials, region and endpoint come from
     #[arg(long, value_name = "[NAME=]PROFILE", value_parser = profile)]
@@ -31,11 +31,18 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID", env = "MILKRUN_CLUSTER_ID", default_value_t)]
     pub(crate) cluster_id: ClusterId,
     /// Nodes, applications, volumes and where they are, in YAML
-    #[arg(long, value_name = "FILE", env = "MILKRUN_INVENTORY")]
-    pub(crate) inventory: PathBuf,
+    #[arg(long, value_name = "FILE", env = "MILKRUN_INVENTORY", required_unless_present = "in_cluster")]
+    pub(crate) inventory: Option<PathBuf>,
     /// The folder with ca.crt, tls.crt and tls.key, as `milkrun certs coordinator` makes it
-    #[arg(long, value_name = "DIR", env = "MILKRUN_TLS")]
-    pub(crate) tls: PathBuf,
+    #[arg(long, value_name = "DIR", env = "MILKRUN_TLS", required_unless_present = "in_cluster")]
+    pub(crate) tls: Option<PathBuf>,
+    /// Run in a Kubernetes cluster: repositories come from `Repository` objects of this namespace, agents and the operator show
+    /// their ServiceAccount tokens, and one process of several leads by a Lease
+    #[arg(long, env = "MILKRUN_IN_CLUSTER", conflicts_with_all = ["repository", "inventory", "tls", "s3_profile"])]
+    pub(crate) in_cluster: bool,
+    /// In a cluster: the name of the Service at which the others find the coordinator
+    #[arg(long, value_name = "NAME", default_value = "milkrun-coordinator")]
+    pub(crate) service: String,
     /// Where agents and people connect
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7411")]
     pub(crate) listen: SocketAddr,
@@ -116,7 +123,7 @@ impl Args {
     pub(crate) fn way(&self, name: &str) -> ConnectOptions {
         let profile = self.s3_profile.iter().find(|(of, _)| of == name).map(|(_, profile)| profile.clone());
         let (ca_file, limit_upload, addressing) = (self.ca_file.clone(), self.limit_upload, self.s3_addressing.into());
-        ConnectOptions { ca_file, limit_upload, addressing, profile }.with_ca_of_environment()
+        ConnectOptions { ca_file, limit_upload, addressing, profile, access: None }.with_ca_of_environment()
     }
 }
 

@@ -11,6 +11,8 @@ use milkrun_repository::repository::OpenError;
 use milkrun_repository::store::Failure;
 use milkrun_repository::store::connect::ConnectError;
 
+use crate::cluster::ClusterError;
+
 /// Why the coordinator can't run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -40,6 +42,8 @@ pub(crate) enum ServeError {
     Superseded(String),
     #[error("can't ask the store who leads")]
     Store(#[from] Failure),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error("serving failed")]
     Serve(#[from] tonic::transport::Error),
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use milkrun_coordinator::leader::{self, Leadership, Lost, StoreLease};
 use milkrun_coordinator::repositories::Repositories;
+use milkrun_coordinator::secret::Password;
 use milkrun_coordinator::{Coordinator, key_locks, secret};
 use milkrun_repository::Repository;
 use milkrun_repository::index::IndexCache;
@@ -24,14 +25,16 @@ const OPEN_LIMIT: Duration = Duration::from_secs(20);
 /// How long to wait before a repository that could not be used is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// A repository as the command line names it.
+/// A repository as the command line or an object names it.
 #[derive(Clone)]
-struct Named {
-    name: String,
-    url: StoreUrl,
-    way: ConnectOptions,
-    cache: Option<PathBuf>,
-    take_over_after: Duration,
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) url: StoreUrl,
+    pub(crate) way: ConnectOptions,
+    /// Its password; `None`: as the environment says.
+    pub(crate) password: Option<Password>,
+    pub(crate) cache: Option<PathBuf>,
+    pub(crate) take_over_after: Duration,
 }
 
 /// A repository that is open.
@@ -70,7 +73,10 @@ pub(crate) struct Leading {
 
 impl Named {
     async fn open(self) -> Result<Opened, ServeError> {
-        let password = secret::of_repository(&self.name)?.ok_or(ServeError::NoSecret)?;
+        let password = match &self.password {
+            Some(password) => password.clone(),
+            None => secret::of_repository(&self.name)?.ok_or(ServeError::NoSecret)?,
+        };
         let place = self.way.connect(&self.url).await?;
         let repository = Arc::new(repository::open(place.store, Credential::Password(&password)).await?);
         drop(password);
@@ -178,6 +184,7 @@ impl LedRepositories {
                 name: r.name.clone(),
                 url: r.url.clone(),
                 way: args.way(&r.name),
+                password: None,
                 cache: args.cache.clone(),
                 take_over_after: args.take_over_after,
             };
@@ -251,7 +258,7 @@ impl LedRepositories {
 
 /// Opens a repository that could not be used when the others were led, leads it, and holds it until somebody else leads it. Returns
 /// why.
-async fn join(named: Named, repositories: Repositories) -> String {
+pub(crate) async fn join(named: Named, repositories: Repositories) -> String {
     let (name, url) = (named.name.clone(), named.url.to_string());
     loop {
         let joined = async {

@@ -1,6 +1,7 @@
 //! `milkrun-coordinator`: the control plane of one or several repositories.
 
 mod args;
+mod cluster;
 mod error;
 mod led_repositories;
 mod serve;

@@ -105,6 +105,11 @@ impl Repositories {
         self.set(name, address, Standing::NotReady(why));
     }
 
+    /// There is no such repository any more.
+    pub fn remove(&self, name: &str) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
     /// The coordinator of the repository that an order names; an empty name means the only one.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::args::Args;
+use crate::cluster;
 use crate::error::ServeError;
 use crate::led_repositories::LedRepositories;
 
@@ -43,10 +44,14 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), ServeError> {
+    if args.in_cluster {
+        return cluster::serve(args).await;
+    }
     args.check().map_err(ServeError::Args)?;
-    let credentials = Credentials::new(&args.tls);
+    let needed = |option: &str| ServeError::Args(format!("{option} is missing"));
+    let credentials = Credentials::new(args.tls.as_ref().ok_or_else(|| needed("--tls"))?);
     credentials.check()?;
-    let inventory = InventoryFile::open(&args.inventory)?;
+    let inventory = InventoryFile::open(args.inventory.as_ref().ok_or_else(|| needed("--inventory"))?)?;
     let repositories = Repositories::new(Shared::new(inventory, args.cluster_id.clone()));
     let leading = LedRepositories::open(&args, repositories.clone()).await?;
     let listener = TcpListener::bind(args.listen).await.map_err(|e| ServeError::Listen(args.listen, e))?;

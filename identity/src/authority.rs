@@ -11,7 +11,7 @@ use std::time::Duration;
 use milkrun_repository::clock::{Moment, entropy};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
 
@@ -112,6 +112,23 @@ fn make_folder(folder: &Path) -> Result<(), AuthorityError> {
     fs::create_dir_all(folder).map_err(|source| AuthorityError::File { path: folder.to_owned(), source })
 }
 
+/// What a certificate says of a peer.
+fn params(peer: &Peer, name: &str, hosts: &[String], valid: Duration) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::new(hosts.to_vec())?;
+    for uri in peer.uris() {
+        params.subject_alt_names.push(SanType::URI(uri.try_into()?));
+    }
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![match peer {
+        Peer::Coordinator => ExtendedKeyUsagePurpose::ServerAuth,
+        _ => ExtendedKeyUsagePurpose::ClientAuth,
+    }];
+    params.use_authority_key_identifier_extension = true;
+    validity(&mut params, valid)?;
+    Ok(params)
+}
+
 impl Authority {
     /// Makes an authority in a folder that has none.
     ///
@@ -163,18 +180,7 @@ impl Authority {
             Peer::User { name, .. } => ("user", name.clone()),
             Peer::Coordinator | Peer::Local => ("coordinator", hosts.first().cloned().unwrap_or_default()),
         };
-        let mut params = CertificateParams::new(hosts.to_vec())?;
-        for uri in peer.uris() {
-            params.subject_alt_names.push(SanType::URI(uri.try_into()?));
-        }
-        params.distinguished_name.push(DnType::CommonName, format!("{kind} {name}"));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match peer {
-            Peer::Coordinator => ExtendedKeyUsagePurpose::ServerAuth,
-            _ => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
-        params.use_authority_key_identifier_extension = true;
-        validity(&mut params, valid)?;
+        let params = params(peer, &format!("{kind} {name}"), hosts, valid)?;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let safe: String =
@@ -185,6 +191,20 @@ impl Authority {
         write(&folder.join(CERTIFICATE_FILE), &certificate.pem())?;
         write(&folder.join(CA_FILE), &self.certificate)?;
         Ok(folder)
+    }
+
+    /// Signs a certificate for a key that stays with its owner. `public_key` is a SubjectPublicKeyInfo in DER. Returns PEM.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub fn sign(&self, peer: &Peer, public_key: &[u8], valid: Duration) -> Result<String, AuthorityError> {
+        let key = SubjectPublicKeyInfo::from_der(public_key)?;
+        Ok(params(peer, &peer.to_string(), &[], valid)?.signed_by(&key, &self.issuer)?.pem())
+    }
+
+    /// The authority's certificate, in PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
     }
 
     /// Revokes a certificate of this authority. `what` is its folder, its file, or its serial number. The list is

@@ -42,6 +42,12 @@ impl FromStr for CoordinatorUrl {
     }
 }
 
+impl CoordinatorUrl {
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+}
+
 impl std::fmt::Display for CoordinatorUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "https://{}:{}", self.host, self.port)

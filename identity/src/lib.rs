@@ -7,12 +7,13 @@
 //! milkrun certs revoke C  ─> DIR/ca.crl, DIR/coordinator-*/ca.crl
 //! ```
 //! Certificates hold the identity as URIs (`milkrun://agent/node-a`, `milkrun://user/ann`,
-//! `milkrun://role/backup/shop`); a host name is not an identity. In a cluster a projected token will say the same as a
-//! certificate does here.
+//! `milkrun://role/backup/shop`); a host name is not an identity. In a cluster nobody hands out certificates: a process
+//! shows its ServiceAccount token, and gets one ([`enrollment`]).
 
 pub mod authority;
 pub mod certificate;
 pub mod channel;
+pub mod enrollment;
 pub mod peer;
 pub mod revocation;
 pub mod tls;

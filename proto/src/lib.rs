@@ -18,5 +18,14 @@ pub mod control {
     }
 }
 
+/// How a process in a cluster gets its certificate.
+pub mod identity {
+    /// Version 1.
+    #[allow(clippy::all, clippy::pedantic, unreachable_pub)]
+    pub mod v1 {
+        tonic::include_proto!("milkrun.identity.v1");
+    }
+}
+
 /// Messages may be as long: a page of a restore plan, a window of a parent's map, a piece of manifests.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

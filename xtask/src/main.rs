@@ -35,6 +35,7 @@ cargo xtask setup          only set up
 cargo xtask compile        only compile what the tests start, and the tests
 cargo xtask book           build the book, and check every link
 cargo xtask cluster        a Kubernetes cluster on this machine; alone it says what it can do
+cargo xtask image NAME     milkrun's image as an archive, without Docker
 cargo xtask circles        name files that import what imports them
 cargo xtask bless          run the tests and write snapshots and golden files that are missing; none is ever rewritten";
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         "setup" => setup().map(drop),
         "compile" => compile(),
         "cluster" => cluster(&rest),
+        "image" => image(&rest),
         "circles" => circles::check(&root()),
         "book" => setup().and_then(|p| book::build(&root(), p.mdbook.as_deref())),
         _ => {
@@ -77,6 +79,19 @@ fn cluster(args: &[String]) -> Result<(), String> {
     let here = |path: PathBuf| path.canonicalize().map_err(|e| format!("{}: {e}", path.display()));
     std::fs::create_dir_all(target()).map_err(|e| e.to_string())?;
     milkrun_test_cluster::run(args, &here(root())?, &here(target())?, &mut say)
+}
+
+/// milkrun's image, as an archive that `ctr`, `k3s` and `kind` load. Without Docker.
+fn image(args: &[String]) -> Result<(), String> {
+    let [name] = args else { return Err("cargo xtask image NAME, as milkrun.example/milkrun:0.1.0".into()) };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let packages = ["milkrun-cli", "milkrun-agent", "milkrun-coordinator", "milkrun-operator"];
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
+    run(Command::new(cargo).args(["build", "--release"]).args(packages).current_dir(root()))?;
+    let archive = target().join("milkrun-image.tar");
+    milkrun_test_cluster::make_image(&target().join("release"), name, &archive)?;
+    say(&format!("{name}: {}", archive.display()));
+    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "what a person runs this for")]

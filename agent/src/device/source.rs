@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
 use rayon::prelude::*;
 
+use super::allowed::NotAllowed;
 use super::superblock::Ends;
 use super::{Piece, Source, block, ring, set, usage};
 
@@ -41,6 +42,12 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// This agent does not open it.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    /// This agent opens volumes only.
+    #[error("this agent opens block volumes of pods, and no {0}")]
+    VolumesOnly(&'static str),
     /// Neither device nor file.
     #[error("{path:?} is {what}; a volume is a block device or an image file (for a byte stream use --stream)")]
     Kind {

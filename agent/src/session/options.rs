@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use milkrun_repository::store::grant::Redeem;
 
+use crate::device::allowed::AllowedPaths;
 use crate::device::{ByteSource, Source, SourceError, SourceOptions, open_source, open_stream};
 
 /// Opens volumes.
@@ -36,6 +37,8 @@ pub struct AgentOptions {
     pub redeem: Arc<dyn Redeem>,
     /// Opens sources.
     pub open: Open,
+    /// Which sources and targets are opened.
+    pub allowed: AllowedPaths,
     /// The target of a restore is made durable after so many bytes, in whole windows of the plan.
     pub sync_every: u64,
 }
@@ -51,6 +54,7 @@ impl AgentOptions {
             volumes: 0,
             redeem,
             open: Open { volume: Arc::new(open_source), stream: Arc::new(open_stream) },
+            allowed: AllowedPaths::Any,
             sync_every: crate::restore::SYNC_EVERY_BYTES,
         }
     }

@@ -26,9 +26,12 @@ use super::{AssignmentKey, Open, Session, Task, message};
 use crate::backup::{
     BackupError, Counters, Engine, VolumeJob, adaptive_level::LevelControl, image, open_packs::RunPacks, stream,
 };
+use crate::device::allowed::AllowedPaths;
 use crate::device::changes::Changes;
 use crate::device::free_space;
-use crate::device::{Attempt, SourceOptions, StreamPartial, StreamTarget, TargetOptions, VolumeTarget};
+use crate::device::{
+    Attempt, SourceError, SourceOptions, StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget,
+};
 use crate::restore::{Listener, Reached, RestoreError, RestoreJob, Tally};
 use crate::rpc::{CallError, Coordinator};
 
@@ -44,14 +47,17 @@ impl Session {
             return;
         };
         let job = Arc::new(job);
-        let open = self.agent.options.open.clone();
+        let (open, allowed) = (self.agent.options.open.clone(), self.agent.options.allowed.clone());
         let (up, reports) = (self.up.clone(), self.reports.clone());
         let (task_key, task_job) = (key.clone(), job.clone());
         let span = span_of("backup", &assignment);
         let work = async move {
             let job = task_job;
             let ticker = tick(up, assignment.clone(), backup_progress(job.counters.clone()));
-            let result = back_up(&job, &b, open).await;
+            let result = match may_read(&allowed, &b) {
+                Ok(()) => back_up(&job, &b, open).await,
+                Err(e) => Err(e.into()),
+            };
             drop(ticker);
             let report = match result {
                 // `Finish` told the coordinator already.
@@ -127,6 +133,7 @@ impl Session {
             coordinator: Coordinator::new(self.channel.clone(), assignment.clone()),
             up: self.up.clone(),
             assignment: assignment.clone(),
+            allowed: self.agent.options.allowed.clone(),
             sync_every: self.agent.options.sync_every,
             keep: keep.clone(),
         };
@@ -163,6 +170,17 @@ impl Session {
 fn span_of(work: &'static str, a: &wire::Assignment) -> tracing::Span {
     let run = RunId::try_from(&a.run[..]).map(|r| r.hex()).unwrap_or_default();
     tracing::info_span!("assignment", work, run, volume = a.volume, attempt = a.attempt, epoch = a.epoch)
+}
+
+/// Whether this agent opens what it shall read.
+fn may_read(allowed: &AllowedPaths, b: &wire::BackupVolume) -> Result<(), SourceError> {
+    let stream = b.kind() == wire::VolumeKind::Stream;
+    match allowed {
+        all if all.volumes_only() && stream => Err(SourceError::VolumesOnly("stream")),
+        all if all.volumes_only() && !b.changed_from.is_empty() => Err(SourceError::VolumesOnly("list of changes")),
+        _ if stream => Ok(()),
+        all => Ok(all.check(Path::new(&b.path))?),
+    }
 }
 
 async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: Open) -> Result<(), BackupError> {
@@ -207,6 +225,8 @@ struct Restoring {
     coordinator: Coordinator,
     up: mpsc::Sender<wire::FromAgent>,
     assignment: wire::Assignment,
+    /// Which targets are opened.
+    allowed: AllowedPaths,
     /// Bytes between two syncs of the target.
     sync_every: u64,
     /// Whether an unfinished file stays for another attempt.
@@ -239,7 +259,7 @@ async fn restore(
     go: oneshot::Receiver<()>,
 ) -> Result<Arc<Tally>, RestoreError> {
     let nonsense = |what| RestoreError::Call(CallError::Nonsense(what));
-    let Restoring { engine, redeem, coordinator, up, assignment, sync_every, keep } = restoring;
+    let Restoring { engine, redeem, coordinator, up, assignment, allowed, sync_every, keep } = restoring;
     let repository = RepositoryId::try_from(&r.repository[..]).map_err(|_| nonsense("a repository id"))?;
     let domain = DomainKey::from_bytes(r.domain_key[..].try_into().map_err(|_| nonsense("a domain key"))?);
     let run = RunId::try_from(&assignment.run[..]).map_err(|_| nonsense("a run id"))?.hex();
@@ -251,6 +271,11 @@ async fn restore(
     let options = TargetOptions { force: r.force, discard_rest: r.discard_rest };
     let (path, len) = (r.path.clone(), r.length);
     let stream = r.kind() == wire::VolumeKind::Stream;
+    match &allowed {
+        all if all.volumes_only() && stream => return Err(TargetError::VolumesOnly("stream").into()),
+        _ if stream => {}
+        all => all.check(Path::new(&path)).map_err(TargetError::from)?,
+    }
     let opened = engine
         .io
         .run(move || {

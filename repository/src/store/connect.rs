@@ -7,7 +7,7 @@ use super::directory::Directory;
 use super::grant::Redeem;
 use super::redeem::{HttpSetupError, Redeemer};
 use super::retry::{Patience, Retrying};
-use super::s3::{Addressing, S3, S3Options, S3SetupError};
+use super::s3::{Addressing, S3, S3Access, S3Options, S3SetupError};
 use super::throttle::Throttle;
 use super::{SharedStore, Store, StoreUrl};
 
@@ -31,6 +31,8 @@ pub struct ConnectOptions {
     pub addressing: Addressing,
     /// The profile of the AWS configuration that gives credentials, region and endpoint; `None`: as the environment says.
     pub profile: Option<String>,
+    /// Credentials, region and endpoint as they are given; nothing of the environment counts then.
+    pub access: Option<S3Access>,
 }
 
 /// Why no store can be used.
@@ -72,6 +74,7 @@ impl ConnectOptions {
                     throttle,
                     put_lifetime: None,
                     profile: self.profile.clone(),
+                    access: self.access.clone(),
                 };
                 Ok(place(S3::new(bucket, prefix, options).await?, redeemer))
             }

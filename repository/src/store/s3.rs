@@ -30,7 +30,7 @@ use super::{
 };
 use crate::clock::Moment;
 use outcome::judge;
-pub use setup::{Addressing, S3Options, S3SetupError};
+pub use setup::{Addressing, S3Access, S3Options, S3SetupError};
 
 /// A bucket and prefix.
 pub struct S3 {

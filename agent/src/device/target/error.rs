@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::device::allowed::NotAllowed;
+
 /// Why a target can't be used, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -15,6 +17,12 @@ pub enum TargetError {
         #[source]
         source: io::Error,
     },
+    /// This agent does not open it.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    /// This agent opens volumes only.
+    #[error("this agent opens block volumes of pods, and no {0}")]
+    VolumesOnly(&'static str),
     /// Neither device nor file.
     #[error("{path:?} is neither a block device nor a regular file")]
     Kind {

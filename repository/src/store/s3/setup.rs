@@ -6,9 +6,14 @@ use std::time::Duration;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig};
+use aws_sdk_s3::config::{
+    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider,
+    StalledStreamProtectionConfig,
+};
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder as HttpBuilder, Connector, proxy::ProxyConfig};
+
+use zeroize::Zeroizing;
 
 use super::S3;
 use crate::store::grant::PUT_LIFETIME;
@@ -39,6 +44,34 @@ pub struct S3Options {
     pub put_lifetime: Option<Duration>,
     /// The profile of the AWS configuration to use; `None`: as the environment says.
     pub profile: Option<String>,
+    /// Credentials, region and endpoint as they are given; nothing of the environment counts then.
+    pub access: Option<S3Access>,
+}
+
+/// Credentials of a bucket, and where it is.
+#[derive(Clone)]
+pub struct S3Access {
+    /// The id of the key.
+    pub access_key_id: String,
+    /// The key.
+    pub secret_access_key: Zeroizing<String>,
+    /// The region; `None`: `us-east-1`.
+    pub region: Option<String>,
+    /// The endpoint; `None`: Amazon's.
+    pub endpoint: Option<String>,
+}
+
+impl S3Access {
+    fn credentials(&self) -> SharedCredentialsProvider {
+        let key = self.secret_access_key.as_str();
+        SharedCredentialsProvider::new(Credentials::new(&self.access_key_id, key, None, None, "given"))
+    }
+}
+
+impl std::fmt::Debug for S3Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Access").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
 }
 
 /// The client could not be made.
@@ -80,27 +113,36 @@ impl S3 {
             connector.set_sleep_impl(components.and_then(|c| c.sleep_impl()));
             connector.build()
         });
-        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http);
-        if let Some(profile) = &options.profile {
-            // Not the credentials of the environment, which belong to another repository.
-            let credentials =
-                aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile).build();
-            loader = loader.profile_name(profile).credentials_provider(credentials);
-        }
-        let shared = loader.load().await;
-        let variable = |name| std::env::var(name).ok();
+        let shared = match &options.access {
+            Some(access) => {
+                let mut config = aws_config::SdkConfig::builder()
+                    .behavior_version(aws_config::BehaviorVersion::latest())
+                    .http_client(http)
+                    .credentials_provider(access.credentials())
+                    .region(access.region.clone().map(Region::new));
+                config.set_endpoint_url(access.endpoint.clone());
+                config.build()
+            }
+            None => {
+                let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http);
+                if let Some(profile) = &options.profile {
+                    // Not the credentials of the environment, which belong to another repository.
+                    let credentials =
+                        aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile).build();
+                    loader = loader.profile_name(profile).credentials_provider(credentials);
+                }
+                loader.load().await
+            }
+        };
+        let variable = |name| std::env::var(name).ok().filter(|_| options.access.is_none());
         let endpoint = variable("AWS_ENDPOINT_URL_S3").or_else(|| shared.endpoint_url().map(str::to_owned));
         let endpoint = endpoint.or_else(|| variable("AWS_ENDPOINT_URL")).unwrap_or_default();
         let path_style = match options.addressing {
-            Addressing::Auto => {
-                shared.endpoint_url().is_some()
-                    || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some()
-                    || std::env::var_os("AWS_ENDPOINT_URL").is_some()
-            }
+            Addressing::Auto => !endpoint.is_empty(),
             Addressing::Path => true,
             Addressing::VirtualHost => false,
         };
-        let region = shared.region().cloned().unwrap_or_else(|| aws_sdk_s3::config::Region::new("us-east-1"));
+        let region = shared.region().cloned().unwrap_or_else(|| Region::new("us-east-1"));
         let config = aws_sdk_s3::config::Builder::from(&shared)
             .region(region)
             .force_path_style(path_style)

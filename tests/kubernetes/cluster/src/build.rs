@@ -51,7 +51,7 @@ impl Programs {
 /// Where the programs of this module lie: what is built from other pins lies elsewhere.
 fn folder(module: &Path, target: &Path) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
-    for file in ["go.mod", "go.sum", "registrar/main.go"] {
+    for file in ["go.mod", "go.sum", "coredns/main.go", "registrar/main.go"] {
         read(&module.join(file))?.hash(&mut hasher);
     }
     Ok(target.join("cluster").join(format!("programs-{:016x}", hasher.finish())))

@@ -22,6 +22,7 @@ cargo xtask cluster up [OPTIONS]       start a cluster; prints its KUBECONFIG
 cargo xtask cluster down               end it; nothing is left
 cargo xtask cluster status             its processes
 cargo xtask cluster start|kill|pause|resume PROCESS
+cargo xtask cluster load ARCHIVE       give all nodes an image
 cargo xtask cluster on NODE COMMAND…   run a command on a node
     --name NAME                        for all but build: which cluster (play)";
 
@@ -69,6 +70,10 @@ pub fn run(args: &[String], root: &Path, target: &Path, say: &mut dyn FnMut(&str
         "status" => ask(&layout.control(), "status").map(|text| say(text.trim_end())),
         "start" | "kill" | "pause" | "resume" => match &options.rest[..] {
             [process] => ask(&layout.control(), &format!("{what} {process}")).map(drop),
+            _ => Err(HELP.into()),
+        },
+        "load" => match &options.rest[..] {
+            [archive] => load(&layout, archive),
             _ => Err(HELP.into()),
         },
         "on" => on_node(&layout, &options.rest),
@@ -132,6 +137,16 @@ fn supervisor(layout: &Layout, options: &Options, driver: PathBuf) -> Result<Com
     }
     command.arg(driver);
     Ok(command)
+}
+
+/// Imports an image on all nodes.
+fn load(layout: &Layout, archive: &str) -> Result<()> {
+    let archive = Path::new(archive).canonicalize().map_err(|e| format!("{archive}: {e}"))?.display().to_string();
+    for node in ask(&layout.control(), "nodes")?.split_whitespace() {
+        let words = [node, "/usr/bin/ctr", "-n", "k8s.io", "images", "import", "--snapshotter", "overlayfs", &archive];
+        on_node(layout, &words.map(str::to_owned))?;
+    }
+    Ok(())
 }
 
 /// Runs a command on a node, with this process's standard streams.

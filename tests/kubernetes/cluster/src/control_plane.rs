@@ -13,7 +13,7 @@ use crate::processes::Processes;
 const START_MAX: Duration = Duration::from_secs(60);
 
 /// A command that runs in the network of node 1, and in the supervisor's mount namespace.
-fn here(program: &Path) -> Command {
+pub(crate) fn here(program: &Path) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", Node(1).network())).arg("--").arg(program);
     command

@@ -10,6 +10,9 @@ use crate::process::{run, words};
 /// What each pod's sandbox runs: a process that waits.
 const PAUSE: &str = "#include <signal.h>\n#include <sys/wait.h>\n#include <unistd.h>\nstatic void end(int s) { _exit(0); }\nint main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) { pause(); while (waitpid(-1, 0, WNOHANG) > 0) {} } }\n";
 
+/// The programs of milkrun's image.
+const PROGRAMS: [&str; 4] = ["milkrun", "milkrun-agent", "milkrun-coordinator", "milkrun-operator"];
+
 /// An image: its name, and the command that its containers run.
 struct Image<'a> {
     name: &'a str,
@@ -38,6 +41,44 @@ pub(crate) fn base(folder: &Path) -> Result<Vec<PathBuf>> {
         })?;
     }
     Ok(vec![pause, busybox])
+}
+
+/// Makes milkrun's own image of its programs in a folder, with the libraries that they need and no shell.
+///
+/// # Errors
+/// With a text for a person.
+pub fn milkrun(programs: &Path, name: &str, target: &Path) -> Result<()> {
+    archive(target, &Image { name, command: &["/milkrun"] }, |root| {
+        for program in PROGRAMS {
+            copy(&programs.join(program), &root.join(program))?;
+            // `libc.so.6 => /lib/… (0x…)`, and the loader by its path.
+            for line in run(Command::new("ldd").arg(programs.join(program)))?.lines() {
+                let path = line.split_whitespace().find(|word| word.starts_with('/'));
+                if let Some(path) = path {
+                    copy(Path::new(path), &root.join(path.trim_start_matches('/')))?;
+                }
+            }
+        }
+        let certificates = Path::new("/etc/ssl/certs/ca-certificates.crt");
+        if certificates.exists() {
+            copy(certificates, &root.join("etc/ssl/certs/ca-certificates.crt"))?;
+        }
+        let zones = Path::new("/usr/share/zoneinfo/UTC");
+        if zones.exists() {
+            copy(zones, &root.join("usr/share/zoneinfo/UTC"))?;
+        }
+        fs::create_dir_all(root.join("tmp")).map_err(|e| e.to_string())
+    })
+}
+
+/// Copies a file, if it is not there yet, and makes the folders above it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    let failed = |e: std::io::Error| format!("{}: {e}", from.display());
+    to.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+    fs::copy(from, to).map(drop).map_err(failed)
 }
 
 /// Writes an archive as `docker save` does: one layer, the configuration, the manifest.

@@ -17,6 +17,7 @@ mod command;
 mod control;
 mod control_plane;
 mod csi;
+mod dns;
 mod down;
 mod forward;
 mod images;
@@ -32,6 +33,7 @@ mod up;
 
 pub use build::{Programs, build};
 pub use command::{HELP, run};
+pub use images::milkrun as make_image;
 
 /// What a person reads who asked for something that failed.
 pub type Result<T> = std::result::Result<T, String>;

@@ -19,7 +19,7 @@ use crate::layout::{DISK, Layout, Node, Shape};
 use crate::node_space::NodeSpace;
 use crate::process::{run, wait_for, words};
 use crate::processes::Processes;
-use crate::{Result, forward, images, network, node, pki};
+use crate::{Result, dns, forward, images, network, node, pki};
 
 /// How large the disk of all volumes may grow. It is a sparse file.
 const DISK_SIZE: &str = "64G";
@@ -63,6 +63,7 @@ fn bring_up(layout: &Layout, shape: &Shape, programs: &Programs, driver: &Path) 
     control_plane::start(layout, programs, &processes)?;
     let apply = |path: &Path| kubectl(layout, programs).args(["apply", "--server-side", "-f"]).args([path]).run();
     apply(&programs.definitions())?;
+    dns::start(layout, programs, &processes)?;
     let spaces = start_nodes(layout, shape, programs, &images, &processes)?;
     csi::start(layout, shape, programs, &Driver { program: driver, spaces: &spaces }, &processes)?;
     wait_until_ready(layout, shape, programs)?;
@@ -128,6 +129,7 @@ fn answer(Cluster { processes, spaces }: &Cluster, line: &str) -> Result<String>
             let line = |(name, runs): (String, bool)| format!("{name} {}\n", if runs { "running" } else { "ended" });
             Ok(processes.list().into_iter().map(line).collect())
         }
+        ("nodes", "") => Ok(spaces.iter().map(|space| format!("{}\n", space.node().name())).collect()),
         ("holder", name) => {
             let space = spaces.iter().find(|space| space.node().name() == name);
             space.map(|space| space.holder().to_string()).ok_or_else(|| format!("no node is called {name}"))
