@@ -20,6 +20,9 @@ pub struct ClaimFacts {
     /// The file system, for mode Filesystem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fs_type: Option<String>,
+    /// The pod that used it: volumes of one pod must come to lie where it can reach all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// Mount options.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mount_options: Vec<String>,
@@ -41,6 +44,7 @@ impl ClaimFacts {
             access_modes: spec.access_modes.unwrap_or_default(),
             size: requests.get("storage").map(|quantity| quantity.0.clone()).unwrap_or_default(),
             driver: csi.driver,
+            pod: None,
             mount_options: of.mount_options.unwrap_or_default(),
         }
     }

@@ -9,10 +9,11 @@ use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::{Controller, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use milkrun_resources::patch::changes;
 use milkrun_resources::{Backup, Restore};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::actions::MANAGER;
 use crate::coordinator::Coordinator;
@@ -98,27 +99,11 @@ where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
     S: Serialize,
 {
-    let (before, after) = (json!(before), json!(after));
-    let patch = json!({ "status": changes(&before, &after) });
+    let patch = json!({ "status": changes(before, after) });
     match api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => other.map(drop),
     }
-}
-
-/// The merge patch (RFC 7386) that makes `after` of `before`.
-fn changes(before: &Value, after: &Value) -> Value {
-    let (Value::Object(before), Value::Object(after)) = (before, after) else { return after.clone() };
-    let mut patch: Map<String, Value> = Map::new();
-    for (key, value) in after {
-        match before.get(key) {
-            Some(old) if old == value => {}
-            Some(old) => drop(patch.insert(key.clone(), changes(old, value))),
-            None => drop(patch.insert(key.clone(), value.clone())),
-        }
-    }
-    patch.extend(before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), Value::Null)));
-    Value::Object(patch)
 }
 
 /// Looks at all objects until the process ends.
@@ -139,17 +124,4 @@ pub async fn run(context: Arc<Context>) {
 fn again(e: &ReconcileError) -> Action {
     tracing::warn!(why = %e, "tried again");
     Action::requeue(AGAIN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_out_is_removed() {
-        let before = json!({"message": "x", "volumes": {"a": {"node": "n"}, "b": {}}, "step": "Move"});
-        let after = json!({"volumes": {"a": {"node": "n", "done": 1}}, "step": "Move"});
-        let wanted = json!({"message": null, "volumes": {"a": {"done": 1}, "b": null}});
-        assert_eq!(changes(&before, &after), wanted);
-    }
 }

@@ -17,9 +17,9 @@ const STUCK_AFTER: Duration = Duration::from_secs(30);
 /// An autoscaler may need a while to make a node.
 const UNSCHEDULABLE_AFTER: Duration = Duration::from_secs(300);
 
-/// A holder of one claim. `near` is where its volume can be reached.
+/// A holder of claims. `near` is where their volumes can be reached.
 #[must_use]
-pub fn holder(metadata: ObjectMeta, claim: &str, near: Option<&VolumeNodeAffinity>, settings: &Settings) -> Pod {
+pub fn holder(metadata: ObjectMeta, claims: &[String], near: Option<&VolumeNodeAffinity>, settings: &Settings) -> Pod {
     let required = near.and_then(|near| near.required.clone());
     let affinity = required.map(|required| Affinity {
         node_affinity: Some(NodeAffinity {
@@ -28,13 +28,14 @@ pub fn holder(metadata: ObjectMeta, claim: &str, near: Option<&VolumeNodeAffinit
         }),
         ..Affinity::default()
     });
-    let device = VolumeDevice { name: "volume".into(), device_path: "/dev/volume".into() };
+    let device =
+        |number: usize| VolumeDevice { name: format!("volume-{number}"), device_path: format!("/dev/volume-{number}") };
     let container = Container {
         name: "hold".into(),
         image: Some(settings.image.clone()),
         image_pull_policy: Some("IfNotPresent".into()),
         command: Some(vec!["/milkrun-operator".into(), "hold".into()]),
-        volume_devices: Some(vec![device]),
+        volume_devices: Some((0..claims.len()).map(device).collect()),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -42,8 +43,10 @@ pub fn holder(metadata: ObjectMeta, claim: &str, near: Option<&VolumeNodeAffinit
         }),
         ..Container::default()
     };
-    let source = PersistentVolumeClaimVolumeSource { claim_name: claim.to_owned(), read_only: None };
-    let volume = Volume { name: "volume".into(), persistent_volume_claim: Some(source), ..Volume::default() };
+    let volume = |(number, claim): (usize, &String)| {
+        let source = PersistentVolumeClaimVolumeSource { claim_name: claim.clone(), read_only: None };
+        Volume { name: format!("volume-{number}"), persistent_volume_claim: Some(source), ..Volume::default() }
+    };
     let spec = PodSpec {
         affinity,
         automount_service_account_token: Some(false),
@@ -53,7 +56,7 @@ pub fn holder(metadata: ObjectMeta, claim: &str, near: Option<&VolumeNodeAffinit
         termination_grace_period_seconds: Some(0),
         // It uses no resources, and must come to where the volume is.
         tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
-        volumes: Some(vec![volume]),
+        volumes: Some(claims.iter().enumerate().map(volume).collect()),
         ..PodSpec::default()
     };
     Pod { metadata, spec: Some(spec), status: None }

@@ -10,6 +10,7 @@
 //! one that goes on.
 
 pub mod actions;
+mod attachments;
 pub mod backup;
 pub mod claim_facts;
 pub mod controller;

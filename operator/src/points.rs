@@ -17,8 +17,6 @@ use crate::settings::Settings;
 
 /// How often repositories are asked.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Digits of a point's id in its object's name: enough that two never meet.
-const ID_DIGITS: usize = 16;
 
 /// Why a look failed. It is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +58,7 @@ fn object(repository: &str, point: &control::Point, namespace: &str) -> RestoreP
         volumes: point.volumes.clone(),
         skipped: point.skipped.iter().map(|skipped| skipped.name.clone()).collect(),
     };
-    let id: String = point.point.chars().take(ID_DIGITS).collect();
-    let mut made = RestorePoint::new(&format!("{repository}-{id}"), spec);
+    let mut made = RestorePoint::new(&format!("{repository}-{}", point.point), spec);
     let labels = [(labels::MANAGED_BY.0.to_owned(), labels::MANAGED_BY.1.to_owned())];
     made.metadata = ObjectMeta { namespace: Some(namespace.to_owned()), labels: Some(labels.into()), ..made.metadata };
     made

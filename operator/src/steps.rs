@@ -5,6 +5,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use milkrun_repository::clock::Moment;
+
+/// The present moment.
+#[must_use]
+pub fn now() -> Timestamp {
+    Timestamp::from_millisecond(Moment::now().millis()).unwrap_or_default()
+}
 
 /// The moment, as objects write it: in whole seconds.
 #[must_use]

@@ -10,10 +10,12 @@
 //! `deploy/crds` holds the definitions that [`definitions`] makes; a test compares them.
 
 #![allow(unreachable_pub, reason = "the derived code has items that are public in private modules")]
+#![allow(clippy::duplicated_attributes, reason = "columns of a table have like attributes")]
 
 pub mod backup;
 pub mod condition;
 pub mod labels;
+pub mod patch;
 pub mod repository;
 pub mod restore;
 pub mod restore_point;

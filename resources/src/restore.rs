@@ -136,6 +136,8 @@ pub struct RestoredVolume {
     /// The claim's UID, once it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_uid: Option<String>,
+    /// Volumes of one group are written at one place, so that one pod can use them all.
+    pub group: String,
     /// The storage class.
     pub storage_class: String,
     /// `Block` or `Filesystem`.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Debian packages that system tests use, each with a program that exists if it is installed.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("e2fsprogs", "mkfs.ext4"),
     ("xfsprogs", "mkfs.xfs"),
     ("btrfs-progs", "mkfs.btrfs"),
@@ -17,6 +17,14 @@ const PACKAGES: [(&str, &str); 8] = [
     ("iproute2", "ip"),
     ("g++", "c++"),
     ("postgresql-15", "/usr/lib/postgresql/15/bin/initdb"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("containernetworking-plugins", "/usr/lib/cni/bridge"),
+    ("nftables", "nft"),
+    ("conntrack", "conntrack"),
+    ("busybox-static", "busybox"),
+    ("openssl", "openssl"),
+    ("procps", "sysctl"),
 ];
 /// A second, independent S3 server.
 const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
@@ -83,13 +91,19 @@ fn cluster(args: &[String]) -> Result<(), String> {
 
 /// milkrun's image, as an archive that `ctr`, `k3s` and `kind` load. Without Docker.
 fn image(args: &[String]) -> Result<(), String> {
-    let [name] = args else { return Err("cargo xtask image NAME, as milkrun.example/milkrun:0.1.0".into()) };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = ["milkrun-cli", "milkrun-agent", "milkrun-coordinator", "milkrun-operator"];
-    let packages = packages.iter().flat_map(|package| ["--package", package]);
-    run(Command::new(cargo).args(["build", "--release"]).args(packages).current_dir(root()))?;
+    let (name, programs) = match args {
+        [name] => (name, target().join("release")),
+        [name, programs] => (name, PathBuf::from(programs)),
+        _ => return Err("cargo xtask image NAME [FOLDER OF PROGRAMS], as milkrun.example/milkrun:0.1.0".into()),
+    };
+    if args.len() == 1 {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let packages = ["milkrun-cli", "milkrun-agent", "milkrun-coordinator", "milkrun-operator"];
+        let packages = packages.iter().flat_map(|package| ["--package", package]);
+        run(Command::new(cargo).args(["build", "--release"]).args(packages).current_dir(root()))?;
+    }
     let archive = target().join("milkrun-image.tar");
-    milkrun_test_cluster::make_image(&target().join("release"), name, &archive)?;
+    milkrun_test_cluster::make_image(&programs, name, &archive)?;
     say(&format!("{name}: {}", archive.display()));
     Ok(())
 }
@@ -225,26 +239,36 @@ fn compile() -> Result<(), String> {
 
 fn test(args: &[String], bless: bool) -> Result<(), String> {
     let Programs { weed, kubectl, versitygw, .. } = setup()?;
-    let target = target();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    compile()?;
     let _ = std::fs::remove_file(skips());
-    let mut command = Command::new(&cargo);
-    command.arg("test").args(FEATURES).args(args).current_dir(root());
-    command.env("MILKRUN_TEST_BINARY", target.join("debug/milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
-    let programs =
-        [("MILKRUN_TEST_WEED", weed), ("MILKRUN_TEST_KUBECTL", kubectl), ("MILKRUN_TEST_VERSITYGW", versitygw)];
-    for (variable, program) in programs {
-        if let Some(program) = program {
-            command.env(variable, program);
+    // The cluster's programs are built with what the other tests leave of the cores.
+    let cluster = cluster_programs();
+    compile()?;
+    let debug = target().join("debug");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let command = || {
+        let mut command = Command::new(&cargo);
+        command.arg("test").args(FEATURES).current_dir(root());
+        command.env("MILKRUN_TEST_BINARY", debug.join("milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
+        let programs =
+            [("MILKRUN_TEST_WEED", &weed), ("MILKRUN_TEST_KUBECTL", &kubectl), ("MILKRUN_TEST_VERSITYGW", &versitygw)];
+        for (variable, program) in programs {
+            if let Some(program) = program {
+                command.env(variable, program);
+            }
         }
+        let update = if bless { "unseen" } else { "no" };
+        command.env("INSTA_UPDATE", update).envs(bless.then_some(("MILKRUN_BLESS", "1")));
+        command
+    };
+    let mut first = command();
+    if cluster.is_some() {
+        first.env("MILKRUN_TEST_KUBERNETES", "later");
     }
-    if bless {
-        command.env("INSTA_UPDATE", "unseen").env("MILKRUN_BLESS", "1");
-    } else {
-        command.env("INSTA_UPDATE", "no");
+    let mut result = run(first.args(args));
+    if let Some(cluster) = cluster {
+        let built = cluster.join();
+        result = result.and_then(|()| kubernetes_tests(built, command(), &debug, args));
     }
-    let result = run(&mut command);
     // With arguments, somebody wants certain tests and no fuzzing.
     let result = match result {
         Ok(()) if args.is_empty() && !bless && fuzz::possible() => fuzz::run_all(FUZZ_SECONDS),
@@ -261,4 +285,31 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
         say(&format!("\n!!! SKIPPED, because something is missing here:\n{skipped}"));
     }
     result
+}
+
+/// Builds the programs of the tests' Kubernetes cluster beside what else runs. `None`: there is no Go, or we are not root, and
+/// the tests that need them say so.
+fn cluster_programs() -> Option<std::thread::JoinHandle<Result<(), String>>> {
+    let go = exists("go") || exists("/usr/local/go/bin/go");
+    let program = std::env::current_exe().ok().filter(|_| go && is_root())?;
+    Some(std::thread::spawn(move || {
+        run(Command::new("nice").args(["-n", "19"]).arg(program).args(["cluster", "build"]))
+    }))
+}
+
+/// Runs the tests that need a cluster.
+fn kubernetes_tests(
+    built: std::thread::Result<Result<(), String>>,
+    mut command: Command,
+    debug: &Path,
+    args: &[String],
+) -> Result<(), String> {
+    built.map_err(|_| "building the cluster's programs panicked".to_owned())??;
+    let here = |path: PathBuf| path.canonicalize().map_err(|e| format!("{}: {e}", path.display()));
+    let archive = target().join("milkrun-image.tar");
+    milkrun_test_cluster::make_image(debug, "milkrun.test/milkrun:1", &archive)?;
+    command.env("MILKRUN_TEST_KUBERNETES", here(debug.join("xtask"))?);
+    command.env("MILKRUN_TEST_CSI_DRIVER", here(debug.join("milkrun-test-csi"))?);
+    command.env("MILKRUN_TEST_IMAGE", here(archive)?);
+    run(command.args(["--test", "kubernetes"]).args(args))
 }

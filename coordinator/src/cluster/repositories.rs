@@ -72,11 +72,16 @@ pub(crate) async fn serve(client: &Client, namespace: &str, args: &Args, reposit
 impl Follower<'_> {
     async fn look(&mut self, objects: Vec<Repository>) {
         let names: Vec<String> = objects.iter().map(ResourceExt::name_any).collect();
-        for (name, task) in self.tasks.extract_if(.., |name, _| !names.contains(name)) {
-            tracing::info!(repository = name, "the object is gone; the repository is let go");
-            task.abort.abort();
-            self.repositories.remove(&name);
-        }
+        let repositories = self.repositories;
+        self.tasks.retain(|name, task| {
+            let stays = names.contains(name);
+            if !stays {
+                tracing::info!(repository = name, "the object is gone; the repository is let go");
+                task.abort.abort();
+                repositories.remove(name);
+            }
+            stays
+        });
         for object in objects {
             self.follow(&object).await;
             let states = self.repositories.states();

@@ -6,6 +6,7 @@ use kube::{Api, ResourceExt};
 use milkrun_coordinator::repositories::{Standing, State};
 use milkrun_repository::clock::Moment;
 use milkrun_resources::condition::{Conditions, READY};
+use milkrun_resources::patch::changes;
 use milkrun_resources::{Repository, RepositoryStatus};
 
 /// What status says of a repository in this state.
@@ -40,7 +41,8 @@ pub(crate) async fn show(api: &Api<Repository>, object: &Repository, state: &Sta
     if object.status.as_ref() == Some(&status) {
         return;
     }
-    let patch = serde_json::json!({ "status": status });
+    let before = object.status.clone().unwrap_or_default();
+    let patch = serde_json::json!({ "status": changes(&before, &status) });
     let params = PatchParams::default();
     if let Err(e) = api.patch_status(&object.name_any(), &params, &Patch::Merge(&patch)).await {
         // It is written again at the next look.

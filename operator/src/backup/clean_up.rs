@@ -1,5 +1,5 @@
 //! Removing what a backup made, in the one order that loses nothing and leaves nothing: the volume of our claim gets the policy
-//! Delete; holder and claim go; when the volume is gone, the twin, its content, and last the source and its snapshot.
+//! Delete; holder and claim go, each once the one before has let go of it; when the volume is gone, the twin, its content, and last the source and its snapshot.
 
 use kube::ResourceExt;
 use milkrun_resources::labels;
@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::observe::Observed;
 use crate::actions::{Action, Kind, Which};
+use crate::attachments::is_attached;
 
 /// What is to be removed next; nothing if all is gone.
 pub(super) fn clean_up(seen: &Observed) -> Vec<Action> {
@@ -47,6 +48,10 @@ fn of_claim(claim: &str, seen: &Observed) -> Option<Action> {
     }
     if let Some(pod) = seen.holders.get(claim) {
         return delete(Kind::Pod, pod);
+    }
+    // A provisioner that finds its volume attached waits longer and longer before it looks again.
+    if volume.is_some_and(|volume| is_attached(volume, &seen.attached)) {
+        return None;
     }
     if let Some(work) = seen.work_claims.get(claim) {
         return delete(Kind::Claim, work);

@@ -111,7 +111,7 @@ pub(super) fn expose(backup: &Backup, claim: &str, seen: &Observed, settings: &S
     }
     if !seen.holders.contains_key(claim) {
         let near = source.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
-        let pod = holder(run.metadata(Some(work), claim, "holder"), &run.name(claim), near, settings);
+        let pod = holder(run.metadata(Some(work), claim, "holder"), &[run.name(claim)], near, settings);
         return Some(Action::create(Kind::Pod, &pod));
     }
     mark_volume(backup, claim, seen)

@@ -11,6 +11,7 @@ use milkrun_resources::backup::BackupStep;
 use milkrun_resources::{Backup, BackupStatus, labels};
 
 use super::expose::SOURCE;
+use crate::attachments::attached;
 use crate::controller::Context;
 use crate::coordinator::{AskError, Run};
 use crate::names::{RunOf, by_claim, claim_of};
@@ -53,8 +54,12 @@ pub struct Observed {
     pub work_claims: BTreeMap<String, PersistentVolumeClaim>,
     /// Their volumes.
     pub work_volumes: BTreeMap<String, PersistentVolume>,
+    /// Volumes that are attached somewhere, as attachments and nodes name them.
+    pub attached: Vec<String>,
     /// The holder pods.
     pub holders: BTreeMap<String, Pod>,
+    /// The pod that uses each claim.
+    pub pods: BTreeMap<String, String>,
     /// The run.
     pub run: RunSeen,
     /// Nodes with an agent.
@@ -164,8 +169,30 @@ pub(super) async fn observe(
             seen.volumes.insert(claim.clone(), volume);
         }
     }
+    if status.step == BackupStep::Move {
+        let pods = Api::<Pod>::namespaced(client.clone(), &namespace).list(&ListParams::default()).await?.items;
+        seen.pods = consumers(&pods);
+    }
+    if !seen.work_volumes.is_empty() {
+        seen.attached = attached(client).await?;
+    }
     (seen.run, seen.nodes) = ask(backup, status, context, &namespace).await?;
     Ok(seen)
+}
+
+/// The pod that uses each claim; of several, the first by name.
+fn consumers(pods: &[Pod]) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let mut sorted: Vec<&Pod> = pods.iter().collect();
+    sorted.sort_by_key(|pod| pod.name_any());
+    for pod in sorted {
+        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+            if let Some(source) = &volume.persistent_volume_claim {
+                all.entry(source.claim_name.clone()).or_insert_with(|| pod.name_any());
+            }
+        }
+    }
+    all
 }
 
 /// Asks the coordinator. Asking opens the run, if it is not open: so it is asked only where the run is wanted or known.

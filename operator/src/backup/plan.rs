@@ -307,7 +307,8 @@ fn facts(claim: &str, seen: &Observed) -> String {
         }),
         ..Default::default()
     };
-    ClaimFacts::of(&PersistentVolumeClaim { spec: Some(spec), ..Default::default() }, &volume).to_json()
+    let facts = ClaimFacts::of(&PersistentVolumeClaim { spec: Some(spec), ..Default::default() }, &volume);
+    ClaimFacts { pod: seen.pods.get(claim).cloned(), ..facts }.to_json()
 }
 
 fn size(claim: &PersistentVolumeClaim) -> Option<u64> {

@@ -30,7 +30,7 @@ pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Nex
         keep_finalizer(&api, &*backup, true).await?;
     }
     let seen = observe(&backup, &status, &context).await?;
-    let mut plan = plan(&backup, &seen, &context.settings, jiff::Timestamp::now());
+    let mut plan = plan(&backup, &seen, &context.settings, crate::steps::now());
     apply(&mut plan, &context).await;
     if plan.status != status {
         let step = plan.status.step;

@@ -98,6 +98,7 @@ fn volume_plan(
     let file_system = if volume.file_system.is_empty() { facts.fs_type } else { Some(volume.file_system.clone()) };
     Ok(RestoredVolume {
         claim,
+        group: facts.pod.unwrap_or_else(|| volume.name.clone()),
         storage_class: class_name,
         access_modes,
         size,

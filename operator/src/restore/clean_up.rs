@@ -14,14 +14,10 @@ fn delete<K: kube::Resource>(kind: Kind, object: &K) -> Option<Action> {
 
 /// What is to be removed next.
 pub(super) fn clean_up(status: &RestoreStatus, uid: &str, seen: &Observed) -> Vec<Action> {
-    let mut actions = Vec::new();
+    let mut actions: Vec<Action> = seen.holders.values().filter_map(|pod| delete(Kind::Pod, pod)).collect();
     for (name, volume) in &status.volumes {
         let handed_over = seen.volumes.contains_key(name) || volume.final_volume.is_some();
-        if let Some(pod) = seen.holders.get(name) {
-            actions.extend(delete(Kind::Pod, pod));
-            continue;
-        }
-        if handed_over {
+        if handed_over || seen.holders.contains_key(&volume.group) {
             continue;
         }
         if let Some(written) = seen.written.get(name) {

@@ -46,9 +46,12 @@ pub(super) fn work_claim(restore: &Restore, name: &str, volume: &RestoredVolume,
     Action::create(Kind::Claim, &PersistentVolumeClaim { metadata, spec: Some(spec), status: None })
 }
 
-/// The pod that holds it.
-pub(super) fn work_holder(restore: &Restore, name: &str, settings: &Settings) -> Action {
+/// The pod that holds the volumes of a group.
+pub(super) fn work_holder(restore: &Restore, group: &str, names: &[String], settings: &Settings) -> Action {
     let run = run_of(restore);
-    let metadata = run.metadata(Some(&settings.work_namespace), name, "holder");
-    Action::create(Kind::Pod, &holder(metadata, &run.name(name), None, settings))
+    let mut metadata = run.metadata(Some(&settings.work_namespace), group, "holder");
+    // A volume may have the name of its pod, and has a claim of that name.
+    metadata.name = Some(run.name(&format!("pod/{group}")));
+    let claims: Vec<String> = names.iter().map(|name| run.name(name)).collect();
+    Action::create(Kind::Pod, &holder(metadata, &claims, None, settings))
 }

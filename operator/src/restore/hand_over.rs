@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::observe::{Observed, run_of, target};
 use crate::actions::{Action, Kind, Which};
+use crate::attachments::is_attached;
 use crate::claim_facts::bytes;
 
 /// The annotation that makes the volume controller look at a claim again.
@@ -85,14 +86,10 @@ fn prepare(
         let patch = json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}});
         return next(Action::Merge(Which::of(Kind::Volume, written), patch));
     }
-    if let Some(pod) = seen.holders.get(name) {
+    if let Some(pod) = seen.holders.get(&volume.group) {
         return remove(Kind::Pod, pod, "its holder pod");
     }
-    let handle = written.spec.as_ref().and_then(|spec| spec.csi.as_ref()).map(|csi| csi.volume_handle.clone());
-    let in_use = |known: &String| {
-        *known == written.name_any() || handle.as_ref().is_some_and(|handle| known.ends_with(&format!("^{handle}")))
-    };
-    if seen.attached.iter().any(in_use) {
+    if is_attached(written, &seen.attached) {
         return Progress::Waits("its volume to be detached".into());
     }
     match successor(restore, name, volume, claim, written) {

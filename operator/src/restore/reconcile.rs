@@ -30,7 +30,7 @@ pub async fn reconcile(restore: Arc<Restore>, context: Arc<Context>) -> Result<N
         keep_finalizer(&api, &*restore, true).await?;
     }
     let seen = observe(&restore, &status, &context).await?;
-    let plan = plan(&restore, &seen, &context.settings, jiff::Timestamp::now());
+    let plan = plan(&restore, &seen, &context.settings, crate::steps::now());
     let mut after = plan.status.clone();
     write(&api, &restore, &status, &after, &context).await?;
     apply(&plan, &mut after, &context).await;

@@ -16,6 +16,7 @@ use crate::{Result, csi};
 
 /// What `cargo xtask cluster` can do.
 pub const HELP: &str = "cargo xtask cluster build              build the programs of the cluster; needs Go
+cargo xtask cluster programs           print the folder of these programs
 cargo xtask cluster up [OPTIONS]       start a cluster; prints its KUBECONFIG
     --nodes N                          how many nodes it has, 1 to 9 (2)
     --machine-port PORT                a port of this machine's loopback that nodes reach at 10.90.0.1; may be repeated
@@ -42,6 +43,11 @@ pub fn run(args: &[String], root: &Path, target: &Path, say: &mut dyn FnMut(&str
     let module = root.join("tests/kubernetes/plane");
     match (what.as_str(), rest) {
         ("build", []) => return build(&module, target, say).map(drop),
+        ("programs", []) => {
+            let programs = Programs::built(&module, target)?.ok_or("they are not built: cargo xtask cluster build")?;
+            say(&programs.folder().display().to_string());
+            return Ok(());
+        }
         // These are how the cluster's own processes are started.
         ("supervise", [folder, rest @ ..]) => {
             let options = parse(rest)?;

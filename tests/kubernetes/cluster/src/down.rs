@@ -7,17 +7,17 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Result;
 use crate::layout::Layout;
 use crate::node_space::hierarchies;
-use crate::process::{run, wait_for, words};
+use crate::process::wait_for;
+use crate::{Result, loops};
 
 const END_MAX: Duration = Duration::from_secs(30);
 
 /// Ends a cluster and removes what it left. It is no error if there is none.
 pub(crate) fn down(layout: &Layout, name: &str) -> Result<()> {
     end_supervisor(layout)?;
-    free_loops(name)?;
+    loops::free(name, &layout.disk())?;
     remove_cgroups(name)?;
     match fs::remove_dir_all(layout.folder()) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", layout.folder().display())),
@@ -53,20 +53,6 @@ fn end_supervisor(layout: &Layout) -> Result<()> {
 fn children(pid: i32) -> Vec<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
-}
-
-/// Loop devices of volumes that were attached when the cluster ended. The driver names each file after its cluster.
-fn free_loops(name: &str) -> Result<()> {
-    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        let device = entry.file_name().to_string_lossy().into_owned();
-        let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
-        let file = Path::new(file.trim().trim_end_matches(" (deleted)"));
-        let of_cluster = file.file_name().is_some_and(|f| f.to_string_lossy().starts_with(&format!("{name}-")));
-        if of_cluster && file.extension().is_some_and(|e| e == "volume") {
-            run(&mut words(&format!("losetup --detach /dev/{device}")))?;
-        }
-    }
-    Ok(())
 }
 
 fn remove_cgroups(name: &str) -> Result<()> {

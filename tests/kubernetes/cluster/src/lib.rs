@@ -22,6 +22,7 @@ mod down;
 mod forward;
 mod images;
 mod layout;
+mod loops;
 mod network;
 mod node;
 mod node_space;

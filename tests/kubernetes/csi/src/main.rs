@@ -1,5 +1,5 @@
 //! A CSI driver for tests. Each volume is one image file on a file system with reflinks, offered by a loop device; a
-//! snapshot is a reflink copy. It needs attaching. What real drivers do badly is a [switch](switches).
+//! snapshot is a reflink copy. It needs attaching. What real drivers do badly is a switch.
 
 use std::path::PathBuf;
 
