@@ -11,7 +11,7 @@
 mod authority;
 mod create;
 mod enrollment;
-mod error;
+pub(crate) mod error;
 mod inventory;
 mod lease;
 mod open;
@@ -30,10 +30,9 @@ use milkrun_observe::signals::Stop;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub(crate) use error::ClusterError;
-
 use crate::args::Args;
 use crate::error::ServeError;
+use error::ClusterError;
 use inventory::AnyNode;
 
 /// Leads, serves, and stops in order.

@@ -11,7 +11,7 @@ use milkrun_repository::repository::OpenError;
 use milkrun_repository::store::Failure;
 use milkrun_repository::store::connect::ConnectError;
 
-use crate::cluster::ClusterError;
+use crate::cluster::error::ClusterError;
 
 /// Why the coordinator can't run.
 #[derive(Debug, thiserror::Error)]

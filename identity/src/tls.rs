@@ -2,6 +2,8 @@
 //! from a folder with the three files of a Kubernetes TLS secret. They are read again for each connection, so that they
 //! can be replaced at any time. A fourth file, which is optional, lists revoked certificates.
 
+mod stranger;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,13 +14,13 @@ use milkrun_repository::clock::Moment;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::certificate::Certificate;
-use crate::peer::{Peer, PeerError};
+use crate::peer::PeerError;
 use crate::revocation::{CRL_FILE, RevocationLists};
 
 /// The authority's certificate.
@@ -221,51 +223,6 @@ impl Credentials {
         Ok(config)
     }
 
-    /// Accepts a connection from somebody who has no certificate yet.
-    ///
-    /// # Errors
-    /// [`TlsError`].
-    pub async fn accept_stranger(
-        &self,
-        connection: TcpStream,
-        from: SocketAddr,
-    ) -> Result<server::TlsStream<TcpStream>, TlsError> {
-        let (certificates, key) = self.own()?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| self.unusable(e))?
-            .with_no_client_auth()
-            .with_single_cert(certificates, key)
-            .map_err(|e| self.unusable(e))?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let fail = |source| TlsError::Handshake { with: from.to_string(), source };
-        timely(TlsAcceptor::from(Arc::new(config)).accept(connection)).await.map_err(fail)
-    }
-
-    /// Connects to a coordinator as somebody who has no certificate yet. `authority` is the file of the authority's
-    /// certificate; the coordinator's must be of it, and name `host`.
-    ///
-    /// # Errors
-    /// [`TlsError`].
-    pub async fn connect_stranger(
-        authority: &Path,
-        host: &str,
-        port: u16,
-    ) -> Result<client::TlsStream<TcpStream>, TlsError> {
-        let mut roots = RootCertStore::empty();
-        let unusable = |source| TlsError::Unusable { folder: authority.to_owned(), source };
-        for certificate in certificates(authority)? {
-            roots.add(certificate).map_err(unusable)?;
-        }
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(unusable)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        connect_as(TlsConnector::from(Arc::new(config)), host, port).await
-    }
-
     /// Accepts a connection from somebody with a certificate of the same authority.
     ///
     /// # Errors
@@ -291,25 +248,7 @@ impl Credentials {
         if until < Moment::now() {
             return Err(TlsError::Ended { folder: self.folder.clone(), until });
         }
-        connect_as(TlsConnector::from(Arc::new(self.client()?)), host, port).await
-    }
-}
-
-/// Connects to a coordinator, whose certificate must be that of one.
-async fn connect_as(connector: TlsConnector, host: &str, port: u16) -> Result<client::TlsStream<TcpStream>, TlsError> {
-    let address = format!("{host}:{port}");
-    let fail = |source| TlsError::Connect { address: address.clone(), source };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let connection = timely(TcpStream::connect((bare, port))).await.map_err(fail)?;
-    let _ = connection.set_nodelay(true);
-    let name =
-        ServerName::try_from(bare.to_owned()).map_err(|e| fail(std::io::Error::new(ErrorKind::InvalidInput, e)))?;
-    let fail = |source| TlsError::Handshake { with: address.clone(), source };
-    let stream = timely(connector.connect(name, connection)).await.map_err(fail)?;
-    match of_chain(stream.get_ref().1.peer_certificates()) {
-        Ok(Certificate { peer: Peer::Coordinator, .. }) => Ok(stream),
-        Ok(_) => Err(TlsError::Nobody { with: address, source: PeerError::Nobody }),
-        Err(source) => Err(TlsError::Nobody { with: address, source }),
+        stranger::connect_as(TlsConnector::from(Arc::new(self.client()?)), host, port).await
     }
 }
 
@@ -346,6 +285,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::Peer;
     use crate::authority::{Authority, AuthorityError};
 
     const HOUR: Duration = Duration::from_secs(3600);
