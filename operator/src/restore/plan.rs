@@ -153,6 +153,11 @@ fn data(restore: &Restore, seen: &Observed, settings: &Settings, now: Timestamp,
         plan.status.step = RestoreStep::HandOver;
         return;
     }
+    // It knows its volumes once it has begun: from then on it takes no targets.
+    if !run.volumes.is_empty() {
+        plan.status.message.clear();
+        return;
+    }
     let names: Vec<String> = plan.status.volumes.keys().cloned().collect();
     let mut waits = Vec::new();
     for name in &names {
