@@ -94,6 +94,9 @@ fn larger(cluster: &Playground, point: &str) {
     let volumes = ", volumes: [{volume: ext4, claim: wide, size: 256Mi}]";
     restore(cluster, "larger", point, "larger", volumes);
     cluster.wait_for("the account", "-n larger get serviceaccount default -o name", |_| true);
+    let volume = cluster.kubectl("-n larger get pvc wide -o jsonpath={.spec.volumeName}");
+    let capacity = format!("get pv {volume} -o jsonpath={{.spec.capacity.storage}}");
+    cluster.wait_for("the volume to grow", &capacity, |said| said == "256Mi");
     cluster.apply(
         "apiVersion: v1\nkind: Pod\nmetadata: {name: reader, namespace: larger}\nspec:\n  \
          terminationGracePeriodSeconds: 0\n  containers:\n    - {name: main, image: \"milkrun.test/busybox:1\", \
