@@ -86,14 +86,14 @@ mod tests {
         let open =
             |url: &str, secret: Option<&Secret>| opening(&repository(url), secret, ConnectOptions::default()).map(drop);
         let whole = secret(&[("password", "p\n"), ("accessKeyId", "a"), ("secretAccessKey", "s")]);
-        assert_eq!(open("s3://b/p", Some(&whole)), Ok(()));
-        assert_eq!(open("s3://b/p", None), Err(Wrong::NoSecret("s".into())));
+        assert_eq!(open("s3://bucket/p", Some(&whole)), Ok(()));
+        assert_eq!(open("s3://bucket/p", None), Err(Wrong::NoSecret("s".into())));
         let without = secret(&[("password", "p"), ("accessKeyId", "")]);
         let missing = Err(Wrong::NoKey { secret: "s".into(), key: "accessKeyId" });
-        assert_eq!(open("s3://b/p", Some(&without)), missing);
+        assert_eq!(open("s3://bucket/p", Some(&without)), missing);
         assert!(matches!(open("http://b", Some(&whole)), Err(Wrong::Url(_))));
         assert_eq!(
-            opening(&repository("s3://b/p"), Some(&whole), ConnectOptions::default()).unwrap().password.as_slice(),
+            opening(&repository("s3://bucket/p"), Some(&whole), ConnectOptions::default()).unwrap().password.as_slice(),
             b"p"
         );
     }
