@@ -39,7 +39,6 @@ pub(super) fn snapshot(backup: &Backup, claim: &str) -> Action {
     let annotations = metadata.annotations.get_or_insert_default();
     annotations.extend(GITOPS.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let source = VolumeSnapshotSource { persistent_volume_claim_name: Some(claim.to_owned()), ..Default::default() };
-    // The class is the cluster's default of the driver, as it was found while selecting.
     let spec = VolumeSnapshotSpec { source, volume_snapshot_class_name: None };
     Action::create(Kind::Snapshot, &VolumeSnapshot { metadata, spec, status: None })
 }

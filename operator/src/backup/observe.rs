@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use milkrun_proto::control::v1 as control;
@@ -38,9 +37,7 @@ pub struct Observed {
     pub claims: Vec<PersistentVolumeClaim>,
     /// Volumes of the selected claims, by the claim's name.
     pub volumes: BTreeMap<String, PersistentVolume>,
-    /// The cluster's classes of volumes; only while it selects.
-    pub classes: Vec<StorageClass>,
-    /// The cluster's classes of snapshots; only while it selects.
+    /// The cluster's classes of snapshots; only until the snapshots are taken.
     pub snapshot_classes: Vec<VolumeSnapshotClass>,
     /// The snapshots of this run in the application's namespace, by claim. The same for the next ones.
     pub snapshots: BTreeMap<String, VolumeSnapshot>,
@@ -117,12 +114,13 @@ pub(super) async fn observe(
     let work = &context.settings.work_namespace;
     let ours = ListParams::default().labels(&run_of(backup).selector());
     let mut seen = Observed::default();
+    if status.step <= BackupStep::Snapshot {
+        let classes = Api::<VolumeSnapshotClass>::all(client.clone());
+        seen.snapshot_classes = classes.list(&ListParams::default()).await?.items;
+    }
     if status.step == BackupStep::Select && status.failure.is_none() {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
         seen.claims = claims.list(&super::select::selecting(backup)).await?.items;
-        seen.classes = Api::<StorageClass>::all(client.clone()).list(&ListParams::default()).await?.items;
-        seen.snapshot_classes =
-            Api::<VolumeSnapshotClass>::all(client.clone()).list(&ListParams::default()).await?.items;
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
         for claim in &seen.claims {
             let Some(name) = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()) else { continue };

@@ -129,6 +129,10 @@ fn successor(
 
 /// Once the volume is made: bound, its policy, its size.
 fn finish(volume: &RestoredVolume, claim: &PersistentVolumeClaim, made: &PersistentVolume) -> Progress {
+    let of = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone());
+    if of != made.metadata.name {
+        return Progress::Lost(format!("the claim {} has another volume", volume.claim));
+    }
     let bound = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
     if !bound {
         if claim.annotations().contains_key(LOOK_AGAIN) {

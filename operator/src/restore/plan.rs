@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kube::ResourceExt;
 use milkrun_proto::control::v1 as control;
 use milkrun_resources::condition::{COMPLETE, Conditions, FAILED, READY};
 use milkrun_resources::restore::RestoreStep;
-use milkrun_resources::{Restore, RestoreStatus};
+use milkrun_resources::{Restore, RestoreStatus, labels};
 
 use super::check::check;
 use super::clean_up::{clean_up, is_clean};
@@ -114,8 +115,14 @@ fn look(restore: &Restore, seen: &Observed, settings: &Settings, plan: &mut Plan
 
 fn reserve_claims(restore: &Restore, seen: &Observed, plan: &mut Plan) {
     let mut all = true;
+    let uid = restore.metadata.uid.as_ref();
     for (name, volume) in &mut plan.status.volumes {
         match seen.claims.get(&volume.claim) {
+            // Somebody else made it since the check.
+            Some(claim) if claim.labels().get(labels::RUN) != uid => {
+                plan.status.failure = Some(format!("there is another claim {} meanwhile", volume.claim));
+                return;
+            }
             Some(claim) => volume.claim_uid.clone_from(&claim.metadata.uid),
             None => {
                 all = false;
