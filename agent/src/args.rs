@@ -34,9 +34,13 @@ pub(crate) struct Args {
     /// In a cluster: the certificate of the coordinator's authority
     #[arg(long, value_name = "FILE", requires = "token")]
     pub(crate) authority: Option<PathBuf>,
-    /// Open block volumes of pods below this folder of the kubelet, and nothing else
+    /// Open block volumes of pods below this folder of the kubelet, and nothing else; freeze file systems below it, and no others
     #[arg(long, value_name = "DIR")]
     pub(crate) kubelet: Option<PathBuf>,
+    /// Freeze file systems of pods while their snapshots are cut, if a backup says so. What is frozen is noted in this folder, so that
+    /// the next process thaws what this one left; it must outlive the process, but not the machine's start
+    #[arg(long, value_name = "DIR")]
+    pub(crate) freeze_notes: Option<PathBuf>,
     /// Bytes in flight at most, for all volumes together
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = units::size)]
     pub(crate) memory: u64,

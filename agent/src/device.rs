@@ -5,6 +5,7 @@ mod block;
 pub mod changes;
 mod command;
 mod exclusive;
+pub mod expected;
 pub mod free_space;
 mod partial;
 mod ring;

@@ -14,6 +14,7 @@ pub mod budget;
 pub mod buffer;
 pub mod device;
 pub mod extent;
+pub mod freeze;
 pub mod outcome;
 mod ranges;
 pub mod restore;

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use milkrun_agent::device::allowed::AllowedPaths;
+use milkrun_agent::freeze::Freezer;
 use milkrun_agent::session::SessionError;
 use milkrun_agent::{Agent, AgentOptions};
-use milkrun_identity::channel::{DialError, dial};
+use milkrun_identity::channel::{CoordinatorUrl, DialError, dial};
 use milkrun_identity::enrollment::{Enrollment, EnrollmentError};
 use milkrun_identity::tls::Credentials;
 use milkrun_observe::http::{self, HttpError};
@@ -21,6 +22,8 @@ use crate::args::Args;
 const ASYNC_THREADS: usize = 2;
 /// The pause before the first attempt to connect again. It doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// How long a process that is told to stop waits for its file systems to be thawed.
+const THAW_LIMIT: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why the agent can't run.
@@ -80,7 +83,31 @@ fn not_enrolled(e: &EnrollmentError) {
 }
 
 async fn serve(args: Args) -> Result<(), ServeError> {
+    // Before anything that may wait: writers wait for what an earlier process left frozen.
+    let allowed = args.kubelet.clone().map_or(AllowedPaths::Any, AllowedPaths::Kubelet);
+    let freezer = Freezer::new(allowed.clone(), args.freeze_notes.clone());
     let stop = Stop::on_signal()?;
+    // At once, and not when all other work is given back.
+    let (early, mut stopped) = (freezer.clone(), stop.watch());
+    let thawing = tokio::spawn(async move {
+        if stopped.wait_for(|stop| *stop).await.is_ok() {
+            close(early).await;
+        }
+    });
+    let served = connect(args, allowed, freezer.clone(), &stop).await;
+    close(freezer).await;
+    thawing.abort();
+    served
+}
+
+/// Thaws what is frozen, before the process ends.
+async fn close(freezer: Freezer) {
+    // A device that hangs must not keep the process alive; its note stays for the next one.
+    let closed = tokio::task::spawn_blocking(move || freezer.close());
+    let _ = tokio::time::timeout(THAW_LIMIT, closed).await;
+}
+
+async fn connect(args: Args, allowed: AllowedPaths, freezer: Freezer, stop: &Stop) -> Result<(), ServeError> {
     let enrollment = enrollment(&args);
     let credentials = match &enrollment {
         Some(enrollment) => tokio::select! {
@@ -101,18 +128,23 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     if let Some(threads) = args.threads {
         options.threads = threads.into();
     }
-    if let Some(root) = args.kubelet {
-        options.allowed = AllowedPaths::Kubelet(root);
-    }
+    options.allowed = allowed;
+    options.freezer = freezer;
     let agent = Agent::new(options)?;
     let connected = agent.connected();
     if let Some(address) = args.metrics {
         http::serve(address, connected).await?;
     }
+    sessions(&agent, &credentials, &args.coordinator, stop).await;
+    Ok(())
+}
+
+/// Keeps a session with the coordinator, or with one after the other, until this process is told to stop.
+async fn sessions(agent: &Agent, credentials: &Credentials, coordinators: &[CoordinatorUrl], stop: &Stop) {
     let mut pause = FIRST_PAUSE;
-    for url in args.coordinator.iter().cycle() {
+    for url in coordinators.iter().cycle() {
         let session = async {
-            let channel = dial(&credentials, url).await?;
+            let channel = dial(credentials, url).await?;
             Ok::<_, SessionLost>(agent.run(channel, stop.watch()).await?)
         };
         let mut connection = agent.connected();
@@ -123,15 +155,14 @@ async fn serve(args: Args) -> Result<(), ServeError> {
             pause = FIRST_PAUSE;
         }
         if stop.is_wanted() {
-            return Ok(());
+            return;
         }
         let why = ended.map_or_else(|e| chain(&e), |()| "the coordinator ended it".into());
         tracing::warn!(coordinator = %url, why, "no session; trying again in {:.1} s", pause.as_secs_f64());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = stop.wanted() => return Ok(()),
+            () = stop.wanted() => return,
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! of its own, which report by actions.
 
 mod failures;
+mod freezing;
 mod options;
 mod work;
 
@@ -108,6 +109,7 @@ impl Agent {
             protocol: PROTOCOL,
             volumes: self.options.volumes,
             instance: self.instance.to_vec().into(),
+            freezes: self.options.freezer.can_freeze(),
         };
         // This does not wait: the queue is new, and holds more than one message.
         let _ = up.send(message(Up::Register(register))).await;
@@ -310,6 +312,8 @@ impl Session {
                     tracing::info!("this node is out of work until somebody takes it back");
                 }
             }
+            Action::Down(Down::Freeze(asked)) => self.freeze(asked),
+            Action::Down(Down::Thaw(asked)) => self.thaw(asked),
             Action::Down(Down::Flush(run)) => {
                 let job = self.tasks.iter().find(|(key, _)| key.run == run[..]).and_then(|(_, t)| t.job.clone());
                 if let Some(job) = job {

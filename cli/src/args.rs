@@ -155,6 +155,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  milkrun try\n  milkrun try /dev/vg/shop-snap disk.img --folder /srv/milkrun-try"
     )]
     Try(Try),
+    /// Find out whether volumes of a storage class of your Kubernetes cluster can be backed up and restored
+    #[command(
+        after_help = "Examples:\n  milkrun doctor --try-class fast\n  milkrun doctor --try-class fast --repository-name prod --size 4Gi --json\n\nIt takes two small volumes of the class through everything, in a namespace of its own that it removes: makes and writes them, backs them up, restores, mounts and compares. It uses your kubeconfig. Its point stays in the repository, as application milkrun-trial, locked for a day."
+    )]
+    Doctor(Doctor),
     /// Make certificates: an authority, then one for each coordinator, agent and user
     #[command(
         after_help = "Examples:\n  milkrun certs authority --folder certs\n  milkrun certs coordinator --folder certs milkrun.example 10.0.0.7\n  milkrun certs agent --folder certs node-a\n  milkrun certs user --folder certs ann --role backup:shop --role restore:shop\n\nKeep certs/ca.key where no node is: whoever has it can be anybody."
@@ -312,6 +317,22 @@ pub(crate) struct Verify {
     /// Prove every stored byte with the public key alone, without the secret
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "set_aside"])]
     pub(crate) public_key: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Doctor {
+    /// The storage class to try
+    #[arg(long, value_name = "NAME")]
+    pub(crate) try_class: String,
+    /// The size of the volumes that are made, as Kubernetes writes sizes
+    #[arg(long, value_name = "SIZE", default_value = "1Gi")]
+    pub(crate) size: String,
+    /// The namespace that milkrun is installed in
+    #[arg(long, value_name = "NAME", default_value = "milkrun")]
+    pub(crate) milkrun_namespace: String,
+    /// How long each step may take
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = units::duration)]
+    pub(crate) step_timeout: Duration,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -3,6 +3,7 @@
 mod agents;
 pub(crate) mod backup;
 mod certs;
+mod doctor;
 mod init;
 mod points;
 mod repositories;
@@ -74,6 +75,7 @@ async fn dispatch(args: Args) -> Result<Exit, CliError> {
         Command::Verify(a) => verify::run(a, &global).await,
         Command::Try(a) => try_it::run(a, &global).await,
         Command::Certs { what } => certs::run(what, &global),
+        Command::Doctor(a) => doctor::run(a, &global).await,
         Command::Runs => runs::list(&global).await,
         Command::Watch { run } => runs::watch(run, &global).await,
         Command::Cancel { run } => runs::cancel(run, &global).await,

@@ -10,6 +10,7 @@ mod output;
 mod place;
 mod progress;
 mod secret;
+mod trial;
 mod units;
 
 use clap::Parser;

@@ -39,6 +39,8 @@ pub struct Agent {
     pub protocol: u32,
     /// How many volumes it takes at once; `None`: no limit of its own.
     pub volumes_max: Option<usize>,
+    /// Whether it freezes file systems.
+    pub freezes: bool,
     /// It said that it is about to stop.
     pub leaving: bool,
     /// Since when it is connected.
@@ -101,6 +103,8 @@ pub struct Registration {
     pub protocol: u32,
     /// Volumes that it takes at once.
     pub volumes_max: Option<usize>,
+    /// Whether it freezes file systems.
+    pub freezes: bool,
     /// Identifies its process; empty: it does not say.
     pub instance: Vec<u8>,
     /// Its address, for people.
@@ -118,6 +122,11 @@ impl Link {
         let send = self.down.send(Ok(ToAgent { message: Some(message) }));
         // An agent that does not read must not hold up the sender.
         matches!(tokio::time::timeout(SEND_LIMIT, send).await, Ok(Ok(())))
+    }
+
+    /// Returns once the session is over.
+    pub async fn over(&self) {
+        self.down.closed().await;
     }
 
     /// Ends the session with a reason.
@@ -146,7 +155,7 @@ impl Agents {
     /// [`NodeInUse`].
     pub fn add(&self, r: Registration, link: Link) -> Result<Begun, NodeInUse> {
         let mut table = self.table();
-        let Registration { node, version, protocol, volumes_max, instance, whence } = r;
+        let Registration { node, version, protocol, volumes_max, freezes, instance, whence } = r;
         let before = table.agents.get_mut(&node);
         let again = before.is_some();
         if let Some(before) = before {
@@ -163,6 +172,7 @@ impl Agents {
             version,
             protocol,
             volumes_max,
+            freezes,
             leaving: false,
             since,
             rival: None,
@@ -196,6 +206,13 @@ impl Agents {
     /// The channel to a node's agent.
     pub fn link(&self, node: &str) -> Option<Link> {
         self.table().agents.get(node).map(|a| a.link.clone())
+    }
+
+    /// The channel to a node's agent, if it freezes file systems. `None`: there is no agent.
+    pub fn freezing_link(&self, node: &str) -> Option<Result<Link, String>> {
+        let table = self.table();
+        let agent = table.agents.get(node)?;
+        Some(if agent.freezes { Ok(agent.link.clone()) } else { Err(agent.version.clone()) })
     }
 
     /// An agent is about to stop.
@@ -246,6 +263,7 @@ mod tests {
                 version: String::new(),
                 protocol: 3,
                 volumes_max: None,
+                freezes: false,
                 instance: instance.to_vec(),
                 whence: "10.0.0.9:1".into(),
             };

@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// In a cluster: the name of the Service at which the others find the coordinator
     #[arg(long, value_name = "NAME", default_value = "milkrun-coordinator")]
     pub(crate) service: String,
+    /// In a cluster: who makes the authority of all certificates, the Secret milkrun-authority
+    #[arg(long, value_enum, default_value_t = AuthorityOf::Own)]
+    pub(crate) authority: AuthorityOf,
     /// Where agents and people connect
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7411")]
     pub(crate) listen: SocketAddr,
@@ -125,6 +128,15 @@ impl Args {
         let (ca_file, limit_upload, addressing) = (self.ca_file.clone(), self.limit_upload, self.s3_addressing.into());
         ConnectOptions { ca_file, limit_upload, addressing, profile, access: None }.with_ca_of_environment()
     }
+}
+
+/// Who makes the authority of a cluster's certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AuthorityOf {
+    /// The coordinator makes it if there is none, and renews it
+    Own,
+    /// Somebody else makes and renews it (cert-manager, say); the coordinator waits for it
+    Given,
 }
 
 /// How a bucket is addressed.

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! lease         one process leads; the other waits
-//! authority     Secret milkrun-authority, published as ConfigMap milkrun-authority ─> own certificate, enrollment
+//! authority     Secret milkrun-authority, published as ConfigMap milkrun-authority ─> own certificate, enrollment;
+//!               Secret milkrun-authority-trusted: former ones, while certificates of theirs are in use
 //! enrollment    ServiceAccount token ─ TokenReview ─> certificate of an agent (its node's) or of the operator
 //! repositories  Repository + Secret ─> opened, led, served; status says how that went
 //! ```
@@ -48,7 +49,14 @@ pub(crate) async fn serve(args: Args) -> Result<(), ServeError> {
         lease = lease::Lease::take(client.clone(), &namespace) => lease?,
         () = stop.wanted() => return Ok(()),
     };
-    let authority = Arc::new(authority::Authority::in_cluster(&client, &namespace, &args.service).await?);
+    let authority = authority::Authority::in_cluster(&client, &namespace, &args.service, args.authority);
+    let authority = tokio::select! {
+        authority = authority => Arc::new(authority?),
+        () = stop.wanted() => {
+            lease.release().await;
+            return Ok(());
+        }
+    };
     let listener = listen(args.listen).await?;
     let strangers = listen(std::net::SocketAddr::new(args.listen.ip(), milkrun_identity::enrollment::PORT)).await?;
     let repositories = Repositories::new(Shared::new(AnyNode, args.cluster_id.clone()));

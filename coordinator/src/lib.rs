@@ -14,6 +14,7 @@ pub mod agents;
 pub mod assignment;
 pub mod backup;
 pub mod dispatch;
+pub mod freezes;
 pub mod inventory;
 mod journal;
 pub mod key_locks;
@@ -39,6 +40,7 @@ use milkrun_repository::index::IndexCache;
 use admission::Admission;
 use agents::Agents;
 use dispatch::Dispatcher;
+use freezes::Freezes;
 use inventory::Inventory;
 use leader::Leadership;
 use milkrun_repository::store::Failure;
@@ -50,6 +52,8 @@ use runs::working::Working;
 pub struct Shared {
     /// The connected agents.
     pub agents: Agents,
+    /// Freezes file systems on their nodes.
+    pub freezes: Freezes,
     /// The runs that are under way.
     pub runs: Runs,
     /// Backups that agents work on.
@@ -71,7 +75,8 @@ impl Shared {
         let inventory: Arc<dyn Inventory> = Arc::new(inventory);
         let dispatcher = Dispatcher::new(agents.clone(), runs.clone(), inventory.clone());
         let (backups, restores) = (Working::default(), Working::default());
-        Self { agents, runs, backups, restores, inventory, dispatcher, cluster }
+        let freezes = Freezes::new(agents.clone());
+        Self { agents, freezes, runs, backups, restores, inventory, dispatcher, cluster }
     }
 }
 

@@ -217,7 +217,7 @@ pub fn run_of(m: &wire::from_agent::Message) -> Option<RunId> {
         M::Failed(f) => &f.assignment,
         M::Restored(r) => &r.assignment,
         M::Reached(r) => &r.assignment,
-        M::Register(_) | M::Heartbeat(_) | M::Draining(_) => return None,
+        M::Register(_) | M::Heartbeat(_) | M::Draining(_) | M::Freeze(_) => return None,
     };
     RunId::try_from(&a.as_ref()?.run[..]).ok()
 }

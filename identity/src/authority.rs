@@ -11,11 +11,12 @@ use std::time::Duration;
 use milkrun_repository::clock::{Moment, entropy};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
+    SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
 
-use crate::certificate::Serial;
+use crate::certificate::{Serial, public_key, validity as validity_of};
 use crate::peer::Peer;
 use crate::revocation::{CRL_FILE, RevocationLists};
 use crate::tls::{CA_FILE, CERTIFICATE_FILE, Credentials, KEY_FILE, TlsError};
@@ -39,6 +40,9 @@ pub enum AuthorityError {
     /// There is no authority.
     #[error("there is no certificate authority in {0:?}: make one with `milkrun certs authority`")]
     None(PathBuf),
+    /// Key and certificate are not of one authority.
+    #[error("in {0:?}, the key is not that of the authority's certificate")]
+    OtherKey(PathBuf),
     /// A file can't be read or written.
     #[error("can't read or write {path:?}")]
     File {
@@ -165,7 +169,12 @@ impl Authority {
             })
         };
         let (certificate, key) = (read(CA_FILE)?, read("ca.key")?);
-        let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(&key)?)?;
+        let key = KeyPair::from_pem(&key)?;
+        // Whatever such a pair signed, nobody would accept.
+        if public_key(&certificate).is_none_or(|of| of != key.subject_public_key_info()) {
+            return Err(AuthorityError::OtherKey(folder.to_owned()));
+        }
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key)?;
         Ok(Self { folder: folder.to_owned(), certificate, issuer })
     }
 
@@ -205,6 +214,14 @@ impl Authority {
     /// The authority's certificate, in PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate
+    }
+
+    /// From when until when the authority's certificate is valid.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] if it can't be read.
+    pub fn validity(&self) -> Result<(Moment, Moment), AuthorityError> {
+        validity_of(&self.certificate).ok_or_else(|| AuthorityError::NoCertificate(CA_FILE.to_owned()))
     }
 
     /// Revokes a certificate of this authority. `what` is its folder, its file, or its serial number. The list is

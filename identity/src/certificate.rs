@@ -86,6 +86,20 @@ impl Certificate {
     }
 }
 
+/// From when until when the first certificate of a PEM text is valid; `None`: there is none.
+pub(crate) fn validity(pem: &str) -> Option<(Moment, Moment)> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    let of = pem.parse_x509().ok()?.validity().clone();
+    let moment = |seconds: i64| Moment::from_millis(seconds.saturating_mul(1000));
+    Some((moment(of.not_before.timestamp()), moment(of.not_after.timestamp())))
+}
+
+/// The public key of the first certificate of a PEM text: a SubjectPublicKeyInfo in DER; `None`: there is none.
+pub(crate) fn public_key(pem: &str) -> Option<Vec<u8>> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    Some(pem.parse_x509().ok()?.public_key().raw.to_vec())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

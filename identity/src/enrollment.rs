@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use milkrun_proto::identity::v1::EnrollRequest;
@@ -25,12 +25,18 @@ pub const AUDIENCE: &str = "milkrun.dev";
 /// The pause before another attempt.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// How often the file of the authorities is looked at. The kubelet takes a minute to change it.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the file of the authorities may differ from what the coordinator said: its answer may have been lost on the way there.
+const DIFFERENT_MAX: Duration = Duration::from_secs(600);
+
 /// What a process needs to get its certificate.
 #[derive(Debug, Clone)]
 pub struct Enrollment {
     /// The coordinator. Its enrolment is at [`PORT`].
     pub url: CoordinatorUrl,
-    /// The file of the authority's certificate: a ConfigMap that is mounted.
+    /// The file of the authorities' certificates: a ConfigMap that is mounted.
     pub authority: PathBuf,
     /// The file of the token.
     pub token: PathBuf,
@@ -96,14 +102,31 @@ impl Enrollment {
         }
     }
 
-    /// Gets a new certificate when half of the time of the present one is over, again and again.
+    /// Gets a new certificate when half of the time of the present one is over, and when authorities have changed, again and again.
     pub async fn renew(&self, mut failed: impl FnMut(&EnrollmentError)) {
         let mut credentials = Credentials::new(&self.folder);
         loop {
             let until = credentials.own_certificate().map_or(0, |own| own.until.millis());
             let left = u64::try_from(until - Moment::now().millis()).unwrap_or(0);
-            tokio::time::sleep(Duration::from_millis(left / 2).max(AGAIN)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(left / 2).max(AGAIN)) => {}
+                () = self.other_authorities() => {}
+            }
             credentials = self.enroll_at_last(&mut failed).await;
+        }
+    }
+
+    /// Waits until the file of the authorities has changed; or, for long, says something else than the coordinator did.
+    async fn other_authorities(&self) {
+        let known = fs::read(&self.authority).ok();
+        let given = fs::read(self.folder.join(CA_FILE)).ok();
+        let began = Instant::now();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = fs::read(&self.authority).ok();
+            if now.is_some() && (now != known || now != given && began.elapsed() > DIFFERENT_MAX) {
+                return;
+            }
         }
     }
 

@@ -382,5 +382,11 @@ mod tests {
         assert_eq!(Credentials::new(&own).own_certificate().unwrap().peer, agent("a"));
         assert!(matches!(again.issue(&agent("a"), &[], HOUR), Err(AuthorityError::Exists(_))));
         assert!(matches!(Credentials::new(folder.path()).check(), Err(TlsError::File { .. })));
+        let (from, until) = again.validity().unwrap();
+        assert!(from < Moment::now() && Moment::now() < until);
+        let other = tempfile::tempdir().unwrap();
+        Authority::create(other.path(), HOUR).unwrap();
+        std::fs::copy(other.path().join("ca.key"), folder.path().join("ca.key")).unwrap();
+        assert!(matches!(Authority::open(folder.path()), Err(AuthorityError::OtherKey(_))));
     }
 }

@@ -20,6 +20,7 @@ pub fn begin(format: LogFormat) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.with_ansi(false).json().init(),
+        // The innermost span says whose line it is; the list would say it twice.
+        LogFormat::Json => log.with_ansi(false).json().with_span_list(false).init(),
     }
 }

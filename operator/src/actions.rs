@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Resource};
 use milkrun_resources::labels;
@@ -12,8 +12,11 @@ use serde_json::Value;
 /// The field manager of what the operator writes.
 pub const MANAGER: &str = "milkrun-operator";
 
+/// What the API server says when a webhook has side effects.
+const NO_DRY_RUN: &str = "does not support dry run";
+
 /// Kinds of objects that are made, changed or removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// `PersistentVolumeClaim`
     Claim,
@@ -84,8 +87,8 @@ pub enum Action {
     Create(Which, Value),
     /// Merges into an object.
     Merge(Which, Value),
-    /// Removes an object.
-    Delete(Which),
+    /// Removes an object, if it is still the one with this UID.
+    Delete(Which, Option<String>),
 }
 
 /// Why an action failed.
@@ -117,11 +120,17 @@ impl Action {
         Self::Create(Which::of(kind, object), serde_json::to_value(object).unwrap_or_default())
     }
 
+    /// Removes `object`; nothing, if it is on its way already.
+    pub fn delete<K: Resource>(kind: Kind, object: &K) -> Option<Self> {
+        let meta = object.meta();
+        meta.deletion_timestamp.is_none().then(|| Self::Delete(Which::of(kind, object), meta.uid.clone()))
+    }
+
     /// Which object it is about.
     #[must_use]
     pub fn which(&self) -> &Which {
         match self {
-            Self::Create(which, _) | Self::Merge(which, _) | Self::Delete(which) => which,
+            Self::Create(which, _) | Self::Merge(which, _) | Self::Delete(which, _) => which,
         }
     }
 
@@ -140,16 +149,32 @@ impl Action {
                 },
                 Err(e) => return Err(ActionError::Refused { which: which.clone(), why: e.to_string() }),
             },
-            Self::Merge(_, patch) => {
-                let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-                api.patch(&which.name, &params, &Patch::Merge(patch)).await.map(drop)
+            Self::Merge(_, patch) => api.patch(&which.name, &patch_params(), &Patch::Merge(patch)).await.map(drop),
+            Self::Delete(_, uid) => {
+                let only = Preconditions { uid: uid.clone(), resource_version: None };
+                let params = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
+                api.delete(&which.name, &params).await.map(drop)
             }
-            Self::Delete(_) => api.delete(&which.name, &DeleteParams::default()).await.map(drop),
         };
         match done {
             Ok(()) => Ok(()),
             // It is gone already. If it should not be, the next look says so.
             Err(e) if code(&e) == Some(404) && !matches!(self, Self::Create(..)) => Ok(()),
+            Err(e) => Err(self.failed(e)),
+        }
+    }
+
+    /// Asks the API server whether it would do it, with all that admission, quotas and rights say. Nothing is made.
+    ///
+    /// # Errors
+    /// [`ActionError`]. Webhooks that can't answer such questions refuse nothing, and an object that is there is another's concern.
+    pub async fn try_out(&self, client: &Client) -> Result<(), ActionError> {
+        let Self::Create(which, object) = self else { return Ok(()) };
+        let refused = |e: serde_json::Error| ActionError::Refused { which: which.clone(), why: e.to_string() };
+        let object = serde_json::from_value::<DynamicObject>(object.clone()).map_err(refused)?;
+        match which.api(client).create(&PostParams { dry_run: true, ..params() }, &object).await {
+            Ok(_) => Ok(()),
+            Err(e) if code(&e) == Some(409) || e.to_string().contains(NO_DRY_RUN) => Ok(()),
             Err(e) => Err(self.failed(e)),
         }
     }
@@ -177,6 +202,11 @@ impl Action {
             _ => ActionError::Later { which, source: Box::new(e) },
         }
     }
+}
+
+/// How the operator changes objects.
+pub(crate) fn patch_params() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() }
 }
 
 fn params() -> PostParams {

@@ -21,8 +21,23 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Hold a volume on its node until told to stop: what holder pods run
     Hold,
+    /// Write bytes that can be found again, or compare: what `milkrun doctor --try-class` runs in pods
+    #[command(hide = true)]
+    Probe {
+        /// What to do
+        what: Probe,
+        /// Files or devices
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
     /// Print the definitions of milkrun's resources, as YAML
     Definitions,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Probe {
+    Write,
+    Check,
 }
 
 #[derive(Debug, clap::Args)]
@@ -48,6 +63,9 @@ pub(crate) struct Run {
     /// The kubelet's folder on the nodes
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     pub(crate) kubelet: String,
+    /// Volumes of snapshots that are offered to agents at once, for all backups together: each takes a slot of a node
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) exposed_max: u16,
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,

@@ -1,20 +1,30 @@
 //! Which volumes are attached: a volume must be free of its node before it goes or is given to somebody else.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-/// Volumes that an attachment or a node's kubelet still knows: by their names, and as `kubernetes.io/csi/<driver>^<handle>`.
+/// Volumes that an attachment, or the kubelet of one of these nodes, still knows: by their names, and as
+/// `kubernetes.io/csi/<driver>^<handle>`.
 ///
 /// # Errors
 /// When the API server can't be asked.
-pub(crate) async fn attached(client: &Client) -> Result<Vec<String>, kube::Error> {
+pub(crate) async fn attached(client: &Client, nodes: BTreeSet<&String>) -> Result<Vec<String>, kube::Error> {
     let attachments = Api::<VolumeAttachment>::all(client.clone()).list(&ListParams::default()).await?.items;
     let mut names: Vec<String> =
         attachments.into_iter().filter_map(|attachment| attachment.spec.source.persistent_volume_name).collect();
-    for node in Api::<Node>::all(client.clone()).list(&ListParams::default()).await?.items {
-        names.extend(node.status.and_then(|status| status.volumes_in_use).unwrap_or_default());
+    for node in nodes {
+        // A node that is gone uses nothing, and what the status of a dead one says stays for ever: its attachments count alone.
+        let Some(status) = Api::<Node>::all(client.clone()).get_opt(node).await?.and_then(|node| node.status) else {
+            continue;
+        };
+        let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        if ready {
+            names.extend(status.volumes_in_use.unwrap_or_default());
+        }
     }
     Ok(names)
 }

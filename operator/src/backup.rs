@@ -2,11 +2,16 @@
 
 mod clean_up;
 mod expose;
+mod freeze;
+mod moving;
 mod observe;
 mod plan;
+mod planned;
 mod reconcile;
 mod select;
 
-pub use observe::{Observed, RunSeen};
-pub use plan::{Call, Plan, plan};
+pub use freeze::Answer;
+pub use observe::Observed;
+pub use plan::plan;
+pub use planned::Plan;
 pub use reconcile::reconcile;

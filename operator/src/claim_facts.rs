@@ -3,8 +3,10 @@
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use serde::{Deserialize, Serialize};
 
+use crate::consumer::Consumer;
+
 /// What a point knows of a claim. It is stored as a JSON object; fields may be added, and none may change its meaning.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClaimFacts {
     /// The storage class.
@@ -20,9 +22,15 @@ pub struct ClaimFacts {
     /// The file system, for mode Filesystem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fs_type: Option<String>,
-    /// The pod that used it: volumes of one pod must come to lie where it can reach all of them.
+    /// The name of the pod that used it: volumes of one pod must come to lie where it can reach all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// What that pod asks of its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<Consumer>,
+    /// Its file system was frozen while all snapshots were cut, and writers waited for so many milliseconds at most; `None`: it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen_ms: Option<i64>,
     /// Mount options.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mount_options: Vec<String>,
@@ -45,8 +53,21 @@ impl ClaimFacts {
             size: requests.get("storage").map(|quantity| quantity.0.clone()).unwrap_or_default(),
             driver: csi.driver,
             pod: None,
+            consumer: None,
+            frozen_ms: None,
             mount_options: of.mount_options.unwrap_or_default(),
         }
+    }
+
+    /// As [`Self::to_json`] wrote them; of a point that was made outside of Kubernetes, nothing is known.
+    ///
+    /// # Errors
+    /// In words: they can't be read.
+    pub fn read(json: &str) -> Result<Self, String> {
+        if json.is_empty() {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(json).map_err(|e| format!("what the point says of its claim can't be read: {e}"))
     }
 
     /// As one line of JSON.
@@ -90,7 +111,16 @@ pub fn bytes(quantity: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use super::{ClaimFacts, bytes};
+
+    #[test]
+    fn facts_are_read_as_they_were_written_or_not_at_all() {
+        let facts = ClaimFacts { size: "1Gi".into(), frozen_ms: Some(40), ..ClaimFacts::default() };
+        assert_eq!(ClaimFacts::read(&facts.to_json()), Ok(facts));
+        assert_eq!(ClaimFacts::read(""), Ok(ClaimFacts::default()));
+        assert_eq!(ClaimFacts::read(r#"{"newer": 1}"#), Ok(ClaimFacts::default()));
+        assert!(ClaimFacts::read(r#"{"size": 1}"#).is_err());
+    }
 
     #[test]
     fn sizes_are_read_as_kubernetes_writes_them() {

@@ -1,6 +1,7 @@
 //! The coordinator, as the operator asks it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use milkrun_identity::channel::{CoordinatorUrl, DialError, dial};
 use milkrun_identity::tls::Credentials;
@@ -10,6 +11,9 @@ use milkrun_proto::control::v1::control_client::ControlClient;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+
+/// How long a run is followed before the cluster is looked at again: somebody may have deleted what belongs to it.
+const FOLLOW_MAX: Duration = Duration::from_secs(2);
 
 /// The coordinator. The connection is made when it is needed, and again when it is lost.
 pub struct Coordinator {
@@ -89,6 +93,24 @@ impl Coordinator {
         Ok(self.client().await?.add_target(request).await.map(drop)?)
     }
 
+    /// Freezes mounted file systems, for at most so many seconds: all of them, or none.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn freeze(&self, run: Vec<u8>, mounts: Vec<control::Place>, seconds: u32) -> Result<(), AskError> {
+        let request = control::FreezeRequest { run: run.into(), mounts, limit_ms: seconds.saturating_mul(1000) };
+        Ok(self.client().await?.freeze(request).await.map(drop)?)
+    }
+
+    /// Thaws them. Returns how each of them ended.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn thaw(&self, run: Vec<u8>, mounts: Vec<control::Place>) -> Result<Vec<control::Thawed>, AskError> {
+        let request = control::ThawRequest { run: run.into(), mounts };
+        Ok(self.client().await?.thaw(request).await?.into_inner().mounts)
+    }
+
     /// Says that nothing more is added.
     ///
     /// # Errors
@@ -97,6 +119,24 @@ impl Coordinator {
         let message = control::finish_run_request::Message::Order(order);
         let request = control::FinishRunRequest { message: Some(message) };
         Ok(self.client().await?.finish(tokio_stream::once(request)).await.map(drop)?)
+    }
+
+    /// Follows a run until it is over, or another volume of it is done, or for two seconds. Returns whether it could be followed.
+    pub async fn follow(&self, run: Vec<u8>) -> bool {
+        let following = async {
+            let request = control::WatchRunRequest { run: run.into() };
+            let mut states = self.client().await?.watch_run(request).await?.into_inner();
+            let mut before = None;
+            while let Some(state) = states.message().await? {
+                let done = state.volumes.iter().filter(|volume| volume.done).count();
+                if state.state() != control::run::State::Running || done > *before.get_or_insert(done) {
+                    break;
+                }
+            }
+            Ok::<(), AskError>(())
+        };
+        // Nothing that matters happened: that is no failure.
+        tokio::time::timeout(FOLLOW_MAX, following).await.unwrap_or(Ok(())).is_ok()
     }
 
     /// Stops a run.

@@ -44,7 +44,8 @@ fn home<'a>(point: &'a control::Point, namespaces: &BTreeMap<String, String>, se
 }
 
 fn object(repository: &str, point: &control::Point, namespace: &str) -> RestorePoint {
-    let time = |ms: i64| jiff::Timestamp::from_millisecond(ms).map(Time).ok();
+    // Objects write whole seconds, and what is read back is compared.
+    let time = |ms: i64| jiff::Timestamp::from_millisecond(ms).map(crate::steps::time).ok();
     let whole = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let spec = RestorePointSpec {
         repository: repository.to_owned(),
@@ -70,25 +71,37 @@ async fn look(context: &Context) -> Result<(), LookError> {
     let namespaces: BTreeMap<String, String> =
         namespaces.into_iter().map(|n| (n.name_any(), n.uid().unwrap_or_default())).collect();
     let there = Api::<RestorePoint>::all(client.clone()).list(&ListParams::default()).await?.items;
-    let ready = context.coordinator.repositories().await?;
-    let mut wanted = BTreeSet::new();
-    for repository in &ready {
-        for point in context.coordinator.points(repository).await?.iter().filter(|point| !point.hidden) {
-            let made = object(repository, point, home(point, &namespaces, &context.settings));
+    let (mut wanted, mut listed) = (BTreeSet::new(), BTreeSet::new());
+    for repository in context.coordinator.repositories().await? {
+        let points = match context.coordinator.points(&repository).await {
+            Ok(points) => points,
+            // It may be away; the points of the others are shown all the same.
+            Err(e) => {
+                tracing::warn!(why = %e, repository, "its restore points can't be listed now");
+                continue;
+            }
+        };
+        for point in points.iter().filter(|point| !point.hidden) {
+            let made = object(&repository, point, home(point, &namespaces, &context.settings));
             let key = (made.namespace().unwrap_or_default(), made.name_any());
             let same =
                 there.iter().any(|t| (t.namespace().unwrap_or_default(), t.name_any()) == key && t.spec == made.spec);
             if !same {
                 let api: Api<RestorePoint> = Api::namespaced(client.clone(), &key.0);
-                api.patch(&key.1, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&made)).await?;
+                // A namespace that is being deleted, or is full, takes no objects; the other points are shown all the same.
+                let shown = api.patch(&key.1, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&made)).await;
+                if let Err(e) = shown {
+                    tracing::warn!(why = %e, point = key.1, namespace = key.0, "a restore point can't be shown now");
+                }
             }
             wanted.insert(key);
         }
+        listed.insert(repository);
     }
     for gone in there {
         let key = (gone.namespace().unwrap_or_default(), gone.name_any());
         // Nothing is known of the points of a repository that can't be asked.
-        if ready.contains(&gone.spec.repository) && !wanted.contains(&key) {
+        if listed.contains(&gone.spec.repository) && !wanted.contains(&key) {
             let api: Api<RestorePoint> = Api::namespaced(client.clone(), &key.0);
             api.delete(&key.1, &DeleteParams::default()).await?;
         }

@@ -1,5 +1,6 @@
 //! The operator's process: gets a certificate, waits until it leads, and works until it is told to stop.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,11 +13,12 @@ use milkrun_observe::signals::Stop;
 use milkrun_operator::Settings;
 use milkrun_operator::controller::{self, Context};
 use milkrun_operator::coordinator::Coordinator;
+use milkrun_repository::clock::entropy;
 use milkrun_repository::point::catalog::chain;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::args::{Args, Command, Run};
+use crate::args::{Args, Command, Probe, Run};
 
 const LEASE: &str = "milkrun-operator";
 /// After so many seconds without a renewal, another process may work; so many before that, it is renewed.
@@ -47,6 +49,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             in_runtime(serve(*run))
         }
         Command::Hold => in_runtime(hold()),
+        Command::Probe { what, paths } => probe(what, &paths),
         Command::Definitions => definitions(),
     }
 }
@@ -78,6 +81,21 @@ fn definitions() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+#[expect(clippy::print_stderr, reason = "it becomes the pod's message")]
+fn probe(what: Probe, paths: &[PathBuf]) -> ExitCode {
+    for path in paths {
+        let done = match what {
+            Probe::Write => milkrun_operator::probe::write(path),
+            Probe::Check => milkrun_operator::probe::check(path),
+        };
+        if let Err(e) = done {
+            eprintln!("{}", chain(&e));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 async fn hold() -> Result<(), ServeError> {
     Stop::on_signal()?.wanted().await;
     Ok(())
@@ -89,9 +107,9 @@ fn not_enrolled(e: &EnrollmentError) {
 
 async fn serve(args: Run) -> Result<(), ServeError> {
     let stop = Stop::on_signal()?;
-    let (leads, ready) = watch::channel(false);
+    let (ready, serves) = watch::channel(false);
     if let Some(address) = args.metrics {
-        http::serve(address, ready).await?;
+        http::serve(address, serves).await?;
     }
     let client = Client::try_default().await.map_err(ServeError::Client)?;
     let namespace = client.default_namespace().to_owned();
@@ -102,6 +120,8 @@ async fn serve(args: Run) -> Result<(), ServeError> {
         () = stop.wanted() => return Ok(()),
     };
     let _renewing = AbortOnDropHandle::new(tokio::spawn(async move { enrollment.renew(not_enrolled).await }));
+    // One that waits is ready, too: nobody calls it.
+    ready.send_replace(true);
     let manager = LeaseManagerBuilder::new(client.clone(), LEASE).with_namespace(&namespace);
     let manager = manager.with_duration(LEASE_S).with_grace(GRACE_S).build().await?;
     let (mut held, task) = manager.watch().await;
@@ -117,10 +137,11 @@ async fn serve(args: Run) -> Result<(), ServeError> {
         image: args.image,
         cluster: system.uid().unwrap_or_default(),
         kubelet: args.kubelet.trim_end_matches('/').to_owned(),
+        exposed_max: args.exposed_max.into(),
+        process: hex::encode(entropy::<8>()),
     };
     tracing::info!(cluster = settings.cluster, "working");
     let context = Arc::new(Context::new(client, Coordinator::new(args.coordinator, credentials), settings));
-    leads.send_replace(true);
     let mut lost = held.clone();
     tokio::select! {
         () = controller::run(context) => {}

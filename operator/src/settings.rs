@@ -13,4 +13,8 @@ pub struct Settings {
     pub cluster: String,
     /// The kubelet's folder on each node.
     pub kubelet: String,
+    /// How many volumes of snapshots are exposed at once, for all runs together: each takes a slot of a node.
+    pub exposed_max: usize,
+    /// Names this process: random.
+    pub process: String,
 }

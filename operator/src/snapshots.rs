@@ -29,6 +29,20 @@ pub struct VolumeSnapshotSpec {
     pub volume_snapshot_class_name: Option<String>,
 }
 
+impl VolumeSnapshot {
+    /// What the storage said last, if it went wrong.
+    #[must_use]
+    pub fn error(&self) -> Option<String> {
+        self.status.as_ref()?.error.as_ref()?.message.clone()
+    }
+
+    /// Whether volumes can be made from it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.status.as_ref().and_then(|status| status.ready_to_use) == Some(true)
+    }
+}
+
 /// What a snapshot is of: one of both.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

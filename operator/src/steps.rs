@@ -4,8 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use milkrun_repository::clock::Moment;
+use milkrun_resources::condition::{COMPLETE, Conditions, FAILED, READY};
+
+/// How often the bytes of a run are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(3);
+
+/// How soon to look again at a step that has just begun.
+const SOON: Duration = Duration::from_millis(500);
+/// And at one that lasts.
+const PATIENT: Duration = Duration::from_secs(5);
 
 /// The present moment.
 #[must_use]
@@ -36,15 +45,41 @@ pub fn since(began: &Time, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(began.0)).unwrap_or_default()
 }
 
-/// Bytes as hex digits.
+/// How soon to look again at a step that has lasted for so long. Changes of our objects are looked at at once; this is for what
+/// nobody tells. What takes hours is not asked for twice a second.
 #[must_use]
-pub fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+pub fn pause(lasted: Duration) -> Duration {
+    (lasted / 10).clamp(SOON, PATIENT)
 }
 
-/// Bytes of hex digits.
+/// Whether it is time to count bytes again. Each change of status is written, and looked at again.
 #[must_use]
-pub fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.len().is_multiple_of(2).then_some(text)?;
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
+pub fn count_again(counted: Option<&Time>, now: Timestamp) -> bool {
+    counted.is_none_or(|last| since(last, now) >= COUNT_EVERY)
+}
+
+/// Says how a run ended: exactly one of `Complete` and `Failed` is true then.
+pub fn conclude(
+    conditions: &mut Vec<Condition>,
+    failure: Option<&str>,
+    complete: &str,
+    generation: Option<i64>,
+    now: Timestamp,
+) {
+    let reason = if failure.is_some() { "Failed" } else { complete };
+    let text = failure.unwrap_or_default();
+    for (kind, status) in [(COMPLETE, failure.is_none()), (FAILED, failure.is_some()), (READY, failure.is_none())] {
+        conditions.set(kind, status, reason, text, generation, time(now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lasts_is_looked_at_less_often() {
+        let pauses = [0, 4, 20, 3600].map(|seconds| pause(Duration::from_secs(seconds)).as_millis());
+        assert_eq!(pauses, [500, 500, 2000, 5000]);
+    }
 }

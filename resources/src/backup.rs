@@ -51,6 +51,12 @@ pub struct BackupSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 1 && self <= 36500").message("1 to 36500 days"))]
     pub lock_days: Option<i32>,
+    /// Freezes the file systems that running pods have mounted while all snapshots are cut, for at most so many seconds: the snapshots
+    /// are then of one moment. Writers wait meanwhile. A run whose snapshots take longer is void: it fails. Without it, nothing is
+    /// frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 1 && self <= 300").message("1 to 300 seconds"))]
+    pub freeze_seconds: Option<i32>,
     /// Reads volumes through claims that many nodes may read, for these storage classes. By default one node reads and may write,
     /// since not every driver has the other mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -65,8 +71,12 @@ pub enum BackupStep {
     Select,
     /// Opens the run at the coordinator.
     Open,
+    /// Freezes file systems, if the backup says so.
+    Freeze,
     /// Takes the snapshots, and waits until each is cut.
     Snapshot,
+    /// Thaws what was frozen.
+    Thaw,
     /// Offers the snapshots as devices, and moves their bytes.
     Move,
     /// Makes the restore point.
@@ -105,15 +115,48 @@ pub struct BackupStatus {
     /// The run's id at the coordinator, in hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+    /// What is frozen while the snapshots are cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeStatus>,
     /// The id of the restore point that it made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<String>,
+    /// When bytes were counted last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<Time>,
     /// The volumes, by claim.
     #[serde(default)]
     pub volumes: BTreeMap<String, VolumeStatus>,
     /// Claims that are not in the point, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skipped: BTreeMap<String, String>,
+}
+
+/// File systems that are frozen while snapshots are cut.
+#[derive(schemars::JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct FreezeStatus {
+    /// The process that froze them. If it goes away, the run is void: nobody else knows that they were frozen until all snapshots
+    /// were cut.
+    pub by: String,
+    /// Where they are mounted, by claim. Claims that no running pod has mounted are not among them.
+    #[serde(default)]
+    pub mounts: BTreeMap<String, MountStatus>,
+    /// Whether they were thawed.
+    #[serde(default)]
+    pub thawed: bool,
+    /// For how many milliseconds writers waited; of several file systems, the longest time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_ms: Option<i64>,
+}
+
+/// A mounted file system on a node.
+#[derive(schemars::JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct MountStatus {
+    /// The node.
+    pub node: String,
+    /// Where it is mounted there.
+    pub path: String,
 }
 
 /// One volume of a run.
@@ -129,6 +172,9 @@ pub struct VolumeStatus {
     /// The node that moves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Since when its holder is waited for, by the operator's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_since: Option<Time>,
     /// Whether the coordinator knows where it is.
     #[serde(default)]
     pub offered: bool,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// metadata: {name: yesterday, namespace: shop}
 /// spec: {repository: prod, point: shop@latest}
 /// ```
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "milkrun.dev",
     version = "v1alpha1",
@@ -54,6 +54,14 @@ pub struct RestoreSpec {
     /// Goes on though the point lacks these volumes of the application.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<String>,
+    /// Replaces claims that are there. Their new volumes are written while the application runs; then each claim is made anew
+    /// as soon as no pod uses it. The volume of before is kept, and `status.volumes[*].undo` is the command to go back to it.
+    #[serde(default)]
+    pub in_place: bool,
+    /// Makes volumes anywhere, whatever node labels, zones and distances the pods that used them ask for. For a cluster whose
+    /// nodes have other labels.
+    #[serde(default)]
+    pub anywhere: bool,
     /// Shows in status what would be done, and does nothing.
     #[serde(default)]
     pub dry_run: bool,
@@ -122,9 +130,20 @@ pub struct RestoreStatus {
     /// The point's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<String>,
+    /// Which wave of volumes is written now. Volumes are written so many at once as the cluster's operator allows.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub wave: i32,
+    /// When bytes were counted last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<Time>,
     /// What is made, by the volume's name in the point. It is the plan, and what a new leader goes on with.
     #[serde(default)]
     pub volumes: BTreeMap<String, RestoredVolume>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_first(wave: &i32) -> bool {
+    *wave == 0
 }
 
 /// A volume that a restore makes.
@@ -138,6 +157,12 @@ pub struct RestoredVolume {
     pub claim_uid: Option<String>,
     /// Volumes of one group are written at one place, so that one pod can use them all.
     pub group: String,
+    /// The wave that it is written in.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub wave: i32,
+    /// What the pod that used it asks of its node: JSON. The volume is made where that pod can run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
     /// The storage class.
     pub storage_class: String,
     /// `Block` or `Filesystem`.
@@ -156,13 +181,42 @@ pub struct RestoredVolume {
     /// The node that writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Whether the coordinator knows where it is.
-    #[serde(default)]
-    pub offered: bool,
+    /// Since when its holder is waited for, by the operator's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_since: Option<Time>,
+    /// Bytes of the image that are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done: Option<i64>,
+    /// The claim that it replaces, of a restore in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<ReplacedClaim>,
+    /// The command that brings back the volume of before, once the claim was replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<String>,
     /// The volume that was written. It goes, and another one with the same storage comes in its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_volume: Option<String>,
     /// The whole persistent volume of the claim, before it is made: JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_volume: Option<String>,
+    /// Whether that volume was made. One that is gone later is not made again.
+    #[serde(default)]
+    pub made: bool,
+}
+
+/// A claim that a restore in place replaces.
+#[derive(schemars::JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplacedClaim {
+    /// Its UID.
+    pub uid: String,
+    /// Its persistent volume. It is kept.
+    pub volume: String,
+    /// The reclaim policy of that volume.
+    pub reclaim_policy: String,
+    /// Whether no pod used the claim, so that it may be removed. What has begun is ended.
+    #[serde(default)]
+    pub removable: bool,
+    /// The claim, as it can be made again: JSON.
+    pub claim: String,
 }

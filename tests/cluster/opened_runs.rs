@@ -142,11 +142,19 @@ fn a_run_is_filled_while_it_goes_on_and_found_again_under_the_next_coordinator()
         assert_eq!(late.code(), Code::FailedPrecondition, "{late}");
         let done = until(&mut client, &request, is_done).await;
         assert_eq!(done.point, run.point, "{}", second.log());
+        // Whoever did not hear the answer asks once more.
+        let again = finish(&mut client, &run).await.unwrap();
+        assert_eq!((again.state(), again.point), (control::run::State::Done, run.point.clone()));
+        client.add_source(source(&run, "data", &data)).await.unwrap();
+        let late = client.add_source(source(&run, "late", &wal)).await.unwrap_err();
+        assert_eq!(late.code(), Code::FailedPrecondition, "{late}");
         drop(second);
         // And under a third, which never heard of it.
         let third = c.coordinator_with("third", &[]);
         third.wait_for_log("epoch=3");
         let mut client = connect(&c, "operator").await;
+        let unknown = client.add_source(source(&run, "data", &data)).await.unwrap_err();
+        assert_eq!(unknown.code(), Code::Aborted, "{unknown}");
         let done = until(&mut client, &request, is_done).await;
         assert_eq!((done.run, done.point), (run.run.clone(), run.point.clone()));
 
@@ -166,6 +174,7 @@ fn a_run_is_filled_while_it_goes_on_and_found_again_under_the_next_coordinator()
         }
         finish(&mut client, &restore).await.unwrap();
         until(&mut client, &request, is_done).await;
+        assert_eq!(finish(&mut client, &restore).await.unwrap().state(), control::run::State::Done);
     });
     for name in ["data", "wal"] {
         let read = |kind: &str| fs::read(c.folder().join(format!("{name}.{kind}"))).unwrap();

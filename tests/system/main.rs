@@ -7,6 +7,7 @@ mod crash_points;
 mod damage;
 mod devices;
 mod free_space;
+mod freeze;
 mod identity;
 mod in_use;
 mod locked_bucket;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::{exists, root, run, say, target};
+use crate::{cargo, exists, root, run, say, target};
 
 /// Targets that run at once: as many as the smallest machine has cores.
 const AT_ONCE: usize = 2;
@@ -34,8 +34,7 @@ pub(crate) fn run_all(seconds: u32) -> Result<(), String> {
         return Err("libFuzzer needs a C++ compiler".into());
     }
     let wrapper = root().join("fuzz/with-coverage");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo)
+    run(cargo()
         .args([
             "build",
             "--workspace",
@@ -44,8 +43,7 @@ pub(crate) fn run_all(seconds: u32) -> Result<(), String> {
             "--example",
             "libfuzzer",
         ])
-        .env("RUSTC_WORKSPACE_WRAPPER", wrapper.canonicalize().map_err(|e| format!("{}: {e}", wrapper.display()))?)
-        .current_dir(root()))?;
+        .env("RUSTC_WORKSPACE_WRAPPER", wrapper.canonicalize().map_err(|e| format!("{}: {e}", wrapper.display()))?))?;
     let program = target().join("debug/examples/libfuzzer");
     let folder = target().join("fuzz");
     let seeds = folder.join("samples");

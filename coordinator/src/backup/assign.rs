@@ -43,7 +43,7 @@ pub(super) async fn assign_volumes(
     let reach: Vec<(String, Vec<Reach>)> = open.map(|s| (s.name.to_string(), s.reach.clone())).collect();
     let mut assignments =
         VolumeAssignments::begin(coordinator, run.root.run, order.application.to_string(), due, feed, reach);
-    let (mut look, since) = (tokio::time::interval(LOOK_EVERY), tokio::time::Instant::now());
+    let (mut look, mut since) = (tokio::time::interval(LOOK_EVERY), tokio::time::Instant::now());
     let result = loop {
         if order.complete && assignments.all_done() {
             break Ok(());
@@ -54,7 +54,10 @@ pub(super) async fn assign_volumes(
                 None => break Err(BackupError::AgentGone),
             },
             _ = look.tick() => match assignments.forsaken() {
-                _ if !order.complete && since.elapsed() > runs::OPEN_MAX => break Err(BackupError::NeverFinished),
+                // While volumes are read, others wait for their slots.
+                _ if !order.complete && assignments.all_done() && since.elapsed() > runs::OPEN_MAX => {
+                    break Err(BackupError::NeverFinished);
+                }
                 None => {
                     // The inventory and the connected agents may have changed.
                     assignments.renew();
@@ -63,6 +66,9 @@ pub(super) async fn assign_volumes(
                 Some((volume, nodes)) => break Err(BackupError::NoNode { volume, nodes }),
             },
         };
+        if matches!(event, RunEvent::AddSource(..) | RunEvent::Finished(_)) {
+            since = tokio::time::Instant::now();
+        }
         match apply(coordinator, order, run, parent, &mut assignments, feed, event).await {
             Ok(()) => {}
             Err(e) => break Err(e),
@@ -230,6 +236,12 @@ fn assignment_of(coordinator: &Coordinator, run: &Run, volume: &str, attempt: u3
     wire::Assignment { run: run.root.run.as_bytes().to_vec().into(), volume: volume.to_owned(), attempt, epoch }
 }
 
+/// The file system that the facts of a claim name.
+fn file_system_of(claim: &str) -> String {
+    let facts: serde_json::Value = serde_json::from_str(claim).unwrap_or_default();
+    facts["fsType"].as_str().unwrap_or_default().to_owned()
+}
+
 fn backup_volume(
     order: &Order,
     run: &Run,
@@ -265,6 +277,7 @@ fn backup_volume(
         allow_mounted: order.allow_mounted,
         allow_changing: order.allow_changing,
         resume_at,
+        expected_file_system: file_system_of(&source.claim),
         ..Default::default()
     }
 }

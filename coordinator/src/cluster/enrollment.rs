@@ -103,7 +103,7 @@ impl Enrollment for Service {
         let certificate =
             signed.map_err(|e| Status::invalid_argument(milkrun_repository::point::catalog::chain(&e)))?;
         tracing::info!(%peer, "enrolled");
-        Ok(Response::new(EnrollReply { certificate, authority: issuer.certificate().to_owned() }))
+        Ok(Response::new(EnrollReply { certificate, authority: self.authority.trusted() }))
     }
 }
 

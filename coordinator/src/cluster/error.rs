@@ -22,8 +22,18 @@ pub(crate) enum ClusterError {
     #[error("can't take the Lease")]
     Lease(#[from] kube_lease_manager::LeaseManagerError),
     /// The Secret of the authority does not hold one.
-    #[error("the Secret {0} holds no authority: it needs ca.crt and ca.key")]
+    #[error(
+        "the Secret {0} holds no authority: it needs tls.crt and tls.key, as cert-manager makes them, or ca.crt and ca.key"
+    )]
     Authority(&'static str),
+    /// Somebody else keeps the authority, and there is none.
+    #[error("there is no Secret {0}")]
+    NoAuthority(&'static str),
+    /// What is written down of former authorities makes no sense.
+    #[error(
+        "the Secret {0} does not say which authorities are trusted: remove it, and agents get new certificates within a day"
+    )]
+    Trusted(&'static str),
     /// No certificate can be made.
     #[error(transparent)]
     Certificate(#[from] AuthorityError),

@@ -43,7 +43,7 @@ pub(crate) async fn show(api: &Api<Repository>, object: &Repository, state: &Sta
     }
     let before = object.status.clone().unwrap_or_default();
     let patch = serde_json::json!({ "status": changes(&before, &status) });
-    let params = PatchParams::default();
+    let params = PatchParams { field_manager: Some("milkrun-coordinator".into()), ..PatchParams::default() };
     if let Err(e) = api.patch_status(&object.name_any(), &params, &Patch::Merge(&patch)).await {
         // It is written again at the next look.
         tracing::warn!(repository = object.name_any(), why = %e, "its status can't be written");

@@ -1,6 +1,7 @@
 //! The service for clients that order. It takes orders, and sends progress and results. A run goes on whether a client watches it
 //! or not.
 
+mod freeze;
 mod manifests;
 mod opened;
 mod orders;
@@ -139,6 +140,17 @@ impl Control for Service {
     async fn add_target(&self, request: Request<control::AddTargetRequest>) -> Result<Response<control::Run>, Status> {
         let peer = peer_of(&request)?;
         self.add_target_to(&peer, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn freeze(&self, request: Request<control::FreezeRequest>) -> Result<Response<control::FreezeReply>, Status> {
+        let peer = peer_of(&request)?;
+        self.freeze_mounts(&peer, request.into_inner()).await?;
+        Ok(Response::new(control::FreezeReply {}))
+    }
+
+    async fn thaw(&self, request: Request<control::ThawRequest>) -> Result<Response<control::ThawReply>, Status> {
+        let peer = peer_of(&request)?;
+        self.thaw_mounts(&peer, request.into_inner()).await.map(Response::new)
     }
 
     async fn finish(

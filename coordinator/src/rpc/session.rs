@@ -68,6 +68,7 @@ impl Session for Service {
             version: one_line(&register.version, VERSION_MAX),
             protocol: register.protocol,
             volumes_max: usize::try_from(register.volumes).ok().filter(|&n| n > 0),
+            freezes: register.freezes,
             instance: register.instance.to_vec(),
             whence: caller.whence(),
         };
@@ -177,6 +178,10 @@ impl Listening {
             failed.reason = one_line(&failed.reason, REASON_MAX);
         }
         let (shared, node) = (&self.shared, &self.node);
+        let message = match message {
+            M::Freeze(state) => return shared.freezes.answered(node, state),
+            message => message,
+        };
         if let M::Draining(_) = message {
             shared.agents.leaving(node);
             shared.runs.tell_all(|| RunEvent::Drained(node.to_owned()));

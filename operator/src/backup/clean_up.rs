@@ -1,16 +1,30 @@
 //! Removing what a backup made, in the one order that loses nothing and leaves nothing: the volume of our claim gets the policy
 //! Delete; holder and claim go, each once the one before has let go of it; when the volume is gone, the twin, its content, and last the source and its snapshot.
 
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::ResourceExt;
-use milkrun_resources::labels;
-use serde_json::json;
+use milkrun_resources::{Backup, labels};
+use serde_json::{Value, json};
 
-use super::observe::Observed;
+use super::observe::{Observed, SOURCE, run_of};
 use crate::actions::{Action, Kind, Which};
 use crate::attachments::is_attached;
+use crate::snapshots::VolumeSnapshotContent;
+
+/// csi-provisioner puts this on a snapshot before it makes a volume from it, and leaves it there if that fails and the claim goes.
+const SOURCE_PROTECTION: &str = "provisioner.storage.kubernetes.io/volumesnapshot-as-source-protection";
+/// The snapshot controller was seen to keep this on a content for minutes, whose snapshot was gone a second after it was made.
+const BOUND_PROTECTION: &str = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
+
+/// csi-snapshotter has this on a content while it cuts the snapshot.
+const BEING_CREATED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-created";
+/// When we have touched a content last, in steps of [`NUDGE_EVERY_S`].
+const NUDGED: &str = "milkrun.dev/nudged";
+const NUDGE_EVERY_S: i64 = 5;
 
 /// What is to be removed next; nothing if all is gone.
-pub(super) fn clean_up(seen: &Observed) -> Vec<Action> {
+pub(super) fn clean_up(backup: &Backup, seen: &Observed, now: Timestamp) -> Vec<Action> {
     let mut actions = Vec::new();
     let claims = [
         seen.holders.keys().collect::<Vec<_>>(),
@@ -25,13 +39,16 @@ pub(super) fn clean_up(seen: &Observed) -> Vec<Action> {
     claims.sort();
     claims.dedup();
     for claim in claims {
-        actions.extend(of_claim(claim, seen));
+        actions.extend(of_claim(backup, claim, seen, now));
     }
     actions
 }
 
-/// The next action for one claim.
-fn of_claim(claim: &str, seen: &Observed) -> Option<Action> {
+/// Removes what offers the snapshot of a claim as a device, and leaves the snapshot itself.
+///
+/// # Errors
+/// It is not gone yet: this is the next action, if there is one; else it is waited for.
+pub(super) fn give_back(claim: &str, seen: &Observed) -> Result<(), Option<Action>> {
     let volume = seen.work_volumes.get(claim);
     if let Some(volume) = volume {
         let policy = volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
@@ -43,45 +60,97 @@ fn of_claim(claim: &str, seen: &Observed) -> Option<Action> {
             if let Some(run) = run {
                 patch["metadata"]["labels"] = json!({labels::RUN: run});
             }
-            return Some(Action::Merge(Which::of(Kind::Volume, volume), patch));
+            return Err(Some(Action::Merge(Which::of(Kind::Volume, volume), patch)));
         }
     }
     if let Some(pod) = seen.holders.get(claim) {
-        return delete(Kind::Pod, pod);
+        return Err(Action::delete(Kind::Pod, pod));
     }
     // A provisioner that finds its volume attached waits longer and longer before it looks again.
-    if volume.is_some_and(|volume| is_attached(volume, &seen.attached)) {
-        return None;
+    if volume.is_some_and(|volume| may_be_attached(volume, seen)) {
+        return Err(None);
     }
     if let Some(work) = seen.work_claims.get(claim) {
-        return delete(Kind::Claim, work);
+        return Err(Action::delete(Kind::Claim, work));
     }
     if volume.is_some() {
         // The provisioner removes it. Until then its storage needs the snapshot.
-        return None;
+        return Err(None);
     }
     if let Some(twin) = seen.twins.get(claim) {
-        return delete(Kind::Snapshot, twin);
+        let gone = Action::delete(Kind::Snapshot, twin);
+        return Err(gone.or_else(|| release(Kind::Snapshot, twin, SOURCE_PROTECTION)));
     }
     if let Some(content) = seen.twin_contents.get(claim) {
-        return delete(Kind::Content, content);
+        let gone = Action::delete(Kind::Content, content);
+        return Err(gone.or_else(|| release(Kind::Content, content, BOUND_PROTECTION)));
     }
-    if let Some(content) = seen.contents.get(claim)
-        && content.spec.deletion_policy != "Delete"
-    {
-        return Some(Action::Merge(Which::of(Kind::Content, content), json!({"spec": {"deletionPolicy": "Delete"}})));
-    }
-    match (seen.snapshots.get(claim), seen.contents.get(claim)) {
-        (Some(snapshot), _) => delete(Kind::Snapshot, snapshot),
-        // Somebody else removed the snapshot, and its content stayed.
-        (None, Some(content)) => delete(Kind::Content, content),
-        (None, None) => None,
-    }
+    Ok(())
 }
 
-fn delete<K: kube::Resource>(kind: Kind, object: &K) -> Option<Action> {
-    // It is on its way already.
-    object.meta().deletion_timestamp.is_none().then(|| Action::Delete(Which::of(kind, object)))
+fn may_be_attached(volume: &PersistentVolume, seen: &Observed) -> bool {
+    seen.attached.as_ref().is_none_or(|attached| is_attached(volume, attached))
+}
+
+/// The next action for one claim.
+fn of_claim(backup: &Backup, claim: &str, seen: &Observed, now: Timestamp) -> Option<Action> {
+    if let Err(next) = give_back(claim, seen) {
+        return next;
+    }
+    let content = seen.contents.get(claim);
+    if let Some(content) = content {
+        if content.spec.deletion_policy != "Delete" {
+            let patch = json!({"spec": {"deletionPolicy": "Delete"}});
+            return Some(Action::Merge(Which::of(Kind::Content, content), patch));
+        }
+        // It is found by its labels once the snapshot that names it is gone.
+        if !content.labels().contains_key(labels::RUN) {
+            return Some(Action::Merge(Which::of(Kind::Content, content), json!({"metadata": ours(backup, claim)})));
+        }
+    }
+    let deleted = match (seen.snapshots.get(claim), content) {
+        (Some(snapshot), _) => Action::delete(Kind::Snapshot, snapshot),
+        // Somebody else removed the snapshot, and its content stayed.
+        (None, Some(content)) => Action::delete(Kind::Content, content),
+        (None, None) => None,
+    };
+    deleted.or_else(|| content.and_then(|content| nudge(content, now)))
+}
+
+/// Labels and annotations of the content of an application's snapshot.
+pub(super) fn ours(backup: &Backup, claim: &str) -> Value {
+    let ours = run_of(backup).metadata(None, claim, SOURCE);
+    json!({"labels": ours.labels, "annotations": ours.annotations})
+}
+
+/// Lets csi-snapshotter look at a content again that is deleted: one that was deleted while its snapshot was cut, it was seen to leave
+/// for three minutes, and to remove as soon as somebody touched it.
+fn nudge(content: &VolumeSnapshotContent, now: Timestamp) -> Option<Action> {
+    content.metadata.deletion_timestamp.as_ref()?;
+    let at = (now.as_second() / NUDGE_EVERY_S).to_string();
+    let patch = json!({"metadata": {"annotations": {NUDGED: at}}});
+    (!content.annotations().contains_key(BEING_CREATED) && content.annotations().get(NUDGED) != Some(&at))
+        .then(|| Action::Merge(Which::of(Kind::Content, content), patch))
+}
+
+/// Lets go of an object of ours that is deleted, where nobody else would: all that needed it is gone.
+fn release<K: kube::Resource>(kind: Kind, object: &K, finalizer: &str) -> Option<Action> {
+    let finalizers = object.finalizers();
+    let rest: Vec<&String> = finalizers.iter().filter(|other| *other != finalizer).collect();
+    let patch = json!({"metadata": {"finalizers": rest, "resourceVersion": object.meta().resource_version}});
+    (rest.len() < finalizers.len()).then(|| Action::Merge(Which::of(kind, object), patch))
+}
+
+/// What is still there, for people.
+pub(super) fn left(seen: &Observed) -> String {
+    let attached = seen.work_volumes.iter().find(|(_, volume)| may_be_attached(volume, seen));
+    let what = match attached {
+        Some((claim, _)) if !seen.holders.contains_key(claim) => format!("the volume of {claim} to be detached"),
+        _ if !seen.holders.is_empty() => "holder pods to go".into(),
+        _ if !seen.work_volumes.is_empty() => "volumes to go".into(),
+        _ => "snapshots to go".into(),
+    };
+    format!("waits for {what}")
 }
 
 /// Whether nothing of the run is left.

@@ -9,12 +9,13 @@ use kube::ResourceExt;
 use milkrun_resources::Backup;
 use serde_json::json;
 
+use super::clean_up::ours;
 use super::observe::{Observed, run_of};
 use super::select::snapshot_class;
 use crate::Settings;
 use crate::actions::{Action, Kind, Which};
 use crate::claim_facts::bytes;
-use crate::holder::holder;
+use crate::holder::{Placement, holder};
 use crate::snapshots::{
     VolumeSnapshot, VolumeSnapshotContent, VolumeSnapshotContentSource, VolumeSnapshotContentSpec,
     VolumeSnapshotSource, VolumeSnapshotSpec,
@@ -25,9 +26,6 @@ const MODE_CHANGE: &str = "snapshot.storage.kubernetes.io/allow-volume-mode-chan
 /// Annotations and labels of a content that its twin needs too: secrets, and which node's snapshotter is in charge.
 const SECRETS: &str = "snapshot.storage.kubernetes.io/deletion-secret-";
 const SNAPSHOTTER: &str = "snapshot.storage.kubernetes.io/managed-by";
-
-/// The role of the content of the application's own snapshot.
-pub(super) const SOURCE: &str = "source";
 
 /// Tells GitOps tools that a snapshot in their namespace is none of their business.
 const GITOPS: [(&str, &str); 2] =
@@ -56,20 +54,18 @@ pub(super) fn with_class(action: Action, seen: &Observed, volume: Option<&Persis
     }
 }
 
-/// What has to be made next to offer the snapshot of a claim; nothing if all is there.
+/// What has to be made next to offer the snapshot of a claim; nothing if all is there, or it has no slot.
 pub(super) fn expose(backup: &Backup, claim: &str, seen: &Observed, settings: &Settings) -> Option<Action> {
     let run = run_of(backup);
     let work = settings.work_namespace.as_str();
     let content = seen.contents.get(claim)?;
     // A team, a pruning tool or a deleted namespace must not take the storage's snapshot away under the run.
     if content.spec.deletion_policy != "Retain" {
-        let ours = run.metadata(None, claim, SOURCE);
-        let metadata = json!({"labels": ours.labels, "annotations": ours.annotations});
-        let patch = json!({"metadata": metadata, "spec": {"deletionPolicy": "Retain"}});
+        let patch = json!({"metadata": ours(backup, claim), "spec": {"deletionPolicy": "Retain"}});
         return Some(Action::Merge(Which::of(Kind::Content, content), patch));
     }
     let status = seen.snapshots.get(claim)?.status.as_ref()?;
-    if status.ready_to_use != Some(true) {
+    if status.ready_to_use != Some(true) || !seen.may_expose.contains(claim) {
         return None;
     }
     if !seen.twin_contents.contains_key(claim) {
@@ -96,21 +92,26 @@ pub(super) fn expose(backup: &Backup, claim: &str, seen: &Observed, settings: &S
         };
         return Some(Action::create(Kind::Content, &VolumeSnapshotContent { metadata, spec, status: None }));
     }
-    if !seen.twins.contains_key(claim) {
+    let Some(twin) = seen.twins.get(claim) else {
         let metadata = run.metadata(Some(work), claim, "twin");
         let source = VolumeSnapshotSource { volume_snapshot_content_name: Some(run.name(claim)), ..Default::default() };
         let spec =
             VolumeSnapshotSpec { source, volume_snapshot_class_name: content.spec.volume_snapshot_class_name.clone() };
         return Some(Action::create(Kind::Snapshot, &VolumeSnapshot { metadata, spec, status: None }));
+    };
+    // A claim that comes earlier fails first, and the provisioner tries it again only seconds later.
+    if !twin.is_ready() {
+        return None;
     }
     let source = seen.volumes.get(claim)?;
-    if !seen.work_claims.contains_key(claim) {
+    let Some(held) = seen.work_claims.get(claim) else {
         let claim = work_claim(backup, claim, source, status.restore_size.as_ref(), work)?;
         return Some(Action::create(Kind::Claim, &claim));
-    }
+    };
     if !seen.holders.contains_key(claim) {
         let near = source.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
-        let pod = holder(run.metadata(Some(work), claim, "holder"), &[run.name(claim)], near, settings);
+        let placement = Placement { near, ..Placement::default() };
+        let pod = holder(run.metadata(Some(work), claim, "holder"), &[held], &placement, settings);
         return Some(Action::create(Kind::Pod, &pod));
     }
     mark_volume(backup, claim, seen)

@@ -1,34 +1,25 @@
 //! What is there of a backup: objects with the run's label, and the run at the coordinator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use milkrun_proto::control::v1 as control;
-use milkrun_resources::backup::BackupStep;
+use milkrun_resources::backup::{BackupStep, MountStatus, VolumeStatus};
 use milkrun_resources::{Backup, BackupStatus, labels};
 
-use super::expose::SOURCE;
+use super::freeze::{Answer, Due, due, mounts, places};
 use crate::attachments::attached;
+use crate::consumer::{Consumer, consumers};
 use crate::controller::Context;
-use crate::coordinator::{AskError, Run};
+use crate::exposed::exposed;
+use crate::holder::runs;
+use crate::memory::Memory;
 use crate::names::{RunOf, by_claim, claim_of};
+use crate::run::RunSeen;
 use crate::snapshots::{VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent};
-
-/// The run at the coordinator.
-#[derive(Clone, Debug, Default)]
-pub enum RunSeen {
-    /// Nobody has asked for it.
-    #[default]
-    NotOpened,
-    /// It is like this.
-    Opened(Box<Run>),
-    /// The coordinator can't be asked now.
-    Away(String),
-    /// The coordinator refuses it.
-    Refused(String),
-}
+use crate::warnings::{Warnings, warnings};
 
 /// What is there of a backup.
 #[derive(Clone, Debug, Default)]
@@ -49,19 +40,34 @@ pub struct Observed {
     pub twin_contents: BTreeMap<String, VolumeSnapshotContent>,
     /// The claims in the work namespace.
     pub work_claims: BTreeMap<String, PersistentVolumeClaim>,
+    /// How many claims of other backups are in the work namespace; only while volumes are offered.
+    pub exposed_elsewhere: usize,
+    /// Claims whose volumes may be exposed.
+    pub may_expose: BTreeSet<String>,
     /// Their volumes.
     pub work_volumes: BTreeMap<String, PersistentVolume>,
-    /// Volumes that are attached somewhere, as attachments and nodes name them.
-    pub attached: Vec<String>,
+    /// Volumes that are attached somewhere, as attachments and nodes name them; `None`: nobody has looked.
+    pub attached: Option<Vec<String>>,
     /// The holder pods.
     pub holders: BTreeMap<String, Pod>,
     /// The pod that uses each claim.
-    pub pods: BTreeMap<String, String>,
+    pub pods: BTreeMap<String, Consumer>,
     /// The run.
     pub run: RunSeen,
-    /// Nodes with an agent.
-    pub nodes: Vec<String>,
+    /// Where pods have mounted the claims; only until the snapshots are cut.
+    pub mounts: BTreeMap<String, MountStatus>,
+    /// Whether all of them are frozen.
+    pub frozen: Answer<()>,
+    /// How each of them ended.
+    pub thawed: Answer<Vec<control::Thawed>>,
+    /// Nodes with an agent; `None`: nobody knows now.
+    pub nodes: Option<Vec<String>>,
+    /// Warnings of objects of the work namespace; only while one of them does not get on.
+    pub warnings: Warnings,
 }
+
+/// The role of the content of the application's own snapshot.
+pub(super) const SOURCE: &str = "source";
 
 /// The run of a backup.
 pub(super) fn run_of(backup: &Backup) -> RunOf {
@@ -130,6 +136,8 @@ pub(super) async fn observe(
         }
         return Ok(seen);
     }
+    // Writers wait: this comes first.
+    freeze_or_thaw(backup, status, context, &mut seen).await;
     let snapshots = Api::<VolumeSnapshot>::namespaced(client.clone(), &namespace);
     seen.snapshots = by_claim(snapshots.list(&ours).await?.items);
     let twins = Api::<VolumeSnapshot>::namespaced(client.clone(), work);
@@ -141,15 +149,17 @@ pub(super) async fn observe(
     (seen.contents, seen.twin_contents) = (by_claim(sources), by_claim(twins));
     for (claim, snapshot) in &seen.snapshots {
         let bound = snapshot.status.as_ref().and_then(|s| s.bound_volume_snapshot_content_name.clone());
-        if let Some(content) = match bound {
-            Some(name) => contents.get_opt(&name).await?,
-            None => None,
-        } {
+        // The snapshot controller gives it this name before it says so.
+        let name = bound.unwrap_or_else(|| format!("snapcontent-{}", snapshot.uid().unwrap_or_default()));
+        if let Some(content) = contents.get_opt(&name).await? {
             seen.contents.insert(claim.clone(), content);
         }
     }
     let work_claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), work);
     seen.work_claims = by_claim(work_claims.list(&ours).await?.items);
+    if status.step == BackupStep::Move && !context.memory.knows_all() {
+        seen.exposed_elsewhere = exposed(client, work).await?.saturating_sub(seen.work_claims.len());
+    }
     seen.holders = by_claim(Api::<Pod>::namespaced(client.clone(), work).list(&ours).await?.items);
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     seen.work_volumes = by_claim(volumes.list(&ours).await?.items);
@@ -171,26 +181,64 @@ pub(super) async fn observe(
         let pods = Api::<Pod>::namespaced(client.clone(), &namespace).list(&ListParams::default()).await?.items;
         seen.pods = consumers(&pods);
     }
-    if !seen.work_volumes.is_empty() {
-        seen.attached = attached(client).await?;
+    if seen.work_volumes.keys().any(|claim| !seen.holders.contains_key(claim)) {
+        let nodes = status.volumes.values().filter_map(|volume| volume.node.as_ref());
+        seen.attached = Some(attached(client, nodes.collect()).await?);
+    }
+    if status.step == BackupStep::Move && seen.holders.values().any(|pod| !runs(pod)) {
+        seen.warnings = warnings(client, work).await?;
     }
     (seen.run, seen.nodes) = ask(backup, status, context, &namespace).await?;
+    if backup.spec.freeze_seconds.is_some() && status.step <= BackupStep::Snapshot {
+        let pods = Api::<Pod>::namespaced(client.clone(), &namespace).list(&ListParams::default()).await?.items;
+        seen.mounts = mounts(&pods, &seen.volumes, &context.settings.kubelet);
+    }
+    if status.step >= BackupStep::Move {
+        seen.take_slots(&backup.uid().unwrap_or_default(), status, &context.memory, context.settings.exposed_max);
+    }
     Ok(seen)
 }
 
-/// The pod that uses each claim; of several, the first by name.
-fn consumers(pods: &[Pod]) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
-    let mut sorted: Vec<&Pod> = pods.iter().collect();
-    sorted.sort_by_key(|pod| pod.name_any());
-    for pod in sorted {
-        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-            if let Some(source) = &volume.persistent_volume_claim {
-                all.entry(source.claim_name.clone()).or_insert_with(|| pod.name_any());
+/// Freezes or thaws what status names, if that is due.
+async fn freeze_or_thaw(backup: &Backup, status: &BackupStatus, context: &Context, seen: &mut Observed) {
+    let due = due(backup, status, &context.settings.process);
+    let Some(freeze) = &status.freeze else { return };
+    let Some(run) = status.run.as_deref().and_then(|run| hex::decode(run).ok()) else { return };
+    match due {
+        Due::Nothing => {}
+        Due::Thaw => seen.thawed = context.coordinator.thaw(run, places(freeze)).await.into(),
+        Due::Freeze => {
+            let uid = backup.uid().unwrap_or_default();
+            let seconds = backup.spec.freeze_seconds.unwrap_or_default().unsigned_abs();
+            if !context.memory.is_frozen(&uid) {
+                seen.frozen = context.coordinator.freeze(run, places(freeze), seconds).await.into();
+            }
+            if context.memory.is_frozen(&uid) || seen.frozen == Answer::Given(()) {
+                context.memory.frozen(&uid);
+                seen.frozen = Answer::Given(());
             }
         }
     }
-    all
+}
+
+impl Observed {
+    /// Takes slots for the volumes that are to be exposed next.
+    pub(super) fn take_slots(&mut self, run: &str, status: &BackupStatus, memory: &Memory, max: usize) {
+        let exposed: BTreeSet<String> = self.work_claims.keys().chain(self.work_volumes.keys()).cloned().collect();
+        // One that waits for its turn, or whose coordinator is away, uses none.
+        let moves = status.step == BackupStep::Move && matches!(&self.run, RunSeen::Opened(run) if !run.waiting);
+        let waits = |claim: &str, volume: &VolumeStatus| {
+            moves && !volume.offered && !exposed.contains(claim) && self.is_ready(claim)
+        };
+        let wanting = status.volumes.iter().filter(|(claim, volume)| waits(claim, volume));
+        let wanting: Vec<String> = wanting.map(|(claim, _)| claim.clone()).collect();
+        self.may_expose = memory.take_slots(run, exposed, wanting, self.exposed_elsewhere, max);
+    }
+
+    /// Whether a volume can be made from the snapshot of a claim.
+    pub(super) fn is_ready(&self, claim: &str) -> bool {
+        self.snapshots.get(claim).is_some_and(VolumeSnapshot::is_ready)
+    }
 }
 
 /// Asks the coordinator. Asking opens the run, if it is not open: so it is asked only where the run is wanted or known.
@@ -199,20 +247,15 @@ async fn ask(
     status: &BackupStatus,
     context: &Context,
     namespace: &str,
-) -> Result<(RunSeen, Vec<String>), kube::Error> {
+) -> Result<(RunSeen, Option<Vec<String>>), kube::Error> {
     let wanted =
         status.step < BackupStep::CleanUp && status.failure.is_none() && backup.metadata.deletion_timestamp.is_none();
     if !wanted {
-        return Ok((RunSeen::NotOpened, Vec::new()));
+        return Ok((RunSeen::NotOpened, None));
     }
     let found = Api::<k8s_openapi::api::core::v1::Namespace>::all(context.client.clone()).get(namespace).await?;
     let request = request(backup, status, context, found.uid().unwrap_or_default());
-    let run = match context.coordinator.open(request).await {
-        Ok(run) => RunSeen::Opened(Box::new(run)),
-        Err(AskError::Away(why)) => RunSeen::Away(why),
-        Err(AskError::Refused(why)) => RunSeen::Refused(why),
-    };
-    // Without an answer no node is known to have an agent, and the run waits.
-    let nodes = context.coordinator.nodes().await.unwrap_or_default();
+    let run = RunSeen::of(context.coordinator.open(request).await);
+    let nodes = context.coordinator.nodes().await.ok();
     Ok((run, nodes))
 }

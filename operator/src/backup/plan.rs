@@ -4,60 +4,32 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use milkrun_proto::control::v1 as control;
-use milkrun_resources::backup::BackupStep;
-use milkrun_resources::condition::{COMPLETE, Conditions, FAILED, READY};
-use milkrun_resources::{Backup, BackupStatus};
+use milkrun_resources::Backup;
+use milkrun_resources::backup::{BackupStep, FreezeStatus};
 
-use super::clean_up::{clean_up, is_clean};
-use super::expose::{expose, snapshot, with_class};
-use super::observe::{Observed, RunSeen};
+use super::clean_up::{clean_up, is_clean, left};
+use super::expose::{snapshot, with_class};
+use super::freeze::{Next, frozen, is_held, mounted_since, of_another, thawed};
+use super::moving::{count, give_back_done, move_volumes};
+use super::observe::Observed;
+use super::planned::Plan;
 use super::select::select;
 use crate::Settings;
-use crate::actions::Action;
-use crate::claim_facts::{ClaimFacts, bytes};
-use crate::coordinator::{Run, progress};
-use crate::holder::{held, trouble};
+use crate::run::{Call, RunSeen};
 use crate::snapshots::VolumeSnapshot;
-use crate::steps::{begin, from_hex, lasted, time, to_hex};
+use crate::steps::{begin, conclude, lasted, pause};
 
 /// How long a snapshot may take until it is cut.
 const CUT_MAX: Duration = Duration::from_secs(600);
 /// A snapshot's error is believed when it stays: the controller tries again by itself.
 const SNAPSHOT_ERROR_AFTER: Duration = Duration::from_secs(60);
-/// How long all snapshots may take until volumes can be made from them. Some storages upload them first.
-const READY_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How long a node may be without an agent.
-const AGENT_MAX: Duration = Duration::from_secs(120);
-/// How soon to look again.
-const SOON: Duration = Duration::from_millis(500);
-const LATER: Duration = Duration::from_secs(2);
-
-/// A call to the coordinator.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Call {
-    /// Adds a volume.
-    AddSource(Box<control::AddSourceRequest>),
-    /// Says that all are added.
-    Finish(control::FinishOrder),
-    /// Stops the run.
-    Cancel(Vec<u8>),
-}
-
-/// What to do next.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// What to do in the cluster.
-    pub actions: Vec<Action>,
-    /// What to ask of the coordinator.
-    pub calls: Vec<Call>,
-    /// The status from now on.
-    pub status: BackupStatus,
-    /// When to look again; `None`: all is done.
-    pub again: Option<Duration>,
-}
-
+/// How long it may take until all agents that are to freeze are there.
+const FREEZE_MAX: Duration = Duration::from_secs(600);
+/// How long it may take to learn how a freeze ended, beyond the time that it may last.
+const THAW_MAX: Duration = Duration::from_secs(60);
+/// How soon to look again while writers wait: status that was just written has to be seen.
+const PROMPTLY: Duration = Duration::from_millis(50);
 /// Plans.
 #[must_use]
 pub fn plan(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp) -> Plan {
@@ -66,7 +38,9 @@ pub fn plan(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestam
     if plan.status.step == BackupStep::Done {
         return plan;
     }
-    plan.again = Some(SOON);
+    let writers_wait = plan.status.freeze.as_ref().is_some_and(is_held);
+    let waited = lasted(&plan.status.steps, &plan.status.step, now);
+    plan.again = Some(pause(if writers_wait { Duration::ZERO } else { waited }));
     let deleted = backup.metadata.deletion_timestamp.is_some();
     if deleted && plan.status.step < BackupStep::CleanUp {
         plan.status.failure.get_or_insert_with(|| "the Backup was deleted".into());
@@ -91,19 +65,25 @@ pub fn plan(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestam
 fn step(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, plan: &mut Plan) {
     match plan.status.step {
         BackupStep::Select => select_claims(backup, seen, plan),
-        BackupStep::Open => open(seen, plan),
-        BackupStep::Snapshot => cut(backup, seen, now, plan),
+        BackupStep::Open => open(backup, seen, plan),
+        BackupStep::Freeze => freeze(seen, settings, now, plan),
+        BackupStep::Snapshot => cut(backup, seen, settings, now, plan),
+        BackupStep::Thaw => thaw(backup, seen, settings, now, plan),
         BackupStep::Move => move_volumes(backup, seen, settings, now, plan),
-        BackupStep::Commit => commit(seen, plan),
+        BackupStep::Commit => commit(seen, now, plan),
         BackupStep::CleanUp => end(backup, seen, now, plan),
         BackupStep::Done => {}
     }
 }
 
 fn cancel(plan: &mut Plan) {
-    let run = plan.status.run.as_deref().and_then(from_hex);
+    let run = plan.status.run.as_deref().and_then(|run| hex::decode(run).ok());
     plan.calls = run.map(Call::Cancel).into_iter().collect();
     plan.actions.clear();
+    if plan.status.freeze.as_ref().is_some_and(is_held) {
+        // It is thawed at the next look.
+        plan.again = Some(PROMPTLY);
+    }
 }
 
 fn select_claims(backup: &Backup, seen: &Observed, plan: &mut Plan) {
@@ -119,41 +99,75 @@ fn select_claims(backup: &Backup, seen: &Observed, plan: &mut Plan) {
     }
 }
 
-/// The run, if it goes on. Otherwise status says why not.
-fn going<'a>(seen: &'a Observed, plan: &mut Plan) -> Option<&'a Run> {
-    match &seen.run {
-        RunSeen::NotOpened => None,
-        RunSeen::Away(why) => {
-            plan.status.message = why.clone();
-            plan.again = Some(LATER);
-            None
-        }
-        RunSeen::Refused(why) => {
-            plan.status.failure = Some(why.clone());
-            None
-        }
-        RunSeen::Opened(run) if run.state() == control::run::State::Failed => {
-            plan.status.failure = Some(run.reason.clone());
-            None
-        }
-        RunSeen::Opened(run) => Some(run),
+fn open(backup: &Backup, seen: &Observed, plan: &mut Plan) {
+    if let RunSeen::Opened(run) = &seen.run {
+        plan.status.run = Some(hex::encode(&run.run));
     }
-}
-
-fn open(seen: &Observed, plan: &mut Plan) {
-    let Some(run) = going(seen, plan) else { return };
-    plan.status.run = Some(to_hex(&run.run));
-    if run.waiting {
-        plan.status.message = "another backup of the application is under way".into();
-        plan.again = Some(LATER);
-    } else {
+    if plan.going(seen).is_some() {
         plan.status.message.clear();
-        plan.status.step = BackupStep::Snapshot;
+        let freezes = backup.spec.freeze_seconds.is_some();
+        plan.status.step = if freezes { BackupStep::Freeze } else { BackupStep::Snapshot };
     }
 }
 
-fn cut(backup: &Backup, seen: &Observed, now: Timestamp, plan: &mut Plan) {
-    if going(seen, plan).is_none() {
+/// Notes what is to be frozen, and by whom; once that is written, it is frozen.
+fn freeze(seen: &Observed, settings: &Settings, now: Timestamp, plan: &mut Plan) {
+    if plan.going(seen).is_none() {
+        return;
+    }
+    let Some(freeze) = &plan.status.freeze else {
+        let mounts = seen.mounts.clone();
+        if mounts.is_empty() {
+            plan.status.step = BackupStep::Snapshot;
+        }
+        plan.status.freeze = Some(FreezeStatus { by: settings.process.clone(), mounts, ..FreezeStatus::default() });
+        plan.again = Some(PROMPTLY);
+        return;
+    };
+    let next = of_another(freeze, &settings.process).map_or_else(|| frozen(&seen.frozen), Next::Failed);
+    let waited = lasted(&plan.status.steps, &BackupStep::Freeze, now);
+    follow(next.unless(waited > FREEZE_MAX), BackupStep::Snapshot, plan);
+}
+
+fn thaw(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, plan: &mut Plan) {
+    if plan.going(seen).is_none() {
+        return;
+    }
+    let waited = lasted(&plan.status.steps, &BackupStep::Thaw, now);
+    let next = plan.status.freeze.as_mut().map_or(Next::On, |freeze| match of_another(freeze, &settings.process) {
+        Some(why) => Next::Failed(why),
+        None => thawed(freeze, &seen.thawed),
+    });
+    // Without an answer, the agent has thawed by itself by now.
+    follow(next.unless(waited > limit(backup) + THAW_MAX), BackupStep::Move, plan);
+}
+
+/// For how long file systems may be frozen.
+fn limit(backup: &Backup) -> Duration {
+    Duration::from_secs(backup.spec.freeze_seconds.unwrap_or_default().unsigned_abs().into())
+}
+
+fn follow(next: Next, step: BackupStep, plan: &mut Plan) {
+    match next {
+        Next::On => {
+            plan.status.message.clear();
+            plan.status.step = step;
+        }
+        Next::Waits(why) => plan.status.message = why,
+        Next::Failed(why) => plan.status.failure = Some(why),
+    }
+}
+
+fn cut(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, plan: &mut Plan) {
+    if plan.going(seen).is_none() {
+        return;
+    }
+    let freeze = plan.status.freeze.clone();
+    let held = freeze.as_ref().filter(|freeze| is_held(freeze));
+    let void = held.and_then(|freeze| of_another(freeze, &settings.process));
+    let void = void.or_else(|| mounted_since(freeze.as_ref()?, &seen.mounts));
+    if void.is_some() {
+        plan.status.failure = void;
         return;
     }
     let claims: Vec<String> = plan.status.volumes.keys().cloned().collect();
@@ -169,7 +183,7 @@ fn cut(backup: &Backup, seen: &Observed, now: Timestamp, plan: &mut Plan) {
                 if let Some(volume) = plan.status.volumes.get_mut(claim) {
                     volume.moment = cut;
                 }
-                if let Some(why) = snapshot_error(found).filter(|_| waited > SNAPSHOT_ERROR_AFTER) {
+                if let Some(why) = found.error().filter(|_| waited > SNAPSHOT_ERROR_AFTER) {
                     plan.status.failure = Some(format!("the snapshot of claim {claim}: {why}"));
                     return;
                 }
@@ -179,150 +193,22 @@ fn cut(backup: &Backup, seen: &Observed, now: Timestamp, plan: &mut Plan) {
     let late: Vec<String> = claims.into_iter().filter(|c| plan.status.volumes[c].moment.is_none()).collect();
     if late.is_empty() {
         plan.status.message.clear();
-        plan.status.step = BackupStep::Move;
-    } else if waited > CUT_MAX {
-        plan.status.failure = Some(format!("no snapshot of {} after {} s", late.join(", "), CUT_MAX.as_secs()));
+        plan.status.step = if held.is_some() { BackupStep::Thaw } else { BackupStep::Move };
+        if held.is_some() {
+            plan.again = Some(PROMPTLY);
+        }
+    } else if waited > CUT_MAX || held.is_some() && waited > limit(backup) {
+        plan.status.failure = Some(format!("no snapshot of {} after {} s", late.join(", "), waited.as_secs()));
     } else {
-        let errors = seen.snapshots.values().find_map(snapshot_error).unwrap_or_default();
+        let errors = seen.snapshots.values().find_map(VolumeSnapshot::error).unwrap_or_default();
         plan.status.message = format!("waits for the snapshot of {} {errors}", late.join(", ")).trim_end().to_owned();
     }
 }
 
-fn snapshot_error(snapshot: &VolumeSnapshot) -> Option<String> {
-    snapshot.status.as_ref()?.error.as_ref()?.message.clone()
-}
-
-fn move_volumes(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, plan: &mut Plan) {
-    let Some(run) = going(seen, plan) else { return };
-    let waited = lasted(&plan.status.steps, &BackupStep::Move, now);
-    let done = progress(run);
-    let claims: Vec<String> = plan.status.volumes.keys().cloned().collect();
-    let mut waits = Vec::new();
-    for claim in &claims {
-        let known = done.get(claim);
-        if let Some(volume) = plan.status.volumes.get_mut(claim) {
-            // The run knows a source once it was added, also under another operator.
-            volume.offered |= known.is_some();
-            if let Some((done, size)) = known {
-                (volume.done, volume.size) = (Some(*done), Some(*size));
-            }
-        }
-        if plan.status.volumes[claim].offered {
-            continue;
-        }
-        match offer(backup, claim, seen, settings, now, plan) {
-            Ok(()) => {}
-            Err(Stuck::Waits(why)) => waits.push(format!("{claim} waits for {why}")),
-            Err(Stuck::Failed(why)) => {
-                plan.status.failure = Some(format!("claim {claim}: {why}"));
-                return;
-            }
-        }
-    }
-    if waits.is_empty() && plan.status.volumes.values().all(|volume| volume.offered) {
-        plan.status.message.clear();
-        plan.status.step = BackupStep::Commit;
-    } else if waited > READY_MAX {
-        plan.status.failure = Some(format!("after {} h: {}", READY_MAX.as_secs() / 3600, waits.join("; ")));
-    } else {
-        plan.status.message = waits.join("; ");
-    }
-}
-
-/// Why a volume is not offered yet.
-enum Stuck {
-    Waits(String),
-    Failed(String),
-}
-
-/// Makes the next object for a volume, or offers it to the run.
-fn offer(
-    backup: &Backup,
-    claim: &str,
-    seen: &Observed,
-    settings: &Settings,
-    now: Timestamp,
-    plan: &mut Plan,
-) -> Result<(), Stuck> {
-    let snapshot = seen.snapshots.get(claim);
-    let snapshot = snapshot.ok_or_else(|| Stuck::Failed("somebody removed its snapshot".into()))?;
-    if seen.contents.contains_key(claim) && !seen.volumes.contains_key(claim) {
-        return Err(Stuck::Failed("its volume is gone".into()));
-    }
-    if let Some(action) = expose(backup, claim, seen, settings) {
-        plan.actions.push(action);
-    }
-    let Some(pod) = seen.holders.get(claim) else {
-        let ready = snapshot.status.as_ref().is_some_and(|status| status.ready_to_use == Some(true));
-        let error = snapshot_error(snapshot).map(|why| format!(": {why}")).unwrap_or_default();
-        return Err(Stuck::Waits(if ready { "its twin".into() } else { format!("its snapshot to be ready{error}") }));
-    };
-    if let Some(why) = trouble(pod, now) {
-        return Err(Stuck::Failed(why));
-    }
-    let work = seen.work_claims.get(claim);
-    let held = work.and_then(|work| held(pod, work, settings)).ok_or_else(|| Stuck::Waits("its holder pod".into()))?;
-    if !seen.nodes.contains(&held.node) {
-        let why = format!("an agent on node {}", held.node);
-        let age =
-            pod.metadata.creation_timestamp.as_ref().map_or(Duration::ZERO, |made| crate::steps::since(made, now));
-        let late = age > AGENT_MAX;
-        return Err(if late {
-            Stuck::Failed(format!("there is no agent on node {}", held.node))
-        } else {
-            Stuck::Waits(why)
-        });
-    }
-    let Some(volume) = plan.status.volumes.get_mut(claim) else { return Ok(()) };
-    volume.node = Some(held.node.clone());
-    let moment = volume.moment.as_ref().map_or(0, |moment| moment.0.as_millisecond());
-    let source = control::Source {
-        name: claim.to_owned(),
-        moment_ms: moment,
-        claim: facts(claim, seen),
-        ..control::Source::default()
-    };
-    let run = plan.status.run.as_deref().and_then(from_hex).unwrap_or_default();
-    plan.calls.push(Call::AddSource(Box::new(control::AddSourceRequest {
-        run: run.into(),
-        source: Some(source),
-        size: work.and_then(size).unwrap_or(0),
-        at: vec![control::Place { node: held.node, path: held.path }],
-        skip_free: false,
-    })));
-    Err(Stuck::Waits("the coordinator".into()))
-}
-
-fn facts(claim: &str, seen: &Observed) -> String {
-    let volume = seen.volumes.get(claim).cloned().unwrap_or_default();
-    // What the application's claim says is found in its volume too, and the claim may be gone by now.
-    let of = volume.spec.clone().unwrap_or_default();
-    let spec = k8s_openapi::api::core::v1::PersistentVolumeClaimSpec {
-        access_modes: of.access_modes,
-        storage_class_name: of.storage_class_name,
-        volume_mode: of.volume_mode,
-        resources: Some(k8s_openapi::api::core::v1::VolumeResourceRequirements {
-            requests: of.capacity,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    let facts = ClaimFacts::of(&PersistentVolumeClaim { spec: Some(spec), ..Default::default() }, &volume);
-    ClaimFacts { pod: seen.pods.get(claim).cloned(), ..facts }.to_json()
-}
-
-fn size(claim: &PersistentVolumeClaim) -> Option<u64> {
-    let capacity = claim.status.as_ref()?.capacity.as_ref()?.get("storage")?;
-    bytes(&capacity.0).and_then(|bytes| u64::try_from(bytes).ok())
-}
-
-fn commit(seen: &Observed, plan: &mut Plan) {
-    let Some(run) = going(seen, plan) else { return };
-    for (claim, (done, size)) in progress(run) {
-        if let Some(volume) = plan.status.volumes.get_mut(&claim) {
-            (volume.done, volume.size) = (Some(done), Some(size));
-        }
-    }
+fn commit(seen: &Observed, now: Timestamp, plan: &mut Plan) {
+    let Some(run) = plan.going(seen) else { return };
+    count(run, now, plan);
+    give_back_done(run, seen, plan);
     if run.state() == control::run::State::Done {
         plan.status.point = Some(run.point.clone());
         plan.status.step = BackupStep::CleanUp;
@@ -332,27 +218,27 @@ fn commit(seen: &Observed, plan: &mut Plan) {
     let skipped = skipped.map(|(name, reason)| control::Skipped { name: name.clone(), reason: reason.clone() });
     let order = control::FinishOrder { run: run.run.clone(), manifest_objects: 0, skipped: skipped.collect() };
     plan.calls.push(Call::Finish(order));
+    plan.follow = Some(run.run.to_vec());
 }
 
 fn end(backup: &Backup, seen: &Observed, now: Timestamp, plan: &mut Plan) {
-    plan.actions = clean_up(seen);
-    // What was just cancelled may still be read: its claims wait for the agent to let go.
-    if !is_clean(seen) {
-        if plan.actions.is_empty() {
-            plan.again = Some(SOON);
-        }
+    plan.actions = clean_up(backup, seen, now);
+    let waited = lasted(&plan.status.steps, &BackupStep::CleanUp, now);
+    if let Some(freeze) = plan.status.freeze.as_mut().filter(|freeze| is_held(freeze))
+        && let Next::Waits(why) = thawed(freeze, &seen.thawed)
+        && waited <= limit(backup) + THAW_MAX
+    {
+        plan.status.message = why;
         return;
     }
-    let generation = backup.metadata.generation;
+    if !is_clean(seen) {
+        plan.status.message = left(seen);
+        return;
+    }
     let failure = plan.status.failure.clone();
-    let (complete, failed) = (failure.is_none(), failure.is_some());
-    let reason = if failed { "Failed" } else { "Complete" };
-    let text = failure.unwrap_or_default();
-    let conditions = &mut plan.status.conditions;
-    conditions.set(COMPLETE, complete, reason, &text, generation, time(now));
-    conditions.set(FAILED, failed, reason, &text, generation, time(now));
-    conditions.set(READY, complete, reason, &text, generation, time(now));
-    plan.status.message = text;
+    let generation = backup.metadata.generation;
+    conclude(&mut plan.status.conditions, failure.as_deref(), "Complete", generation, now);
+    plan.status.message = failure.unwrap_or_default();
     plan.status.step = BackupStep::Done;
     plan.again = None;
 }

@@ -1,6 +1,6 @@
 //! What is there of a restore.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -10,11 +10,17 @@ use milkrun_proto::control::v1 as control;
 use milkrun_resources::restore::RestoreStep;
 use milkrun_resources::{Restore, RestoreStatus};
 
+use super::admission::{Admission, ask};
+use super::check::check;
+use super::waves;
 use crate::attachments::attached;
-use crate::backup::RunSeen;
 use crate::controller::Context;
 use crate::coordinator::AskError;
+use crate::exposed::exposed;
+use crate::holder::runs;
 use crate::names::{RunOf, by_claim, claim_of};
+use crate::run::RunSeen;
+use crate::warnings::{Warnings, warnings};
 
 /// What the coordinator says of the point.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +41,8 @@ pub enum PointSeen {
 pub struct Observed {
     /// The point; only while it is checked.
     pub point: PointSeen,
+    /// Whether the cluster would let the restore make what it plans; only while it is checked.
+    pub admission: Admission,
     /// The target namespace, if it is there.
     pub namespace: Option<Namespace>,
     /// The classes of volumes; only while it is checked.
@@ -47,14 +55,22 @@ pub struct Observed {
     pub written: BTreeMap<String, PersistentVolume>,
     /// The volumes of the restored claims.
     pub volumes: BTreeMap<String, PersistentVolume>,
+    /// The volumes of claims that are replaced in place; while it is checked, by the claim's name.
+    pub replaced: BTreeMap<String, PersistentVolume>,
+    /// The pods of the target namespace; only where claims are replaced in place.
+    pub pods: Vec<Pod>,
     /// The holder pods.
     pub holders: BTreeMap<String, Pod>,
-    /// Volumes that are attached somewhere, as attachments and nodes name them.
+    /// Volumes that are attached somewhere, as attachments and nodes name them; only once they are written.
     pub attached: Vec<String>,
+    /// Whether the volumes of the present wave have their slots.
+    pub may_expose: bool,
     /// The run.
     pub run: RunSeen,
-    /// Nodes with an agent.
-    pub nodes: Vec<String>,
+    /// Nodes with an agent; `None`: nobody knows now.
+    pub nodes: Option<Vec<String>>,
+    /// Warnings of objects of the work namespace; only while one of them does not get on.
+    pub warnings: Warnings,
 }
 
 /// The run of a restore.
@@ -97,8 +113,23 @@ pub(super) async fn observe(
         seen.claims.insert(claim.name_any(), claim);
     }
     if status.step == RestoreStep::Check && status.failure.is_none() {
+        if restore.spec.in_place {
+            for claim in seen.claims.values() {
+                let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).unwrap_or_default();
+                if !name.is_empty()
+                    && let Some(found) = Api::<PersistentVolume>::all(client.clone()).get_opt(&name).await?
+                {
+                    seen.replaced.insert(claim.name_any(), found);
+                }
+            }
+        }
         seen.classes = Api::<StorageClass>::all(client.clone()).list(&ListParams::default()).await?.items;
         seen.point = ask_for_point(restore, context).await;
+        if let PointSeen::Found(detail) = &seen.point
+            && let Ok(planned) = check(restore, detail, &seen, &context.settings)
+        {
+            seen.admission = ask(restore, &planned, &seen, &context.settings, client).await;
+        }
         return Ok(seen);
     }
     let work_claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), work);
@@ -122,12 +153,51 @@ pub(super) async fn observe(
         if let Some(found) = volumes.get_opt(&run_of(restore).name(name)).await? {
             seen.volumes.insert(name.clone(), found);
         }
+        if let Some(before) = &volume.replaces
+            && let Some(found) = volumes.get_opt(&before.volume).await?
+        {
+            seen.replaced.insert(name.clone(), found);
+        }
     }
-    seen.attached = attached(client).await?;
+    if restore.spec.in_place && status.step >= RestoreStep::HandOver {
+        let pods = Api::<Pod>::namespaced(client.clone(), &target);
+        seen.pods = pods.list(&ListParams::default()).await?.items;
+    }
+    if status.step >= RestoreStep::HandOver || status.step == RestoreStep::Data && !waves::is_last(status) {
+        let nodes = status.volumes.values().filter_map(|volume| volume.node.as_ref());
+        seen.attached = attached(client, nodes.collect()).await?;
+    }
+    if status.step == RestoreStep::Data && seen.holders.values().any(|pod| !runs(pod)) {
+        seen.warnings = warnings(client, work).await?;
+    }
     seen.run = ask_for_run(restore, status, context).await;
-    // Without an answer no node is known to have an agent, and the run waits.
-    seen.nodes = context.coordinator.nodes().await.unwrap_or_default();
+    seen.may_expose = take_slots(restore, status, &seen, context).await?;
+    seen.nodes = context.coordinator.nodes().await.ok();
     Ok(seen)
+}
+
+/// Takes slots for the volumes of the present wave; gives them back once all are written.
+async fn take_slots(
+    restore: &Restore,
+    status: &RestoreStatus,
+    seen: &Observed,
+    context: &Context,
+) -> Result<bool, kube::Error> {
+    let uid = restore.uid().unwrap_or_default();
+    if status.step != RestoreStep::Data || status.failure.is_some() {
+        context.memory.forget(&uid);
+        return Ok(false);
+    }
+    // One that waits for its turn, or whose coordinator is away, uses none.
+    let moves = matches!(&seen.run, RunSeen::Opened(run) if !run.waiting);
+    let wave: BTreeSet<String> = waves::present(status).into_iter().collect();
+    let held = wave.iter().any(|name| seen.work_claims.contains_key(name));
+    if !moves && !held {
+        return Ok(false);
+    }
+    let ask = !held && !context.memory.knows_all();
+    let elsewhere = if ask { exposed(&context.client, &context.settings.work_namespace).await? } else { 0 };
+    Ok(context.memory.take_together(&uid, wave, held, elsewhere, context.settings.exposed_max))
 }
 
 async fn ask_for_point(restore: &Restore, context: &Context) -> PointSeen {
@@ -158,13 +228,11 @@ async fn ask_for_run(restore: &Restore, status: &RestoreStatus, context: &Contex
         repository: restore.spec.repository.clone(),
         ..control::RestoreRequest::default()
     };
+    // Each wave is a run of its own: a run begins to write once all its targets are known.
+    let wave = if status.wave > 0 { format!("/{}", status.wave) } else { String::new() };
     let request = control::OpenRunRequest {
-        request_id: format!("restore/{}", restore.uid().unwrap_or_default()),
+        request_id: format!("restore/{}{wave}", restore.uid().unwrap_or_default()),
         order: Some(control::open_run_request::Order::Restore(order)),
     };
-    match context.coordinator.open(request).await {
-        Ok(run) => RunSeen::Opened(Box::new(run)),
-        Err(AskError::Away(why)) => RunSeen::Away(why),
-        Err(AskError::Refused(why)) => RunSeen::Refused(why),
-    }
+    RunSeen::of(context.coordinator.open(request).await)
 }

@@ -10,32 +10,36 @@ use milkrun_resources::restore::RestoreStep;
 use milkrun_resources::{Restore, RestoreStatus};
 
 use super::observe::observe;
-use super::plan::{Call, Plan, plan};
-use crate::actions::ActionError;
-use crate::controller::{Context, ReconcileError, keep_finalizer, patch_status};
-use crate::coordinator::AskError;
+use super::plan::plan;
+use crate::controller::{Context, ReconcileError, as_it_is, keep_finalizer, patch_status};
+use crate::run::{apply, next};
 
 /// Looks once, and does what is next.
 ///
 /// # Errors
 /// [`ReconcileError`]: it is tried again.
 pub async fn reconcile(restore: Arc<Restore>, context: Arc<Context>) -> Result<Next, ReconcileError> {
-    let status = restore.status.clone().unwrap_or_default();
     let api: Api<Restore> = Api::namespaced(context.client.clone(), &restore.namespace().unwrap_or_default());
+    let Some(restore) = as_it_is(&api, &restore).await? else { return Ok(Next::await_change()) };
+    let status = restore.status.clone().unwrap_or_default();
     if status.step == RestoreStep::Done {
-        keep_finalizer(&api, &*restore, false).await?;
+        keep_finalizer(&api, &restore, false).await?;
         return Ok(Next::await_change());
     }
     if restore.metadata.deletion_timestamp.is_none() {
-        keep_finalizer(&api, &*restore, true).await?;
+        keep_finalizer(&api, &restore, true).await?;
     }
     let seen = observe(&restore, &status, &context).await?;
     let plan = plan(&restore, &seen, &context.settings, crate::steps::now());
+    // The message is written once, after all was tried: each change of status is looked at again at once.
+    let first = RestoreStatus { message: status.message.clone(), ..plan.status.clone() };
+    write(&api, &restore, &status, &first, &context).await?;
     let mut after = plan.status.clone();
-    write(&api, &restore, &status, &after, &context).await?;
-    apply(&plan, &mut after, &context).await;
-    write(&api, &restore, &plan.status, &after, &context).await?;
-    Ok(plan.again.map_or_else(Next::await_change, Next::requeue))
+    let applied = apply(&plan.actions, &plan.calls, after.step >= RestoreStep::CleanUp, &context).await;
+    after.failure = after.failure.or(applied.refused);
+    after.message = applied.later.unwrap_or(after.message);
+    write(&api, &restore, &first, &after, &context).await?;
+    Ok(next(&context.coordinator, plan.follow, plan.again).await)
 }
 
 async fn write(
@@ -64,42 +68,4 @@ async fn write(
         _ => {}
     }
     Ok(())
-}
-
-/// Does what was planned. What can never work fails the restore; what may work later is tried again at the next look.
-async fn apply(plan: &Plan, status: &mut RestoreStatus, context: &Context) {
-    let fails = status.step < RestoreStep::CleanUp;
-    for action in &plan.actions {
-        match action.apply(&context.client).await {
-            Ok(()) => {}
-            Err(e @ ActionError::Refused { .. }) if fails => {
-                status.failure.get_or_insert(e.to_string());
-                return;
-            }
-            Err(e) => {
-                let why = milkrun_repository::point::catalog::chain(&e);
-                tracing::warn!(why, "tried again");
-                status.message = why;
-            }
-        }
-    }
-    for call in plan.calls.clone() {
-        let done = match call {
-            Call::AddTarget(request) => context.coordinator.add_target(*request).await,
-            Call::Finish(order) => context.coordinator.finish(order).await,
-            // A run that ended is no longer known.
-            Call::Cancel(run) => context.coordinator.cancel(run).await.or(Ok(())),
-        };
-        match done {
-            Ok(()) => {}
-            Err(AskError::Refused(why)) if fails => {
-                status.failure.get_or_insert(why);
-                return;
-            }
-            Err(e) => {
-                status.message = e.to_string();
-                return;
-            }
-        }
-    }
 }

@@ -7,6 +7,7 @@ use crate::playground::{MACHINE, Playground};
 /// The password of the tests' repositories.
 const PASSWORD: &str = "correct horse battery staple";
 const IMAGE: &str = "milkrun.test/milkrun:1";
+pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/chart");
 pub(crate) const BUCKET: &str = "backups";
 
 fn port(store: &Seaweed) -> u16 {
@@ -15,23 +16,37 @@ fn port(store: &Seaweed) -> u16 {
 
 /// A cluster with milkrun, and a store with an empty bucket that locks.
 pub(crate) fn with_store(test: &str, nodes: u8) -> Option<(Playground, Seaweed)> {
+    with_store_and(test, nodes, &[])
+}
+
+/// The same, where pods and the API server reach more ports of the machine's loopback.
+pub(crate) fn with_store_and(test: &str, nodes: u8, ports: &[u16]) -> Option<(Playground, Seaweed)> {
     let store = Seaweed::start(test)?;
-    let cluster = with_milkrun(test, nodes, &store)?;
+    let cluster = installed(test, nodes, &[ports, &[port(&store)]].concat())?;
     make_bucket(&store);
     Some((cluster, store))
 }
 
 /// A cluster with milkrun that reaches a store.
 pub(crate) fn with_milkrun(test: &str, nodes: u8, store: &Seaweed) -> Option<Playground> {
-    let cluster = Playground::up(test, nodes, &[port(store)])?;
+    installed(test, nodes, &[port(store)])
+}
+
+fn installed(test: &str, nodes: u8, ports: &[u16]) -> Option<Playground> {
+    let cluster = Playground::up(test, nodes, ports)?;
     let image = std::env::var("MILKRUN_TEST_IMAGE").unwrap();
     let said = cluster.cluster("load", &[&image]);
     assert!(said.ok, "{}", said.out);
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/chart");
     cluster.helm(&format!(
-        "install milkrun {chart} -n milkrun --create-namespace --set image={IMAGE} --set imagePullPolicy=Never"
+        "install milkrun {CHART} -n milkrun --create-namespace --set image={IMAGE} --set imagePullPolicy=Never"
     ));
     Some(cluster)
+}
+
+/// Changes values of the chart.
+pub(crate) fn set_values(cluster: &Playground, values: &str) {
+    cluster.helm(&format!("upgrade milkrun {CHART} -n milkrun --reuse-values --set {values}"));
+    cluster.kubectl("-n milkrun rollout status deployment/milkrun-operator --timeout=120s");
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -5,8 +5,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The longest time that something in a cluster may take.
-const WAIT_MAX: Duration = Duration::from_secs(180);
-const LOOK_EVERY: Duration = Duration::from_millis(300);
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// Each look starts a `kubectl`, which takes a tenth of a second of a core.
+const LOOK_EVERY: Duration = Duration::from_millis(700);
+/// What a run makes, and must remove.
+const KINDS: &str = "pvc,pv,volumesnapshots,volumesnapshotcontents,volumeattachments";
 /// Where pods find a port of this machine's loopback.
 pub(crate) const MACHINE: &str = "10.90.0.1";
 
@@ -51,6 +54,9 @@ impl Playground {
         for port in ports {
             command.args(["--machine-port", &port.to_string()]);
         }
+        if let Some(version) = std::env::var_os("MILKRUN_TEST_KUBERNETES_VERSION") {
+            command.arg("--version").arg(version);
+        }
         let said = run(&mut command);
         assert!(said.ok, "no cluster: {}", said.out);
         let kubeconfig = said.out.lines().find_map(|line| line.strip_prefix("export KUBECONFIG=")).unwrap().into();
@@ -65,6 +71,10 @@ impl Playground {
     /// `cargo xtask cluster WHAT --name … REST`
     pub(crate) fn cluster(&self, what: &str, rest: &[&str]) -> Said {
         run(Command::new(&self.xtask).args(["cluster", what, "--name", &self.name]).args(rest))
+    }
+
+    pub(crate) fn kubeconfig(&self) -> &std::path::Path {
+        &self.kubeconfig
     }
 
     /// Runs a command on a node. Returns what it said.
@@ -111,10 +121,22 @@ impl Playground {
         self.try_kubectl(&["apply", "-f", file.path().to_str().unwrap()])
     }
 
-    pub(crate) fn helm(&self, words: &str) {
+    /// Waits until the API server would refuse an object.
+    pub(crate) fn wait_for_refusal(&self, what: &str, yaml: &str) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, yaml.as_bytes()).unwrap();
+        let began = Instant::now();
+        while self.try_kubectl(&["create", "--dry-run=server", "-f", file.path().to_str().unwrap()]).ok {
+            assert!(began.elapsed() < WAIT_MAX, "waited in vain for {what}");
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    pub(crate) fn helm(&self, words: &str) -> String {
         let mut command = Command::new(self.program("helm"));
         let said = run(command.env("KUBECONFIG", &self.kubeconfig).args(words.split_whitespace()));
         assert!(said.ok, "helm {words}: {}", said.out);
+        said.out
     }
 
     /// Waits until `kubectl` says what is wanted.
@@ -145,17 +167,13 @@ impl Playground {
     /// Everything that a run could leave behind: claims, volumes, snapshots, their contents, attachments, pods of the work
     /// namespace, images of the storage, loop devices of the cluster.
     pub(crate) fn inventory(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        for kind in ["pvc", "pv", "volumesnapshots", "volumesnapshotcontents", "volumeattachments"] {
-            let names = self.kubectl(&format!("get {kind} -A -o name --ignore-not-found"));
-            all.extend(names.lines().map(str::to_owned));
-        }
+        let names = self.kubectl(&format!("get {KINDS} -A -o name --ignore-not-found"));
+        let mut all: Vec<String> = names.lines().map(str::to_owned).collect();
         let pods = self.try_kubectl(&["-n", "milkrun-work", "get", "pods", "-o", "name"]);
         all.extend(pods.out.lines().filter(|line| line.starts_with("pod/")).map(str::to_owned));
-        for folder in ["volumes", "snapshots"] {
-            let list = self.on("node1", &["ls", &format!("/run/milkrun-disk/{folder}")]);
-            all.extend(list.lines().filter(|name| !name.is_empty()).map(|name| format!("{folder}/{name}")));
-        }
+        let files =
+            self.on("node1", &["find", "/run/milkrun-disk/volumes", "/run/milkrun-disk/snapshots", "-mindepth", "1"]);
+        all.extend(files.lines().filter(|name| !name.is_empty()).map(str::to_owned));
         let mine = format!("{}-", self.name);
         let loops = run(Command::new("losetup").args(["--list", "--noheadings", "--output", "BACK-FILE"])).out;
         all.extend(loops.lines().filter(|line| line.contains(&mine)).map(|line| format!("loop {line}")));
@@ -165,9 +183,14 @@ impl Playground {
 
     /// Waits until the inventory is what it was.
     pub(crate) fn wait_for_inventory(&self, before: &[String]) {
+        self.wait_for_part_of_inventory(before, <[String]>::to_vec);
+    }
+
+    /// Waits until a part of the inventory is what it was.
+    pub(crate) fn wait_for_part_of_inventory(&self, before: &[String], part: impl Fn(&[String]) -> Vec<String>) {
         let began = Instant::now();
         loop {
-            let now = self.inventory();
+            let now = part(&self.inventory());
             if now == before {
                 return;
             }
@@ -182,12 +205,25 @@ impl Playground {
 impl Drop for Playground {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // What a person would look at first.
-            for words in ["-n milkrun logs -l app.kubernetes.io/name --tail=40 --prefix", "get events -A"] {
-                let said = self.try_kubectl(&words.split_whitespace().collect::<Vec<_>>());
-                eprintln!("kubectl {words}\n{}", said.out);
-            }
+            // What a person would look at first, and no more: CI shows little.
+            let logs = "-n milkrun logs -l app.kubernetes.io/name --tail=25 --prefix";
+            let said = self.try_kubectl(&logs.split_whitespace().collect::<Vec<_>>());
+            said.out.lines().for_each(|line| eprintln!("{}", in_short(line)));
+            let events = "get events -A --sort-by=.lastTimestamp --field-selector=type=Warning";
+            let said = self.try_kubectl(&events.split_whitespace().collect::<Vec<_>>());
+            let from = said.out.lines().count().saturating_sub(15);
+            said.out.lines().skip(from).for_each(|line| eprintln!("{line}"));
         }
         self.cluster("down", &[]);
     }
+}
+
+/// A line of a log without what a person who reads it does not need.
+fn in_short(line: &str) -> String {
+    let at = line.find('{').unwrap_or(line.len());
+    let (of, json) = line.split_at(at);
+    let Ok(said) = serde_json::from_str::<serde_json::Value>(json) else { return line.to_owned() };
+    let of = of.rsplit('/').next().unwrap_or(of);
+    let at = said["timestamp"].as_str().and_then(|at| at.get(11..23)).unwrap_or_default();
+    format!("{of}{at} {} {}", said["level"].as_str().unwrap_or_default(), said["fields"])
 }

@@ -14,7 +14,7 @@ use super::orders::{application, backup_order, bad, restore_order, target};
 use super::{Service, manifests, may, start};
 use crate::inventory::{Reach, SourceSpec};
 use crate::rpc::{run_events, status};
-use crate::runs::view::{Feed, Kind, Outcome};
+use crate::runs::view::{Feed, Kind, Outcome, View};
 use crate::runs::{Reply, RunEvent};
 use crate::{Coordinator, backup, restore, skipped};
 
@@ -112,12 +112,28 @@ impl Service {
     fn opened(&self, peer: &Peer, run: &[u8]) -> Result<(RunId, Feed), Status> {
         may(peer, Action::Orchestrate, None)?;
         let id = Self::run_id(run)?;
-        let feed = self.0.shared().runs.feed(&id).ok_or_else(|| Status::not_found("there is no such run"))?;
+        // It may be a run of the coordinator before that is not taken over yet. The same request finds it.
+        let unknown = || Status::aborted("the coordinator does not know this run now: open it again");
+        let feed = self.0.shared().runs.feed(&id).ok_or_else(unknown)?;
         Ok((id, feed))
     }
 
-    /// Sends an event to a run, and waits for the answer.
+    /// Sends an event to a run, and waits for the answer. `had`: whether it had what is asked for, if it has ended well: whoever did not
+    /// hear the answer asks again, and the run may end at that moment.
     async fn ask(
+        &self,
+        run: &RunId,
+        feed: &Feed,
+        had: impl Fn(&View) -> bool,
+        event: impl FnOnce(Reply) -> RunEvent,
+    ) -> Result<control::Run, Status> {
+        let asked = self.ask_once(run, feed, event).await;
+        let now = feed.now();
+        let ended_well = matches!(now.outcome, Some(Outcome::BackedUp(_) | Outcome::Restored(_)));
+        if ended_well && had(&now) { Ok(run_events::run(&now)) } else { asked }
+    }
+
+    async fn ask_once(
         &self,
         run: &RunId,
         feed: &Feed,
@@ -174,7 +190,9 @@ impl Service {
             moment: (s.moment_ms != 0).then(|| milkrun_repository::clock::Moment::from_millis(s.moment_ms)),
             claim: s.claim,
         };
-        self.ask(&id, &feed, |reply| RunEvent::AddSource(Box::new(source), reply)).await
+        let name = source.name.to_string();
+        let had = |view: &View| view.volumes.contains_key(&name);
+        self.ask(&id, &feed, had, |reply| RunEvent::AddSource(Box::new(source), reply)).await
     }
 
     pub(super) async fn add_target_to(
@@ -184,7 +202,9 @@ impl Service {
     ) -> Result<control::Run, Status> {
         let (id, feed) = self.opened(peer, &request.run)?;
         let target = target(request.target.unwrap_or_default())?;
-        self.ask(&id, &feed, |reply| RunEvent::AddTarget(Box::new(target), reply)).await
+        let name = target.name.to_string();
+        let had = |view: &View| view.volumes.contains_key(&name);
+        self.ask(&id, &feed, had, |reply| RunEvent::AddTarget(Box::new(target), reply)).await
     }
 
     pub(super) async fn finish_run(
@@ -207,7 +227,7 @@ impl Service {
         let skipped = order.skipped.iter().map(|s| skipped::from_wire(s).map_err(|e| bad(&e)));
         let complete =
             Complete { skipped: skipped.collect::<Result<_, Status>>()?, manifest_objects: announced, manifests };
-        self.ask(&id, &feed, |reply| RunEvent::Complete(Box::new(complete), reply)).await
+        self.ask(&id, &feed, |_| true, |reply| RunEvent::Complete(Box::new(complete), reply)).await
     }
 }
 

@@ -17,13 +17,16 @@ const SNAPSHOT_DEFINITIONS: &str = "github.com/kubernetes-csi/external-snapshott
 #[derive(Debug, Clone)]
 pub struct Programs {
     folder: PathBuf,
+    /// Kubernetes' own programs of an older version; they count before those of `folder`.
+    older: Option<PathBuf>,
 }
 
 impl Programs {
     /// The path of a program.
     #[must_use]
     pub fn path(&self, program: &str) -> PathBuf {
-        self.folder.join(program)
+        let older = self.older.as_ref().map(|folder| folder.join(program)).filter(|path| path.exists());
+        older.unwrap_or_else(|| self.folder.join(program))
     }
 
     /// The folder of the resource definitions that the snapshot controller needs.
@@ -38,21 +41,35 @@ impl Programs {
         &self.folder
     }
 
-    /// The programs below `target` that were built from the module's present pins, if they were.
+    /// The programs below `target` that were built from the module's present pins, if they were. `version`: an older Kubernetes.
     ///
     /// # Errors
-    /// If the module can't be read.
-    pub fn built(module: &Path, target: &Path) -> Result<Option<Self>> {
-        let programs = Self { folder: folder(module, target)? };
-        Ok(programs.folder.join("complete").exists().then_some(programs))
+    /// If the module can't be read, or there is no such version.
+    pub fn built(module: &Path, target: &Path, version: Option<&str>) -> Result<Option<Self>> {
+        let complete = |folder: &PathBuf| folder.join("complete").exists();
+        let older = version.map(|version| folder(&older(module, version)?, target)).transpose()?;
+        let programs = Self { folder: folder(module, target)?, older };
+        Ok((complete(&programs.folder) && programs.older.as_ref().is_none_or(complete)).then_some(programs))
     }
+}
+
+/// The module of an older Kubernetes.
+fn older(module: &Path, version: &str) -> Result<PathBuf> {
+    let folder = module.join(version);
+    let there = version.starts_with("1.") && folder.join("go.mod").exists();
+    if there { Ok(folder) } else { Err(format!("there is no Kubernetes {version} in {}", module.display())) }
 }
 
 /// Where the programs of this module lie: what is built from other pins lies elsewhere.
 fn folder(module: &Path, target: &Path) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
-    for file in ["go.mod", "go.sum", "coredns/main.go", "registrar/main.go"] {
+    for file in ["go.mod", "go.sum"] {
         read(&module.join(file))?.hash(&mut hasher);
+    }
+    for own in ["coredns/main.go", "registrar/main.go"] {
+        if module.join(own).exists() {
+            read(&module.join(own))?.hash(&mut hasher);
+        }
     }
     Ok(target.join("cluster").join(format!("programs-{:016x}", hasher.finish())))
 }
@@ -61,17 +78,27 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// Builds what is not built yet. `say` is called with a line for each program.
+/// Builds what is not built yet. `say` is called with a line for each program. `version`: an older Kubernetes.
 ///
 /// # Errors
 /// If Go is missing, or a program can't be built.
-pub fn build(module: &Path, target: &Path, say: &mut dyn FnMut(&str)) -> Result<Programs> {
-    if let Some(programs) = Programs::built(module, target)? {
-        return Ok(programs);
+pub fn build(module: &Path, target: &Path, version: Option<&str>, say: &mut dyn FnMut(&str)) -> Result<Programs> {
+    let folder = build_module(module, target, say)?;
+    if !folder.join("definitions").exists() {
+        copy_definitions(module, &folder)?;
     }
+    let older = version.map(|version| build_module(&older(module, version)?, target, say)).transpose()?;
+    Ok(Programs { folder, older })
+}
+
+/// Builds the programs of one module. Returns their folder.
+fn build_module(module: &Path, target: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     let folder = folder(module, target)?;
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let folder = folder.canonicalize().map_err(|e| format!("{}: {e}", folder.display()))?;
+    if folder.join("complete").exists() {
+        return Ok(folder);
+    }
     let text = read(&module.join("go.mod"))?;
     let flags = linker_flags(&text)?;
     for (package, program) in programs(&text) {
@@ -81,9 +108,8 @@ pub fn build(module: &Path, target: &Path, say: &mut dyn FnMut(&str)) -> Result<
         run(&mut command)?;
         say(&format!("cluster: built {program} in {} s", began.elapsed().as_secs()));
     }
-    copy_definitions(module, &folder)?;
     fs::write(folder.join("complete"), "").map_err(|e| format!("{}: {e}", folder.display()))?;
-    Ok(Programs { folder })
+    Ok(folder)
 }
 
 fn go(module: &Path) -> Command {

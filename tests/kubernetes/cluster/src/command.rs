@@ -12,13 +12,15 @@ use crate::layout::{Layout, MACHINE, Node, Shape};
 use crate::node_space;
 use crate::supervisor::supervise;
 use crate::up::up;
-use crate::{Result, csi};
+use crate::{Result, csi, demo};
 
 /// What `cargo xtask cluster` can do.
 pub const HELP: &str = "cargo xtask cluster build              build the programs of the cluster; needs Go
 cargo xtask cluster programs           print the folder of these programs
 cargo xtask cluster up [OPTIONS]       start a cluster; prints its KUBECONFIG
     --nodes N                          how many nodes it has, 1 to 9 (2)
+    --version 1.34                     an older Kubernetes; also for build
+    --with-demo                        with milkrun, SeaweedFS and an application; prints what to try
     --machine-port PORT                a port of this machine's loopback that nodes reach at 10.90.0.1; may be repeated
 cargo xtask cluster down               end it; nothing is left
 cargo xtask cluster status             its processes
@@ -31,6 +33,9 @@ struct Options {
     name: String,
     nodes: u8,
     machine_ports: Vec<u16>,
+    version: Option<String>,
+    with_demo: bool,
+    store: Option<PathBuf>,
     rest: Vec<String>,
 }
 
@@ -42,16 +47,17 @@ pub fn run(args: &[String], root: &Path, target: &Path, say: &mut dyn FnMut(&str
     let Some((what, rest)) = args.split_first() else { return Err(HELP.into()) };
     let module = root.join("tests/kubernetes/plane");
     match (what.as_str(), rest) {
-        ("build", []) => return build(&module, target, say).map(drop),
         ("programs", []) => {
-            let programs = Programs::built(&module, target)?.ok_or("they are not built: cargo xtask cluster build")?;
+            let programs =
+                Programs::built(&module, target, None)?.ok_or("they are not built: cargo xtask cluster build")?;
             say(&programs.folder().display().to_string());
             return Ok(());
         }
         // These are how the cluster's own processes are started.
         ("supervise", [folder, rest @ ..]) => {
             let options = parse(rest)?;
-            let programs = Programs::built(&module, target)?.ok_or("the cluster's programs are not built")?;
+            let version = options.version.as_deref();
+            let programs = Programs::built(&module, target, version)?.ok_or("the cluster's programs are not built")?;
             let [driver] = &options.rest[..] else { return Err("supervise FOLDER DRIVER".into()) };
             return supervise(&Layout::at(folder), &options.shape(), &programs, Path::new(driver));
         }
@@ -61,15 +67,26 @@ pub fn run(args: &[String], root: &Path, target: &Path, say: &mut dyn FnMut(&str
         }
         _ => {}
     }
-    let options = parse(rest)?;
+    let mut options = parse(rest)?;
     let layout = Layout::new(target, &options.name);
     match what.as_str() {
+        "build" => build(&module, target, options.version.as_deref(), say).map(drop),
         "up" => {
-            build(&module, target, say)?;
+            let programs = build(&module, target, options.version.as_deref(), say)?;
+            let image = if options.with_demo {
+                options.store = Some(demo::store_program(target)?);
+                Some(demo::build_image(root, target, say)?)
+            } else {
+                None
+            };
             let taken =
                 up(&layout, &options.shape(), supervisor(&layout, &options, csi::build_driver(root, target)?)?)?;
             say(&format!("cluster: {} nodes are ready after {:.1} s", options.nodes, taken.as_secs_f64()));
             say(&format!("export KUBECONFIG={}", layout.kubeconfig().display()));
+            if let Some(image) = image {
+                load(&layout, &image.display().to_string())?;
+                say(&demo::install(&layout, &programs, root)?);
+            }
             Ok(())
         }
         "down" => down(&layout, &options.name),
@@ -89,18 +106,34 @@ pub fn run(args: &[String], root: &Path, target: &Path, say: &mut dyn FnMut(&str
 
 impl Options {
     fn shape(&self) -> Shape {
-        Shape { name: self.name.clone(), nodes: self.nodes, machine_ports: self.machine_ports.clone() }
+        Shape {
+            name: self.name.clone(),
+            nodes: self.nodes,
+            machine_ports: self.machine_ports.clone(),
+            store: self.store.clone(),
+        }
     }
 }
 
 fn parse(args: &[String]) -> Result<Options> {
-    let mut options = Options { name: "play".into(), nodes: 2, machine_ports: Vec::new(), rest: Vec::new() };
+    let mut options = Options {
+        name: "play".into(),
+        nodes: 2,
+        machine_ports: Vec::new(),
+        version: None,
+        with_demo: false,
+        store: None,
+        rest: Vec::new(),
+    };
     let mut parser = lexopt::Parser::from_args(args);
     while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
         match arg {
             Long("name") => options.name = text(&mut parser)?,
             Long("nodes") => options.nodes = number(&mut parser)?,
             Long("machine-port") => options.machine_ports.push(number(&mut parser)?),
+            Long("version") => options.version = Some(text(&mut parser)?),
+            Long("with-demo") => options.with_demo = true,
+            Long("store") => options.store = Some(text(&mut parser)?.into()),
             Value(word) => {
                 options.rest.push(word.to_string_lossy().into_owned());
                 // What follows a node's name is a command with options of its own.
@@ -140,6 +173,12 @@ fn supervisor(layout: &Layout, options: &Options, driver: PathBuf) -> Result<Com
     command.args(["--name", &options.name, "--nodes", &options.nodes.to_string()]);
     for port in &options.machine_ports {
         command.args(["--machine-port", &port.to_string()]);
+    }
+    if let Some(version) = &options.version {
+        command.args(["--version", version]);
+    }
+    if let Some(store) = &options.store {
+        command.arg("--store").arg(store);
     }
     command.arg(driver);
     Ok(command)

@@ -30,6 +30,8 @@ pub(crate) fn start(layout: &Layout, programs: &Programs, processes: &Processes)
         command.args(["--listen-peer-urls=http://127.0.0.1:2380", "--log-level=warn"]);
         command
     })?;
+    let audit = layout.folder().join("audit.yaml");
+    std::fs::write(&audit, include_str!("files/audit.yaml")).map_err(|e| format!("{}: {e}", audit.display()))?;
     let (files, program) = (layout.clone(), programs.path("kube-apiserver"));
     processes.add("kube-apiserver", layout.log("kube-apiserver"), move || api_server(&files, &program))?;
     wait_for("the API server", START_MAX, || kubectl(layout, programs).args(["get", "--raw", "/readyz"]).ok())?;
@@ -46,6 +48,8 @@ fn api_server(layout: &Layout, program: &Path) -> Command {
     command.args([
         format!("--advertise-address={}", Node(1).address()),
         "--allow-privileged=true".into(),
+        format!("--audit-log-path={}", layout.folder().join("audit.log").display()),
+        format!("--audit-policy-file={}", layout.folder().join("audit.yaml").display()),
         "--authorization-mode=Node,RBAC".into(),
         format!("--client-ca-file={}", pki("ca.crt")),
         "--enable-admission-plugins=NodeRestriction".into(),

@@ -73,6 +73,16 @@ pub(crate) fn start(
         ("csi-snapshotter", &["--feature-gates=CSIVolumeGroupSnapshot=true", "--extra-create-metadata"]),
     ];
     let kubeconfig = format!("--kubeconfig={}", layout.pki("admin.kubeconfig").display());
+    let register = {
+        let (space, program, kubectl) = (Arc::clone(first), driver.program.to_owned(), programs.path("kubectl"));
+        let kubeconfig = kubeconfig.clone();
+        move || {
+            let mut command = space.command(&program);
+            command.args(["register", "--disk", DISK, &kubeconfig, "--kubectl"]).arg(&kubectl);
+            command
+        }
+    };
+    processes.add("csi-register", layout.log("csi-register"), register)?;
     for (name, args) in sidecars {
         let mut all: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         all.extend([kubeconfig.clone(), format!("--csi-address={SOCKET}")]);

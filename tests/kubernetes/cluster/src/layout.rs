@@ -11,6 +11,8 @@ pub(crate) struct Shape {
     pub(crate) nodes: u8,
     /// Ports of the machine's loopback that the nodes reach at the same port of [`Layout::machine`].
     pub(crate) machine_ports: Vec<u16>,
+    /// The program of the store that runs beside it, if one does.
+    pub(crate) store: Option<PathBuf>,
 }
 
 /// Where the files of a cluster lie.

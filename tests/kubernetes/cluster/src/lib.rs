@@ -17,6 +17,7 @@ mod command;
 mod control;
 mod control_plane;
 mod csi;
+mod demo;
 mod dns;
 mod down;
 mod forward;

@@ -79,6 +79,8 @@ fn prepare(folder: &Path, node: Node) -> Result<()> {
     bind(&through(&disk), Path::new(DISK))?;
     bind(&through(&networks), Path::new("/run/netns"))?;
     tmpfs("/var/lib")?;
+    // Kubelets remove logs of pods that they do not know.
+    tmpfs("/var/log")?;
     for (what, place) in KEPT {
         let kept = folder.join(node.name()).join(what);
         fs::create_dir_all(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;

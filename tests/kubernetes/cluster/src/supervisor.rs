@@ -19,7 +19,7 @@ use crate::layout::{DISK, Layout, Node, Shape};
 use crate::node_space::NodeSpace;
 use crate::process::{run, wait_for, words};
 use crate::processes::Processes;
-use crate::{Result, dns, forward, images, network, node, pki};
+use crate::{Result, demo, dns, forward, images, network, node, pki};
 
 /// How large the disk of all volumes may grow. It is a sparse file.
 const DISK_SIZE: &str = "64G";
@@ -66,6 +66,9 @@ fn bring_up(layout: &Layout, shape: &Shape, programs: &Programs, driver: &Path) 
     dns::start(layout, programs, &processes)?;
     let spaces = start_nodes(layout, shape, programs, &images, &processes)?;
     csi::start(layout, shape, programs, &Driver { program: driver, spaces: &spaces }, &processes)?;
+    if let Some(store) = &shape.store {
+        demo::start_store(layout, store, &processes)?;
+    }
     wait_until_ready(layout, shape, programs)?;
     Ok(Cluster { processes, spaces })
 }

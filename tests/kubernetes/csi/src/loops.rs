@@ -6,10 +6,17 @@ use tonic::Status;
 
 use crate::commands::run;
 
-/// The loop devices that offer a file, in no order. All nodes of a test share one kernel, so all nodes' devices are among them.
-fn of(file: &Path) -> Result<Vec<String>, Status> {
-    let out = run(&["losetup", "--associated", &file.display().to_string(), "--noheadings", "--output", "NAME"])?;
-    Ok(out.split_whitespace().map(str::to_owned).collect())
+/// The loop devices that offer a file, in no order; also those of a file that was removed meanwhile. All nodes of a test share one
+/// kernel, so all nodes' devices are among them.
+pub(crate) fn of(file: &Path) -> Result<Vec<String>, Status> {
+    let out = run(&["losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE"])?;
+    let file = file.display().to_string();
+    let offers = |line: &str| {
+        let (device, offered) = line.split_once(' ')?;
+        let offered = offered.trim();
+        (offered.strip_suffix(" (deleted)").unwrap_or(offered) == file).then(|| device.to_owned())
+    };
+    Ok(out.lines().filter_map(offers).collect())
 }
 
 /// The device that offers a file on this node, if its name was kept and is still right.
@@ -27,6 +34,11 @@ pub(crate) fn attach(file: &Path, sector: u32, read_only: bool) -> Result<String
     }
     line.push(&file);
     run(&line)
+}
+
+/// Offers what of a device lies behind so many bytes.
+pub(crate) fn attach_behind(device: &str, offset: u64) -> Result<String, Status> {
+    run(&["losetup", "--find", "--show", "--offset", &offset.to_string(), device])
 }
 
 pub(crate) fn detach(device: &str) -> Result<(), Status> {

@@ -12,9 +12,11 @@ mod controller;
 mod file_systems;
 mod group;
 mod identity;
+mod layer;
 mod loops;
 mod node;
 mod pages;
+mod register;
 mod server;
 mod snapshots;
 mod state;
@@ -53,7 +55,12 @@ pub(crate) struct Args {
 #[tokio::main]
 #[expect(clippy::print_stderr, reason = "its log")]
 async fn main() -> std::process::ExitCode {
-    match server::serve(Args::parse()).await {
+    let ended = if std::env::args().nth(1).as_deref() == Some("register") {
+        register::follow(&register::Args::parse_from(std::env::args().skip(1))).map_err(Into::into)
+    } else {
+        server::serve(Args::parse()).await
+    };
+    match ended {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("csi driver: {why}");

@@ -19,9 +19,9 @@ use crate::csi::{
     NodeUnstageVolumeResponse, Topology, VolumeUsage,
 };
 use crate::file_systems::{bind, format_and_mount, grow, is_mounted, unmount};
-use crate::loops;
 use crate::server::Driver;
 use crate::switches::Switches;
+use crate::{layer, loops};
 
 /// The part of the topology that volumes are bound to.
 pub(crate) const ZONE: &str = "topology.csi.milkrun.test/zone";
@@ -73,7 +73,10 @@ impl Driver {
             device
         };
         match wanted {
-            Use::Mount { kind, flags } if !is_mounted(place)? => format_and_mount(&device, &kind, place, &flags, reads),
+            Use::Mount { kind, flags } if !is_mounted(place)? => {
+                let device = layer::open(&device, Switches::read(self.state.disk())?.layer)?;
+                format_and_mount(&device, &kind, place, &flags, reads)
+            }
             _ => Ok(()),
         }
     }
@@ -82,6 +85,7 @@ impl Driver {
         let id = given("volume", &asked.volume_id)?;
         unmount(Path::new(given("staging path", &asked.staging_target_path)?))?;
         if let Some(device) = self.device(id)? {
+            layer::close(&device)?;
             loops::detach(&device)?;
         }
         self.state.put_device(&self.args.node, id, None)

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tonic::Status;
 
 use crate::commands::run;
+use crate::register;
 
 /// A volume.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -126,7 +127,8 @@ impl State {
     }
 
     pub(crate) fn volume(&self, id: &str) -> Result<Volume, Status> {
-        let found = self.facts("volumes", id).map(|path| Self::read(&path)).transpose()?.flatten();
+        let path = self.facts("volumes", id).filter(|_| register::knows(&self.disk, id));
+        let found = path.map(|path| Self::read(&path)).transpose()?.flatten();
         found.ok_or_else(|| Status::not_found(format!("there is no volume {id}")))
     }
 

@@ -16,12 +16,16 @@ pub(crate) const FILE: &str = "switches.json";
 pub(crate) struct Switches {
     /// Refuses volumes that many nodes read.
     pub(crate) no_read_only_many: bool,
+    /// Refuses volumes from snapshots that a node may write.
+    pub(crate) snapshots_are_read_only: bool,
     /// Refuses volumes of mode Block.
     pub(crate) no_block: bool,
     /// Makes volumes as large as the next GiB.
     pub(crate) whole_gibibytes: bool,
     /// Refuses to delete a snapshot while a volume that was made from it lives.
     pub(crate) clones_hold_snapshots: bool,
+    /// Forgets a volume when a persistent volume of it with the policy Retain is deleted, whatever other ones of it there are.
+    pub(crate) forgets_retained: bool,
     /// A snapshot is cut only after so many milliseconds.
     pub(crate) snapshot_takes_ms: u64,
     /// A snapshot is ready only so many seconds after it was cut.
@@ -34,6 +38,8 @@ pub(crate) struct Switches {
     pub(crate) snapshots_vanish: bool,
     /// How many volumes can be attached to a node. 0 is no limit.
     pub(crate) volumes_per_node: i64,
+    /// Puts a layer between a new volume's device and its file system.
+    pub(crate) layer: bool,
     /// What is wrong with lists of changed blocks.
     pub(crate) changed_blocks: ChangedBlocks,
 }

@@ -98,6 +98,10 @@ impl Driver {
             return Err(Status::invalid_argument(why));
         }
         let source = self.source(asked.volume_content_source)?;
+        let writes = asked.volume_capabilities.iter().any(|capability| !read_only(capability));
+        if switches.snapshots_are_read_only && writes && matches!(source, Some((Source::Snapshot(_), _))) {
+            return Err(Status::invalid_argument("a volume from a snapshot can only be read here: ReadOnlyMany"));
+        }
         let bytes = size(asked.capacity_range, source.as_ref().map_or(0, |(_, bytes)| *bytes), &switches)?;
         let id = id("volume", &asked.name);
         if let Ok(volume) = self.state.volume(&id) {

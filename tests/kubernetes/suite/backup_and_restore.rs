@@ -62,7 +62,7 @@ fn claims_of_a_running_pod_come_back_in_another_namespace_and_in_another_cluster
     add_repository(&cluster, &store, true);
     let before = cluster.inventory();
     let mut sealed = Vec::new();
-    for round in 0..3 {
+    for round in 0..5 {
         let sums = seal(&cluster, round);
         back_up(&cluster, "shop", &format!("round-{round}"));
         let status = cluster.wait_for_run("backup", "shop", &format!("round-{round}"));
@@ -72,9 +72,9 @@ fn claims_of_a_running_pod_come_back_in_another_namespace_and_in_another_cluster
     cluster.wait_for_inventory(&before);
     // Points are objects of the application's namespace; one that is deleted comes back.
     let names = "-n shop get restorepoints -o name";
-    cluster.wait_for("the points", names, |said| said.lines().count() == 3);
+    cluster.wait_for("the points", names, |said| said.lines().count() == 5);
     cluster.kubectl("-n shop delete restorepoints --all");
-    cluster.wait_for("the points again", names, |said| said.lines().count() == 3);
+    cluster.wait_for("the points again", names, |said| said.lines().count() == 5);
 
     for (number, (point, wanted)) in sealed.iter().enumerate() {
         let namespace = format!("copy-{number}");
@@ -82,11 +82,11 @@ fn claims_of_a_running_pod_come_back_in_another_namespace_and_in_another_cluster
         assert_eq!(sums(&cluster, &namespace), *wanted, "{point}");
         check_file_systems(&cluster, &namespace);
     }
-    larger(&cluster, &sealed[2].0);
+    larger(&cluster, &sealed[4].0);
     refused(&cluster);
     let cluster_id = cluster.kubectl("get namespace kube-system -o jsonpath={.metadata.uid}");
     drop(cluster);
-    elsewhere(test, &store, &cluster_id, &sealed[2]);
+    elsewhere(test, &store, &cluster_id, &sealed[4]);
 }
 
 /// A claim can be larger than it was, and its file system grows.
