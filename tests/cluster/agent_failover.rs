@@ -10,7 +10,10 @@ use nix::sys::signal::Signal;
 
 pub(crate) const SIZE: usize = 192 << 20;
 
-/// A volume that both nodes reach, and agents that are slow enough to be stopped in the middle of their work.
+/// How much is uploaded per second until a test says that it has stopped what it wanted to stop.
+pub(crate) const SLOWLY: Option<&str> = Some("8MiB");
+
+/// A volume that both nodes reach, and uploads that are slow enough to be stopped in their middle.
 pub(crate) fn shared_volume() -> Cluster {
     let mut c = Cluster::in_directory();
     c.repository().run(["init"]).ok();
@@ -27,7 +30,8 @@ applications:
         at("data.back")
     ));
     fs::write(at("data.img"), noise(SIZE, 7)).unwrap();
-    c.agent_args.extend(["--limit-upload".into(), "24MiB".into(), "--memory".into(), "64MiB".into()]);
+    c.agent_args.extend(["--memory".into(), "64MiB".into()]);
+    c.limit_upload(SLOWLY);
     c
 }
 
@@ -45,6 +49,7 @@ pub(crate) fn begin(c: &Cluster, way: u64) -> (Child, String) {
 
 /// Checks that the backup succeeds on the other node, without reading everything again, and that it can be restored.
 fn ends_well(c: &Cluster, child: Child, first: &str) {
+    c.limit_upload(None);
     let ran = milkrun_tests::binary::ran(child.wait_with_output()).ok();
     let volume = &ran.json()["volumes"][0];
     let run = &c.runs()[0];
@@ -101,6 +106,7 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
 
     // The remaining agent is told to stop while it works: it ends at once and cleanly, and its volume waits for the
     // other.
+    c.limit_upload(SLOWLY);
     fs::write(c.folder().join("data.img"), noise(SIZE, 8)).unwrap();
     let mut command = c.command("root", &[], &["backup", "shop", "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -111,6 +117,7 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
     let other = &mut agents.iter_mut().find(|(n, _)| *n != node).unwrap().1;
     other.signal(Signal::SIGTERM);
     assert_eq!(other.wait(), Some(0), "{}", other.log());
+    c.limit_upload(None);
     c.run(&["drain", &node, "--back"]).ok();
     milkrun_tests::binary::ran(child.wait_with_output()).ok();
     assert!(coordinator.log().contains("a volume goes on"));
@@ -120,7 +127,7 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
 #[test]
 fn a_restore_whose_agent_is_killed_goes_on_when_it_is_back() {
     let mut c = shared_volume();
-    c.agent_args.retain(|a| a != "--limit-upload" && a != "24MiB");
+    c.limit_upload(None);
     let _coordinator = c.coordinator();
     let _a = c.agent("node-a");
     c.wait_for_agents(&["node-a"]);

@@ -47,7 +47,8 @@ applications:
     }
     fs::write(at("data.img"), &content).unwrap();
     fs::write(at("list"), list + "end\n").unwrap();
-    c.agent_args.extend(["--limit-upload".into(), "24MiB".into(), "--memory".into(), "64MiB".into()]);
+    c.agent_args.extend(["--memory".into(), "64MiB".into()]);
+    c.limit_upload(agent_failover::SLOWLY);
     c
 }
 
@@ -76,6 +77,7 @@ fn another_node_reads_the_rest_in_full() {
     c.wait_for_agents(&["node-a", "node-b"]);
     let (child, node) = begin(&c);
     agents.iter_mut().find(|(n, _)| *n == node).unwrap().1.signal(Signal::SIGKILL);
+    c.limit_upload(None);
     milkrun_tests::binary::ran(child.wait_with_output()).ok();
     assert!(coordinator.log().contains("a volume goes on"), "{}", coordinator.log());
     ends_well(&c);
@@ -94,6 +96,7 @@ fn another_coordinator_knows_that_a_list_was_used() {
     let _ = child.wait();
     let next = c.coordinator_with("next", &[]);
     next.wait_for_log("a run that another coordinator left goes on");
+    c.limit_upload(None);
     wait_for("the run to end", || (c.runs().first()?["state"] == "done").then_some(()));
     assert!(next.log().contains("a volume goes on"), "{}", next.log());
     ends_well(&c);

@@ -10,7 +10,7 @@ use milkrun_tests::noise;
 use milkrun_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
-use crate::agent_failover::{SIZE, shared_volume};
+use crate::agent_failover::{SIZE, SLOWLY, shared_volume};
 
 /// Restores the newest point without the coordinator, and checks its bytes.
 fn restores(c: &Cluster) {
@@ -59,6 +59,7 @@ fn begin(c: &Cluster, far: u64) -> String {
 }
 
 fn ends(c: &Cluster, run: &str) -> serde_json::Value {
+    c.limit_upload(None);
     wait_for("the run's end", || {
         let runs = c.run(&["runs", "--json"]);
         let document = (runs.code == Some(0)).then(|| runs.json())?;
@@ -73,7 +74,7 @@ fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
     let mut coordinator = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let run = begin(&c, 64 << 20);
+    let run = begin(&c, 48 << 20);
     coordinator.signal(Signal::SIGKILL);
     coordinator.wait();
     assert_eq!(points(&c), 0);
@@ -90,7 +91,8 @@ fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
     assert!(left.iter().all(|o| o.starts_with("leases/leader/")), "{left:?}");
     // Again, with SIGTERM: the next coordinator need not wait.
     fs::write(c.folder().join("data.img"), noise(SIZE, 9)).unwrap();
-    let run = begin(&c, 64 << 20);
+    c.limit_upload(SLOWLY);
+    let run = begin(&c, 48 << 20);
     let mut next = next;
     next.signal(Signal::SIGTERM);
     assert_eq!(next.wait(), Some(0), "{}", next.log());
@@ -109,7 +111,7 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
     let mut first = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let run = begin(&c, 64 << 20);
+    let run = begin(&c, 48 << 20);
     first.signal(Signal::SIGSTOP);
     // The first coordinator still has its port, so the second one serves on another.
     let other = format!("127.0.0.1:{}", free_port());
@@ -122,6 +124,7 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
         agents.push(c.agent_of(node, &format!("https://{other}")));
     }
     second.wait_for_log("a volume goes on");
+    c.limit_upload(None);
     first.signal(Signal::SIGCONT);
     assert_eq!(first.wait(), Some(1));
     assert!(first.log().contains("leads no longer"), "{}", first.log());
@@ -135,6 +138,7 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
 #[test]
 fn unsigned_objects_decide_nothing() {
     let c = shared_volume();
+    c.limit_upload(None);
     let mut first = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);

@@ -10,6 +10,8 @@ use milkrun_tests::process::wait_for;
 use milkrun_tests::seaweed::Seaweed;
 use milkrun_tests::{is_root, noise, skip};
 
+use crate::agent_failover::SLOWLY;
+
 pub(crate) const NODES: [&str; 4] = ["node-1", "node-2", "node-3", "node-4"];
 
 pub(crate) fn make_bucket(server: &Seaweed) {
@@ -93,7 +95,8 @@ fn cut_links_lose_nothing() {
         "nodes: {{ node-1: , node-2: , node-3: , node-4: }}\napplications:\n  shop:\n    volumes:\n      data: {{ size: 224MiB, at: {{ {} }} }}\n",
         at.join(", ")
     ));
-    c.agent_args.extend(["--limit-upload".into(), "16MiB".into(), "--memory".into(), "64MiB".into()]);
+    c.agent_args.extend(["--memory".into(), "64MiB".into()]);
+    c.limit_upload(SLOWLY);
     let coordinator = c.coordinator();
     let _agents = NODES.map(|n| c.agent(n));
     c.wait_for_agents(&NODES);
@@ -123,6 +126,7 @@ fn cut_links_lose_nothing() {
     // The coordinator's messages do not arrive at the second agent any more.
     at_work(64 << 20);
     network.cut("coordinator", &second);
+    c.limit_upload(None);
     let ran = milkrun_tests::binary::ran(child.wait_with_output());
     network.heal("coordinator", &second);
     let ran = if ran.code == Some(0) { ran } else { panic!("{}\n{}", ran.err, coordinator.log()) };

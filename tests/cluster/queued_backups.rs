@@ -31,6 +31,7 @@ fn a_second_backup_of_an_application_waits_for_the_first_and_stores_nothing_twic
     assert_eq!(third.code, Some(1), "{third:?}");
     assert!(third.err.contains("stopped"), "{third:?}");
 
+    c.limit_upload(None);
     let first = milkrun_tests::binary::ran(first.wait_with_output()).ok().json();
     let second = milkrun_tests::binary::ran(second.wait_with_output()).ok().json();
     let shown = c.repository().run(["show", second["point"].as_str().unwrap(), "--json"]).ok().json();

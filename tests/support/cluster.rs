@@ -121,6 +121,16 @@ impl Cluster {
         fs::write(self.folder().join("inventory.yaml"), text).expect("the inventory");
     }
 
+    /// Limits the uploads of all nodes together to a rate, as in `8MiB`, or lets them go again. A running coordinator
+    /// notes it within seconds: so a run is in its middle for as long as a test needs, on a slow machine, too.
+    pub fn limit_upload(&self, rate: Option<&str>) {
+        let text = fs::read_to_string(self.folder().join("inventory.yaml")).expect("the inventory");
+        let mut lines: Vec<_> = text.lines().filter(|line| !line.starts_with("store:")).collect();
+        let limit = rate.map(|rate| format!("store: {{ bandwidth: [ {{ rate: {rate} }} ] }}"));
+        lines.extend(limit.as_deref());
+        self.inventory(&(lines.join("\n") + "\n"));
+    }
+
     fn program(name: &str) -> PathBuf {
         binary().with_file_name(name)
     }
