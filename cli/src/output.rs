@@ -67,6 +67,8 @@ const ADVICE_DENIED: &str =
 const ADVICE_DENIED_FILE: &str = "Check who may read and write in the repository's directory, and whose its files are.";
 const ADVICE_COORDINATOR: &str =
     "Check whether the coordinator runs and can be reached, and whether your certificate is one of its authority.";
+const ADVICE_EXPIRED: &str =
+    "Renew the credentials of the store (a session of a role ends after some hours), and try again.";
 const ADVICE_SKEW: &str =
     "Set the clock of this host right (NTP): S3 refuses requests that are off by 15 minutes, and locks would be wrong.";
 const ADVICE_FULL: &str = "Make room where the repository is, and try again. Nothing half done is listed.";
@@ -92,6 +94,7 @@ impl From<Failure> for CliError {
         let (exit, advice) = match f.trouble {
             Trouble::Unreachable | Trouble::Busy => (Exit::Unknown, Some(unreachable_advice(&message))),
             Trouble::Denied => (Exit::Failed, Some(denied_advice(&message))),
+            Trouble::Expired => (Exit::Failed, Some(ADVICE_EXPIRED)),
             Trouble::Skewed => (Exit::Failed, Some(ADVICE_SKEW)),
             Trouble::Full => (Exit::Failed, Some(ADVICE_FULL)),
             Trouble::Garbled => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),

@@ -46,6 +46,10 @@ pub(crate) struct Args {
     /// In a cluster: who makes the authority of all certificates, the Secret milkrun-authority
     #[arg(long, value_enum, default_value_t = AuthorityOf::Own)]
     pub(crate) authority: AuthorityOf,
+    /// In a cluster: a file with a token of this process for the audience of a store's token service. Repositories with an
+    /// identity need one
+    #[arg(long, value_name = "AUDIENCE=FILE", requires = "in_cluster", value_parser = store_token)]
+    pub(crate) store_token: Vec<StoreToken>,
     /// Where agents and people connect
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7411")]
     pub(crate) listen: SocketAddr,
@@ -77,6 +81,23 @@ pub(crate) struct Args {
 pub(crate) struct NamedRepository {
     pub(crate) name: String,
     pub(crate) url: StoreUrl,
+}
+
+/// A token for a store's token service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoreToken {
+    pub(crate) audience: String,
+    pub(crate) file: PathBuf,
+}
+
+fn store_token(text: &str) -> Result<StoreToken, String> {
+    // An audience may be a URL, whose query may hold a `=`.
+    match text.rsplit_once('=') {
+        Some((audience, file)) if !audience.is_empty() && file.starts_with('/') => {
+            Ok(StoreToken { audience: audience.to_owned(), file: file.into() })
+        }
+        _ => Err("write AUDIENCE=/path/of/the/token".into()),
+    }
 }
 
 fn is_name(text: &str) -> bool {

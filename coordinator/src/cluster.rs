@@ -28,6 +28,7 @@ use milkrun_coordinator::rpc::transport::limits::Limits;
 use milkrun_coordinator::{Shared, rpc};
 use milkrun_observe::http;
 use milkrun_observe::signals::Stop;
+use milkrun_resources::api_server;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -38,7 +39,7 @@ use inventory::AnyNode;
 
 /// Leads, serves, and stops in order.
 pub(crate) async fn serve(args: Args) -> Result<(), ServeError> {
-    let client = kube::Client::try_default().await.map_err(ClusterError::Client)?;
+    let client = api_server::connect().await.map_err(ClusterError::Client)?;
     let namespace = client.default_namespace().to_owned();
     let (leads, ready) = watch::channel(false);
     if let Some(address) = args.metrics {

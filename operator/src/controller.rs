@@ -11,6 +11,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use milkrun_resources::api_server::WATCH_S;
 use milkrun_resources::patch::changes;
 use milkrun_resources::{Backup, Restore, labels};
 use serde::Serialize;
@@ -149,10 +150,11 @@ where
 {
     let client = &context.client;
     let work = &context.settings.work_namespace;
-    let made = || watcher::Config::default().labels(&format!("{}={kind}", labels::RUN_KIND));
+    let watch = || watcher::Config::default().timeout(WATCH_S);
+    let made = || watch().labels(&format!("{}={kind}", labels::RUN_KIND));
     // Several changes of one moment are one look.
     let config = Config::default().concurrency(AT_ONCE).debounce(DEBOUNCE);
-    Controller::new(Api::<R>::all(client.clone()), watcher::Config::default())
+    Controller::new(Api::<R>::all(client.clone()), watch())
         .with_config(config)
         .watches(Api::<Pod>::namespaced(client.clone(), work), made(), run_of)
         .watches(Api::<PersistentVolumeClaim>::all(client.clone()), made(), run_of)

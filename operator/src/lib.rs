@@ -25,6 +25,7 @@ pub mod probe;
 pub mod restore;
 pub mod run;
 pub mod settings;
+mod several;
 pub mod snapshots;
 pub mod steps;
 pub mod warnings;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use kube_lease_manager::LeaseManagerBuilder;
 use milkrun_identity::enrollment::{Enrollment, EnrollmentError};
 use milkrun_observe::http;
@@ -15,6 +15,7 @@ use milkrun_operator::controller::{self, Context};
 use milkrun_operator::coordinator::Coordinator;
 use milkrun_repository::clock::entropy;
 use milkrun_repository::point::catalog::chain;
+use milkrun_resources::api_server;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -111,7 +112,7 @@ async fn serve(args: Run) -> Result<(), ServeError> {
     if let Some(address) = args.metrics {
         http::serve(address, serves).await?;
     }
-    let client = Client::try_default().await.map_err(ServeError::Client)?;
+    let client = api_server::connect().await.map_err(ServeError::Client)?;
     let namespace = client.default_namespace().to_owned();
     let enrollment =
         Enrollment { url: args.coordinator.clone(), authority: args.authority, token: args.token, folder: args.tls };

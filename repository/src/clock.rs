@@ -91,6 +91,13 @@ impl From<SystemTime> for Moment {
     }
 }
 
+impl From<Moment> for SystemTime {
+    fn from(moment: Moment) -> Self {
+        let far = Duration::from_millis(moment.0.unsigned_abs());
+        if moment.0 < 0 { UNIX_EPOCH - far } else { UNIX_EPOCH + far }
+    }
+}
+
 /// Fresh random bytes from the system.
 ///
 /// # Panics

@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, reason = "the derived code has items that are public in private modules")]
 #![allow(clippy::duplicated_attributes, reason = "columns of a table have like attributes")]
 
+pub mod api_server;
 pub mod backup;
 pub mod condition;
 pub mod labels;

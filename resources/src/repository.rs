@@ -45,9 +45,13 @@ pub struct RepositorySpec {
     /// The S3 region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// The Secret, in the same namespace, with `password`, `accessKeyId` and `secretAccessKey`.
+    /// The Secret, in the same namespace, with `password` and, unless there is an `identity`, `accessKeyId` and
+    /// `secretAccessKey`.
     #[x_kube(validation = Rule::new("self.size() > 0").message("name the Secret"))]
     pub secret_name: String,
+    /// The role that is taken at the store, in place of a key in the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
     /// Makes the repository if there is none at this place. By default a missing one is an error: a mistyped prefix would
     /// be an empty repository.
     #[serde(default)]
@@ -55,6 +59,27 @@ pub struct RepositorySpec {
     /// How long objects are locked in the bucket. It counts when the repository is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock: Option<Lock>,
+}
+
+/// A role at the store, which the coordinator takes with a token that the cluster signed for it (`AssumeRoleWithWebIdentity`). The store
+/// must trust the cluster's issuer of tokens.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// The role: `arn:aws:iam::123456789012:role/backup`.
+    #[serde(rename = "roleARN")]
+    #[x_kube(validation = Rule::new("self.startsWith('arn:')").message("write arn:aws:iam::123456789012:role/backup"))]
+    pub role_arn: String,
+    /// Whom the token is for. The chart's value `coordinator.storeAudiences` lists it, too.
+    #[serde(default = "amazon")]
+    pub audience: String,
+    /// The token service. Without it, the endpoint of the bucket or, if that is not set, Amazon's in the region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+fn amazon() -> String {
+    "sts.amazonaws.com".into()
 }
 
 /// How objects are locked.

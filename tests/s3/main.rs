@@ -130,6 +130,6 @@ async fn a_grant_is_for_one_object(store: &dyn Store, redeemer: &dyn Redeem) {
     let late = hasty.grant_put(&PutTerms { key: Key::new("packs/00/late"), ..fits }).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     let refused = redeemer.put(&late, body.clone()).await;
-    assert!(matches!(&refused, Err(CreateError::Failed(f)) if f.trouble == Trouble::Denied), "{refused:?}");
+    assert!(matches!(&refused, Err(CreateError::Failed(f)) if f.trouble == Trouble::Expired), "{refused:?}");
     assert!(store.head(&Key::new("packs/00/late"), None).await.is_err());
 }

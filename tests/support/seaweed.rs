@@ -44,7 +44,15 @@ impl Seaweed {
     /// # Panics
     /// If it is installed and does not start within a minute.
     pub fn start(test: &str) -> Option<Self> {
-        Self::start_at(test, "127.0.0.1", Command::new, |at| TcpStream::connect(at))
+        Self::start_at(test, "127.0.0.1", None, Command::new, |at| TcpStream::connect(at))
+    }
+
+    /// Starts a server that also gives roles to whom these rules name (`-s3.iam.config`, JSON).
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_with_roles(test: &str, rules: &str) -> Option<Self> {
+        Self::start_at(test, "127.0.0.1", Some(rules), Command::new, |at| TcpStream::connect(at))
     }
 
     /// Starts a server on a host of the network.
@@ -53,12 +61,13 @@ impl Seaweed {
     /// As [`Self::start`].
     pub fn start_on(test: &str, network: &Network, host: &str) -> Option<Self> {
         let connect = |at: (&str, u16)| network.within(host, || TcpStream::connect(at));
-        Self::start_at(test, &network.address(host), |weed| network.on(host, weed), connect)
+        Self::start_at(test, &network.address(host), None, |weed| network.on(host, weed), connect)
     }
 
     fn start_at(
         test: &str,
         address: &str,
+        rules: Option<&str>,
         command: impl Fn(std::ffi::OsString) -> Command,
         connect: impl Fn((&str, u16)) -> std::io::Result<TcpStream>,
     ) -> Option<Self> {
@@ -68,7 +77,7 @@ impl Seaweed {
         };
         let mut tried = 0;
         loop {
-            let mut server = Self::spawn(address, command(weed.clone()));
+            let mut server = Self::spawn(address, rules, command(weed.clone()));
             let began = Instant::now();
             while server.child.try_wait().is_ok_and(|ended| ended.is_none()) {
                 if server.answers(&connect) {
@@ -85,13 +94,18 @@ impl Seaweed {
     }
 
     #[expect(clippy::expect_used, reason = "a test helper")]
-    fn spawn(address: &str, mut weed: Command) -> Self {
+    fn spawn(address: &str, rules: Option<&str>, mut weed: Command) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = format!(
             r#"{{"identities":[{{"name":"admin","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
         );
         let config_path = folder.path().join("s3.json");
         std::fs::write(&config_path, config).expect("the configuration");
+        let rules = rules.map(|rules| {
+            let path = folder.path().join("roles.json");
+            std::fs::write(&path, rules).expect("the roles");
+            format!("-s3.iam.config={}", path.display())
+        });
         let data = folder.path().join("data");
         std::fs::create_dir(&data).expect("the data folder");
         let log = std::fs::File::create(folder.path().join("log")).expect("the log");
@@ -108,6 +122,7 @@ impl Seaweed {
                 "-master.volumeSizeLimitMB=256",
             ])
             .arg(format!("-s3.config={}", config_path.display()))
+            .args(rules)
             .args([format!("-s3.port={s3}"), format!("-master.port={master}")])
             .args([format!("-volume.port={volume}"), format!("-filer.port={filer}")])
             .stdin(Stdio::null())

@@ -16,7 +16,8 @@ pub(super) fn failed(assignment: wire::Assignment, kind: FailureKind, reason: St
 
 fn kind_of_trouble(trouble: Trouble) -> FailureKind {
     match trouble {
-        Trouble::Unreachable | Trouble::Busy | Trouble::Garbled => FailureKind::Unreachable,
+        // The next attempt gets new grants.
+        Trouble::Unreachable | Trouble::Busy | Trouble::Garbled | Trouble::Expired => FailureKind::Unreachable,
         Trouble::Short | Trouble::Foreign => FailureKind::Damaged,
         _ => FailureKind::Store,
     }

@@ -98,7 +98,7 @@ impl Follower<'_> {
             Err(e) => return tracing::warn!(repository = name, why = %e, "its Secret can't be read"),
         };
         let options = ConnectOptions { limit_upload: self.args.limit_upload, ..self.args.way("") };
-        let opened = opening(object, secret.as_ref(), options);
+        let opened = opening(object, secret.as_ref(), &self.args.store_token, options);
         let seen = Seen {
             uid: object.uid().unwrap_or_default(),
             generation: object.metadata.generation.unwrap_or_default(),

@@ -31,7 +31,7 @@ use crate::restore::RestoreError;
 
 fn of_failure(f: &Failure) -> Code {
     match f.trouble {
-        Trouble::Unreachable | Trouble::Busy | Trouble::Garbled => Code::Unavailable,
+        Trouble::Unreachable | Trouble::Busy | Trouble::Garbled | Trouble::Expired => Code::Unavailable,
         Trouble::Short | Trouble::Foreign => Code::DataLoss,
         _ => Code::FailedPrecondition,
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::{join, try_join};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -18,6 +19,7 @@ use crate::holder::runs;
 use crate::memory::Memory;
 use crate::names::{RunOf, by_claim, claim_of};
 use crate::run::RunSeen;
+use crate::several::get_each;
 use crate::snapshots::{VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent};
 use crate::warnings::{Warnings, warnings};
 
@@ -117,8 +119,6 @@ pub(super) async fn observe(
 ) -> Result<Observed, kube::Error> {
     let client = &context.client;
     let namespace = backup.namespace().unwrap_or_default();
-    let work = &context.settings.work_namespace;
-    let ours = ListParams::default().labels(&run_of(backup).selector());
     let mut seen = Observed::default();
     if status.step <= BackupStep::Snapshot {
         let classes = Api::<VolumeSnapshotClass>::all(client.clone());
@@ -128,58 +128,81 @@ pub(super) async fn observe(
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
         seen.claims = claims.list(&super::select::selecting(backup)).await?.items;
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
-        for claim in &seen.claims {
-            let Some(name) = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()) else { continue };
-            if let Some(volume) = volumes.get_opt(&name).await? {
-                seen.volumes.insert(claim.name_any(), volume);
-            }
-        }
+        let named = volumes_of(&seen.claims);
+        seen.volumes.extend(get_each(&volumes, named).await?);
         return Ok(seen);
     }
     // Writers wait: this comes first.
     freeze_or_thaw(backup, status, context, &mut seen).await;
-    let snapshots = Api::<VolumeSnapshot>::namespaced(client.clone(), &namespace);
-    seen.snapshots = by_claim(snapshots.list(&ours).await?.items);
-    let twins = Api::<VolumeSnapshot>::namespaced(client.clone(), work);
-    // A backup of the work namespace itself makes no sense, and its snapshots would be taken for twins.
-    seen.twins = by_claim(twins.list(&ours).await?.items);
-    let contents = Api::<VolumeSnapshotContent>::all(client.clone());
-    let is_source = |content: &VolumeSnapshotContent| content.labels().get(labels::ROLE).is_some_and(|r| r == SOURCE);
-    let (sources, twins) = contents.list(&ours).await?.items.into_iter().partition(is_source);
-    (seen.contents, seen.twin_contents) = (by_claim(sources), by_claim(twins));
-    for (claim, snapshot) in &seen.snapshots {
-        let bound = snapshot.status.as_ref().and_then(|s| s.bound_volume_snapshot_content_name.clone());
-        // The snapshot controller gives it this name before it says so.
-        let name = bound.unwrap_or_else(|| format!("snapcontent-{}", snapshot.uid().unwrap_or_default()));
-        if let Some(content) = contents.get_opt(&name).await? {
-            seen.contents.insert(claim.clone(), content);
-        }
+    let ((), (run, nodes)) =
+        try_join!(look_at_objects(backup, status, context, &mut seen), ask(backup, status, context, &namespace))?;
+    (seen.run, seen.nodes) = (run, nodes);
+    if status.step >= BackupStep::Move {
+        seen.take_slots(&backup.uid().unwrap_or_default(), status, &context.memory, context.settings.exposed_max);
     }
-    let work_claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), work);
-    seen.work_claims = by_claim(work_claims.list(&ours).await?.items);
+    Ok(seen)
+}
+
+/// Looks at the objects of the run, and at those that it depends on.
+async fn look_at_objects(
+    backup: &Backup,
+    status: &BackupStatus,
+    context: &Context,
+    seen: &mut Observed,
+) -> Result<(), kube::Error> {
+    let client = &context.client;
+    let namespace = backup.namespace().unwrap_or_default();
+    let work = &context.settings.work_namespace;
+    let ours = ListParams::default().labels(&run_of(backup).selector());
+    let snapshots = Api::<VolumeSnapshot>::namespaced(client.clone(), &namespace);
+    // A backup of the work namespace itself makes no sense, and its snapshots would be taken for twins.
+    let twins = Api::<VolumeSnapshot>::namespaced(client.clone(), work);
+    let contents = Api::<VolumeSnapshotContent>::all(client.clone());
+    let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), work);
+    let holders = Api::<Pod>::namespaced(client.clone(), work);
+    let volumes = Api::<PersistentVolume>::all(client.clone());
+    let (of_snapshots, of_twins, of_contents, of_claims, of_holders, of_volumes) = try_join!(
+        snapshots.list(&ours),
+        twins.list(&ours),
+        contents.list(&ours),
+        claims.list(&ours),
+        holders.list(&ours),
+        volumes.list(&ours)
+    )?;
+    (seen.snapshots, seen.twins) = (by_claim(of_snapshots.items), by_claim(of_twins.items));
+    let is_source = |content: &VolumeSnapshotContent| content.labels().get(labels::ROLE).is_some_and(|r| r == SOURCE);
+    let (sources, twins) = of_contents.items.into_iter().partition(is_source);
+    (seen.contents, seen.twin_contents) = (by_claim(sources), by_claim(twins));
+    (seen.work_claims, seen.holders) = (by_claim(of_claims.items), by_claim(of_holders.items));
+    seen.work_volumes = by_claim(of_volumes.items);
+
+    // What has no label of ours is known by its name. The claims' own volumes matter until the last one is offered.
+    let of_claims = if status.step <= BackupStep::Move { chosen_volumes(status) } else { Vec::new() };
+    let freezes = backup.spec.freeze_seconds.is_some() && status.step <= BackupStep::Snapshot;
+    let offers = status.step == BackupStep::Move && status.volumes.values().any(|volume| !volume.offered);
+    let pods = async {
+        let pods = Api::<Pod>::namespaced(client.clone(), &namespace);
+        let wanted = freezes || offers;
+        if wanted { Ok(pods.list(&ListParams::default()).await?.items) } else { Ok(Vec::new()) }
+    };
+    let (of_snapshots, of_work, of_claims, pods) = try_join!(
+        get_each(&contents, contents_by_name(seen)),
+        get_each(&volumes, work_volumes_by_name(seen)),
+        get_each(&volumes, of_claims),
+        pods
+    )?;
+    seen.contents.extend(of_snapshots);
+    seen.work_volumes.extend(of_work);
+    seen.volumes.extend(of_claims);
+    if offers {
+        seen.pods = consumers(&pods);
+    }
+    if freezes {
+        seen.mounts = mounts(&pods, &seen.volumes, &context.settings.kubelet);
+    }
+
     if status.step == BackupStep::Move && !context.memory.knows_all() {
         seen.exposed_elsewhere = exposed(client, work).await?.saturating_sub(seen.work_claims.len());
-    }
-    seen.holders = by_claim(Api::<Pod>::namespaced(client.clone(), work).list(&ours).await?.items);
-    let volumes: Api<PersistentVolume> = Api::all(client.clone());
-    seen.work_volumes = by_claim(volumes.list(&ours).await?.items);
-    for claim in seen.work_claims.values() {
-        let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|name| !name.is_empty());
-        if let Some(name) = name
-            && let Some(volume) = volumes.get_opt(&name).await?
-        {
-            seen.work_volumes.insert(claim_of(&claim.metadata), volume);
-        }
-    }
-    for (claim, volume) in &status.volumes {
-        let Some(name) = &volume.volume else { continue };
-        if let Some(volume) = volumes.get_opt(name).await? {
-            seen.volumes.insert(claim.clone(), volume);
-        }
-    }
-    if status.step == BackupStep::Move {
-        let pods = Api::<Pod>::namespaced(client.clone(), &namespace).list(&ListParams::default()).await?.items;
-        seen.pods = consumers(&pods);
     }
     if seen.work_volumes.keys().any(|claim| !seen.holders.contains_key(claim)) {
         let nodes = status.volumes.values().filter_map(|volume| volume.node.as_ref());
@@ -188,15 +211,37 @@ pub(super) async fn observe(
     if status.step == BackupStep::Move && seen.holders.values().any(|pod| !runs(pod)) {
         seen.warnings = warnings(client, work).await?;
     }
-    (seen.run, seen.nodes) = ask(backup, status, context, &namespace).await?;
-    if backup.spec.freeze_seconds.is_some() && status.step <= BackupStep::Snapshot {
-        let pods = Api::<Pod>::namespaced(client.clone(), &namespace).list(&ListParams::default()).await?.items;
-        seen.mounts = mounts(&pods, &seen.volumes, &context.settings.kubelet);
-    }
-    if status.step >= BackupStep::Move {
-        seen.take_slots(&backup.uid().unwrap_or_default(), status, &context.memory, context.settings.exposed_max);
-    }
-    Ok(seen)
+    Ok(())
+}
+
+/// The volumes of claims: their names, by claim.
+fn volumes_of(claims: &[PersistentVolumeClaim]) -> Vec<(String, String)> {
+    claims.iter().filter_map(|claim| Some((claim.name_any(), claim.spec.as_ref()?.volume_name.clone()?))).collect()
+}
+
+/// The volumes of the claims that the backup has chosen: their names, by claim.
+fn chosen_volumes(status: &BackupStatus) -> Vec<(String, String)> {
+    status.volumes.iter().filter_map(|(claim, volume)| Some((claim.clone(), volume.volume.clone()?))).collect()
+}
+
+/// The contents of the application's snapshots that were not found by label, by claim: their names.
+fn contents_by_name(seen: &Observed) -> Vec<(String, String)> {
+    let named = seen.snapshots.iter().map(|(claim, snapshot)| {
+        let bound = snapshot.status.as_ref().and_then(|s| s.bound_volume_snapshot_content_name.clone());
+        // The snapshot controller gives it this name before it says so.
+        let name = bound.unwrap_or_else(|| format!("snapcontent-{}", snapshot.uid().unwrap_or_default()));
+        (claim.clone(), name)
+    });
+    named.filter(|(claim, name)| seen.contents.get(claim).is_none_or(|found| found.name_any() != *name)).collect()
+}
+
+/// The volumes of the claims in the work namespace that were not found by label, by claim: their names.
+fn work_volumes_by_name(seen: &Observed) -> Vec<(String, String)> {
+    let named = seen.work_claims.values().filter_map(|claim| {
+        let name = claim.spec.as_ref()?.volume_name.clone().filter(|name| !name.is_empty())?;
+        Some((claim_of(&claim.metadata), name))
+    });
+    named.filter(|(claim, name)| seen.work_volumes.get(claim).is_none_or(|found| found.name_any() != *name)).collect()
 }
 
 /// Freezes or thaws what status names, if that is due.
@@ -255,7 +300,6 @@ async fn ask(
     }
     let found = Api::<k8s_openapi::api::core::v1::Namespace>::all(context.client.clone()).get(namespace).await?;
     let request = request(backup, status, context, found.uid().unwrap_or_default());
-    let run = RunSeen::of(context.coordinator.open(request).await);
-    let nodes = context.coordinator.nodes().await.ok();
-    Ok((run, nodes))
+    let (run, nodes) = join!(context.coordinator.open(request), context.coordinator.nodes());
+    Ok((RunSeen::of(run), nodes.ok()))
 }

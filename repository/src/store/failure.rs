@@ -73,6 +73,8 @@ pub enum Trouble {
     Busy,
     /// The operation is not allowed.
     Denied,
+    /// The grant, or the credentials that signed it, have expired: another grant may do.
+    Expired,
     /// There is no room.
     Full,
     /// The clocks differ too much.
@@ -93,6 +95,7 @@ impl std::fmt::Display for Trouble {
             Self::Unreachable => "the store does not answer",
             Self::Busy => "the store is overloaded",
             Self::Denied => "access denied",
+            Self::Expired => "the permission has expired",
             Self::Full => "no space left",
             Self::Skewed => "the store's clock and ours disagree",
             Self::Garbled => "the answer was cut short or damaged",

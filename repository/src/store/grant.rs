@@ -76,7 +76,6 @@ pub enum GetGrant {
 pub trait Redeem: Send + Sync + 'static {
     /// Stores `body`, which is durable when this returns. Returns the version that the store gave it, if the store names it: by
     /// the time somebody asks for it, the latest version may be somebody else's.
-    /// somebody else's by the time that it is asked for.
     async fn put(&self, grant: &PutGrant, body: Bytes) -> Result<Option<Version>, CreateError>;
     /// Reads exactly `range` into `out`, whatever `out` held; it then has the range's length. The buffer is the caller's, since a
     /// fresh one per range costs more than the read (its pages are cleared before they are filled).
@@ -92,6 +91,7 @@ pub trait Redeem: Send + Sync + 'static {
 pub(super) fn trouble_of(status: u16, code: &str) -> Trouble {
     match (status, code) {
         (_, "RequestTimeTooSkewed") => Trouble::Skewed,
+        (_, "ExpiredToken" | "ExpiredTokenException" | "RequestExpired") => Trouble::Expired,
         (_, "SlowDown") | (503 | 429, _) => Trouble::Busy,
         (_, "BadDigest" | "IncompleteBody" | "RequestTimeout" | "XAmzContentSHA256Mismatch") => Trouble::Garbled,
         (507, _) => Trouble::Full,

@@ -14,6 +14,7 @@ use super::directory::{self, Root};
 use super::grant::{GetGrant, PutGrant, Redeem, trouble_of};
 use super::throttle::Throttle;
 use super::{CreateError, Failure, GetError, Key, Operation, Trouble, Version};
+use crate::clock::Moment;
 
 /// The real redeemer: HTTP for presigned URLs (HTTP/1.1, one connection per request in flight), files for directories.
 pub struct Redeemer {
@@ -175,11 +176,31 @@ struct Answer {
     text: String,
 }
 
+/// Whether the time of a presigned URL is over (Signature Version 4, query parameters).
+fn has_expired(url: &str, now: Moment) -> bool {
+    let value = |name: &str| {
+        let query = url.split_once('?')?.1;
+        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    let end = || {
+        let signed = jiff::fmt::strtime::parse("%Y%m%dT%H%M%SZ", value("X-Amz-Date")?).ok()?.to_datetime().ok()?;
+        let signed = signed.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+        let lifetime = Duration::from_secs(value("X-Amz-Expires")?.parse().ok()?);
+        Some(Moment::from_millis(signed.as_millisecond()).plus(lifetime))
+    };
+    end().is_some_and(|end| end <= now)
+}
+
 async fn refused(operation: Operation, url: &str, response: reqwest::Response) -> Failure {
     let status = response.status().as_u16();
     let text: String = response.text().await.unwrap_or_default().chars().take(2000).collect();
     let code = text.split_once("<Code>").and_then(|(_, r)| r.split_once("</Code>")).map_or("", |(c, _)| c);
-    let failure = Failure::new(operation, shown(url), trouble_of(status, code));
+    let trouble = match trouble_of(status, code) {
+        // Amazon's code for this is the one of every refusal.
+        Trouble::Denied if has_expired(url, Moment::now()) => Trouble::Expired,
+        other => other,
+    };
+    let failure = Failure::new(operation, shown(url), trouble);
     let failure = if status >= 500 { failure.maybe() } else { failure };
     failure.because(Answer { status, text })
 }
@@ -322,6 +343,26 @@ impl Redeem for Redeemer {
                 self.check_file(Operation::Get, root, key)?;
                 directory::open(Root::of_repository(root.clone()), key.clone(), range).await.map(Some)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_expires_when_it_says() {
+        let url = "https://store/bucket/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20261201T080000Z&X-Amz-Expires=900&x-id=PutObject";
+        let at = |text: &str| Moment::parse(text).unwrap();
+        assert!(!has_expired(url, at("2026-12-01T08:14:59Z")));
+        assert!(has_expired(url, at("2026-12-01T08:15:00Z")));
+        for other in [
+            "https://store/key",
+            "https://store/key?X-Amz-Date=20261201T080000Z",
+            "https://store/key?X-Amz-Date=x&X-Amz-Expires=1",
+        ] {
+            assert!(!has_expired(other, at("2030-01-01T00:00:00Z")), "{other}");
         }
     }
 }

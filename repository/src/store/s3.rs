@@ -4,9 +4,11 @@
 //! stalled-stream protection is off, since it kills busy uploads. Checksums are sent only where asked for, since the SDK's
 //! defaults break presigned PUTs. Credentials, region and endpoint come from the SDK's own chain.
 
+mod access;
 mod list;
 mod outcome;
 mod retention;
+mod role;
 mod setup;
 
 use std::ops::Range;
@@ -29,8 +31,10 @@ use super::{
     Version,
 };
 use crate::clock::Moment;
+pub use access::{S3Access, S3Credentials};
 use outcome::judge;
-pub use setup::{Addressing, S3Access, S3Options, S3SetupError};
+pub use role::S3Role;
+pub use setup::{Addressing, S3Options, S3SetupError};
 
 /// A bucket and prefix.
 pub struct S3 {

@@ -69,7 +69,7 @@ pub(crate) fn wait_for_step(cluster: &Playground, kind: &str, namespace: &str, n
 }
 
 /// A `Restore` of an application's last point, from milkrun's namespace.
-fn restore(cluster: &Playground, name: &str, from: &str, to: &str, more: &str) {
+pub(crate) fn restore(cluster: &Playground, name: &str, from: &str, to: &str, more: &str) {
     cluster.apply(&format!(
         "apiVersion: milkrun.dev/v1alpha1\nkind: Restore\nmetadata: {{name: {name}, namespace: milkrun}}\n\
          spec: {{repository: prod, point: \"{from}@latest\", fromNamespace: {from}, toNamespace: {to}{more}}}\n"

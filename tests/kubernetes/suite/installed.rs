@@ -50,7 +50,7 @@ pub(crate) fn set_values(cluster: &Playground, values: &str) {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn make_bucket(store: &Seaweed) {
+pub(crate) async fn make_bucket(store: &Seaweed) {
     let credentials = aws_sdk_s3::config::Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "test");
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())

@@ -15,4 +15,5 @@ mod installed;
 mod leaves_nothing;
 mod playground;
 mod repositories;
+mod role;
 mod tokens;

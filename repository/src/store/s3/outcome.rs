@@ -3,6 +3,7 @@
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::http::Response;
 
+use super::role::RoleError;
 use crate::store::grant::trouble_of;
 use crate::store::{Failure, GetError, Key, Operation, Trouble};
 
@@ -28,6 +29,12 @@ where
         SdkError::DispatchFailure(_) => (Trouble::Unreachable, true),
         SdkError::ResponseError(_) => (Trouble::Garbled, true),
         _ => (trouble_of(status, &code), status >= 500),
+    };
+    // Without credentials nothing was sent.
+    let (trouble, maybe) = match RoleError::within(&error) {
+        Some(e) if e.passes() => (Trouble::Unreachable, false),
+        Some(_) => (Trouble::Refused, false),
+        None => (trouble, maybe),
     };
     let failure = Failure::new(operation, key, trouble);
     let failure = if maybe { failure.maybe() } else { failure };

@@ -7,17 +7,18 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider,
-    StalledStreamProtectionConfig,
+    IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder as HttpBuilder, Connector, proxy::ProxyConfig};
 
-use zeroize::Zeroizing;
-
 use super::S3;
+use super::access::S3Access;
 use crate::store::grant::PUT_LIFETIME;
 use crate::store::throttle::Throttle;
+
+/// How long it may take to get credentials. The SDK's default, five seconds, is short for a service on a busy machine.
+const CREDENTIALS_WITHIN: Duration = Duration::from_secs(20);
 
 /// How a bucket is addressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,32 +47,6 @@ pub struct S3Options {
     pub profile: Option<String>,
     /// Credentials, region and endpoint as they are given; nothing of the environment counts then.
     pub access: Option<S3Access>,
-}
-
-/// Credentials of a bucket, and where it is.
-#[derive(Clone)]
-pub struct S3Access {
-    /// The id of the key.
-    pub access_key_id: String,
-    /// The key.
-    pub secret_access_key: Zeroizing<String>,
-    /// The region; `None`: `us-east-1`.
-    pub region: Option<String>,
-    /// The endpoint; `None`: Amazon's.
-    pub endpoint: Option<String>,
-}
-
-impl S3Access {
-    fn credentials(&self) -> SharedCredentialsProvider {
-        let key = self.secret_access_key.as_str();
-        SharedCredentialsProvider::new(Credentials::new(&self.access_key_id, key, None, None, "given"))
-    }
-}
-
-impl std::fmt::Debug for S3Access {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("S3Access").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
-    }
 }
 
 /// The client could not be made.
@@ -117,8 +92,8 @@ impl S3 {
             Some(access) => {
                 let mut config = aws_config::SdkConfig::builder()
                     .behavior_version(aws_config::BehaviorVersion::latest())
-                    .http_client(http)
-                    .credentials_provider(access.credentials())
+                    .http_client(http.clone())
+                    .credentials_provider(access.provider(&http))
                     .region(access.region.clone().map(Region::new));
                 config.set_endpoint_url(access.endpoint.clone());
                 config.build()
@@ -147,6 +122,7 @@ impl S3 {
             .region(region)
             .force_path_style(path_style)
             .retry_config(RetryConfig::disabled())
+            .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_WITHIN).build())
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(Duration::from_secs(10))
