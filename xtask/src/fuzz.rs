@@ -101,7 +101,7 @@ fn start(program: &Path, folder: &Path, name: &str, seconds: u32) -> Result<Runn
     let out = std::fs::File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
     let child = Command::new(program)
         .arg(format!("-max_total_time={seconds}"))
-        .args(["-timeout=10", "-rss_limit_mb=2048"])
+        .args(["-timeout=60", "-rss_limit_mb=2048"])
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .args([&corpus, &samples])
         .env("MILKRUN_FUZZ_TARGET", name)

