@@ -45,7 +45,10 @@ impl S3Access {
             S3Credentials::Key { id, secret } => {
                 SharedCredentialsProvider::new(Credentials::new(id, secret.as_str(), None, None, "given"))
             }
-            S3Credentials::Role(role) => SharedCredentialsProvider::new(TakenRole::new(role, self, http.clone())),
+            S3Credentials::Role(role) => {
+                let (region, endpoint) = (self.region.as_deref(), self.endpoint.as_deref());
+                SharedCredentialsProvider::new(TakenRole::new(role, region, endpoint, http.clone()))
+            }
         }
     }
 }
