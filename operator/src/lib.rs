@@ -28,6 +28,8 @@ pub mod settings;
 mod several;
 pub mod snapshots;
 pub mod steps;
+#[cfg(test)]
+mod walk;
 pub mod warnings;
 
 pub use settings::Settings;

@@ -9,6 +9,7 @@ use milkrun_resources::condition::{COMPLETE, Conditions, FAILED};
 
 use super::*;
 use crate::run::RunSeen;
+use crate::walk::{Walked, before_each_look, killed_at_each_moment};
 use world::{World, claim, now, settings, volume};
 
 #[test]
@@ -29,25 +30,12 @@ fn an_operator_that_is_killed_at_any_moment_is_followed_by_one_that_goes_on() {
 
 /// Kills the operator after each thing of each look of a whole run.
 fn walk(new: impl Fn() -> World) {
-    let mut whole = new();
-    let mut looks = Vec::new();
-    while whole.status().step != BackupStep::Done {
-        looks.push(whole.step(None));
-    }
-    assert!(looks.len() > 8, "{looks:?}");
-    for (look, things) in looks.iter().enumerate() {
-        for killed_after in 0..*things {
-            let mut world = new();
-            for _ in 0..look {
-                world.step(None);
-            }
-            world.step(Some(killed_after));
-            world.run();
-            let of = world.storage;
-            assert_eq!(world.status().point.as_deref(), Some("p"), "{of:?}: look {look}, killed after {killed_after}");
-            assert!(is_clean(&world.seen), "{of:?}: look {look}, killed after {killed_after}");
-        }
-    }
+    killed_at_each_moment(new, |mut world, moment| {
+        world.run();
+        let of = world.storage;
+        assert_eq!(world.status().point.as_deref(), Some("p"), "{of:?}: {moment}");
+        assert!(is_clean(&world.seen), "{of:?}: {moment}");
+    });
 }
 
 #[test]
@@ -57,15 +45,11 @@ fn a_backup_that_is_deleted_at_any_moment_leaves_nothing() {
 
 /// Deletes the backup before each look of a run.
 fn delete(new: impl Fn() -> World) {
-    for look in 0..25 {
-        let mut world = new();
-        for _ in 0..look {
-            world.step(None);
-        }
+    before_each_look(new, |mut world, look| {
         world.backup.metadata.deletion_timestamp = Some(crate::steps::time(now()));
         world.run();
         assert!(is_clean(&world.seen), "{:?}: deleted before look {look}", world.storage);
-    }
+    });
 }
 
 #[test]

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::super::hand_over::policy;
 use super::*;
+use crate::walk::{Walked, before_each_look, killed_at_each_moment};
 use world::{World, now, of};
 
 fn plain() -> World {
@@ -32,23 +33,10 @@ fn a_restore_gives_each_claim_its_volume_and_leaves_nothing_else() {
 #[test]
 fn an_operator_that_is_killed_at_any_moment_is_followed_by_one_that_goes_on() {
     for new in [plain, swapped, World::in_waves] {
-        let mut whole = new();
-        let mut looks = Vec::new();
-        while whole.status().step != RestoreStep::Done {
-            looks.push(whole.step(None));
-        }
-        assert!(looks.len() > 8, "{looks:?}");
-        for (look, things) in looks.iter().enumerate() {
-            for killed_after in 0..*things {
-                let mut world = new();
-                for _ in 0..look {
-                    world.step(None);
-                }
-                world.step(Some(killed_after));
-                world.run();
-                assert!(world.is_restored(), "look {look}, killed after {killed_after}: {:?}", world.status());
-            }
-        }
+        killed_at_each_moment(new, |mut world, moment| {
+            world.run();
+            assert!(world.is_restored(), "{moment}: {:?}", world.status());
+        });
     }
 }
 
@@ -62,31 +50,22 @@ fn more_volumes_than_there_are_slots_are_written_in_waves() {
 
 #[test]
 fn a_restore_that_is_deleted_at_any_moment_leaves_all_or_nothing() {
-    for (look, new) in (0..25)
-        .map(|look| (look, plain as fn() -> World))
-        .chain((0..30).map(|look| (look, World::in_waves as fn() -> World)))
-    {
-        let mut world = new();
-        for _ in 0..look {
-            world.step(None);
-        }
-        world.restore.metadata.deletion_timestamp = Some(crate::steps::time(now()));
-        world.run();
-        assert!(world.is_tidy(), "deleted before look {look}: {:?}", world.disks);
-        for name in ["data", "wal"] {
-            let whole = world.disk(name).is_some() || !world.seen.claims.contains_key(name);
-            assert!(whole, "deleted before look {look}: {name} waits for ever");
-        }
+    for new in [plain, World::in_waves] {
+        before_each_look(new, |mut world, look| {
+            world.restore.metadata.deletion_timestamp = Some(crate::steps::time(now()));
+            world.run();
+            assert!(world.is_tidy(), "deleted before look {look}: {:?}", world.disks);
+            for name in ["data", "wal"] {
+                let whole = world.disk(name).is_some() || !world.seen.claims.contains_key(name);
+                assert!(whole, "deleted before look {look}: {name} waits for ever");
+            }
+        });
     }
 }
 
 #[test]
 fn a_restore_in_place_that_is_deleted_leaves_the_claims_as_they_were_or_restored() {
-    for look in 0..25 {
-        let mut world = swapped();
-        for _ in 0..look {
-            world.step(None);
-        }
+    before_each_look(swapped, |mut world, look| {
         world.restore.metadata.deletion_timestamp = Some(crate::steps::time(now()));
         world.run();
         assert!(world.is_tidy(), "deleted before look {look}: {:?}", world.disks);
@@ -98,19 +77,15 @@ fn a_restore_in_place_that_is_deleted_leaves_the_claims_as_they_were_or_restored
             let wanted = if old { "Delete" } else { "Retain" };
             assert_eq!(policy(&world.volumes[&format!("old-{name}")]), Some(wanted), "deleted before look {look}");
         }
-    }
+    });
 }
 
 #[test]
 fn a_claim_that_somebody_removes_at_any_moment_fails_the_restore_and_leaves_no_disk() {
     let mut lost = 0;
-    for look in 0..25 {
-        let mut world = plain();
-        for _ in 0..look {
-            world.step(None);
-        }
+    before_each_look(plain, |mut world, look| {
         if world.seen.claims.remove("data").is_none() || world.status().step == RestoreStep::Done {
-            continue;
+            return;
         }
         world.reclaim();
         world.run();
@@ -122,7 +97,7 @@ fn a_claim_that_somebody_removes_at_any_moment_fails_the_restore_and_leaves_no_d
             assert!(why.contains("somebody removed the claim data"), "{why}");
             assert!(!world.disks.contains_key("disk-data"), "removed before look {look}");
         }
-    }
+    });
     assert!(lost > 5, "{lost}");
 }
 
@@ -166,11 +141,7 @@ fn nothing_is_replaced_while_a_pod_uses_any_of_the_claims() {
 
 #[test]
 fn a_claim_that_goes_when_its_pods_are_scaled_down_loses_no_data() {
-    for look in 0..25 {
-        let mut world = World::in_place();
-        for _ in 0..look {
-            world.step(None);
-        }
+    before_each_look(World::in_place, |mut world, look| {
         let begun = world.status().step > RestoreStep::Reserve;
         world.seen.pods.clear();
         let old = |claim: &k8s_openapi::api::core::v1::PersistentVolumeClaim| {
@@ -182,7 +153,7 @@ fn a_claim_that_goes_when_its_pods_are_scaled_down_loses_no_data() {
         assert!(world.is_restored(), "gone before look {look}: {:?}", world.status());
         assert!(!begun || world.disks.contains_key("old-disk-data"), "gone before look {look}");
         assert!(!begun || world.status().volumes["data"].undo.is_some(), "gone before look {look}");
-    }
+    });
 }
 
 #[test]

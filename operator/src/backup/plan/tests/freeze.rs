@@ -26,34 +26,20 @@ fn file_systems_are_frozen_while_snapshots_are_cut_and_the_point_says_how_long()
 
 #[test]
 fn nothing_stays_frozen_whoever_goes_on_at_any_moment() {
-    let mut whole = world();
-    let mut looks = Vec::new();
-    while whole.status().step != BackupStep::Done {
-        looks.push(whole.step(None));
-    }
-    for (look, things) in looks.iter().enumerate() {
-        for killed_after in 0..*things {
-            let mut world = world();
-            for _ in 0..look {
-                world.step(None);
-            }
-            world.step(Some(killed_after));
-            let held = world.frozen;
-            world.process = "another one";
-            world.run();
-            assert!(!world.frozen && is_clean(&world.seen), "look {look}, killed after {killed_after}");
-            let failure = world.status().failure.unwrap_or_default();
-            // It is void if the file systems were frozen, and nobody knows until when.
-            assert!(!held || failure.contains("went away"), "look {look}, killed after {killed_after}: {failure}");
-        }
-        let mut world = self::world();
-        for _ in 0..look {
-            world.step(None);
-        }
+    killed_at_each_moment(world, |mut world, moment| {
+        let held = world.frozen;
+        world.process = "another one";
+        world.run();
+        assert!(!world.frozen && is_clean(&world.seen), "{moment}");
+        let failure = world.status().failure.unwrap_or_default();
+        // It is void if the file systems were frozen, and nobody knows until when.
+        assert!(!held || failure.contains("went away"), "{moment}: {failure}");
+    });
+    before_each_look(world, |mut world, look| {
         world.backup.metadata.deletion_timestamp = Some(crate::steps::time(now()));
         world.run();
         assert!(!world.frozen && is_clean(&world.seen), "deleted before look {look}");
-    }
+    });
 }
 
 #[test]

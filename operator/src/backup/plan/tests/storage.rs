@@ -1,8 +1,10 @@
 //! Storage that is late, or never does what it should, with an operator that is killed and a backup that is deleted at each moment.
 
+use milkrun_resources::backup::BackupStep;
+
 use super::world::{Storage, World};
 use super::{delete, walk};
-use milkrun_resources::backup::BackupStep;
+use crate::walk::Walked;
 
 const NEVER: u32 = u32::MAX;
 

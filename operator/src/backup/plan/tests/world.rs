@@ -22,6 +22,7 @@ use crate::memory::Memory;
 use crate::names::claim_of;
 use crate::run::{Call, RunSeen};
 use crate::snapshots::{VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent};
+use crate::walk::Walked;
 
 pub(super) fn settings() -> Settings {
     Settings {
@@ -338,8 +339,17 @@ impl World {
         }
     }
 
-    /// One look of an operator that is killed after so many things were done, if at all. Returns how many things there were.
-    pub(super) fn step(&mut self, killed_after: Option<usize>) -> usize {
+    pub(super) fn status(&self) -> BackupStatus {
+        self.backup.status.clone().unwrap_or_default()
+    }
+}
+
+impl Walked for World {
+    fn is_over(&self) -> bool {
+        self.status().step == BackupStep::Done
+    }
+
+    fn step(&mut self, killed_after: Option<usize>) -> usize {
         self.look();
         let settings = Settings { process: self.process.into(), exposed_max: self.exposed_max, ..settings() };
         let plan = plan(&self.backup, &self.seen, &settings, self.clock);
@@ -357,19 +367,5 @@ impl World {
             self.backup.status = Some(plan.status);
         }
         all
-    }
-
-    pub(super) fn run(&mut self) {
-        for _ in 0..100 {
-            if self.status().step == BackupStep::Done {
-                return;
-            }
-            self.step(None);
-        }
-        panic!("it does not end: {:?}", self.status());
-    }
-
-    pub(super) fn status(&self) -> BackupStatus {
-        self.backup.status.clone().unwrap_or_default()
     }
 }

@@ -14,6 +14,7 @@ use super::super::*;
 use crate::actions::{Kind, Which};
 use crate::names::claim_of;
 use crate::run::RunSeen;
+use crate::walk::Walked;
 
 fn settings() -> Settings {
     Settings {
@@ -310,8 +311,38 @@ impl World {
         self.reclaim();
     }
 
-    /// One look of an operator that is killed after so many things were done, if at all. Returns how many things there were.
-    pub(super) fn step(&mut self, killed_after: Option<usize>) -> usize {
+    /// Nothing of the run is in the work namespace, and each disk has a volume.
+    pub(super) fn is_tidy(&self) -> bool {
+        let known: Vec<String> = self.volumes.values().map(disk_of).collect();
+        self.seen.holders.is_empty()
+            && self.seen.work_claims.is_empty()
+            && self.disks.keys().all(|disk| known.contains(disk))
+    }
+
+    /// The disk of an application's claim, if it is bound.
+    pub(super) fn disk(&self, claim: &str) -> Option<String> {
+        let claim = self.seen.claims.get(claim)?;
+        (claim.status.as_ref()?.phase.as_deref() == Some("Bound")).then_some(())?;
+        self.volumes.get(claim.spec.as_ref()?.volume_name.as_ref()?).map(disk_of)
+    }
+
+    pub(super) fn is_restored(&self) -> bool {
+        ["data", "wal"].iter().all(|name| self.disk(name) == Some(format!("disk-{name}")))
+            && self.status().conditions.is_true(COMPLETE)
+            && self.is_tidy()
+    }
+}
+
+fn disk_of(volume: &PersistentVolume) -> String {
+    volume.spec.as_ref().unwrap().csi.as_ref().unwrap().volume_handle.clone()
+}
+
+impl Walked for World {
+    fn is_over(&self) -> bool {
+        self.status().step == RestoreStep::Done
+    }
+
+    fn step(&mut self, killed_after: Option<usize>) -> usize {
         self.look();
         let settings = Settings { exposed_max: self.exposed_max, ..settings() };
         let plan = plan(&self.restore, &self.seen, &settings, now());
@@ -345,39 +376,4 @@ impl World {
         }
         all
     }
-
-    pub(super) fn run(&mut self) {
-        for _ in 0..100 {
-            if self.status().step == RestoreStep::Done {
-                return;
-            }
-            self.step(None);
-        }
-        panic!("it does not end: {:?}", self.status());
-    }
-
-    /// Nothing of the run is in the work namespace, and each disk has a volume.
-    pub(super) fn is_tidy(&self) -> bool {
-        let known: Vec<String> = self.volumes.values().map(disk_of).collect();
-        self.seen.holders.is_empty()
-            && self.seen.work_claims.is_empty()
-            && self.disks.keys().all(|disk| known.contains(disk))
-    }
-
-    /// The disk of an application's claim, if it is bound.
-    pub(super) fn disk(&self, claim: &str) -> Option<String> {
-        let claim = self.seen.claims.get(claim)?;
-        (claim.status.as_ref()?.phase.as_deref() == Some("Bound")).then_some(())?;
-        self.volumes.get(claim.spec.as_ref()?.volume_name.as_ref()?).map(disk_of)
-    }
-
-    pub(super) fn is_restored(&self) -> bool {
-        ["data", "wal"].iter().all(|name| self.disk(name) == Some(format!("disk-{name}")))
-            && self.status().conditions.is_true(COMPLETE)
-            && self.is_tidy()
-    }
-}
-
-fn disk_of(volume: &PersistentVolume) -> String {
-    volume.spec.as_ref().unwrap().csi.as_ref().unwrap().volume_handle.clone()
 }
