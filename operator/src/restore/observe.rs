@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::{join, try_join};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use milkrun_proto::control::v1 as control;
-use milkrun_resources::restore::RestoreStep;
+use milkrun_resources::restore::{RestoreStep, RestoredVolume};
 use milkrun_resources::{Restore, RestoreStatus};
 
 use super::admission::{Admission, ask};
@@ -20,6 +21,7 @@ use crate::exposed::exposed;
 use crate::holder::runs;
 use crate::names::{RunOf, by_claim, claim_of};
 use crate::run::RunSeen;
+use crate::several::get_each;
 use crate::warnings::{Warnings, warnings};
 
 /// What the coordinator says of the point.
@@ -107,21 +109,16 @@ pub(super) async fn observe(
     let ours = ListParams::default().labels(&run_of(restore).selector());
     let mut seen = Observed::default();
     let target = target(restore);
-    seen.namespace = Api::<Namespace>::all(client.clone()).get_opt(&target).await?;
+    let namespaces = Api::<Namespace>::all(client.clone());
     let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), &target);
-    for claim in claims.list(&ListParams::default()).await?.items {
-        seen.claims.insert(claim.name_any(), claim);
-    }
+    let everything = ListParams::default();
+    let (namespace, claims) = try_join!(namespaces.get_opt(&target), claims.list(&everything))?;
+    seen.namespace = namespace;
+    seen.claims = claims.items.into_iter().map(|claim| (claim.name_any(), claim)).collect();
+    let volumes = Api::<PersistentVolume>::all(client.clone());
     if status.step == RestoreStep::Check && status.failure.is_none() {
         if restore.spec.in_place {
-            for claim in seen.claims.values() {
-                let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).unwrap_or_default();
-                if !name.is_empty()
-                    && let Some(found) = Api::<PersistentVolume>::all(client.clone()).get_opt(&name).await?
-                {
-                    seen.replaced.insert(claim.name_any(), found);
-                }
-            }
+            seen.replaced = get_each(&volumes, used_volumes(&seen)).await?.into_iter().collect();
         }
         seen.classes = Api::<StorageClass>::all(client.clone()).list(&ListParams::default()).await?.items;
         seen.point = ask_for_point(restore, context).await;
@@ -133,32 +130,18 @@ pub(super) async fn observe(
         return Ok(seen);
     }
     let work_claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), work);
-    seen.work_claims = by_claim(work_claims.list(&ours).await?.items);
-    seen.holders = by_claim(Api::<Pod>::namespaced(client.clone(), work).list(&ours).await?.items);
-    let volumes = Api::<PersistentVolume>::all(client.clone());
-    for claim in seen.work_claims.values() {
-        let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|name| !name.is_empty());
-        if let Some(name) = name
-            && let Some(volume) = volumes.get_opt(&name).await?
-        {
-            seen.written.insert(claim_of(&claim.metadata), volume);
-        }
-    }
-    for (name, volume) in &status.volumes {
-        if let Some(written) = &volume.written_volume
-            && let Some(found) = volumes.get_opt(written).await?
-        {
-            seen.written.insert(name.clone(), found);
-        }
-        if let Some(found) = volumes.get_opt(&run_of(restore).name(name)).await? {
-            seen.volumes.insert(name.clone(), found);
-        }
-        if let Some(before) = &volume.replaces
-            && let Some(found) = volumes.get_opt(&before.volume).await?
-        {
-            seen.replaced.insert(name.clone(), found);
-        }
-    }
+    let holders = Api::<Pod>::namespaced(client.clone(), work);
+    let (work_claims, holders) = try_join!(work_claims.list(&ours), holders.list(&ours))?;
+    (seen.work_claims, seen.holders) = (by_claim(work_claims.items), by_claim(holders.items));
+    let named = named_volumes(restore, status, &seen);
+    let (written, made, replaced) = try_join!(
+        get_each(&volumes, named.written),
+        get_each(&volumes, named.made),
+        get_each(&volumes, named.replaced)
+    )?;
+    seen.written = written.into_iter().collect();
+    seen.volumes = made.into_iter().collect();
+    seen.replaced = replaced.into_iter().collect();
     if restore.spec.in_place && status.step >= RestoreStep::HandOver {
         let pods = Api::<Pod>::namespaced(client.clone(), &target);
         seen.pods = pods.list(&ListParams::default()).await?.items;
@@ -170,10 +153,43 @@ pub(super) async fn observe(
     if status.step == RestoreStep::Data && seen.holders.values().any(|pod| !runs(pod)) {
         seen.warnings = warnings(client, work).await?;
     }
-    seen.run = ask_for_run(restore, status, context).await;
+    let (run, nodes) = join!(ask_for_run(restore, status, context), context.coordinator.nodes());
+    (seen.run, seen.nodes) = (run, nodes.ok());
     seen.may_expose = take_slots(restore, status, &seen, context).await?;
-    seen.nodes = context.coordinator.nodes().await.ok();
     Ok(seen)
+}
+
+/// The volume of a claim, if it is bound to one.
+fn bound_volume(claim: &PersistentVolumeClaim) -> Option<String> {
+    claim.spec.as_ref()?.volume_name.clone().filter(|name| !name.is_empty())
+}
+
+/// The volumes that the target's claims use now: their names, by the claim's.
+fn used_volumes(seen: &Observed) -> Vec<(String, String)> {
+    seen.claims.iter().filter_map(|(name, claim)| Some((name.clone(), bound_volume(claim)?))).collect()
+}
+
+/// The names of volumes that a restore knows, by the claim's name in the point.
+struct NamedVolumes {
+    written: Vec<(String, String)>,
+    made: Vec<(String, String)>,
+    replaced: Vec<(String, String)>,
+}
+
+fn named_volumes(restore: &Restore, status: &RestoreStatus, seen: &Observed) -> NamedVolumes {
+    let of_status = |of: &dyn Fn(&str, &RestoredVolume) -> Option<String>| -> Vec<(String, String)> {
+        status.volumes.iter().filter_map(|(name, volume)| Some((name.clone(), of(name, volume)?))).collect()
+    };
+    let noted = of_status(&|_, volume| volume.written_volume.clone());
+    // What status says counts, once it says it.
+    let bound = seen.work_claims.values().filter_map(|claim| Some((claim_of(&claim.metadata), bound_volume(claim)?)));
+    let mut written: BTreeMap<String, String> = bound.collect();
+    written.extend(noted);
+    NamedVolumes {
+        written: written.into_iter().collect(),
+        made: of_status(&|name, _| Some(run_of(restore).name(name))),
+        replaced: of_status(&|_, volume| volume.replaces.as_ref().map(|before| before.volume.clone())),
+    }
 }
 
 /// Takes slots for the volumes of the present wave; gives them back once all are written.
