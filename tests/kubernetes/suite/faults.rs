@@ -1,6 +1,6 @@
 //! What goes wrong in a cluster: nothing is lost, nothing is left behind, and status says why.
 
-mod limits;
+pub(crate) mod limits;
 mod nodes;
 mod objects;
 mod processes;
@@ -24,7 +24,7 @@ pub(crate) fn start_small(cluster: &Playground, namespace: &str, claim: &str) {
 }
 
 /// A claim, and a pod that uses it.
-fn small(namespace: &str, pod: &str, claim: &str) -> String {
+pub(crate) fn small(namespace: &str, pod: &str, claim: &str) -> String {
     format!(
         "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {claim}, namespace: {namespace}}}\n\
          spec: {{accessModes: [ReadWriteOnce], storageClassName: ext4, resources: {{requests: {{storage: 64Mi}}}}}}\n\

@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::faults::{start_small, wait_for_message, wait_for_success};
+use crate::faults::limits::POLICY;
+use crate::faults::{small, start_small, wait_for_failure, wait_for_message, wait_for_success};
 use crate::installed::{add_repository, back_up, with_store};
 use crate::playground::Playground;
 
@@ -25,6 +26,22 @@ fn value(cluster: &Playground) -> String {
     cluster.exec("shop", "user", "cat /v/value").trim().to_owned()
 }
 
+/// A claim that could not be made again is not removed: that is asked before anything is.
+fn refused(cluster: &Playground) {
+    let policy = POLICY.replace("'copy'", "'shop'");
+    cluster.apply(&policy);
+    cluster.wait_for_refusal("the policy", &small("shop", "another", "other"));
+    cluster.kubectl("-n shop delete pod user --now");
+    cluster.apply(
+        "apiVersion: milkrun.dev/v1alpha1\nkind: Restore\nmetadata: {name: refused, namespace: shop}\n\
+         spec: {repository: prod, point: \"shop@latest\", inPlace: true}\n",
+    );
+    wait_for_failure(cluster, "restore", "shop", "refused", "claims come from the platform team");
+    cluster.kubectl("delete validatingadmissionpolicybinding,validatingadmissionpolicy claims");
+    start_user(cluster);
+    assert_eq!(value(cluster), "new");
+}
+
 #[test]
 fn a_claim_is_replaced_when_nobody_uses_it_and_the_way_back_works() {
     let test = "a_claim_is_replaced_when_nobody_uses_it_and_the_way_back_works";
@@ -37,6 +54,7 @@ fn a_claim_is_replaced_when_nobody_uses_it_and_the_way_back_works() {
     wait_for_success(&cluster, "backup", "shop", "old");
     write(&cluster, "new");
     let before = cluster.inventory();
+    refused(&cluster);
 
     cluster.apply(
         "apiVersion: milkrun.dev/v1alpha1\nkind: Restore\nmetadata: {name: back, namespace: shop}\n\

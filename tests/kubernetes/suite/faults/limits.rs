@@ -67,7 +67,7 @@ fn what_the_cluster_forbids_is_said_at_once() {
 }
 
 /// Admission that lets nobody make claims in the namespace `copy`.
-const POLICY: &str = "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicy\n\
+pub(crate) const POLICY: &str = "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicy\n\
     metadata: {name: claims}\nspec:\n  failurePolicy: Fail\n  matchConstraints: {resourceRules: [{apiGroups: [\"\"], \
     apiVersions: [v1], operations: [CREATE], resources: [persistentvolumeclaims]}]}\n  \
     validations: [{expression: \"request.namespace != 'copy'\", message: claims come from the platform team}]\n\
