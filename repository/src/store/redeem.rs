@@ -176,12 +176,20 @@ struct Answer {
     text: String,
 }
 
+/// A query parameter of a presigned URL, as it is written there.
+fn parameter<'a>(url: &'a str, name: &str) -> Option<&'a str> {
+    let query = url.split_once('?')?.1;
+    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+/// Whether the credentials that signed a presigned URL are those of a session, which ends.
+fn is_of_session(url: &str) -> bool {
+    parameter(url, "X-Amz-Security-Token").is_some()
+}
+
 /// Whether the time of a presigned URL is over (Signature Version 4, query parameters).
 fn has_expired(url: &str, now: Moment) -> bool {
-    let value = |name: &str| {
-        let query = url.split_once('?')?.1;
-        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
-    };
+    let value = |name: &str| parameter(url, name);
     let end = || {
         let signed = jiff::fmt::strtime::parse("%Y%m%dT%H%M%SZ", value("X-Amz-Date")?).ok()?.to_datetime().ok()?;
         let signed = signed.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
@@ -198,6 +206,8 @@ async fn refused(operation: Operation, url: &str, response: reqwest::Response) -
     let trouble = match trouble_of(status, code) {
         // Amazon's code for this is the one of every refusal.
         Trouble::Denied if has_expired(url, Moment::now()) => Trouble::Expired,
+        // SeaweedFS forgets the keys of a session that is over.
+        Trouble::Denied if code == "InvalidAccessKeyId" && is_of_session(url) => Trouble::Expired,
         other => other,
     };
     let failure = Failure::new(operation, shown(url), trouble);
@@ -357,6 +367,7 @@ mod tests {
         let at = |text: &str| Moment::parse(text).unwrap();
         assert!(!has_expired(url, at("2026-12-01T08:14:59Z")));
         assert!(has_expired(url, at("2026-12-01T08:15:00Z")));
+        assert!(!is_of_session(url) && is_of_session(&format!("{url}&X-Amz-Security-Token=abc")));
         for other in [
             "https://store/key",
             "https://store/key?X-Amz-Date=20261201T080000Z",
