@@ -94,7 +94,7 @@ impl From<Failure> for CliError {
         let (exit, advice) = match f.trouble {
             Trouble::Unreachable | Trouble::Busy => (Exit::Unknown, Some(unreachable_advice(&message))),
             Trouble::Denied => (Exit::Failed, Some(denied_advice(&message))),
-            Trouble::Expired => (Exit::Failed, Some(ADVICE_EXPIRED)),
+            Trouble::Expired | Trouble::NoCredentials => (Exit::Failed, Some(ADVICE_EXPIRED)),
             Trouble::Skewed => (Exit::Failed, Some(ADVICE_SKEW)),
             Trouble::Full => (Exit::Failed, Some(ADVICE_FULL)),
             Trouble::Garbled => (Exit::Unknown, Some(ADVICE_UNREACHABLE)),

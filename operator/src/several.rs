@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 /// Requests that are under way at once.
 const AT_ONCE: usize = 16;
 
-/// The objects that are there, of these: each under its key, by its name.
+/// The objects that are there, of these, in their order: each under its key, by its name.
 ///
 /// # Errors
 /// When the API server can't be asked.
@@ -16,6 +16,6 @@ where
     K: Clone + DeserializeOwned + std::fmt::Debug,
 {
     let get = |(key, name): (String, String)| async move { Ok(api.get_opt(&name).await?.map(|found| (key, found))) };
-    let found = futures::stream::iter(wanted).map(get).buffer_unordered(AT_ONCE);
+    let found = futures::stream::iter(wanted).map(get).buffered(AT_ONCE);
     found.try_filter_map(|found| std::future::ready(Ok(found))).try_collect().await
 }

@@ -17,5 +17,7 @@ const SILENT: Duration = Duration::from_secs(WATCH_S as u64 + 15);
 pub async fn connect() -> Result<Client, kube::Error> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.read_timeout = Some(SILENT);
+    // A connection that was idle has its whole time again for the next answer.
+    config.reset_reader_on_write = true;
     Client::try_from(config)
 }

@@ -31,6 +31,8 @@ const VERSITYGW: &str = "github.com/versity/versitygw/cmd/versitygw@v1.8.0";
 /// What tests are compiled with.
 const FEATURES: [&str; 3] =
     ["--workspace", "--features", "milkrun-cli/faults,milkrun-agent/faults,milkrun-coordinator/faults"];
+/// After so long, cargo has found that the tests are built, and runs them.
+const AFTER_THE_LOCK: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
 /// Kubernetes tests at once, each with a cluster of its own. They wait more than they work: three leave a machine of two cores idle for two
@@ -282,7 +284,7 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
     let built = cluster.map(std::thread::JoinHandle::join);
     if result.is_ok() {
         // With arguments, somebody wants certain tests and no fuzzing.
-        let fuzzing = (args.is_empty() && !bless).then(fuzz_beside).flatten();
+        let fuzzing = (args.is_empty() && !bless).then(|| fuzz_beside(&debug)).flatten();
         result = built.map_or(Ok(()), |built| kubernetes_tests(built, command(), &debug, args));
         let fuzzed = fuzzing.map_or(Ok(Ok(())), std::thread::JoinHandle::join);
         result = result.and(fuzzed.unwrap_or_else(|_| Err("fuzzing panicked".into())));
@@ -306,14 +308,17 @@ fn cluster_programs() -> Option<std::thread::JoinHandle<Result<(), String>>> {
     }))
 }
 
-/// Fuzzes every decoder while the tests that need a cluster wait for it: they leave a third of the cores.
-fn fuzz_beside() -> Option<std::thread::JoinHandle<Result<(), String>>> {
+/// Fuzzes every decoder while the tests that need a cluster wait for it: they leave some of the cores.
+fn fuzz_beside(debug: &Path) -> Option<std::thread::JoinHandle<Result<(), String>>> {
     if !fuzz::possible() {
         note_skip("fuzzing guided by coverage: no C++ compiler for libFuzzer");
         return None;
     }
-    let program = std::env::current_exe().ok()?;
+    // Not the program that runs now: compiling may have put another one in its place.
+    let program = debug.join("xtask");
     Some(std::thread::spawn(move || {
+        // The tests take cargo's lock for a moment; what the fuzzer compiles would hold it for minutes.
+        std::thread::sleep(AFTER_THE_LOCK);
         let mut command = Command::new("nice");
         run(command.args(["-n", "10"]).arg(program).args(["fuzz", &FUZZ_SECONDS.to_string()]))
     }))

@@ -181,12 +181,11 @@ fn named_volumes(restore: &Restore, status: &RestoreStatus, seen: &Observed) -> 
         status.volumes.iter().filter_map(|(name, volume)| Some((name.clone(), of(name, volume)?))).collect()
     };
     let noted = of_status(&|_, volume| volume.written_volume.clone());
-    // What status says counts, once it says it.
     let bound = seen.work_claims.values().filter_map(|claim| Some((claim_of(&claim.metadata), bound_volume(claim)?)));
-    let mut written: BTreeMap<String, String> = bound.collect();
-    written.extend(noted);
+    // What status says counts if it is there: it comes last.
+    let bound = bound.filter(|volume| !noted.contains(volume));
     NamedVolumes {
-        written: written.into_iter().collect(),
+        written: bound.chain(noted.iter().cloned()).collect(),
         made: of_status(&|name, _| Some(run_of(restore).name(name))),
         replaced: of_status(&|_, volume| volume.replaces.as_ref().map(|before| before.volume.clone())),
     }

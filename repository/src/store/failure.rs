@@ -77,6 +77,8 @@ pub enum Trouble {
     Expired,
     /// There is no room.
     Full,
+    /// Nobody gives us credentials for the store. It says nothing of the object.
+    NoCredentials,
     /// The clocks differ too much.
     Skewed,
     /// The answer is cut short or does not match its checksum.
@@ -96,6 +98,7 @@ impl std::fmt::Display for Trouble {
             Self::Busy => "the store is overloaded",
             Self::Denied => "access denied",
             Self::Expired => "the permission has expired",
+            Self::NoCredentials => "we get no credentials",
             Self::Full => "no space left",
             Self::Skewed => "the store's clock and ours disagree",
             Self::Garbled => "the answer was cut short or damaged",

@@ -201,11 +201,14 @@ fn has_expired(url: &str, now: Moment) -> bool {
 
 async fn refused(operation: Operation, url: &str, response: reqwest::Response) -> Failure {
     let status = response.status().as_u16();
+    // Our own clock may be wrong.
+    let said = response.headers().get("date").and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok());
+    let now = said.map_or_else(Moment::now, |said| Moment::from_millis(said.timestamp().as_millisecond()));
     let text: String = response.text().await.unwrap_or_default().chars().take(2000).collect();
     let code = text.split_once("<Code>").and_then(|(_, r)| r.split_once("</Code>")).map_or("", |(c, _)| c);
     let trouble = match trouble_of(status, code) {
         // Amazon's code for this is the one of every refusal.
-        Trouble::Denied if has_expired(url, Moment::now()) => Trouble::Expired,
+        Trouble::Denied if has_expired(url, now) => Trouble::Expired,
         // SeaweedFS forgets the keys of a session that is over.
         Trouble::Denied if code == "InvalidAccessKeyId" && is_of_session(url) => Trouble::Expired,
         other => other,

@@ -33,7 +33,7 @@ where
     // Without credentials nothing was sent.
     let (trouble, maybe) = match RoleError::within(&error) {
         Some(e) if e.passes() => (Trouble::Unreachable, false),
-        Some(_) => (Trouble::Refused, false),
+        Some(_) => (Trouble::NoCredentials, false),
         None => (trouble, maybe),
     };
     let failure = Failure::new(operation, key, trouble);

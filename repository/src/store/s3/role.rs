@@ -2,7 +2,7 @@
 //! with keys for an hour or so (AWS STS, `AssumeRoleWithWebIdentity`).
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
@@ -65,27 +65,37 @@ impl RoleError {
     }
 }
 
-/// Gives the credentials of a role. The SDK keeps them until they say that they expire.
-#[derive(Debug)]
-pub(super) struct TakenRole {
-    role: S3Role,
-    service: aws_sdk_sts::Client,
-    /// What the service gave last.
-    last: Mutex<Option<Given>>,
+/// Whether a token service that answers so may give the role a moment later.
+fn passes(status: u16, code: &str) -> bool {
+    let busy = ["Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "IDPCommunicationError"];
+    status >= 500 || matches!(status, 408 | 429) || busy.contains(&code)
 }
 
-/// Credentials, and when they end.
+/// Gives the credentials of a role, and renews them in time. Nobody waits for that as long as those of before are good: a lease that is
+/// renewed must not depend on a token service.
 #[derive(Clone, Debug)]
-struct Given {
+pub(super) struct TakenRole(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    role: S3Role,
+    service: aws_sdk_sts::Client,
+    held: Mutex<Option<Held>>,
+    /// Whoever asks the service has this.
+    asking: tokio::sync::Mutex<()>,
+}
+
+/// Credentials, and their time.
+#[derive(Clone, Debug)]
+struct Held {
     credentials: Credentials,
+    renew_at: Moment,
     end: Moment,
 }
 
-impl Given {
-    /// The credentials, to be asked for anew at that moment.
-    fn until(mut self, again: Moment) -> Credentials {
-        *self.credentials.expiry_mut() = Some(again.into());
-        self.credentials
+impl Held {
+    fn is_good(&self, now: Moment) -> bool {
+        now < self.end
     }
 }
 
@@ -101,23 +111,37 @@ impl TakenRole {
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts);
         config.set_endpoint_url(role.endpoint.clone().or_else(|| endpoint.map(str::to_owned)));
-        Self { role: role.clone(), service: aws_sdk_sts::Client::from_conf(config.build()), last: Mutex::default() }
+        let service = aws_sdk_sts::Client::from_conf(config.build());
+        Self(Arc::new(Inner {
+            role: role.clone(),
+            service,
+            held: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+        }))
     }
 
-    async fn take(&self) -> Result<Given, RoleError> {
-        let (path, role) = (&self.role.token, &self.role.arn);
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take(&self) -> Result<Held, RoleError> {
+        let (path, role) = (&self.0.role.token, &self.0.role.arn);
         let token = tokio::fs::read_to_string(path).await;
         let token = token.map_err(|source| RoleError::Token { path: path.clone(), source })?;
-        let request = self.service.assume_role_with_web_identity().role_arn(role);
-        let request = request.role_session_name(&self.role.session).web_identity_token(token.trim());
-        let given = request.send().await.map_err(|e| match &e {
-            SdkError::ServiceError(answer) if answer.raw().status().as_u16() < 500 => RoleError::Refused {
-                role: role.clone(),
-                status: answer.raw().status().as_u16(),
-                code: e.code().unwrap_or_default().to_owned(),
-                message: e.message().unwrap_or_default().to_owned(),
-            },
-            _ => RoleError::Unreachable { role: role.clone(), source: Box::new(e) },
+        let request = self.0.service.assume_role_with_web_identity().role_arn(role);
+        let request = request.role_session_name(&self.0.role.session).web_identity_token(token.trim());
+        let given = request.send().await.map_err(|e| {
+            let status = e.raw_response().map_or(0, |answer| answer.status().as_u16());
+            let code = e.code().unwrap_or_default().to_owned();
+            match &e {
+                SdkError::ServiceError(_) if !passes(status, &code) => RoleError::Refused {
+                    role: role.clone(),
+                    status,
+                    code,
+                    message: e.message().unwrap_or_default().to_owned(),
+                },
+                _ => RoleError::Unreachable { role: role.clone(), source: Box::new(e) },
+            }
         })?;
         let none = || RoleError::Unreachable { role: role.clone(), source: "its answer holds no credentials".into() };
         let given = given.credentials().ok_or_else(none)?;
@@ -125,28 +149,45 @@ impl TakenRole {
         let session = Some(given.session_token().to_owned());
         let credentials =
             Credentials::new(given.access_key_id(), given.secret_access_key(), session, Some(end.into()), "role");
-        Ok(Given { credentials, end })
+        Ok(Held { credentials, renew_at: renew_at(Moment::now(), end), end })
     }
 
-    /// New credentials; or those of before as long as they are good for something, if the service can't be asked.
+    /// Those that are good; else new ones, for which all wait together.
     async fn provide(&self) -> Result<Credentials, RoleError> {
-        let taken = self.take().await;
         let now = Moment::now();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let e = match taken {
-            Ok(given) => {
-                *last = Some(given.clone());
-                let again = renew_at(now, given.end);
-                return Ok(given.until(again));
+        let good = |held: &Option<Held>| held.clone().filter(|held| held.is_good(now));
+        let held = good(&self.held());
+        if let Some(held) = held {
+            if now >= held.renew_at {
+                let this = self.clone();
+                tokio::spawn(async move { this.renew().await });
             }
-            Err(e) => e,
-        };
-        let before = last.clone().filter(|_| e.passes());
-        let before = before.and_then(|given| ask_again_at(now, given.end).map(|again| (given, again)));
-        let Some((given, again)) = before else { return Err(e) };
-        let why: &(dyn std::error::Error + 'static) = &e;
-        tracing::warn!(role = self.role.arn, why, end = %given.end, "the credentials of before are used");
-        Ok(given.until(again))
+            return Ok(held.credentials);
+        }
+        let _one = self.0.asking.lock().await;
+        let held = good(&self.held());
+        if let Some(held) = held {
+            return Ok(held.credentials);
+        }
+        let taken = self.take().await?;
+        *self.held() = Some(taken.clone());
+        Ok(taken.credentials)
+    }
+
+    /// Replaces those that are still good, unless somebody does so already.
+    async fn renew(&self) {
+        let Ok(_one) = self.0.asking.try_lock() else { return };
+        let taken = self.take().await;
+        let mut held = self.held();
+        match (taken, held.as_mut()) {
+            (Ok(taken), _) => *held = Some(taken),
+            (Err(e), Some(before)) => {
+                let why: &(dyn std::error::Error + 'static) = &e;
+                tracing::warn!(role = self.0.role.arn, why, end = %before.end, "the credentials of before are used");
+                before.renew_at = Moment::now().plus(ASK_AGAIN);
+            }
+            (Err(_), None) => {}
+        }
     }
 }
 
@@ -154,12 +195,6 @@ impl TakenRole {
 /// of itself; so each has at least half of that time.
 fn renew_at(now: Moment, end: Moment) -> Moment {
     now.plus(end.since(now) / 2)
-}
-
-/// When a service that can't be asked now is asked again, if the credentials of before do until then.
-fn ask_again_at(now: Moment, end: Moment) -> Option<Moment> {
-    let again = now.plus(ASK_AGAIN);
-    (again < end).then_some(again)
 }
 
 impl ProvideCredentials for TakenRole {
@@ -181,8 +216,19 @@ mod tests {
         assert_eq!(renew_at(at(1000), at(4600)), at(2800));
         // A clock that is fast: at once.
         assert_eq!(renew_at(at(1000), at(995)), at(1000));
-        // While the service is away, they are used to their end.
-        assert_eq!(ask_again_at(at(1000), at(2800)), Some(at(1060)));
-        assert_eq!(ask_again_at(at(1000), at(1050)), None);
+    }
+
+    #[test]
+    fn who_is_busy_may_give_a_role_later_and_who_refuses_will_not() {
+        for (status, code) in
+            [(500, ""), (429, ""), (400, "Throttling"), (400, "IDPCommunicationError"), (503, "SlowDown")]
+        {
+            assert!(passes(status, code), "{status} {code}");
+        }
+        for (status, code) in
+            [(403, "AccessDenied"), (400, "InvalidIdentityToken"), (400, "ExpiredTokenException"), (404, "")]
+        {
+            assert!(!passes(status, code), "{status} {code}");
+        }
     }
 }

@@ -13,12 +13,9 @@ use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder as HttpBuilder, Connector, proxy::ProxyConfig};
 
 use super::S3;
-use super::access::S3Access;
+use super::access::{S3Access, S3Credentials};
 use crate::store::grant::PUT_LIFETIME;
 use crate::store::throttle::Throttle;
-
-/// How long it may take to get credentials. The SDK's default, five seconds, is short for a service on a busy machine.
-const CREDENTIALS_WITHIN: Duration = Duration::from_secs(20);
 
 /// How a bucket is addressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,7 +119,11 @@ impl S3 {
             .region(region)
             .force_path_style(path_style)
             .retry_config(RetryConfig::disabled())
-            .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_WITHIN).build())
+            .identity_cache(match &options.access {
+                // A role keeps its own: it renews them before they end, and nobody waits for that.
+                Some(S3Access { credentials: S3Credentials::Role(_), .. }) => IdentityCache::no_cache(),
+                _ => IdentityCache::lazy().build(),
+            })
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(Duration::from_secs(10))
