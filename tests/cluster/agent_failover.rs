@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 pub(crate) const SIZE: usize = 192 << 20;
 
 /// How much is uploaded per second until a test says that it has stopped what it wanted to stop.
-pub(crate) const SLOWLY: Option<&str> = Some("8MiB");
+pub(crate) const SLOWLY: Option<&str> = Some("4MiB");
 
 /// A volume that both nodes reach, and uploads that are slow enough to be stopped in their middle.
 pub(crate) fn shared_volume() -> Cluster {
@@ -70,7 +70,7 @@ fn a_killed_agent_s_volume_goes_on_at_another_node() {
     let coordinator = c.coordinator();
     let mut agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let (child, node) = begin(&c, 48 << 20);
+    let (child, node) = begin(&c, 32 << 20);
     agents.iter_mut().find(|(n, _)| *n == node).unwrap().1.signal(Signal::SIGKILL);
     ends_well(&c, child, &node);
     assert!(coordinator.log().contains("an agent is gone"), "{}", coordinator.log());
@@ -82,7 +82,7 @@ fn a_hanging_agent_is_given_up_and_its_later_calls_are_refused() {
     let coordinator = c.coordinator();
     let agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let (child, node) = begin(&c, 48 << 20);
+    let (child, node) = begin(&c, 32 << 20);
     let hanging = &agents.iter().find(|(n, _)| *n == node).unwrap().1;
     hanging.signal(Signal::SIGSTOP);
     coordinator.wait_for_log("an agent is gone");
@@ -98,7 +98,7 @@ fn a_drained_node_gives_its_volume_away_and_an_agent_that_is_told_to_stop_does_t
     let coordinator = c.coordinator();
     let mut agents = [("node-a", c.agent("node-a")), ("node-b", c.agent("node-b"))];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let (child, node) = begin(&c, 48 << 20);
+    let (child, node) = begin(&c, 32 << 20);
     c.run(&["drain", &node]).ok();
     ends_well(&c, child, &node);
     let drained = c.run(&["agents", "--json"]).ok().json();

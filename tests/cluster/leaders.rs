@@ -74,7 +74,7 @@ fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
     let mut coordinator = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let run = begin(&c, 48 << 20);
+    let run = begin(&c, 32 << 20);
     coordinator.signal(Signal::SIGKILL);
     coordinator.wait();
     assert_eq!(points(&c), 0);
@@ -92,7 +92,7 @@ fn a_killed_coordinator_s_run_goes_on_under_the_next_one() {
     // Again, with SIGTERM: the next coordinator need not wait.
     fs::write(c.folder().join("data.img"), noise(SIZE, 9)).unwrap();
     c.limit_upload(SLOWLY);
-    let run = begin(&c, 48 << 20);
+    let run = begin(&c, 32 << 20);
     let mut next = next;
     next.signal(Signal::SIGTERM);
     assert_eq!(next.wait(), Some(0), "{}", next.log());
@@ -111,7 +111,7 @@ fn a_coordinator_that_hung_while_another_took_over_commits_nothing_wrong() {
     let mut first = c.coordinator();
     let _agents = [c.agent("node-a"), c.agent("node-b")];
     c.wait_for_agents(&["node-a", "node-b"]);
-    let run = begin(&c, 48 << 20);
+    let run = begin(&c, 32 << 20);
     first.signal(Signal::SIGSTOP);
     // The first coordinator still has its port, so the second one serves on another.
     let other = format!("127.0.0.1:{}", free_port());
