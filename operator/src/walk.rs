@@ -1,10 +1,32 @@
 //! Walks of a whole run through a world without I/O, for the tests of plans: somebody interferes at each moment, and another operator
 //! goes on.
 
+use jiff::Timestamp;
+
+use crate::Settings;
+
 /// So many looks end every run of the tests.
 const LOOKS_MAX: usize = 100;
 /// More looks than any of them needs until it cleans up.
 const LOOKS: usize = 30;
+
+/// How the operators of all walks were started.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        namespace: "milkrun".into(),
+        work_namespace: "milkrun-work".into(),
+        image: "milkrun:1".into(),
+        cluster: "c".into(),
+        kubelet: "/var/lib/kubelet".into(),
+        exposed_max: 16,
+        process: "this one".into(),
+    }
+}
+
+/// When they take place.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_second(1_767_225_600).unwrap_or_default()
+}
 
 /// A run, and the world that it works on.
 pub(crate) trait Walked {

@@ -22,23 +22,7 @@ use crate::memory::Memory;
 use crate::names::claim_of;
 use crate::run::{Call, RunSeen};
 use crate::snapshots::{VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent};
-use crate::walk::Walked;
-
-pub(super) fn settings() -> Settings {
-    Settings {
-        namespace: "milkrun".into(),
-        work_namespace: "milkrun-work".into(),
-        image: "milkrun:1".into(),
-        cluster: "c".into(),
-        kubelet: "/var/lib/kubelet".into(),
-        exposed_max: 16,
-        process: "this one".into(),
-    }
-}
-
-pub(super) fn now() -> Timestamp {
-    "2026-01-01T00:00:00Z".parse().unwrap()
-}
+pub(super) use crate::walk::{Walked, now, settings};
 
 /// What is in the cluster and at the coordinator.
 pub(super) struct World {

@@ -14,23 +14,8 @@ use super::super::*;
 use crate::actions::{Kind, Which};
 use crate::names::claim_of;
 use crate::run::RunSeen;
-use crate::walk::Walked;
-
-fn settings() -> Settings {
-    Settings {
-        namespace: "milkrun".into(),
-        work_namespace: "milkrun-work".into(),
-        image: "milkrun:1".into(),
-        cluster: "c".into(),
-        kubelet: "/var/lib/kubelet".into(),
-        exposed_max: 16,
-        process: "this one".into(),
-    }
-}
-
-pub(super) fn now() -> Timestamp {
-    "2026-01-01T00:00:00Z".parse().unwrap()
-}
+pub(super) use crate::walk::now;
+use crate::walk::{Walked, settings};
 
 pub(super) fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
