@@ -12,6 +12,8 @@ use serde_json::Value;
 /// The field manager of what the operator writes.
 pub const MANAGER: &str = "milkrun-operator";
 
+/// The API group of group snapshots.
+const GROUPS: &str = "groupsnapshot.storage.k8s.io";
 /// What the API server says when a webhook has side effects.
 const NO_DRY_RUN: &str = "does not support dry run";
 
@@ -28,6 +30,10 @@ pub enum Kind {
     Snapshot,
     /// `VolumeSnapshotContent`
     Content,
+    /// `VolumeGroupSnapshot`
+    Group,
+    /// `VolumeGroupSnapshotContent`
+    GroupContent,
 }
 
 impl Kind {
@@ -38,6 +44,8 @@ impl Kind {
             Self::Pod => ("", "Pod", "pods"),
             Self::Snapshot => ("snapshot.storage.k8s.io", "VolumeSnapshot", "volumesnapshots"),
             Self::Content => ("snapshot.storage.k8s.io", "VolumeSnapshotContent", "volumesnapshotcontents"),
+            Self::Group => (GROUPS, "VolumeGroupSnapshot", "volumegroupsnapshots"),
+            Self::GroupContent => (GROUPS, "VolumeGroupSnapshotContent", "volumegroupsnapshotcontents"),
         };
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)
     }

@@ -31,6 +31,9 @@ pub struct ClaimFacts {
     /// Its file system was frozen while all snapshots were cut, and writers waited for so many milliseconds at most; `None`: it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen_ms: Option<i64>,
+    /// The group whose volumes were cut at one moment with it; `None`: it was cut by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Mount options.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mount_options: Vec<String>,
@@ -55,6 +58,7 @@ impl ClaimFacts {
             pod: None,
             consumer: None,
             frozen_ms: None,
+            group: None,
             mount_options: of.mount_options.unwrap_or_default(),
         }
     }

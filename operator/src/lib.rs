@@ -17,6 +17,7 @@ pub mod consumer;
 pub mod controller;
 pub mod coordinator;
 mod exposed;
+pub mod group_snapshots;
 pub mod holder;
 pub mod memory;
 pub mod names;

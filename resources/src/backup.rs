@@ -57,6 +57,10 @@ pub struct BackupSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 1 && self <= 300").message("1 to 300 seconds"))]
     pub freeze_seconds: Option<i32>,
+    /// Takes a snapshot of each claim by itself, also where the driver has a `VolumeGroupSnapshotClass` and could cut all of its
+    /// claims at one moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub separate_snapshots: bool,
     /// Reads volumes through claims that many nodes may read, for these storage classes. By default one node reads and may write,
     /// since not every driver has the other mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -115,6 +119,9 @@ pub struct BackupStatus {
     /// The run's id at the coordinator, in hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+    /// Claims whose snapshots are cut at one moment, by the name of their `VolumeGroupSnapshot`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, GroupStatus>,
     /// What is frozen while the snapshots are cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freeze: Option<FreezeStatus>,
@@ -130,6 +137,19 @@ pub struct BackupStatus {
     /// Claims that are not in the point, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skipped: BTreeMap<String, String>,
+}
+
+/// Claims of one driver whose snapshots are cut at one moment.
+#[derive(schemars::JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The `VolumeGroupSnapshotClass`.
+    pub class: String,
+    /// The claims. They have a label of the group's name until the snapshots are cut.
+    #[serde(default)]
+    pub claims: Vec<String>,
+    /// Whether the label was taken away again.
+    #[serde(default)]
+    pub swept: bool,
 }
 
 /// File systems that are frozen while snapshots are cut.

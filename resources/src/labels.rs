@@ -14,3 +14,9 @@ pub const CLAIM: &str = "milkrun.dev/claim";
 pub const ROLE: &str = "milkrun.dev/role";
 /// Who made it.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "milkrun");
+
+/// The label that a claim has while its group is cut. Each run has its own, so that two runs of one claim do not disturb each other.
+#[must_use]
+pub fn of_group(name: &str) -> String {
+    format!("group.milkrun.dev/{name}")
+}

@@ -82,6 +82,7 @@ pub(super) fn backup(trial: &Trial, repository: &str, namespace: &str, name: &st
         skip: Vec::new(),
         lock_days: Some(1),
         freeze_seconds: None,
+        separate_snapshots: false,
         read_only_many: if read_only_many { vec![trial.class.clone()] } else { Vec::new() },
     };
     let mut backup = Backup::new(name, spec);

@@ -4,27 +4,23 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::ResourceExt;
-use milkrun_resources::{Backup, labels};
-use serde_json::{Value, json};
+use milkrun_resources::backup::GroupStatus;
+use milkrun_resources::{Backup, BackupStatus, labels};
+use serde_json::json;
 
-use super::observe::{Observed, SOURCE, run_of};
+use super::group::{group_of, remove};
+use super::observe::Observed;
+use super::removal::{BEING_CREATED, delete_alone, goes_along, nudge, release};
 use crate::actions::{Action, Kind, Which};
 use crate::attachments::is_attached;
-use crate::snapshots::VolumeSnapshotContent;
 
 /// csi-provisioner puts this on a snapshot before it makes a volume from it, and leaves it there if that fails and the claim goes.
 const SOURCE_PROTECTION: &str = "provisioner.storage.kubernetes.io/volumesnapshot-as-source-protection";
 /// The snapshot controller was seen to keep this on a content for minutes, whose snapshot was gone a second after it was made.
 const BOUND_PROTECTION: &str = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
 
-/// csi-snapshotter has this on a content while it cuts the snapshot.
-const BEING_CREATED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-created";
-/// When we have touched a content last, in steps of [`NUDGE_EVERY_S`].
-const NUDGED: &str = "milkrun.dev/nudged";
-const NUDGE_EVERY_S: i64 = 5;
-
 /// What is to be removed next; nothing if all is gone.
-pub(super) fn clean_up(backup: &Backup, seen: &Observed, now: Timestamp) -> Vec<Action> {
+pub(super) fn clean_up(backup: &Backup, status: &BackupStatus, seen: &Observed, now: Timestamp) -> Vec<Action> {
     let mut actions = Vec::new();
     let claims = [
         seen.holders.keys().collect::<Vec<_>>(),
@@ -38,8 +34,11 @@ pub(super) fn clean_up(backup: &Backup, seen: &Observed, now: Timestamp) -> Vec<
     let mut claims: Vec<&String> = claims.into_iter().flatten().collect();
     claims.sort();
     claims.dedup();
-    for claim in claims {
+    for claim in claims.into_iter().filter(|claim| group_of(status, claim).is_none()) {
         actions.extend(of_claim(backup, claim, seen, now));
+    }
+    for (name, group) in &status.groups {
+        actions.extend(of_group(backup, name, group, seen, now));
     }
     actions
 }
@@ -92,53 +91,30 @@ fn may_be_attached(volume: &PersistentVolume, seen: &Observed) -> bool {
     seen.attached.as_ref().is_none_or(|attached| is_attached(volume, attached))
 }
 
-/// The next action for one claim.
+/// The next action for one claim that is in no group.
 fn of_claim(backup: &Backup, claim: &str, seen: &Observed, now: Timestamp) -> Option<Action> {
     if let Err(next) = give_back(claim, seen) {
         return next;
     }
     let content = seen.contents.get(claim);
-    if let Some(content) = content {
-        if content.spec.deletion_policy != "Delete" {
-            let patch = json!({"spec": {"deletionPolicy": "Delete"}});
-            return Some(Action::Merge(Which::of(Kind::Content, content), patch));
-        }
-        // It is found by its labels once the snapshot that names it is gone.
-        if !content.labels().contains_key(labels::RUN) {
-            return Some(Action::Merge(Which::of(Kind::Content, content), json!({"metadata": ours(backup, claim)})));
-        }
+    if let Some(next) = content.and_then(|content| goes_along(backup, claim, content)) {
+        return Some(next);
     }
-    let deleted = match (seen.snapshots.get(claim), content) {
-        (Some(snapshot), _) => Action::delete(Kind::Snapshot, snapshot),
+    match (seen.snapshots.get(claim), content) {
+        (Some(snapshot), content) => {
+            let nudged = || nudge(Kind::Content, content?, BEING_CREATED, now);
+            Action::delete(Kind::Snapshot, snapshot).or_else(nudged)
+        }
         // Somebody else removed the snapshot, and its content stayed.
-        (None, Some(content)) => Action::delete(Kind::Content, content),
+        (None, Some(content)) => delete_alone(content, now),
         (None, None) => None,
-    };
-    deleted.or_else(|| content.and_then(|content| nudge(content, now)))
+    }
 }
 
-/// Labels and annotations of the content of an application's snapshot.
-pub(super) fn ours(backup: &Backup, claim: &str) -> Value {
-    let ours = run_of(backup).metadata(None, claim, SOURCE);
-    json!({"labels": ours.labels, "annotations": ours.annotations})
-}
-
-/// Lets csi-snapshotter look at a content again that is deleted: one that was deleted while its snapshot was cut, it was seen to leave
-/// for three minutes, and to remove as soon as somebody touched it.
-fn nudge(content: &VolumeSnapshotContent, now: Timestamp) -> Option<Action> {
-    content.metadata.deletion_timestamp.as_ref()?;
-    let at = (now.as_second() / NUDGE_EVERY_S).to_string();
-    let patch = json!({"metadata": {"annotations": {NUDGED: at}}});
-    (!content.annotations().contains_key(BEING_CREATED) && content.annotations().get(NUDGED) != Some(&at))
-        .then(|| Action::Merge(Which::of(Kind::Content, content), patch))
-}
-
-/// Lets go of an object of ours that is deleted, where nobody else would: all that needed it is gone.
-fn release<K: kube::Resource>(kind: Kind, object: &K, finalizer: &str) -> Option<Action> {
-    let finalizers = object.finalizers();
-    let rest: Vec<&String> = finalizers.iter().filter(|other| *other != finalizer).collect();
-    let patch = json!({"metadata": {"finalizers": rest, "resourceVersion": object.meta().resource_version}});
-    (rest.len() < finalizers.len()).then(|| Action::Merge(Which::of(kind, object), patch))
+/// The next actions for the claims of a group: none of their snapshots goes before all volumes were given back.
+fn of_group(backup: &Backup, name: &str, group: &GroupStatus, seen: &Observed, now: Timestamp) -> Vec<Action> {
+    let held: Vec<Option<Action>> = group.claims.iter().filter_map(|claim| give_back(claim, seen).err()).collect();
+    if held.is_empty() { remove(backup, name, group, seen, now) } else { held.into_iter().flatten().collect() }
 }
 
 /// What is still there, for people.
@@ -162,4 +138,6 @@ pub(super) fn is_clean(seen: &Observed) -> bool {
         && seen.twin_contents.is_empty()
         && seen.snapshots.is_empty()
         && seen.contents.is_empty()
+        && seen.groups.snapshots.is_empty()
+        && seen.groups.contents.is_empty()
 }

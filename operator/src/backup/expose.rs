@@ -9,9 +9,9 @@ use kube::ResourceExt;
 use milkrun_resources::Backup;
 use serde_json::json;
 
-use super::clean_up::ours;
 use super::observe::{Observed, run_of};
-use super::select::snapshot_class;
+use super::removal::ours;
+use super::select::{driver_of, snapshot_class};
 use crate::Settings;
 use crate::actions::{Action, Kind, Which};
 use crate::claim_facts::bytes;
@@ -28,7 +28,7 @@ const SECRETS: &str = "snapshot.storage.kubernetes.io/deletion-secret-";
 const SNAPSHOTTER: &str = "snapshot.storage.kubernetes.io/managed-by";
 
 /// Tells GitOps tools that a snapshot in their namespace is none of their business.
-const GITOPS: [(&str, &str); 2] =
+pub(super) const GITOPS: [(&str, &str); 2] =
     [("argocd.argoproj.io/compare-options", "IgnoreExtraneous"), ("argocd.argoproj.io/sync-options", "Prune=false")];
 
 /// The snapshot of a claim.
@@ -41,10 +41,14 @@ pub(super) fn snapshot(backup: &Backup, claim: &str) -> Action {
     Action::create(Kind::Snapshot, &VolumeSnapshot { metadata, spec, status: None })
 }
 
+/// The class of snapshots of a volume.
+fn class_of(seen: &Observed, volume: Option<&PersistentVolume>) -> Option<String> {
+    snapshot_class(&seen.snapshot_classes, volume.and_then(driver_of)?).map(ResourceExt::name_any)
+}
+
 /// Names the class of snapshots where the driver has several and none is the default.
 pub(super) fn with_class(action: Action, seen: &Observed, volume: Option<&PersistentVolume>) -> Action {
-    let driver = volume.and_then(|volume| volume.spec.as_ref()?.csi.as_ref().map(|csi| csi.driver.clone()));
-    let class = driver.and_then(|driver| snapshot_class(&seen.snapshot_classes, &driver).map(ResourceExt::name_any));
+    let class = class_of(seen, volume);
     match (action, class) {
         (Action::Create(which, mut object), Some(class)) => {
             object["spec"]["volumeSnapshotClassName"] = json!(class);
@@ -64,6 +68,8 @@ pub(super) fn expose(backup: &Backup, claim: &str, seen: &Observed, settings: &S
         let patch = json!({"metadata": ours(backup, claim), "spec": {"deletionPolicy": "Retain"}});
         return Some(Action::Merge(Which::of(Kind::Content, content), patch));
     }
+    // A member of a group has no class; what is read of its twin may need the secrets of one.
+    let class = content.spec.volume_snapshot_class_name.clone().or_else(|| class_of(seen, seen.volumes.get(claim)));
     let status = seen.snapshots.get(claim)?.status.as_ref()?;
     if status.ready_to_use != Some(true) || !seen.may_expose.contains(claim) {
         return None;
@@ -87,7 +93,7 @@ pub(super) fn expose(backup: &Backup, claim: &str, seen: &Observed, settings: &S
             deletion_policy: "Retain".into(),
             driver: content.spec.driver.clone(),
             source: VolumeSnapshotContentSource { snapshot_handle: Some(handle?), volume_handle: None },
-            volume_snapshot_class_name: content.spec.volume_snapshot_class_name.clone(),
+            volume_snapshot_class_name: class,
             volume_snapshot_ref: of,
         };
         return Some(Action::create(Kind::Content, &VolumeSnapshotContent { metadata, spec, status: None }));
@@ -95,8 +101,7 @@ pub(super) fn expose(backup: &Backup, claim: &str, seen: &Observed, settings: &S
     let Some(twin) = seen.twins.get(claim) else {
         let metadata = run.metadata(Some(work), claim, "twin");
         let source = VolumeSnapshotSource { volume_snapshot_content_name: Some(run.name(claim)), ..Default::default() };
-        let spec =
-            VolumeSnapshotSpec { source, volume_snapshot_class_name: content.spec.volume_snapshot_class_name.clone() };
+        let spec = VolumeSnapshotSpec { source, volume_snapshot_class_name: class };
         return Some(Action::create(Kind::Snapshot, &VolumeSnapshot { metadata, spec, status: None }));
     };
     // A claim that comes earlier fails first, and the provisioner tries it again only seconds later.

@@ -6,6 +6,7 @@ use milkrun_proto::control::v1 as control;
 use milkrun_resources::backup::{BackupStep, FreezeStatus, MountStatus};
 use milkrun_resources::{Backup, BackupStatus};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::coordinator::AskError;
 use crate::holder::runs;
@@ -124,6 +125,11 @@ pub(super) fn due(backup: &Backup, status: &BackupStatus, process: &str) -> Due 
 /// Whether something may be frozen.
 pub(super) fn is_held(freeze: &FreezeStatus) -> bool {
     !freeze.thawed && !freeze.mounts.is_empty()
+}
+
+/// For how long file systems may be frozen.
+pub(super) fn limit(backup: &Backup) -> Duration {
+    Duration::from_secs(backup.spec.freeze_seconds.unwrap_or_default().unsigned_abs().into())
 }
 
 /// The coordinator's names of them.

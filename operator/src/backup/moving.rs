@@ -10,6 +10,7 @@ use milkrun_resources::backup::BackupStep;
 
 use super::clean_up::give_back;
 use super::expose::expose;
+use super::group::{group_of, makes, protect, sweep, wake};
 use super::observe::Observed;
 use super::planned::Plan;
 use crate::Settings;
@@ -26,11 +27,17 @@ const READY_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long the twin of a snapshot that is ready may take to be ready.
 const TWIN_MAX: Duration = Duration::from_secs(600);
 
+/// Why a volume can't be read any more.
+const GONE: &str = "somebody removed its snapshot";
+
 /// Offers volumes, and gives back those that were read.
 pub(super) fn move_volumes(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, plan: &mut Plan) {
     let Some(run) = plan.going(seen) else { return };
     let waited = lasted(&plan.status.steps, &BackupStep::Move, now);
     count(run, now, plan);
+    plan.tidying.extend(sweep(backup, &mut plan.status, seen));
+    plan.tidying.extend(wake(&plan.status, seen, now));
+    plan.actions.extend(protect(backup, seen));
     give_back_done(run, seen, plan);
     let known = progress(run);
     let claims: Vec<String> = plan.status.volumes.keys().cloned().collect();
@@ -92,8 +99,10 @@ fn offer(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Result<(), Stuck> {
-    let snapshot = seen.snapshots.get(claim);
-    let snapshot = snapshot.ok_or_else(|| Stuck::Failed("somebody removed its snapshot".into()))?;
+    let Some(snapshot) = seen.snapshots.get(claim) else {
+        let made = makes(&plan.status, claim, seen);
+        return Err(if made { Stuck::Waits("its snapshot in the group".into()) } else { Stuck::Failed(GONE.into()) });
+    };
     if seen.contents.contains_key(claim) && !seen.volumes.contains_key(claim) {
         return Err(Stuck::Failed("its volume is gone".into()));
     }
@@ -125,6 +134,7 @@ fn offer(
         });
     };
     let work = seen.work_claims.get(claim).ok_or_else(|| Stuck::Waits("its claim".into()))?;
+    let group = group_of(&plan.status, claim).cloned();
     let Some(volume) = plan.status.volumes.get_mut(claim) else { return Ok(()) };
     let since = &*volume.waits_since.get_or_insert_with(|| time(now));
     let around = Around { warnings: &seen.warnings, nodes: seen.nodes.as_deref(), settings, since, now };
@@ -138,7 +148,7 @@ fn offer(
     let source = control::Source {
         name: claim.to_owned(),
         moment_ms: moment,
-        claim: facts(claim, seen, frozen_ms),
+        claim: facts(claim, seen, frozen_ms, group),
         ..control::Source::default()
     };
     let run = plan.status.run.as_deref().and_then(|run| hex::decode(run).ok()).unwrap_or_default();
@@ -152,7 +162,7 @@ fn offer(
     Err(Stuck::Waits("the coordinator".into()))
 }
 
-fn facts(claim: &str, seen: &Observed, frozen_ms: Option<i64>) -> String {
+fn facts(claim: &str, seen: &Observed, frozen_ms: Option<i64>, group: Option<String>) -> String {
     let volume = seen.volumes.get(claim).cloned().unwrap_or_default();
     // What the application's claim says is found in its volume too, and the claim may be gone by now.
     let of = volume.spec.clone().unwrap_or_default();
@@ -168,7 +178,7 @@ fn facts(claim: &str, seen: &Observed, frozen_ms: Option<i64>) -> String {
     };
     let facts = ClaimFacts::of(&PersistentVolumeClaim { spec: Some(spec), ..Default::default() }, &volume);
     let consumer = seen.pods.get(claim).cloned();
-    ClaimFacts { pod: consumer.as_ref().map(|pod| pod.name.clone()), consumer, frozen_ms, ..facts }.to_json()
+    ClaimFacts { pod: consumer.as_ref().map(|pod| pod.name.clone()), consumer, frozen_ms, group, ..facts }.to_json()
 }
 
 fn size(claim: &PersistentVolumeClaim) -> Option<u64> {

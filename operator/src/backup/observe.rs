@@ -11,10 +11,12 @@ use milkrun_resources::backup::{BackupStep, MountStatus, VolumeStatus};
 use milkrun_resources::{Backup, BackupStatus, labels};
 
 use super::freeze::{Answer, Due, due, mounts, places};
+use super::groups_seen::{GroupsSeen, content_name, of_run};
 use crate::attachments::attached;
 use crate::consumer::{Consumer, consumers};
 use crate::controller::Context;
 use crate::exposed::exposed;
+use crate::group_snapshots::{self, VolumeGroupSnapshotClass};
 use crate::holder::runs;
 use crate::memory::Memory;
 use crate::names::{RunOf, by_claim, claim_of};
@@ -30,8 +32,12 @@ pub struct Observed {
     pub claims: Vec<PersistentVolumeClaim>,
     /// Volumes of the selected claims, by the claim's name.
     pub volumes: BTreeMap<String, PersistentVolume>,
-    /// The cluster's classes of snapshots; only until the snapshots are taken.
+    /// The cluster's classes of snapshots; only until the snapshots are taken, and while twins of groups are made.
     pub snapshot_classes: Vec<VolumeSnapshotClass>,
+    /// The cluster's classes of group snapshots; only while the backup selects.
+    pub group_classes: Vec<VolumeGroupSnapshotClass>,
+    /// The groups of claims that are cut together.
+    pub groups: GroupsSeen,
     /// The snapshots of this run in the application's namespace, by claim. The same for the next ones.
     pub snapshots: BTreeMap<String, VolumeSnapshot>,
     /// Their contents.
@@ -120,11 +126,13 @@ pub(super) async fn observe(
     let client = &context.client;
     let namespace = backup.namespace().unwrap_or_default();
     let mut seen = Observed::default();
-    if status.step <= BackupStep::Snapshot {
+    let of_twins = status.step == BackupStep::Move && !status.groups.is_empty();
+    if status.step <= BackupStep::Snapshot || of_twins {
         let classes = Api::<VolumeSnapshotClass>::all(client.clone());
         seen.snapshot_classes = classes.list(&ListParams::default()).await?.items;
     }
     if status.step == BackupStep::Select && status.failure.is_none() {
+        seen.group_classes = group_snapshots::classes(client).await?;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
         seen.claims = claims.list(&super::select::selecting(backup)).await?.items;
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
@@ -153,7 +161,10 @@ async fn look_at_objects(
     let client = &context.client;
     let namespace = backup.namespace().unwrap_or_default();
     let work = &context.settings.work_namespace;
-    let ours = ListParams::default().labels(&run_of(backup).selector());
+    let run = run_of(backup);
+    let ours = ListParams::default().labels(&run.selector());
+    // Members of a group have no label of ours.
+    let all_or_ours = if status.groups.is_empty() { ours.clone() } else { ListParams::default() };
     let snapshots = Api::<VolumeSnapshot>::namespaced(client.clone(), &namespace);
     // A backup of the work namespace itself makes no sense, and its snapshots would be taken for twins.
     let twins = Api::<VolumeSnapshot>::namespaced(client.clone(), work);
@@ -161,15 +172,17 @@ async fn look_at_objects(
     let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), work);
     let holders = Api::<Pod>::namespaced(client.clone(), work);
     let volumes = Api::<PersistentVolume>::all(client.clone());
-    let (of_snapshots, of_twins, of_contents, of_claims, of_holders, of_volumes) = try_join!(
-        snapshots.list(&ours),
+    let (groups, of_snapshots, of_twins, of_contents, of_claims, of_holders, of_volumes) = try_join!(
+        GroupsSeen::look(backup, status, &run, client),
+        snapshots.list(&all_or_ours),
         twins.list(&ours),
         contents.list(&ours),
         claims.list(&ours),
         holders.list(&ours),
         volumes.list(&ours)
     )?;
-    (seen.snapshots, seen.twins) = (by_claim(of_snapshots.items), by_claim(of_twins.items));
+    seen.groups = groups;
+    (seen.snapshots, seen.twins) = (of_run(of_snapshots.items, &run, status), by_claim(of_twins.items));
     let is_source = |content: &VolumeSnapshotContent| content.labels().get(labels::ROLE).is_some_and(|r| r == SOURCE);
     let (sources, twins) = of_contents.items.into_iter().partition(is_source);
     (seen.contents, seen.twin_contents) = (by_claim(sources), by_claim(twins));
@@ -229,7 +242,7 @@ fn contents_by_name(seen: &Observed) -> Vec<(String, String)> {
     let named = seen.snapshots.iter().map(|(claim, snapshot)| {
         let bound = snapshot.status.as_ref().and_then(|s| s.bound_volume_snapshot_content_name.clone());
         // The snapshot controller gives it this name before it says so.
-        let name = bound.unwrap_or_else(|| format!("snapcontent-{}", snapshot.uid().unwrap_or_default()));
+        let name = bound.unwrap_or_else(|| content_name(snapshot));
         (claim.clone(), name)
     });
     named.filter(|(claim, name)| seen.contents.get(claim).is_none_or(|found| found.name_any() != *name)).collect()

@@ -9,27 +9,24 @@ use milkrun_resources::Backup;
 use milkrun_resources::backup::{BackupStep, FreezeStatus};
 
 use super::clean_up::{clean_up, is_clean, left};
-use super::expose::{snapshot, with_class};
-use super::freeze::{Next, frozen, is_held, mounted_since, of_another, thawed};
+use super::cut::cut;
+use super::freeze::{Next, frozen, is_held, limit, of_another, thawed};
+use super::group;
 use super::moving::{count, give_back_done, move_volumes};
 use super::observe::Observed;
-use super::planned::Plan;
+use super::planned::{PROMPTLY, Plan, QUICKLY};
 use super::select::select;
 use crate::Settings;
 use crate::run::{Call, RunSeen};
-use crate::snapshots::VolumeSnapshot;
 use crate::steps::{begin, conclude, lasted, pause};
 
-/// How long a snapshot may take until it is cut.
-const CUT_MAX: Duration = Duration::from_secs(600);
-/// A snapshot's error is believed when it stays: the controller tries again by itself.
-const SNAPSHOT_ERROR_AFTER: Duration = Duration::from_secs(60);
 /// How long it may take until all agents that are to freeze are there.
 const FREEZE_MAX: Duration = Duration::from_secs(600);
 /// How long it may take to learn how a freeze ended, beyond the time that it may last.
 const THAW_MAX: Duration = Duration::from_secs(60);
-/// How soon to look again while writers wait: status that was just written has to be seen.
-const PROMPTLY: Duration = Duration::from_millis(50);
+/// For how long a group is looked at quickly.
+const QUICK_FOR: Duration = Duration::from_secs(10);
+
 /// Plans.
 #[must_use]
 pub fn plan(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp) -> Plan {
@@ -59,6 +56,9 @@ pub fn plan(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestam
         }
     }
     begin(&mut plan.status.steps, &plan.status.step, now);
+    if group::is_under_way(&plan.status, seen) && lasted(&plan.status.steps, &plan.status.step, now) < QUICK_FOR {
+        plan.again = plan.again.map(|again| again.min(QUICKLY));
+    }
     plan
 }
 
@@ -70,7 +70,7 @@ fn step(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, p
         BackupStep::Snapshot => cut(backup, seen, settings, now, plan),
         BackupStep::Thaw => thaw(backup, seen, settings, now, plan),
         BackupStep::Move => move_volumes(backup, seen, settings, now, plan),
-        BackupStep::Commit => commit(seen, now, plan),
+        BackupStep::Commit => commit(backup, seen, now, plan),
         BackupStep::CleanUp => end(backup, seen, now, plan),
         BackupStep::Done => {}
     }
@@ -92,6 +92,7 @@ fn select_claims(backup: &Backup, seen: &Observed, plan: &mut Plan) {
     plan.status.application = name;
     plan.status.skipped = selected.skipped;
     if selected.refused.is_empty() {
+        plan.status.groups = group::choose(backup, &selected.volumes, seen);
         plan.status.volumes = selected.volumes;
         plan.status.step = BackupStep::Open;
     } else {
@@ -104,6 +105,18 @@ fn open(backup: &Backup, seen: &Observed, plan: &mut Plan) {
         plan.status.run = Some(hex::encode(&run.run));
     }
     if plan.going(seen).is_some() {
+        match group::label(backup, &plan.status, seen) {
+            Ok(labels) if labels.is_empty() => {}
+            Ok(labels) => {
+                plan.actions = labels;
+                plan.again = Some(PROMPTLY);
+                return;
+            }
+            Err(why) => {
+                plan.status.failure = Some(why);
+                return;
+            }
+        }
         plan.status.message.clear();
         let freezes = backup.spec.freeze_seconds.is_some();
         plan.status.step = if freezes { BackupStep::Freeze } else { BackupStep::Snapshot };
@@ -142,11 +155,6 @@ fn thaw(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, p
     follow(next.unless(waited > limit(backup) + THAW_MAX), BackupStep::Move, plan);
 }
 
-/// For how long file systems may be frozen.
-fn limit(backup: &Backup) -> Duration {
-    Duration::from_secs(backup.spec.freeze_seconds.unwrap_or_default().unsigned_abs().into())
-}
-
 fn follow(next: Next, step: BackupStep, plan: &mut Plan) {
     match next {
         Next::On => {
@@ -158,55 +166,9 @@ fn follow(next: Next, step: BackupStep, plan: &mut Plan) {
     }
 }
 
-fn cut(backup: &Backup, seen: &Observed, settings: &Settings, now: Timestamp, plan: &mut Plan) {
-    if plan.going(seen).is_none() {
-        return;
-    }
-    let freeze = plan.status.freeze.clone();
-    let held = freeze.as_ref().filter(|freeze| is_held(freeze));
-    let void = held.and_then(|freeze| of_another(freeze, &settings.process));
-    let void = void.or_else(|| mounted_since(freeze.as_ref()?, &seen.mounts));
-    if void.is_some() {
-        plan.status.failure = void;
-        return;
-    }
-    let claims: Vec<String> = plan.status.volumes.keys().cloned().collect();
-    let waited = lasted(&plan.status.steps, &BackupStep::Snapshot, now);
-    for claim in &claims {
-        match seen.snapshots.get(claim) {
-            None => {
-                let action = with_class(snapshot(backup, claim), seen, seen.volumes.get(claim));
-                plan.actions.push(action);
-            }
-            Some(found) => {
-                let cut = found.status.as_ref().and_then(|status| status.creation_time.clone());
-                if let Some(volume) = plan.status.volumes.get_mut(claim) {
-                    volume.moment = cut;
-                }
-                if let Some(why) = found.error().filter(|_| waited > SNAPSHOT_ERROR_AFTER) {
-                    plan.status.failure = Some(format!("the snapshot of claim {claim}: {why}"));
-                    return;
-                }
-            }
-        }
-    }
-    let late: Vec<String> = claims.into_iter().filter(|c| plan.status.volumes[c].moment.is_none()).collect();
-    if late.is_empty() {
-        plan.status.message.clear();
-        plan.status.step = if held.is_some() { BackupStep::Thaw } else { BackupStep::Move };
-        if held.is_some() {
-            plan.again = Some(PROMPTLY);
-        }
-    } else if waited > CUT_MAX || held.is_some() && waited > limit(backup) {
-        plan.status.failure = Some(format!("no snapshot of {} after {} s", late.join(", "), waited.as_secs()));
-    } else {
-        let errors = seen.snapshots.values().find_map(VolumeSnapshot::error).unwrap_or_default();
-        plan.status.message = format!("waits for the snapshot of {} {errors}", late.join(", ")).trim_end().to_owned();
-    }
-}
-
-fn commit(seen: &Observed, now: Timestamp, plan: &mut Plan) {
+fn commit(backup: &Backup, seen: &Observed, now: Timestamp, plan: &mut Plan) {
     let Some(run) = plan.going(seen) else { return };
+    plan.tidying.extend(group::sweep(backup, &mut plan.status, seen));
     count(run, now, plan);
     give_back_done(run, seen, plan);
     if run.state() == control::run::State::Done {
@@ -222,7 +184,8 @@ fn commit(seen: &Observed, now: Timestamp, plan: &mut Plan) {
 }
 
 fn end(backup: &Backup, seen: &Observed, now: Timestamp, plan: &mut Plan) {
-    plan.actions = clean_up(backup, seen, now);
+    plan.actions = group::sweep(backup, &mut plan.status, seen);
+    plan.actions.extend(clean_up(backup, &plan.status, seen, now));
     let waited = lasted(&plan.status.steps, &BackupStep::CleanUp, now);
     if let Some(freeze) = plan.status.freeze.as_mut().filter(|freeze| is_held(freeze))
         && let Next::Waits(why) = thawed(freeze, &seen.thawed)
@@ -233,6 +196,10 @@ fn end(backup: &Backup, seen: &Observed, now: Timestamp, plan: &mut Plan) {
     }
     if !is_clean(seen) {
         plan.status.message = left(seen);
+        return;
+    }
+    if plan.status.groups.values().any(|group| !group.swept) {
+        plan.status.message = "waits for labels of claims to go".into();
         return;
     }
     let failure = plan.status.failure.clone();

@@ -9,6 +9,10 @@ use crate::actions::Action;
 use crate::coordinator::Run;
 use crate::run::{Call, Going};
 
+/// How soon to look again where status or labels that were just written have to be seen.
+pub(super) const PROMPTLY: Duration = Duration::from_millis(50);
+/// How soon to look again at groups: nobody tells how they get on, since their members have no label of ours.
+pub(super) const QUICKLY: Duration = Duration::from_millis(200);
 /// How soon to look again where nothing changes quickly.
 pub(super) const LATER: Duration = Duration::from_secs(2);
 
@@ -17,7 +21,7 @@ pub(super) const LATER: Duration = Duration::from_secs(2);
 pub struct Plan {
     /// What to do in the cluster.
     pub actions: Vec<Action>,
-    /// What to remove in the cluster while the run goes on. What is refused is tried again.
+    /// What to tidy up in the cluster while the run goes on. What is refused is tried again.
     pub tidying: Vec<Action>,
     /// What to ask of the coordinator.
     pub calls: Vec<Call>,

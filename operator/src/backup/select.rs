@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -53,9 +53,14 @@ pub(super) fn snapshot_class<'a>(classes: &'a [VolumeSnapshotClass], driver: &st
     of.first().copied()
 }
 
+/// The CSI driver of a volume.
+pub(super) fn driver_of(volume: &PersistentVolume) -> Option<&str> {
+    Some(volume.spec.as_ref()?.csi.as_ref()?.driver.as_str())
+}
+
 /// A secret of a class that depends on the claim is looked up in the claim's namespace, and our claims are in another one.
-fn is_templated(class: &VolumeSnapshotClass) -> bool {
-    class.parameters.iter().any(|(key, value)| key.contains("secret") && value.contains("${"))
+pub(super) fn is_templated(parameters: &BTreeMap<String, String>) -> bool {
+    parameters.iter().any(|(key, value)| key.contains("secret") && value.contains("${"))
 }
 
 /// Why a claim can't be backed up.
@@ -67,13 +72,13 @@ fn obstacle(claim: &PersistentVolumeClaim, seen: &Observed) -> Option<String> {
         return Some("it is not bound to a volume".into());
     }
     let Some(volume) = seen.volumes.get(&claim.name_any()) else { return Some("its volume is gone".into()) };
-    let Some(csi) = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref()) else {
+    let Some(driver) = driver_of(volume) else {
         return Some("its volume is of no CSI driver, and has no snapshots".into());
     };
-    let Some(class) = snapshot_class(&seen.snapshot_classes, &csi.driver) else {
-        return Some(format!("there is no VolumeSnapshotClass of its driver {}", csi.driver));
+    let Some(class) = snapshot_class(&seen.snapshot_classes, driver) else {
+        return Some(format!("there is no VolumeSnapshotClass of its driver {driver}"));
     };
-    if is_templated(class) {
+    if is_templated(&class.parameters) {
         return Some(format!(
             "the VolumeSnapshotClass {} names its secrets by template, which depends on the claim's namespace",
             class.name_any()

@@ -10,6 +10,7 @@ mod csi_sanity;
 mod doctor;
 mod faults;
 mod freeze;
+mod groups;
 mod in_place;
 mod installed;
 mod leaves_nothing;

@@ -9,7 +9,8 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Each look starts a `kubectl`, which takes a tenth of a second of a core.
 const LOOK_EVERY: Duration = Duration::from_millis(700);
 /// What a run makes, and must remove.
-const KINDS: &str = "pvc,pv,volumesnapshots,volumesnapshotcontents,volumeattachments";
+const KINDS: &str = "pvc,pv,volumesnapshots,volumesnapshotcontents,volumegroupsnapshots,volumegroupsnapshotcontents,\
+                     volumeattachments";
 /// Where pods find a port of this machine's loopback.
 pub(crate) const MACHINE: &str = "10.90.0.1";
 

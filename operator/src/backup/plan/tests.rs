@@ -1,6 +1,8 @@
 //! The plan of a backup against a small world, with an operator that is killed at each moment.
 
 mod freeze;
+mod group_world;
+mod groups;
 mod storage;
 mod waves;
 mod world;
@@ -30,11 +32,17 @@ fn an_operator_that_is_killed_at_any_moment_is_followed_by_one_that_goes_on() {
 
 /// Kills the operator after each thing of each look of a whole run.
 fn walk(new: impl Fn() -> World) {
+    walk_and(new, |_, _| {});
+}
+
+/// The same; `end` gets the world of each end, and which moment it was.
+fn walk_and(new: impl Fn() -> World, end: impl Fn(&World, &str)) {
     killed_at_each_moment(new, |mut world, moment| {
         world.run();
         let of = world.storage;
         assert_eq!(world.status().point.as_deref(), Some("p"), "{of:?}: {moment}");
         assert!(is_clean(&world.seen), "{of:?}: {moment}");
+        end(&world, moment);
     });
 }
 
@@ -45,10 +53,16 @@ fn a_backup_that_is_deleted_at_any_moment_leaves_nothing() {
 
 /// Deletes the backup before each look of a run.
 fn delete(new: impl Fn() -> World) {
+    delete_and(new, |_, _| {});
+}
+
+/// The same; `end` gets the world of each end, and which moment it was.
+fn delete_and(new: impl Fn() -> World, end: impl Fn(&World, &str)) {
     before_each_look(new, |mut world, look| {
         world.backup.metadata.deletion_timestamp = Some(crate::steps::time(now()));
         world.run();
         assert!(is_clean(&world.seen), "{:?}: deleted before look {look}", world.storage);
+        end(&world, &format!("deleted before look {look}"));
     });
 }
 

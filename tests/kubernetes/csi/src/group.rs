@@ -47,7 +47,7 @@ impl Driver {
         snapshots.iter().map(modified).collect()
     }
 
-    fn cut_group(&self, name: &str, volumes: &[String]) -> Result<Vec<Snapshot>, Status> {
+    async fn cut_group(&self, name: &str, volumes: &[String], switches: &Switches) -> Result<Vec<Snapshot>, Status> {
         if name.is_empty() || volumes.is_empty() {
             return Err(Status::invalid_argument("a group needs a name and volumes"));
         }
@@ -68,9 +68,14 @@ impl Driver {
             Ok(Snapshot { id, name, volume: volume.clone(), bytes, cut: now(), group })
         };
         let snapshots = volumes.iter().map(snapshot).collect::<Result<Vec<Snapshot>, Status>>()?;
+        if let Some(text) = &switches.groups_fail {
+            return Err(Status::failed_precondition(text.clone()));
+        }
+        switches.delay_cut().await?;
         self.cut_all(&snapshots)?;
         for snapshot in &snapshots {
             self.state.put_snapshot(snapshot)?;
+            self.vanish(snapshot, switches)?;
         }
         Ok(snapshots)
     }
@@ -107,7 +112,8 @@ impl GroupController for Driver {
     ) -> Result<Response<CreateVolumeGroupSnapshotResponse>, Status> {
         let _lock = self.state.locked().await;
         let asked = request.into_inner();
-        let snapshots = self.cut_group(&asked.name, &asked.source_volume_ids)?;
+        let switches = Switches::read(self.state.disk())?;
+        let snapshots = self.cut_group(&asked.name, &asked.source_volume_ids, &switches).await?;
         let group_snapshot = Some(self.show_group(id("group", &asked.name), snapshots)?);
         Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }))
     }

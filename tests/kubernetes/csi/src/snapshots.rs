@@ -1,6 +1,6 @@
 //! Snapshots: cut, deleted, shown.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost_types::Timestamp;
 use tonic::Status;
@@ -48,19 +48,22 @@ impl Driver {
             return if same { Ok(snapshot.clone()) } else { Err(taken()) };
         }
         let source = self.state.volume(volume)?;
-        if let Some(text) = &switches.snapshot_error {
-            return Err(Status::internal(text.clone()));
-        }
-        tokio::time::sleep(Duration::from_millis(switches.snapshot_takes_ms)).await;
+        switches.delay_cut().await?;
         make_image(&self.state.snapshot_image(&id), Some(&self.state.volume_image(volume)), source.bytes)?;
         let (volume, name) = (volume.to_owned(), name.to_owned());
         let snapshot = Snapshot { id, name, volume, bytes: source.bytes, cut: now(), group: String::new() };
         self.state.put_snapshot(&snapshot)?;
-        if switches.snapshots_vanish {
-            let image = self.state.snapshot_image(&snapshot.id);
-            std::fs::remove_file(&image).map_err(|e| Status::internal(format!("{}: {e}", image.display())))?;
-        }
+        self.vanish(&snapshot, switches)?;
         Ok(snapshot)
+    }
+
+    /// Loses a snapshot that was just cut, if the switches say so.
+    pub(crate) fn vanish(&self, snapshot: &Snapshot, switches: &Switches) -> Result<(), Status> {
+        if !switches.snapshots_vanish {
+            return Ok(());
+        }
+        let image = self.state.snapshot_image(&snapshot.id);
+        std::fs::remove_file(&image).map_err(|e| Status::internal(format!("{}: {e}", image.display())))
     }
 
     pub(crate) fn delete_snapshot_of(&self, id: &str) -> Result<(), Status> {

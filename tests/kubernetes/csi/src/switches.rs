@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tonic::Status;
@@ -34,6 +35,8 @@ pub(crate) struct Switches {
     pub(crate) snapshot_never_ready: bool,
     /// Each snapshot fails with this text.
     pub(crate) snapshot_error: Option<String>,
+    /// Each snapshot of a group fails with this text.
+    pub(crate) groups_fail: Option<String>,
     /// Snapshots vanish from the storage once they were cut.
     pub(crate) snapshots_vanish: bool,
     /// How many volumes can be attached to a node. 0 is no limit.
@@ -72,5 +75,14 @@ impl Switches {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(Status::internal(format!("{}: {e}", path.display()))),
         }
+    }
+
+    /// Waits as long as it takes to cut a snapshot, or fails.
+    pub(crate) async fn delay_cut(&self) -> Result<(), Status> {
+        if let Some(text) = &self.snapshot_error {
+            return Err(Status::internal(text.clone()));
+        }
+        tokio::time::sleep(Duration::from_millis(self.snapshot_takes_ms)).await;
+        Ok(())
     }
 }

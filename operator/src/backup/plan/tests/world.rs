@@ -1,6 +1,6 @@
 //! A small world that answers as controllers and the coordinator do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -18,6 +18,7 @@ use crate::Settings;
 use crate::actions::{Action, Kind, Which};
 use crate::backup::freeze::{Due, due};
 use crate::backup::{Answer, Observed};
+use crate::group_snapshots::VolumeGroupSnapshotClass;
 use crate::memory::Memory;
 use crate::names::claim_of;
 use crate::run::{Call, RunSeen};
@@ -29,6 +30,8 @@ pub(super) struct World {
     pub(super) backup: Backup,
     pub(super) seen: Observed,
     pub(super) sources: Vec<String>,
+    /// What is known of their claims.
+    pub(super) facts: Vec<String>,
     pub(super) finished: bool,
     /// The operator's process.
     pub(super) process: &'static str,
@@ -41,7 +44,9 @@ pub(super) struct World {
     pub(super) clock: Timestamp,
     pub(super) storage: Storage,
     /// How often each object was looked at since it was made.
-    ages: BTreeMap<(Kind, String), u32>,
+    pub(super) ages: BTreeMap<(Kind, String), u32>,
+    /// Names of contents that somebody has touched since they were made.
+    pub(super) touched: BTreeSet<String>,
 }
 
 /// What the storage does late: after so many looks. The largest number is never.
@@ -57,6 +62,8 @@ pub(super) struct Storage {
     pub(super) made: u32,
     /// The volume's holder runs.
     pub(super) runs: u32,
+    /// Whether it cuts groups.
+    pub(super) groups: bool,
 }
 
 pub(super) fn volume(name: &str) -> PersistentVolume {
@@ -101,6 +108,7 @@ impl World {
             backup,
             seen,
             sources: Vec::new(),
+            facts: Vec::new(),
             finished: false,
             process: "this one",
             frozen: false,
@@ -109,15 +117,23 @@ impl World {
             clock: now(),
             storage: Storage::default(),
             ages: BTreeMap::new(),
+            touched: BTreeSet::new(),
         }
     }
 
     /// The same on this storage.
     pub(super) fn on(storage: Storage) -> Self {
-        Self { storage, ..Self::new(&["a", "b"]) }
+        let mut world = Self { storage, ..Self::new(&["a", "b"]) };
+        if storage.groups {
+            world.seen.group_classes = vec![VolumeGroupSnapshotClass { driver: "d".into(), ..Default::default() }];
+            for claim in &world.seen.claims {
+                world.seen.groups.claims.insert(claim.name_any(), claim.clone());
+            }
+        }
+        world
     }
 
-    fn is_due(&mut self, kind: Kind, claim: &str, after: u32) -> bool {
+    pub(super) fn is_due(&mut self, kind: Kind, claim: &str, after: u32) -> bool {
         let age = self.ages.entry((kind, claim.to_owned())).or_default();
         *age += 1;
         *age > after
@@ -125,11 +141,16 @@ impl World {
 
     /// What controllers make of objects in time.
     fn controllers(&mut self) {
+        self.group_controller();
         for claim in self.seen.snapshots.keys().cloned().collect::<Vec<_>>() {
             let age = |world: &Self| world.ages.get(&(Kind::Snapshot, claim.clone())).copied().unwrap_or_default();
-            let is_new = age(self) <= self.storage.cut;
-            let (cut, ready) = (self.is_due(Kind::Snapshot, &claim, self.storage.cut), age(self) > self.storage.ready);
+            // A member of a group is there when it was cut.
+            let after = if self.storage.groups { 0 } else { self.storage.cut };
+            let is_new = age(self) <= after;
+            let (cut, ready) = (self.is_due(Kind::Snapshot, &claim, after), age(self) > self.storage.ready);
             let content = format!("content-{claim}");
+            // A member that was not ready at once is only ready when somebody has touched its content.
+            let ready = ready && (!self.storage.groups || self.storage.ready == 0 || self.touched.contains(&content));
             let status = if cut {
                 json!({"boundVolumeSnapshotContentName": content, "creationTime": "2026-01-01T00:00:00Z",
                     "readyToUse": ready, "restoreSize": "1Gi"})
@@ -214,9 +235,10 @@ impl World {
     pub(super) fn call(&mut self, call: &Call) {
         match call {
             Call::AddSource(request) => {
-                let name = request.source.clone().unwrap().name;
-                if !self.sources.contains(&name) {
-                    self.sources.push(name);
+                let source = request.source.clone().unwrap();
+                if !self.sources.contains(&source.name) {
+                    self.sources.push(source.name);
+                    self.facts.push(source.claim);
                 }
             }
             Call::Finish(_) => self.finished = true,
@@ -231,7 +253,10 @@ impl World {
         let claim = of(&object);
         let work = which.namespace.as_deref() == Some("milkrun-work");
         match which.kind {
+            Kind::Group => self.make_group(which, object),
+            Kind::GroupContent => panic!("the snapshot controller makes it"),
             Kind::Snapshot => {
+                assert!(work || !self.storage.groups, "a member of a group is made by the snapshot controller");
                 assert!(work || self.seen.mounts.is_empty() || self.frozen, "cut while it is written");
                 let mut snapshot: VolumeSnapshot = serde_json::from_value(object).unwrap();
                 if work {
@@ -267,6 +292,10 @@ impl World {
     }
 
     fn merge(&mut self, which: &Which, patch: &Value) {
+        self.merge_group(which, patch);
+        if patch["metadata"]["annotations"]["milkrun.dev/nudged"].is_string() {
+            self.touched.insert(which.name.clone());
+        }
         let content =
             self.seen.contents.values_mut().find(|c| which.kind == Kind::Content && c.name_any() == which.name);
         if let Some(content) = content {
@@ -293,6 +322,7 @@ impl World {
         let named = |name: String| name == which.name;
         let work = which.namespace.as_deref() == Some("milkrun-work");
         match which.kind {
+            Kind::Group | Kind::GroupContent => self.remove_group(which),
             Kind::Pod => self.seen.holders.retain(|_, o| !named(o.name_any())),
             Kind::Claim => {
                 let claim = self.seen.work_claims.values().find(|c| c.name_any() == which.name).unwrap();
@@ -318,7 +348,10 @@ impl World {
                 self.seen.snapshots.remove(&of);
                 self.seen.contents.remove(&of);
             }
-            Kind::Content => self.seen.twin_contents.retain(|_, o| !named(o.name_any())),
+            Kind::Content => {
+                self.seen.twin_contents.retain(|_, o| !named(o.name_any()));
+                self.seen.contents.retain(|_, o| !named(o.name_any()));
+            }
             Kind::Volume => panic!("volumes go with their claims"),
         }
     }

@@ -229,7 +229,7 @@ impl World {
                 assert_eq!(twice, 0, "two volumes are one disk: some drivers forget it when one of them goes");
                 self.volumes.insert(which.name.clone(), made);
             }
-            Kind::Snapshot | Kind::Content => panic!("a restore makes no snapshots"),
+            Kind::Snapshot | Kind::Content | Kind::Group | Kind::GroupContent => panic!("a restore makes no snapshots"),
         }
     }
 
@@ -291,7 +291,7 @@ impl World {
                 assert_eq!(policy(&self.volumes[&which.name]), Some("Retain"), "its disk would go with it");
                 self.volumes.remove(&which.name);
             }
-            Kind::Snapshot | Kind::Content => panic!("{which}"),
+            Kind::Snapshot | Kind::Content | Kind::Group | Kind::GroupContent => panic!("{which}"),
         }
         self.reclaim();
     }
