@@ -116,11 +116,9 @@ fn a_hangup_stops_a_run_cleanly() {
     let (folder, _) = world();
     let leases = || fs::read_dir(folder.path().join("repository/leases")).map_or(0, Iterator::count);
     for nohup in [false, true] {
-        let m = if nohup {
-            Milkrun::in_folder(folder.path()).under(vec!["nohup".into()])
-        } else {
-            Milkrun::in_folder(folder.path())
-        };
+        // The tests themselves may run under `nohup`.
+        let under: &[&str] = if nohup { &["nohup"] } else { &["env", "--default-signal=HUP"] };
+        let m = Milkrun::in_folder(folder.path()).under(under.iter().map(|&word| word.into()).collect());
         let mut command = m.command(["backup", "stream", "--stream", "d=-"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut pipe = child.stdin.take().unwrap();

@@ -35,6 +35,8 @@ const FEATURES: [&str; 3] =
 const AFTER_THE_LOCK: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long each decoder is fuzzed within the tests.
 const FUZZ_SECONDS: u32 = 8;
+/// How many tests run at once, as the tests' harness is told.
+const THREADS: &str = "RUST_TEST_THREADS";
 /// Kubernetes tests at once, each with a cluster of its own. They wait more than they work: three leave a machine of two cores idle for two
 /// fifths of the time.
 const CLUSTERS_AT_ONCE: u8 = 4;
@@ -277,6 +279,9 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
         command
     };
     let mut first = command();
+    if std::env::var_os(THREADS).is_none() {
+        first.env(THREADS, tests_at_once().to_string());
+    }
     if cluster.is_some() {
         first.env("MILKRUN_TEST_KUBERNETES", "later");
     }
@@ -296,6 +301,11 @@ fn test(args: &[String], bless: bool) -> Result<(), String> {
         say(&format!("\n!!! SKIPPED, because something is missing here:\n{skipped}"));
     }
     result
+}
+
+/// Tests at once. Most start processes and wait for them: as many as there are cores leave some of these idle.
+fn tests_at_once() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1
 }
 
 /// Builds the programs of the tests' Kubernetes cluster beside what else runs. `None`: there is no Go, or we are not root, and
@@ -335,7 +345,7 @@ fn kubernetes_tests(
     let here = |path: PathBuf| path.canonicalize().map_err(|e| format!("{}: {e}", path.display()));
     let archive = target().join("milkrun-image.tar");
     milkrun_test_cluster::make_image(debug, "milkrun.test/milkrun:1", &archive)?;
-    command.env("RUST_TEST_THREADS", CLUSTERS_AT_ONCE.to_string());
+    command.env(THREADS, CLUSTERS_AT_ONCE.to_string());
     command.env("MILKRUN_TEST_KUBERNETES", here(debug.join("xtask"))?);
     command.env("MILKRUN_TEST_CSI_DRIVER", here(debug.join("milkrun-test-csi"))?);
     command.env("MILKRUN_TEST_IMAGE", here(archive)?);

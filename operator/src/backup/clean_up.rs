@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::group::{group_of, remove};
 use super::observe::Observed;
-use super::removal::{BEING_CREATED, delete_alone, goes_along, nudge, release};
+use super::removal::{BEING_CREATED, delete_alone, delete_snapshot, goes_along, nudge, release};
 use crate::actions::{Action, Kind, Which};
 use crate::attachments::is_attached;
 
@@ -103,7 +103,7 @@ fn of_claim(backup: &Backup, claim: &str, seen: &Observed, now: Timestamp) -> Op
     match (seen.snapshots.get(claim), content) {
         (Some(snapshot), content) => {
             let nudged = || nudge(Kind::Content, content?, BEING_CREATED, now);
-            Action::delete(Kind::Snapshot, snapshot).or_else(nudged)
+            delete_snapshot(snapshot).or_else(nudged)
         }
         // Somebody else removed the snapshot, and its content stayed.
         (None, Some(content)) => delete_alone(content, now),

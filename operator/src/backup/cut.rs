@@ -33,30 +33,31 @@ pub(super) fn cut(backup: &Backup, seen: &Observed, settings: &Settings, now: Ti
         return;
     }
     let groups = plan.status.groups.clone();
-    if let Err(why) = groups.iter().try_for_each(|(name, group)| cut_group(backup, name, group, seen, plan)) {
+    let claims: Vec<String> = plan.status.volumes.keys().cloned().collect();
+    let alone = || claims.iter().filter(|claim| !groups.values().any(|group| group.claims.contains(claim)));
+    let cut = groups.iter().try_for_each(|(name, group)| cut_group(backup, name, group, seen, plan));
+    if let Err(why) = cut.and_then(|()| alone().try_for_each(|claim| cut_alone(backup, claim, seen, plan))) {
         plan.status.failure = Some(why);
         return;
     }
-    let claims: Vec<String> = plan.status.volumes.keys().cloned().collect();
-    let alone = || claims.iter().filter(|claim| !groups.values().any(|group| group.claims.contains(claim)));
-    alone().for_each(|claim| cut_alone(backup, claim, seen, plan));
-
-    let of_group = groups.iter().filter_map(|(name, group)| error_of_group(name, group, seen));
+    let is_late = |claim: &&String| plan.status.volumes[*claim].moment.is_none();
+    let late: Vec<&str> = claims.iter().filter(is_late).map(String::as_str).collect();
+    if late.is_empty() {
+        plan.status.message.clear();
+        plan.status.step = if held.is_some() { BackupStep::Thaw } else { BackupStep::Move };
+        if held.is_some() {
+            plan.again = Some(PROMPTLY);
+        }
+        return;
+    }
+    let of_groups = groups.iter().filter(|(_, group)| group.claims.iter().any(|claim| is_late(&claim)));
+    let of_groups = of_groups.filter_map(|(name, group)| error_of_group(name, group, seen));
     let of_claim =
         |claim: &String| Some(format!("the snapshot of claim {claim}: {}", seen.snapshots.get(claim)?.error()?));
-    let error = of_group.chain(alone().filter_map(of_claim)).next();
+    let error = of_groups.chain(alone().filter(is_late).filter_map(of_claim)).next();
     let waited = lasted(&plan.status.steps, &BackupStep::Snapshot, now);
-    let late: Vec<&str> =
-        claims.iter().filter(|claim| plan.status.volumes[*claim].moment.is_none()).map(String::as_str).collect();
     match error {
         Some(why) if waited > ERROR_AFTER => plan.status.failure = Some(why),
-        _ if late.is_empty() => {
-            plan.status.message.clear();
-            plan.status.step = if held.is_some() { BackupStep::Thaw } else { BackupStep::Move };
-            if held.is_some() {
-                plan.again = Some(PROMPTLY);
-            }
-        }
         _ if waited > CUT_MAX || held.is_some() && waited > limit(backup) => {
             plan.status.failure = Some(format!("no snapshot of {} after {} s", late.join(", "), waited.as_secs()));
         }
@@ -68,12 +69,15 @@ pub(super) fn cut(backup: &Backup, seen: &Observed, settings: &Settings, now: Ti
 }
 
 /// Takes the snapshot of a claim that is in no group, and notes when it was cut.
-fn cut_alone(backup: &Backup, claim: &str, seen: &Observed, plan: &mut Plan) {
-    let Some(found) = seen.snapshots.get(claim) else {
-        plan.actions.push(with_class(snapshot(backup, claim), seen, seen.volumes.get(claim)));
-        return;
-    };
-    if let Some(volume) = plan.status.volumes.get_mut(claim) {
-        volume.moment = found.status.as_ref().and_then(|status| status.creation_time.clone());
+///
+/// # Errors
+/// In words: it is gone.
+fn cut_alone(backup: &Backup, claim: &str, seen: &Observed, plan: &mut Plan) -> Result<(), String> {
+    let Some(volume) = plan.status.volumes.get_mut(claim) else { return Ok(()) };
+    match seen.snapshots.get(claim) {
+        Some(found) => volume.moment = found.status.as_ref().and_then(|status| status.creation_time.clone()),
+        None if volume.moment.is_some() => return Err(format!("claim {claim}: somebody removed its snapshot")),
+        None => plan.actions.push(with_class(snapshot(backup, claim), seen, seen.volumes.get(claim))),
     }
+    Ok(())
 }

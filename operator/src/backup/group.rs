@@ -13,17 +13,19 @@ use serde_json::{Value, json};
 use super::expose::GITOPS;
 use super::observe::{Observed, SOURCE, run_of};
 use super::planned::Plan;
-use super::removal::{delete_alone, goes_along, nudge, release, touch};
+use super::removal::{delete_alone, delete_snapshot, goes_along, nudge, touch};
 use super::select::{driver_of, is_templated};
 use crate::actions::{Action, Kind, Which};
 use crate::group_snapshots::{
-    VolumeGroupSnapshot, VolumeGroupSnapshotClass, VolumeGroupSnapshotSource, VolumeGroupSnapshotSpec,
+    VolumeGroupSnapshot, VolumeGroupSnapshotClass, VolumeGroupSnapshotContent, VolumeGroupSnapshotSource,
+    VolumeGroupSnapshotSpec,
 };
 
 /// Marks the class of group snapshots that is taken where a driver has several.
 const DEFAULT_CLASS: &str = "groupsnapshot.storage.kubernetes.io/is-default-class";
-/// The snapshot controller keeps this on a member of a group; on one whose group went away early it was seen to leave it.
-const MEMBER_PROTECTION: &str = "snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection";
+/// The snapshot controller's finalizer of a group. It puts it there itself once the group knows its content; one that goes before that
+/// would get its content afterwards. The controller takes it away again.
+const PROTECTION: &str = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-bound-protection";
 /// Tells csi-snapshotter that a group's content may go. The snapshot controller writes it when it sees the group go, if it knows that
 /// the two belong together by then.
 const BEING_DELETED: &str = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-deleted";
@@ -104,6 +106,7 @@ pub(super) fn sweep(backup: &Backup, status: &mut BackupStatus, seen: &Observed)
 fn snapshot(backup: &Backup, name: &str, group: &GroupStatus) -> Action {
     let mut metadata = run_of(backup).metadata(backup.namespace().as_deref(), "", "group");
     metadata.name = Some(name.to_owned());
+    metadata.finalizers = Some(vec![PROTECTION.to_owned()]);
     let annotations = metadata.annotations.get_or_insert_default();
     annotations.extend(GITOPS.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let selector = LabelSelector {
@@ -127,7 +130,7 @@ pub(super) fn error_of_group(name: &str, group: &GroupStatus, seen: &Observed) -
 /// Takes the snapshot of a group, and notes when it was cut.
 ///
 /// # Errors
-/// In words: it is not of these claims.
+/// In words: it is not of these claims, or gone.
 pub(super) fn cut_group(
     backup: &Backup,
     name: &str,
@@ -135,30 +138,36 @@ pub(super) fn cut_group(
     seen: &Observed,
     plan: &mut Plan,
 ) -> Result<(), String> {
-    if !seen.groups.snapshots.contains_key(name) {
-        plan.actions.push(snapshot(backup, name, group));
+    let claims = group.claims.join(", ");
+    let was_cut = group.claims.iter().any(|claim| plan.status.volumes[claim].moment.is_some());
+    let content = seen.groups.contents.get(name);
+    match seen.groups.snapshots.get(name) {
+        None if !was_cut && content.is_none() => plan.actions.push(snapshot(backup, name, group)),
+        Some(found) if found.metadata.deletion_timestamp.is_none() => {}
+        _ => return Err(format!("somebody removed the group snapshot of {claims}")),
     }
-    let Some(content) = seen.groups.contents.get(name) else { return Ok(()) };
     let handle = |claim: &String| Some(seen.volumes.get(claim)?.spec.as_ref()?.csi.as_ref()?.volume_handle.as_str());
-    let wanted: BTreeSet<Option<&str>> = group.claims.iter().map(handle).collect();
-    let found: BTreeSet<Option<&str>> = content.spec.source.volume_handles.iter().map(|h| Some(h.as_str())).collect();
-    if found != wanted {
-        let claims = group.claims.join(", ");
-        return Err(format!(
-            "the group snapshot of {claims} is not of their volumes: somebody changed the claims' labels"
-        ));
+    if let Some(content) = content {
+        let wanted: BTreeSet<Option<&str>> = group.claims.iter().map(handle).collect();
+        let found = content.spec.source.volume_handles.iter().map(|handle| Some(handle.as_str()));
+        if found.collect::<BTreeSet<_>>() != wanted {
+            let why = "a claim, its volume or its label changed meanwhile";
+            return Err(format!("the group snapshot of {claims} is not of their volumes: {why}"));
+        }
     }
     for claim in &group.claims {
+        let moment = handle(claim).and_then(|handle| content?.cut(handle));
         if let Some(volume) = plan.status.volumes.get_mut(claim) {
-            volume.moment = handle(claim).and_then(|handle| content.cut(handle));
+            volume.moment = moment;
         }
     }
     Ok(())
 }
 
-/// Keeps the storage's groups when somebody removes their objects under the run.
+/// Keeps the storage's groups when somebody removes their objects under the run. One that is on its way is left to the storage.
 pub(super) fn protect(backup: &Backup, seen: &Observed) -> Vec<Action> {
-    let contents = seen.groups.contents.values();
+    let stays = |content: &&VolumeGroupSnapshotContent| content.metadata.deletion_timestamp.is_none();
+    let contents = seen.groups.contents.values().filter(stays);
     contents.filter(|content| content.spec.deletion_policy != "Retain").map(|c| policy(backup, c, "Retain")).collect()
 }
 
@@ -196,6 +205,12 @@ pub(super) fn makes(status: &BackupStatus, claim: &str, seen: &Observed) -> bool
     group.is_some_and(|group| group.metadata.deletion_timestamp.is_none())
 }
 
+/// Whether the storage is about to delete the snapshot of a claim with its group.
+pub(super) fn goes(status: &BackupStatus, claim: &str, seen: &Observed) -> bool {
+    let content = group_of(status, claim).and_then(|name| seen.groups.contents.get(name));
+    content.is_some_and(|content| content.metadata.deletion_timestamp.is_some())
+}
+
 /// What is to be removed next of a group whose volumes are all given back: contents are to go with their objects; then the group
 /// goes, which takes its members along; then whatever stayed.
 pub(super) fn remove(backup: &Backup, name: &str, group: &GroupStatus, seen: &Observed, now: Timestamp) -> Vec<Action> {
@@ -209,12 +224,9 @@ pub(super) fn remove(backup: &Backup, name: &str, group: &GroupStatus, seen: &Ob
     }
     let nudged = || nudge(Kind::GroupContent, content?, BEING_CREATED, now);
     if let Some(found) = seen.groups.snapshots.get(name) {
-        let bound = found.status.as_ref().and_then(|status| status.bound_volume_group_snapshot_content_name.as_ref());
-        // A group that goes before it knows its content leaves it behind.
-        let may_go = content.is_none() || bound.is_some();
-        let deleted = may_go.then(|| Action::delete(Kind::Group, found)).flatten();
-        return deleted.or_else(nudged).into_iter().collect();
+        return Action::delete(Kind::Group, found).or_else(nudged).into_iter().collect();
     }
+    // A group that went before it knew its content has left it behind.
     if let Some(content) = content {
         if !content.annotations().contains_key(BEING_DELETED) {
             let patch = json!({"metadata": {"annotations": {BEING_DELETED: "yes"}}});
@@ -222,14 +234,10 @@ pub(super) fn remove(backup: &Backup, name: &str, group: &GroupStatus, seen: &Ob
         }
         actions.extend(Action::delete(Kind::GroupContent, content).or_else(nudged));
     }
-    for claim in &group.claims {
-        actions.extend(match (seen.snapshots.get(claim), seen.contents.get(claim)) {
-            (Some(member), _) => {
-                let released = || release(Kind::Snapshot, member, MEMBER_PROTECTION);
-                Action::delete(Kind::Snapshot, member).or_else(released)
-            }
-            (None, content) => content.and_then(|content| delete_alone(content, now)),
-        });
-    }
+    let left = |claim: &String| match (seen.snapshots.get(claim), seen.contents.get(claim)) {
+        (Some(member), _) => delete_snapshot(member),
+        (None, content) => content.and_then(|content| delete_alone(content, now)),
+    };
+    actions.extend(group.claims.iter().filter_map(left));
     actions
 }

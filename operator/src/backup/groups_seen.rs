@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use futures::try_join;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use milkrun_resources::{Backup, BackupStatus, labels};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 
 use crate::group_snapshots::{VolumeGroupSnapshot, VolumeGroupSnapshotContent};
 use crate::names::{RunOf, by_claim};
@@ -47,13 +49,14 @@ impl GroupsSeen {
         let (snapshots, claims) = try_join!(snapshots.list(&ours), get_each(&claims, labelled))?;
         let snapshots: BTreeMap<String, _> =
             snapshots.items.into_iter().map(|group| (group.name_any(), group)).collect();
-        let contents = contents(status, &snapshots, client).await?;
+        let contents = contents(&namespace, status, &snapshots, client).await?;
         Ok(Self { snapshots, contents, claims: claims.into_iter().collect() })
     }
 }
 
 /// The contents of the groups: by name where the group is there, else they are looked for among all.
 async fn contents(
+    namespace: &str,
     status: &BackupStatus,
     snapshots: &BTreeMap<String, VolumeGroupSnapshot>,
     client: &Client,
@@ -62,15 +65,29 @@ async fn contents(
     let name = |group: &VolumeGroupSnapshot| VolumeGroupSnapshotContent::name_for(&group.uid().unwrap_or_default());
     let named = snapshots.iter().map(|(group, found)| (group.clone(), name(found))).collect();
     let mut contents: BTreeMap<_, _> = get_each(&api, named).await?.into_iter().collect();
-    if status.groups.keys().any(|group| !snapshots.contains_key(group)) {
-        for content in api.list(&ListParams::default()).await?.items {
-            let group = content.spec.volume_group_snapshot_ref.name.clone().unwrap_or_default();
-            if status.groups.contains_key(&group) {
+    let gone = |group: &str| status.groups.contains_key(group) && !snapshots.contains_key(group);
+    if status.groups.keys().any(|group| gone(group)) {
+        for content in list(&api, &ListParams::default()).await? {
+            let of = &content.spec.volume_group_snapshot_ref;
+            if let Some(group) = of.name.clone().filter(|name| of.namespace.as_deref() == Some(namespace) && gone(name))
+            {
                 contents.insert(group, content);
             }
         }
     }
     Ok(contents)
+}
+
+/// All that match; none where the cluster does not know group snapshots any more.
+async fn list<K>(api: &Api<K>, which: &ListParams) -> Result<Vec<K>, kube::Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    match api.list(which).await {
+        Ok(found) => Ok(found.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
 }
 
 /// The snapshots of a run among those of its namespace, by claim: those with its label, and members of its groups, which name
@@ -87,11 +104,20 @@ pub(super) fn of_run(all: Vec<VolumeSnapshot>, run: &RunOf, status: &BackupStatu
     by_claim(ours).into_iter().chain(members.filter_map(of_claim)).collect()
 }
 
-/// The name of the content of a snapshot that does not say it yet.
-pub(super) fn content_name(snapshot: &VolumeSnapshot) -> String {
-    // The snapshot controller gives this name to the content of a member of a group.
-    match snapshot.name_any().strip_prefix("snapshot-") {
-        Some(of_member) if !snapshot.labels().contains_key(labels::RUN) => format!("snapcontent-{of_member}"),
-        _ => format!("snapcontent-{}", snapshot.uid().unwrap_or_default()),
+impl GroupsSeen {
+    /// The names of the members' contents, by claim: the snapshot controller makes them before it makes the members.
+    pub(super) fn content_names(
+        &self,
+        status: &BackupStatus,
+        volumes: &BTreeMap<String, PersistentVolume>,
+    ) -> Vec<(String, String)> {
+        let groups = status.groups.iter().filter_map(|(name, group)| Some((self.snapshots.get(name)?.uid()?, group)));
+        let members = groups.flat_map(|(uid, group)| group.claims.iter().map(move |claim| (uid.clone(), claim)));
+        let named = members.filter_map(|(uid, claim)| {
+            let handle = &volumes.get(claim)?.spec.as_ref()?.csi.as_ref()?.volume_handle;
+            let digest = Sha256::digest(format!("{uid}{handle}"));
+            Some((claim.clone(), format!("snapcontent-{}", hex::encode(digest))))
+        });
+        named.collect()
     }
 }

@@ -10,7 +10,7 @@ use milkrun_resources::backup::BackupStep;
 
 use super::clean_up::give_back;
 use super::expose::expose;
-use super::group::{group_of, makes, protect, sweep, wake};
+use super::group::{goes, group_of, makes, protect, sweep, wake};
 use super::observe::Observed;
 use super::planned::Plan;
 use crate::Settings;
@@ -99,13 +99,15 @@ fn offer(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Result<(), Stuck> {
-    let Some(snapshot) = seen.snapshots.get(claim) else {
-        let made = makes(&plan.status, claim, seen);
-        return Err(if made { Stuck::Waits("its snapshot in the group".into()) } else { Stuck::Failed(GONE.into()) });
-    };
-    if seen.contents.contains_key(claim) && !seen.volumes.contains_key(claim) {
+    let made = makes(&plan.status, claim, seen);
+    if (made || seen.contents.contains_key(claim)) && !seen.volumes.contains_key(claim) {
         return Err(Stuck::Failed("its volume is gone".into()));
     }
+    let snapshot = match seen.snapshots.get(claim) {
+        Some(snapshot) if !goes(&plan.status, claim, seen) => snapshot,
+        None if made => return Err(Stuck::Waits("its snapshot in the group".into())),
+        _ => return Err(Stuck::Failed(GONE.into())),
+    };
     if let Some(action) = expose(backup, claim, seen, settings) {
         plan.actions.push(action);
     }

@@ -11,7 +11,7 @@ use milkrun_resources::backup::{BackupStep, MountStatus, VolumeStatus};
 use milkrun_resources::{Backup, BackupStatus, labels};
 
 use super::freeze::{Answer, Due, due, mounts, places};
-use super::groups_seen::{GroupsSeen, content_name, of_run};
+use super::groups_seen::{GroupsSeen, of_run};
 use crate::attachments::attached;
 use crate::consumer::{Consumer, consumers};
 use crate::controller::Context;
@@ -189,8 +189,10 @@ async fn look_at_objects(
     (seen.work_claims, seen.holders) = (by_claim(of_claims.items), by_claim(of_holders.items));
     seen.work_volumes = by_claim(of_volumes.items);
 
-    // What has no label of ours is known by its name. The claims' own volumes matter until the last one is offered.
-    let of_claims = if status.step <= BackupStep::Move { chosen_volumes(status) } else { Vec::new() };
+    // What has no label of ours is known by its name. The claims' own volumes matter until the last one is offered; those of groups
+    // name what the groups have made.
+    let wants_volumes = status.step <= BackupStep::Move || !seen.groups.snapshots.is_empty();
+    let of_claims = if wants_volumes { chosen_volumes(status) } else { Vec::new() };
     let freezes = backup.spec.freeze_seconds.is_some() && status.step <= BackupStep::Snapshot;
     let offers = status.step == BackupStep::Move && status.volumes.values().any(|volume| !volume.offered);
     let pods = async {
@@ -207,6 +209,11 @@ async fn look_at_objects(
     seen.contents.extend(of_snapshots);
     seen.work_volumes.extend(of_work);
     seen.volumes.extend(of_claims);
+    if status.step == BackupStep::CleanUp {
+        let mut alone = seen.groups.content_names(status, &seen.volumes);
+        alone.retain(|(claim, _)| !seen.snapshots.contains_key(claim) && !seen.contents.contains_key(claim));
+        seen.contents.extend(get_each(&contents, alone).await?);
+    }
     if offers {
         seen.pods = consumers(&pods);
     }
@@ -242,7 +249,7 @@ fn contents_by_name(seen: &Observed) -> Vec<(String, String)> {
     let named = seen.snapshots.iter().map(|(claim, snapshot)| {
         let bound = snapshot.status.as_ref().and_then(|s| s.bound_volume_snapshot_content_name.clone());
         // The snapshot controller gives it this name before it says so.
-        let name = bound.unwrap_or_else(|| content_name(snapshot));
+        let name = bound.unwrap_or_else(|| format!("snapcontent-{}", snapshot.uid().unwrap_or_default()));
         (claim.clone(), name)
     });
     named.filter(|(claim, name)| seen.contents.get(claim).is_none_or(|found| found.name_any() != *name)).collect()

@@ -7,10 +7,14 @@ use serde_json::{Value, json};
 
 use super::observe::{SOURCE, run_of};
 use crate::actions::{Action, Kind, Which};
-use crate::snapshots::VolumeSnapshotContent;
+use crate::snapshots::{VolumeSnapshot, VolumeSnapshotContent};
 
 /// csi-snapshotter has this on a content while it cuts the snapshot.
 pub(super) const BEING_CREATED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-created";
+/// Tells csi-snapshotter that a content may go. The snapshot controller writes it when it sees the snapshot go.
+const BEING_DELETED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
+/// The snapshot controller's finalizer of a member of a group.
+const MEMBER_PROTECTION: &str = "snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection";
 /// When we have touched a content last, in steps of [`NUDGE_EVERY_S`].
 const NUDGED: &str = "milkrun.dev/nudged";
 const NUDGE_EVERY_S: i64 = 5;
@@ -29,8 +33,17 @@ pub(super) fn goes_along(backup: &Backup, claim: &str, content: &VolumeSnapshotC
         .then(|| Action::Merge(Which::of(Kind::Content, content), patch))
 }
 
+/// Removes a snapshot. A member of a group whose group went before the snapshot controller knew the two together is let go of, too.
+pub(super) fn delete_snapshot(snapshot: &VolumeSnapshot) -> Option<Action> {
+    Action::delete(Kind::Snapshot, snapshot).or_else(|| release(Kind::Snapshot, snapshot, MEMBER_PROTECTION))
+}
+
 /// Removes a content whose snapshot is gone.
 pub(super) fn delete_alone(content: &VolumeSnapshotContent, now: Timestamp) -> Option<Action> {
+    if !content.annotations().contains_key(BEING_DELETED) {
+        let patch = json!({"metadata": {"annotations": {BEING_DELETED: "yes"}}});
+        return Some(Action::Merge(Which::of(Kind::Content, content), patch));
+    }
     Action::delete(Kind::Content, content).or_else(|| nudge(Kind::Content, content, BEING_CREATED, now))
 }
 

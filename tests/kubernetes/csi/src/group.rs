@@ -61,6 +61,10 @@ impl Driver {
             let taken = || Status::already_exists(format!("{name} is there, of other volumes"));
             return if of == asked { Ok(before.clone()) } else { Err(taken()) };
         }
+        if let Some(text) = &switches.groups_fail {
+            return Err(Status::failed_precondition(text.clone()));
+        }
+        switches.delay_cut().await?;
         let snapshot = |volume: &String| {
             let bytes = self.state.volume(volume)?.bytes;
             let name = format!("{name}/{volume}");
@@ -68,10 +72,6 @@ impl Driver {
             Ok(Snapshot { id, name, volume: volume.clone(), bytes, cut: now(), group })
         };
         let snapshots = volumes.iter().map(snapshot).collect::<Result<Vec<Snapshot>, Status>>()?;
-        if let Some(text) = &switches.groups_fail {
-            return Err(Status::failed_precondition(text.clone()));
-        }
-        switches.delay_cut().await?;
         self.cut_all(&snapshots)?;
         for snapshot in &snapshots {
             self.state.put_snapshot(snapshot)?;

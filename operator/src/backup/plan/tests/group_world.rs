@@ -9,6 +9,9 @@ use crate::actions::{Kind, Which};
 use crate::group_snapshots::{VolumeGroupSnapshot, VolumeGroupSnapshotContent};
 use crate::snapshots::VolumeSnapshot;
 
+/// The snapshot controller's finalizer of a member.
+const PROTECTION: &str = "snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection";
+
 impl World {
     /// What the snapshot controller makes of groups in time: their content, and their members once it is cut.
     pub(super) fn group_controller(&mut self) {
@@ -66,11 +69,17 @@ impl World {
                 };
             }
         }
-        if which.kind == Kind::GroupContent
-            && let Some(policy) = patch["spec"]["deletionPolicy"].as_str()
-        {
-            let mut contents = self.seen.groups.contents.values_mut();
-            contents.find(|c| c.name_any() == which.name).unwrap().spec.deletion_policy = policy.to_owned();
+        if which.kind == Kind::GroupContent {
+            let content = self.seen.groups.contents.values_mut().find(|c| c.name_any() == which.name).unwrap();
+            if let Some(policy) = patch["spec"]["deletionPolicy"].as_str() {
+                content.spec.deletion_policy = policy.to_owned();
+            }
+            for key in patch["metadata"]["annotations"].as_object().into_iter().flat_map(serde_json::Map::keys) {
+                content.annotations_mut().insert(key.clone(), String::new());
+            }
+        }
+        if which.kind == Kind::Snapshot && patch["metadata"]["finalizers"].as_array().is_some_and(Vec::is_empty) {
+            self.seen.snapshots.retain(|_, member| member.name_any() != which.name);
         }
     }
 
@@ -79,14 +88,30 @@ impl World {
         for content in self.seen.groups.contents.values() {
             assert_eq!(content.spec.deletion_policy, "Delete", "the storage's group would stay");
         }
-        self.seen.groups.contents.clear();
-        if which.kind == Kind::Group {
-            for content in self.seen.contents.values() {
-                assert_eq!(content.spec.deletion_policy, "Delete", "the member's content would stay");
-            }
-            self.seen.groups.snapshots.clear();
+        if which.kind == Kind::GroupContent {
+            let content = self.seen.groups.contents.values().next().unwrap();
+            let may_go = content
+                .annotations()
+                .contains_key("groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-deleted");
+            assert!(may_go, "csi-snapshotter would leave it");
+            self.seen.groups.contents.clear();
+            return;
+        }
+        for content in self.seen.contents.values() {
+            assert_eq!(content.spec.deletion_policy, "Delete", "the member's content would stay");
+        }
+        self.seen.groups.snapshots.clear();
+        if !self.storage.forgets {
+            self.seen.groups.contents.clear();
             self.seen.snapshots.clear();
             self.seen.contents.clear();
         }
+    }
+
+    /// A member that is left by its group: it goes once it is let go of, and leaves its content.
+    pub(super) fn remove_member(&mut self, claim: &str) {
+        let member = self.seen.snapshots.get_mut(claim).unwrap();
+        member.metadata.deletion_timestamp = Some(crate::steps::time(crate::walk::now()));
+        member.metadata.finalizers = Some(vec![PROTECTION.to_owned()]);
     }
 }

@@ -8,7 +8,7 @@ use super::{delete_and, walk_and};
 use crate::claim_facts::ClaimFacts;
 use crate::walk::Walked;
 
-const GROUPS: Storage = Storage { cut: 0, ready: 0, twin: 0, made: 0, runs: 0, groups: true };
+const GROUPS: Storage = Storage { cut: 0, ready: 0, twin: 0, made: 0, runs: 0, groups: true, forgets: false };
 const NEVER: u32 = u32::MAX;
 
 /// Whether a claim still has a group's label.
@@ -49,6 +49,8 @@ fn an_operator_that_is_killed_or_a_backup_that_is_deleted_leaves_no_group_and_no
         Storage { cut: 3, ..GROUPS },
         Storage { ready: 3, ..GROUPS },
         Storage { twin: 2, made: 2, runs: 2, ..GROUPS },
+        Storage { forgets: true, ..GROUPS },
+        Storage { cut: 2, ready: 2, forgets: true, ..GROUPS },
     ] {
         let end = |world: &World, moment: &str| assert!(!is_labelled(world), "{storage:?}: {moment}");
         walk_and(|| World::on(storage), end);
@@ -73,6 +75,36 @@ fn a_group_of_other_volumes_is_no_backup() {
     let why = world.status().failure.unwrap();
     assert!(why.contains("the group snapshot of a, b is not of their volumes"), "{why}");
     assert_eq!(world.status().step, BackupStep::Done);
+}
+
+#[test]
+fn a_group_that_somebody_removes_is_not_made_anew_and_no_moment_of_it_counts() {
+    let mut world = World::on(Storage { ready: NEVER, ..GROUPS });
+    // Frozen, so that the moments must be those of the freeze; the thaw is not over yet.
+    while world.status().volumes.is_empty() || world.status().volumes["a"].moment.is_none() {
+        world.step(None);
+    }
+    let mut status = world.status();
+    status.step = BackupStep::Snapshot;
+    world.backup.status = Some(status);
+    world.seen.groups.snapshots.clear();
+    world.seen.groups.contents.clear();
+    world.seen.snapshots.clear();
+    world.seen.contents.clear();
+    world.run();
+    let why = world.status().failure.unwrap();
+    assert!(why.contains("somebody removed the group snapshot of a, b"), "{why}");
+    // One whose storage is about to go is not read, and not kept from going.
+    let mut world = World::on(Storage { ready: NEVER, ..GROUPS });
+    while world.status().step != BackupStep::Move {
+        world.step(None);
+    }
+    let content = world.seen.groups.contents.values_mut().next().unwrap();
+    content.metadata.deletion_timestamp = Some(crate::steps::time(crate::walk::now()));
+    content.spec.deletion_policy = "Delete".into();
+    world.run();
+    let why = world.status().failure.unwrap();
+    assert!(why.contains("somebody removed its snapshot"), "{why}");
 }
 
 #[test]

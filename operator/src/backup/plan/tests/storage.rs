@@ -16,7 +16,7 @@ fn an_operator_that_is_killed_at_any_moment_bears_with_storage_that_is_late() {
         Storage { twin: 3, ..Storage::default() },
         Storage { made: 3, ..Storage::default() },
         Storage { runs: 3, ..Storage::default() },
-        Storage { cut: 2, ready: 4, twin: 2, made: 2, runs: 2, groups: false },
+        Storage { cut: 2, ready: 4, twin: 2, made: 2, runs: 2, groups: false, forgets: false },
     ] {
         walk(|| World::on(storage));
         delete(|| World::on(storage));

@@ -64,6 +64,8 @@ pub(super) struct Storage {
     pub(super) runs: u32,
     /// Whether it cuts groups.
     pub(super) groups: bool,
+    /// Whether a group that goes leaves its content, its members and theirs behind.
+    pub(super) forgets: bool,
 }
 
 pub(super) fn volume(name: &str) -> PersistentVolume {
@@ -305,6 +307,9 @@ impl World {
             let labels = patch["metadata"]["labels"].as_object().cloned().unwrap_or_default();
             let labels = labels.into_iter().map(|(key, value)| (key, value.as_str().unwrap().to_owned()));
             content.labels_mut().extend(labels);
+            for key in patch["metadata"]["annotations"].as_object().into_iter().flat_map(serde_json::Map::keys) {
+                content.annotations_mut().insert(key.clone(), String::new());
+            }
         }
         for volume in
             self.seen.work_volumes.values_mut().filter(|v| which.kind == Kind::Volume && v.name_any() == which.name)
@@ -337,9 +342,11 @@ impl World {
             }
             Kind::Snapshot if work => self.seen.twins.retain(|_, o| !named(o.name_any())),
             Kind::Snapshot => {
-                let of =
-                    self.seen.snapshots.values().find(|s| s.name_any() == which.name).map(|s| claim_of(&s.metadata));
-                let of = of.unwrap();
+                let mut all = self.seen.snapshots.iter();
+                let of = all.find(|(_, snapshot)| snapshot.name_any() == which.name).unwrap().0.clone();
+                if self.storage.forgets {
+                    return self.remove_member(&of);
+                }
                 assert!(!self.seen.work_volumes.contains_key(&of), "a clone still needs the snapshot");
                 if let Some(content) = self.seen.contents.get(&of) {
                     assert_eq!(content.spec.deletion_policy, "Delete", "the storage's snapshot would stay");
@@ -350,6 +357,9 @@ impl World {
             }
             Kind::Content => {
                 self.seen.twin_contents.retain(|_, o| !named(o.name_any()));
+                let ready = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
+                let alone = self.seen.contents.values().find(|content| content.name_any() == which.name);
+                assert!(alone.is_none_or(|o| o.annotations().contains_key(ready)), "csi-snapshotter would leave it");
                 self.seen.contents.retain(|_, o| !named(o.name_any()));
             }
             Kind::Volume => panic!("volumes go with their claims"),
