@@ -28,9 +28,9 @@ use crate::{backup, restore};
 /// Keeps an object while something of its run is in the cluster.
 const FINALIZER: &str = "milkrun.dev/run";
 /// How soon a look that failed is tried again.
-const AGAIN: Duration = Duration::from_secs(2);
+pub(crate) const AGAIN: Duration = Duration::from_secs(2);
 /// Changes of one run that are so near are one look.
-const DEBOUNCE: Duration = Duration::from_millis(20);
+pub(crate) const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Runs that are looked at at once. Most of them wait for the coordinator.
 const AT_ONCE: u16 = 64;
 /// The longest note of an event.
@@ -140,7 +140,8 @@ pub async fn run(context: Arc<Context>) {
         .run(restore::reconcile, |_, e, _| again(e), context.clone())
         .for_each(|_| std::future::ready(()));
     let points = crate::points::project(&context);
-    tokio::join!(backups, restores, points);
+    let policies = crate::policy::run(&context);
+    tokio::join!(backups, restores, points, policies);
 }
 
 /// Looks at a run when it changes, and when one of the objects that were made for it does.

@@ -22,6 +22,7 @@ pub mod holder;
 pub mod memory;
 pub mod names;
 pub mod points;
+pub mod policy;
 pub mod probe;
 pub mod restore;
 pub mod run;

@@ -10,6 +10,8 @@ pub const RUN_NAME: &str = "milkrun.dev/run-name";
 pub const RUN_KIND: &str = "milkrun.dev/run-kind";
 /// The claim that an object was made for, as an annotation.
 pub const CLAIM: &str = "milkrun.dev/claim";
+/// The UID of the [`BackupPolicy`](crate::BackupPolicy) that a `Backup` was made by.
+pub const POLICY: &str = "milkrun.dev/policy";
 /// What an object is to the run.
 pub const ROLE: &str = "milkrun.dev/role";
 /// Who made it.

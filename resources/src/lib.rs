@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`Repository`] | platform engineer, in milkrun's namespace | where restore points are, and the Secret to get at them |
 //! | [`Backup`] | team, CI, GitOps | one attempt to make one restore point |
+//! | [`BackupPolicy`] | team, GitOps | when attempts are made |
 //! | [`RestorePoint`] | the operator | what a repository holds; rebuilt at any time |
 //! | [`Restore`] | team, on-call | which point, what of it, where to |
 //!
@@ -14,6 +15,7 @@
 
 pub mod api_server;
 pub mod backup;
+pub mod backup_policy;
 pub mod condition;
 pub mod labels;
 pub mod patch;
@@ -22,6 +24,7 @@ pub mod restore;
 pub mod restore_point;
 
 pub use backup::{Backup, BackupSpec, BackupStatus};
+pub use backup_policy::{BackupPolicy, BackupPolicySpec, BackupPolicyStatus};
 pub use condition::Conditions;
 pub use repository::{Repository, RepositorySpec, RepositoryStatus};
 pub use restore::{Restore, RestoreSpec, RestoreStatus};
@@ -38,7 +41,7 @@ pub const VERSION: &str = "v1alpha1";
 /// The definitions of all kinds.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![Backup::crd(), Repository::crd(), Restore::crd(), RestorePoint::crd()]
+    vec![Backup::crd(), BackupPolicy::crd(), Repository::crd(), Restore::crd(), RestorePoint::crd()]
 }
 
 #[cfg(test)]

@@ -46,11 +46,26 @@ impl GroupsSeen {
         let labelled = status.groups.values().filter(|group| !group.swept).flat_map(|group| &group.claims);
         let labelled = labelled.map(|claim| (claim.clone(), claim.clone())).collect();
         let ours = ListParams::default().labels(&run.selector());
-        let (snapshots, claims) = try_join!(snapshots.list(&ours), get_each(&claims, labelled))?;
-        let snapshots: BTreeMap<String, _> =
-            snapshots.items.into_iter().map(|group| (group.name_any(), group)).collect();
+        let (snapshots, claims) = try_join!(list(&snapshots, &ours), get_each(&claims, labelled))?;
+        let snapshots: BTreeMap<String, _> = snapshots.into_iter().map(|group| (group.name_any(), group)).collect();
         let contents = contents(&namespace, status, &snapshots, client).await?;
         Ok(Self { snapshots, contents, claims: claims.into_iter().collect() })
+    }
+
+    /// The names of the members' contents, by claim: the snapshot controller makes them before it makes the members.
+    pub(super) fn content_names(
+        &self,
+        status: &BackupStatus,
+        volumes: &BTreeMap<String, PersistentVolume>,
+    ) -> Vec<(String, String)> {
+        let groups = status.groups.iter().filter_map(|(name, group)| Some((self.snapshots.get(name)?.uid()?, group)));
+        let members = groups.flat_map(|(uid, group)| group.claims.iter().map(move |claim| (uid.clone(), claim)));
+        let named = members.filter_map(|(uid, claim)| {
+            let handle = &volumes.get(claim)?.spec.as_ref()?.csi.as_ref()?.volume_handle;
+            let digest = Sha256::digest(format!("{uid}{handle}"));
+            Some((claim.clone(), format!("snapcontent-{}", hex::encode(digest))))
+        });
+        named.collect()
     }
 }
 
@@ -102,22 +117,4 @@ pub(super) fn of_run(all: Vec<VolumeSnapshot>, run: &RunOf, status: &BackupStatu
     let members = others.into_iter().filter(is_member);
     let of_claim = |member: VolumeSnapshot| Some((member.spec.source.persistent_volume_claim_name.clone()?, member));
     by_claim(ours).into_iter().chain(members.filter_map(of_claim)).collect()
-}
-
-impl GroupsSeen {
-    /// The names of the members' contents, by claim: the snapshot controller makes them before it makes the members.
-    pub(super) fn content_names(
-        &self,
-        status: &BackupStatus,
-        volumes: &BTreeMap<String, PersistentVolume>,
-    ) -> Vec<(String, String)> {
-        let groups = status.groups.iter().filter_map(|(name, group)| Some((self.snapshots.get(name)?.uid()?, group)));
-        let members = groups.flat_map(|(uid, group)| group.claims.iter().map(move |claim| (uid.clone(), claim)));
-        let named = members.filter_map(|(uid, claim)| {
-            let handle = &volumes.get(claim)?.spec.as_ref()?.csi.as_ref()?.volume_handle;
-            let digest = Sha256::digest(format!("{uid}{handle}"));
-            Some((claim.clone(), format!("snapcontent-{}", hex::encode(digest))))
-        });
-        named.collect()
-    }
 }

@@ -211,7 +211,7 @@ async fn look_at_objects(
     seen.volumes.extend(of_claims);
     if status.step == BackupStep::CleanUp {
         let mut alone = seen.groups.content_names(status, &seen.volumes);
-        alone.retain(|(claim, _)| !seen.snapshots.contains_key(claim) && !seen.contents.contains_key(claim));
+        alone.retain(|(claim, _)| !seen.contents.contains_key(claim));
         seen.contents.extend(get_each(&contents, alone).await?);
     }
     if offers {

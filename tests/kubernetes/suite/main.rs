@@ -15,6 +15,7 @@ mod in_place;
 mod installed;
 mod leaves_nothing;
 mod playground;
+mod policies;
 mod repositories;
 mod role;
 mod tokens;

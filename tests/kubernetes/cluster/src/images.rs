@@ -63,10 +63,6 @@ pub fn milkrun(programs: &Path, name: &str, target: &Path) -> Result<()> {
         if certificates.exists() {
             copy(certificates, &root.join("etc/ssl/certs/ca-certificates.crt"))?;
         }
-        let zones = Path::new("/usr/share/zoneinfo/UTC");
-        if zones.exists() {
-            copy(zones, &root.join("usr/share/zoneinfo/UTC"))?;
-        }
         fs::create_dir_all(root.join("tmp")).map_err(|e| e.to_string())
     })
 }
