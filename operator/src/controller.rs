@@ -28,7 +28,7 @@ use crate::{backup, restore};
 /// Keeps an object while something of its run is in the cluster.
 const FINALIZER: &str = "milkrun.dev/run";
 /// How soon a look that failed is tried again.
-pub(crate) const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_secs(2);
 /// Changes of one run that are so near are one look.
 pub(crate) const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Runs that are looked at at once. Most of them wait for the coordinator.
@@ -172,7 +172,8 @@ fn run_of<K: Resource, R: Resource<DynamicType = ()>>(object: K) -> Option<Objec
     Some(ObjectRef::new(name).within(annotations.get(labels::RUN_NAMESPACE)?))
 }
 
-fn again(e: &ReconcileError) -> Action {
+/// A look that failed is tried again.
+pub(crate) fn again(e: &ReconcileError) -> Action {
     tracing::warn!(why = %e, "tried again");
     Action::requeue(AGAIN)
 }

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::api::{ListParams, ObjectMeta};
 use kube::core::ClusterResourceScope;
 use kube::{Api, Client, CustomResource, Resource};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::snapshots::SnapshotError;
@@ -167,7 +168,15 @@ impl Resource for VolumeGroupSnapshotClass {
 /// # Errors
 /// When the API server can't be asked.
 pub async fn classes(client: &Client) -> Result<Vec<VolumeGroupSnapshotClass>, kube::Error> {
-    match Api::<VolumeGroupSnapshotClass>::all(client.clone()).list(&ListParams::default()).await {
+    list(&Api::all(client.clone()), &ListParams::default()).await
+}
+
+/// All that match; none where the cluster does not know group snapshots.
+pub(crate) async fn list<K>(api: &Api<K>, which: &ListParams) -> Result<Vec<K>, kube::Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    match api.list(which).await {
         Ok(found) => Ok(found.items),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
         Err(e) => Err(e),

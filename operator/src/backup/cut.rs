@@ -40,7 +40,7 @@ pub(super) fn cut(backup: &Backup, seen: &Observed, settings: &Settings, now: Ti
         plan.status.failure = Some(why);
         return;
     }
-    let is_late = |claim: &&String| plan.status.volumes[*claim].moment.is_none();
+    let is_late = |claim: &&String| plan.status.volumes.get(*claim).is_none_or(|volume| volume.moment.is_none());
     let late: Vec<&str> = claims.iter().filter(is_late).map(String::as_str).collect();
     if late.is_empty() {
         plan.status.message.clear();

@@ -11,9 +11,9 @@ use milkrun_resources::{Backup, BackupStatus, labels};
 use serde_json::{Value, json};
 
 use super::expose::GITOPS;
-use super::observe::{Observed, SOURCE, run_of};
+use super::observe::{Observed, run_of};
 use super::planned::Plan;
-use super::removal::{delete_alone, delete_snapshot, goes_along, nudge, touch};
+use super::removal::{delete_alone, delete_snapshot, goes_along, nudge, ours, touch};
 use super::select::{driver_of, is_templated};
 use crate::actions::{Action, Kind, Which};
 use crate::group_snapshots::{
@@ -139,7 +139,8 @@ pub(super) fn cut_group(
     plan: &mut Plan,
 ) -> Result<(), String> {
     let claims = group.claims.join(", ");
-    let was_cut = group.claims.iter().any(|claim| plan.status.volumes[claim].moment.is_some());
+    let is_cut = |claim: &String| plan.status.volumes.get(claim).is_some_and(|volume| volume.moment.is_some());
+    let was_cut = group.claims.iter().any(is_cut);
     let content = seen.groups.contents.get(name);
     match seen.groups.snapshots.get(name) {
         None if !was_cut && content.is_none() => plan.actions.push(snapshot(backup, name, group)),
@@ -171,13 +172,9 @@ pub(super) fn protect(backup: &Backup, seen: &Observed) -> Vec<Action> {
     contents.filter(|content| content.spec.deletion_policy != "Retain").map(|c| policy(backup, c, "Retain")).collect()
 }
 
-fn policy<K: kube::Resource>(backup: &Backup, content: &K, policy: &str) -> Action {
-    let ours = run_of(backup).metadata(None, "", SOURCE);
-    let metadata = json!({"labels": ours.labels, "annotations": ours.annotations});
-    Action::Merge(
-        Which::of(Kind::GroupContent, content),
-        json!({"metadata": metadata, "spec": {"deletionPolicy": policy}}),
-    )
+fn policy(backup: &Backup, content: &VolumeGroupSnapshotContent, policy: &str) -> Action {
+    let patch = json!({"metadata": ours(backup, ""), "spec": {"deletionPolicy": policy}});
+    Action::Merge(Which::of(Kind::GroupContent, content), patch)
 }
 
 /// Lets csi-snapshotter look again at members that are not ready though their group is. The snapshot controller writes "not ready" over

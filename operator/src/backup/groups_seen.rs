@@ -7,10 +7,9 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use milkrun_resources::{Backup, BackupStatus, labels};
-use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use crate::group_snapshots::{VolumeGroupSnapshot, VolumeGroupSnapshotContent};
+use crate::group_snapshots::{VolumeGroupSnapshot, VolumeGroupSnapshotContent, list};
 use crate::names::{RunOf, by_claim};
 use crate::several::get_each;
 use crate::snapshots::VolumeSnapshot;
@@ -91,18 +90,6 @@ async fn contents(
         }
     }
     Ok(contents)
-}
-
-/// All that match; none where the cluster does not know group snapshots any more.
-async fn list<K>(api: &Api<K>, which: &ListParams) -> Result<Vec<K>, kube::Error>
-where
-    K: Clone + DeserializeOwned + std::fmt::Debug,
-{
-    match api.list(which).await {
-        Ok(found) => Ok(found.items),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
-        Err(e) => Err(e),
-    }
 }
 
 /// The snapshots of a run among those of its namespace, by claim: those with its label, and members of its groups, which name

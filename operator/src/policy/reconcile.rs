@@ -14,7 +14,7 @@ use milkrun_resources::{Backup, BackupPolicy, labels};
 
 use super::plan::plan;
 use crate::actions::MANAGER;
-use crate::controller::{AGAIN, Context, DEBOUNCE, ReconcileError, as_it_is, patch_status};
+use crate::controller::{Context, DEBOUNCE, ReconcileError, again, as_it_is, patch_status};
 
 /// Looks at all policies until the process ends.
 pub async fn run(context: &Arc<Context>) {
@@ -25,11 +25,6 @@ pub async fn run(context: &Arc<Context>) {
         .run(reconcile, |_, e, _| again(e), context.clone())
         .for_each(|_| std::future::ready(()))
         .await;
-}
-
-fn again(e: &ReconcileError) -> Action {
-    tracing::warn!(why = %e, "tried again");
-    Action::requeue(AGAIN)
 }
 
 async fn reconcile(policy: Arc<BackupPolicy>, context: Arc<Context>) -> Result<Action, ReconcileError> {
@@ -44,15 +39,18 @@ async fn reconcile(policy: Arc<BackupPolicy>, context: Arc<Context>) -> Result<A
         let only = Preconditions { uid: backup.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
         match backups.delete(&backup.name_any(), &params).await {
+            // It is gone, or another one has its name.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
             other => drop(other?),
         }
     }
     let before = policy.status.clone().unwrap_or_default();
+    let mut wrong = !plan.status.conditions.is_true(READY);
     if let Some(backup) = &plan.make
         && let Err(why) = make(&backups, &policy, backup).await?
     {
         // The moment is not over: it is tried again at the next one, or when the policy changes.
+        wrong = true;
         plan.status.message = format!("can't make Backup {}: {why}", backup.name_any());
         (plan.status.last_schedule, plan.status.last_backup) =
             (before.last_schedule.clone(), before.last_backup.clone());
@@ -61,7 +59,6 @@ async fn reconcile(policy: Arc<BackupPolicy>, context: Arc<Context>) -> Result<A
         patch_status(&api, &policy, &before, &plan.status).await?;
     }
     if plan.status.message != before.message && !plan.status.message.is_empty() {
-        let wrong = plan.status.message.starts_with("can't") || !plan.status.conditions.is_true(READY);
         let (kind, reason) = if wrong { (EventType::Warning, "NotMade") } else { (EventType::Normal, "Waits") };
         context.tell(&policy, kind, reason, &plan.status.message).await;
     }

@@ -36,7 +36,8 @@ fn a_policy_makes_backups_in_time() {
     message(&cluster, "wrong", "there is no time zone Nowhere/Here");
     let zone = "schedule: \"0 3 * * *\", timeZone: Europe/Paris";
     cluster.apply(&policy("wrong", zone));
-    message(&cluster, "wrong", "");
+    let ready = "-n shop get backuppolicy wrong -o jsonpath={.status.conditions[0].status}";
+    cluster.wait_for("the schedule to be read", ready, |said| said == "True");
     let next = "-n shop get backuppolicy wrong -o jsonpath={.status.next}";
     cluster.wait_for("the next moment", next, |said| said.ends_with(":00:00Z"));
     cluster.kubectl("-n shop delete backuppolicy wrong");

@@ -80,7 +80,7 @@ fn a_group_of_other_volumes_is_no_backup() {
 #[test]
 fn a_group_that_somebody_removes_is_not_made_anew_and_no_moment_of_it_counts() {
     let mut world = World::on(Storage { ready: NEVER, ..GROUPS });
-    // Frozen, so that the moments must be those of the freeze; the thaw is not over yet.
+    // It was cut, and another claim's snapshot is still waited for.
     while world.status().volumes.is_empty() || world.status().volumes["a"].moment.is_none() {
         world.step(None);
     }
